@@ -1,0 +1,154 @@
+"""The base segmenter: trained on the labelled split to its plateau, with ensemble members and folds beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import torch
+
+from pipeline.augmentation import Augmentation, LabelledBatches
+from pipeline.errors import BadInput
+from pipeline.execution import Execution, Shard, publish, run, shards_of, workspace
+from pipeline.losses import dice_ce
+from pipeline.recipe import MODELS, Base, Compute, Optimisation
+from pipeline.seeding import numpy_generator, seed_of
+from pipeline.segmenter import Architecture, load_weights, save_weights
+from pipeline.store import MANIFEST, Case, CaseStore, write_json, write_manifest
+from pipeline.training import Trained, optimise, validation_dice
+
+
+@dataclass(frozen=True)
+class _Training:
+    """One model on one part of the labelled cases."""
+
+    cases: CaseStore
+    knobs: Base
+    augmentation: Augmentation
+    compute: Compute
+    seed: int
+    fold_of: dict[str, int]  # case_id -> fold; a fold's model is trained without it
+    work: Path
+
+    def __call__(self, shard: Shard) -> pl.DataFrame:
+        (name,) = shard.members
+        torch.set_num_threads(self.compute.threads)
+        # Dropout layers of a network draw from the global generator; this task has the process for itself.
+        torch.manual_seed(seed_of(self.seed, "base", name))
+        fold = int(name.removeprefix("fold_")) if name.startswith("fold_") else None
+        labelled = [case for case in self.cases.split("labelled") if fold is None or self.fold_of[case.case_id] != fold]
+        trained = train_supervised(
+            self.cases,
+            labelled,
+            self.knobs,
+            self.augmentation,
+            self.compute,
+            seed_of(self.seed, "base", name),
+            snapshots=self.knobs.snapshots if name == "base" else 0,
+        )
+        network = _architecture(self.cases, self.knobs).build(0)
+        states = {name: trained.best, **{f"snapshot_{step:06d}": s for step, s in trained.snapshots.items()}}
+        for title, state in states.items():
+            network.load_state_dict(state)
+            save_weights(network, self.work / f"{title}.safetensors")
+        rows = pl.DataFrame(trained.history, infer_schema_length=None)
+        return rows.select(
+            pl.lit(name).alias("model"),
+            pl.col("step").cast(pl.Int64),
+            *(pl.col(c).cast(pl.Float64) if c in rows.columns else pl.lit(None, pl.Float64).alias(c) for c in _CURVES),
+            (pl.col("step") == trained.best_step).alias("best"),
+        )
+
+
+_CURVES = ("loss", "validation_dice")
+
+
+def _architecture(cases: CaseStore, knobs: Base) -> Architecture:
+    return Architecture.of(knobs.network, cases.channels, len(cases.class_names), cases.padded)
+
+
+def train_supervised(
+    cases: CaseStore,
+    labelled: list[Case],
+    knobs: Base,
+    augmentation: Augmentation,
+    compute: Compute,
+    seed: int,
+    start: Path | None = None,
+    snapshots: int = 0,
+    optimisation: Optimisation | None = None,
+) -> Trained:
+    """DiceCE on labelled cases with augmentation, early stopping on validation; from `start` or from new weights."""
+    optimisation = optimisation or knobs.optimisation
+    architecture = _architecture(cases, knobs)
+    network = architecture.build(seed_of(seed, "weights"))
+    if start is not None:
+        load_weights(network, start)
+    network.to(compute.device)
+    batches = iter(
+        LabelledBatches(
+            [cases.image(case) for case in labelled],
+            [cases.label(case) for case in labelled],
+            architecture.window,
+            augmentation,
+            knobs.batch,
+            seed_of(seed, "batches"),
+        )
+    )
+    validation = cases.split("validation")
+    images = [cases.image(case) for case in validation]
+    truths = [cases.label(case) for case in validation]
+
+    def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float | None]]:
+        batch, truth = (part.to(compute.device) for part in next(batches))
+        with compute.autocast():
+            logits = network(batch)
+        return dice_ce(logits, truth), {}
+
+    def evaluate(network: torch.nn.Module) -> dict[str, float | None]:
+        dice = validation_dice(network, images, truths, architecture.window, architecture.classes, compute)
+        return {"validation_dice": dice}
+
+    every = optimisation.steps // snapshots if snapshots else 0
+    return optimise(network, step_loss, evaluate, optimisation, train_mode=True, snapshot_every=every)
+
+
+def train_base(
+    cases: CaseStore,
+    knobs: Base,
+    augmentation: Augmentation,
+    compute: Compute,
+    seed: int,
+    out: Path,
+    history: Path,
+    execution: Execution,
+) -> None:
+    """Train base, members and folds, one task per model, and write their weights, `network.json` and history.
+
+    Raises `BadInput` for a network that cannot be built and for fewer labelled groups than folds.
+    """
+    architecture = _architecture(cases, knobs)
+    architecture.build(0)
+    labelled = cases.split("labelled")
+    groups = sorted({case.group for case in labelled})
+    if knobs.folds == 1 or knobs.folds > len(groups):
+        raise BadInput(f"base.folds: expected 0 or 2 to {len(groups)} (labelled groups), found {knobs.folds}")
+    order = numpy_generator(seed, "folds").permutation(len(groups))
+    fold_of_group = {groups[g]: i % knobs.folds for i, g in enumerate(order)} if knobs.folds else {}
+    fold_of = {case.case_id: fold_of_group[case.group] for case in labelled} if knobs.folds else {}
+    members = [f"member_{i}" for i in range(1, knobs.members + 1)]
+    folds = [f"fold_{i}" for i in range(knobs.folds)]
+    block = (knobs, augmentation, compute, seed)
+    with workspace("base", block, [cases.folder / MANIFEST]) as work:
+        task = _Training(cases, knobs, augmentation, compute, seed, fold_of, work)
+        rows = run(task, shards_of(["base", *members, *folds], 1), work, execution, "base", isolated=True)
+        snapshots = sorted(path.stem for path in work.glob("snapshot_*.safetensors"))
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("base", *members, *folds, *snapshots):
+            publish(work / f"{name}.safetensors", out / f"{name}.safetensors")
+        architecture.save(out)
+        write_json(out / MODELS, {"members": members, "folds": folds, "fold_of": fold_of, "snapshots": snapshots})
+        write_manifest(out, block)
+        history.parent.mkdir(parents=True, exist_ok=True)
+        rows.write_csv(history)

@@ -1,0 +1,56 @@
+"""What every reader refuses: unsafe case ids, paths out of the data root, DICOM, labels that are no declared class."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from pipeline.errors import BadInput
+from pipeline.schema import UNKNOWN
+
+_CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+_DICOM_PREAMBLE = 128
+
+
+def check_case_id(case_id: str, file: object) -> None:
+    """Refuse a case id that is no plain name: ids become file names, table keys and text of the report."""
+    if not _CASE_ID.fullmatch(case_id):
+        raise BadInput(
+            f"{file}: case id {case_id!r} expected letters, digits, '_', '.' or '-', not starting with a dot; "
+            "rename the file"
+        )
+
+
+def inside(root: Path, relative: str, named_by: object) -> Path:
+    """Path of a file below the data root; absolute paths and `..` are refused, since DVC watches the root alone."""
+    parts = PurePosixPath(relative)
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts:
+        raise BadInput(f"{named_by}: expected a path below {root}, found {relative!r}; move the file there")
+    return root / parts
+
+
+def refuse_dicom(path: Path) -> None:
+    """Refuse DICOM, told by its suffix or by the letters DICM behind the preamble; a missing file is no DICOM."""
+    found = path.suffix.lower() in (".dcm", ".dicom")
+    if not found and path.is_file():
+        with path.open("rb") as file:
+            found = file.read(_DICOM_PREAMBLE + 4)[_DICOM_PREAMBLE:] == b"DICM"
+    if found:
+        raise BadInput(f"{path}: found DICOM, expected NIfTI or pictures; convert the series, e.g. with dcm2niix")
+
+
+def class_indices(values: np.ndarray, classes: int, file: Path, case_id: str) -> np.ndarray:
+    """Label u8 of the same shape: class indices below `classes`, and 255 for voxels to ignore.
+
+    Raises `BadInput` for fractions, NaN, infinity and values outside the declared classes.
+    """
+    found = np.unique(values)
+    wrong = [value for value in found.tolist() if value != UNKNOWN and value not in range(classes)]
+    if wrong:
+        raise BadInput(
+            f"{file}: case '{case_id}': expected labels 0 to {classes - 1} (and {UNKNOWN} for ignore), "
+            f"found {', '.join(f'{value:g}' for value in wrong[:5])}; declare the classes, or correct the label"
+        )
+    return values.astype(np.uint8)

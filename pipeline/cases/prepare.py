@@ -1,0 +1,225 @@
+"""From a raw data set to the case store: images, labels, splits and where every case came from."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipeline import schema, store
+from pipeline.cases import Reader
+from pipeline.cases.case_table import described
+from pipeline.cases.preprocess import Preprocess
+from pipeline.cases.reader import Source
+from pipeline.cases.splits import Splits, assign
+from pipeline.errors import BadInput
+from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
+
+_WORKING_COPIES = 3
+"""A shard in work holds its blocks, their compressed copies and the case being read."""
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A case and its place in the arrays."""
+
+    row: int
+    split: str
+    source: Source
+
+
+@dataclass(frozen=True)
+class _PrepareShard:
+    """Reads the cases of one shard and writes the shard of every array, each in one assignment."""
+
+    reader: Reader
+    preprocess: Preprocess
+    folder: Path
+    channels: int
+    padded: tuple[int, ...]
+    truth: tuple[int, ...] | None  # padded shape on the source's grid; None if no case is resampled
+
+    def __call__(self, shard: Shard) -> pl.DataFrame:
+        cases: tuple[_Planned, ...] = shard.members
+        first, count = cases[0].row, len(cases)
+        blocks = {schema.IMAGES: _filled(schema.IMAGES, (count, self.channels, *self.padded))}
+        blocks[schema.LABELS] = _filled(schema.LABELS, (count, *self.padded))
+        if self.truth is not None:
+            blocks[schema.TRUTH] = _filled(schema.TRUTH, (count, *self.truth))
+        failures = CaseFailures()
+        rows = []
+        for place, planned in enumerate(cases):
+            with failures.of(planned.source.case_id):
+                rows.append(self._case(planned, place, blocks))
+        failures.raise_any()
+        for array, block in blocks.items():
+            store.open_array(self.folder, array, "r+")[first : first + count] = block
+        return pl.DataFrame(rows, schema={**schema.CASES.columns, "foreground": pl.Boolean()})
+
+    def _case(self, planned: _Planned, place: int, blocks: dict[schema.Array, np.ndarray]) -> dict[str, Any]:
+        """Put one case into the blocks; its row of the case table, and whether its label holds any foreground."""
+        source = planned.source
+        image, label = self.reader.read(source)
+        _check(image, label, source, self.channels, self.reader.path)
+        working = self.preprocess.image(image)
+        shape = working.shape[1:]
+        _put(working, blocks[schema.IMAGES][place])
+        if label is not None:
+            _put(self.preprocess.label(label), blocks[schema.LABELS][place])
+            if self.truth is not None:
+                _put(label, blocks[schema.TRUTH][place])
+        spacing = source.spacing_mm and [
+            edge * before / after for edge, before, after in zip(source.spacing_mm, source.shape, shape, strict=True)
+        ]
+        files = _files(source)
+        return {
+            "case_id": source.case_id,
+            "case": planned.row,
+            "group": source.group or source.case_id,
+            "split": planned.split,
+            "has_label": label is not None,
+            "shape": shape,
+            "spacing_mm": spacing,
+            "original_shape": source.shape,
+            "original_spacing_mm": source.spacing_mm,
+            "affine": source.affine,
+            "site": source.site,
+            "sources": files,
+            "sha256": [store.sha256(self.reader.path / file) for file in files],
+            "foreground": label is not None and bool(((label > 0) & (label != schema.UNKNOWN)).any()),
+        }
+
+
+def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, execution: Execution) -> None:
+    """Write `cases.parquet`, `cases.json`, images, labels and, where a case is resampled, truth; the manifest last.
+
+    Cases are in the arrays in the order of their split, then of their id. Cases without label have 255 everywhere.
+    Raises `BadInput` with every bad case at once; `out` is written only when all cases are good.
+    """
+    class_names, channel_names = _names(reader)
+    sources = described(reader.scan(), reader.path, reader.case_table)
+    _check_axes(sources, reader)
+    assigned, notes = assign(sources, splits)
+    for note in notes:
+        print(note, file=sys.stderr)
+    order = sorted(
+        (source for source in sources if source.case_id in assigned),
+        key=lambda source: (schema.SPLITS.index(assigned[source.case_id]), source.case_id),
+    )
+    plan = [_Planned(row, assigned[source.case_id], source) for row, source in enumerate(order)]
+    shapes = {source.shape: preprocess.working_shape(source.shape) for source in order}
+    padded, original = _longest(shapes.values()), _longest(shapes)
+    truth = original if any(before != after for before, after in shapes.items()) else None
+    channels = len(channel_names)
+    case_bytes = 4 * channels * int(np.prod(padded)) + (int(np.prod(original)) if truth else 0)
+    size = store.cases_per_shard(len(plan), case_bytes)
+    arrays = {schema.IMAGES: (len(plan), channels, *padded), schema.LABELS: (len(plan), *padded)}
+    if truth is not None:
+        arrays[schema.TRUTH] = (len(plan), *truth)
+
+    knobs = (reader, preprocess, splits, plan, _stamps(plan, reader.path))
+    with workspace("prepare", knobs, inputs=[]) as work:
+        done = work / "done"
+        if not any(done.glob("*.arrow")):
+            for array, shape in arrays.items():
+                store.create_array(work, array, shape, size)
+        rows = run(
+            _PrepareShard(reader, preprocess, work, channels, padded, truth),
+            shards_of(plan, size, key=lambda planned: planned.row),
+            work,
+            execution,
+            "prepare",
+            bytes_per_shard=_WORKING_COPIES * size * case_bytes,
+        )
+        if rows["has_label"].any() and not rows["foreground"].any():
+            raise BadInput(
+                f"{reader.path}: expected foreground in at least one label, found only 0 and {schema.UNKNOWN} "
+                "(ignore); for masks stored as 0 and 255 set `foreground_above: 127`"
+            )
+        # From here on the arrays leave the work folder, so a run that is killed now must not resume from it.
+        shutil.rmtree(done)
+        _clear(out)
+        for array in arrays:
+            shutil.move(work / f"{array.name}.zarr", out / f"{array.name}.zarr")
+        made_by = (reader.model_dump(exclude={"path"}), preprocess, splits)
+        store.write_table(rows, schema.CASES, out / "cases.parquet", made_by)
+        info = {"class_names": class_names, "channel_names": channel_names, "kind": reader.kind}
+        store.write_json(out / "cases.json", info)
+        store.write_manifest(out, made_by)
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier store, its manifest first, so that a half-written one never looks finished."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (store.MANIFEST, "cases.parquet", "cases.json"):
+        (out / name).unlink(missing_ok=True)
+    for array in (schema.IMAGES, schema.LABELS, schema.TRUTH):
+        if (path := out / f"{array.name}.zarr").exists():
+            shutil.rmtree(path)
+
+
+def _filled(array: schema.Array, shape: tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, array.fill, array.dtype)
+
+
+def _put(values: np.ndarray, padded: np.ndarray) -> None:
+    padded[tuple(slice(0, length) for length in values.shape)] = values
+
+
+def _longest(shapes: Any) -> tuple[int, ...]:
+    return tuple(max(lengths) for lengths in zip(*shapes, strict=True))
+
+
+def _files(source: Source) -> list[str]:
+    return [file for file in (source.image, source.label) if file]
+
+
+def _stamps(plan: Sequence[_Planned], root: Path) -> list[tuple[str, int, int]]:
+    """Size and time of change of every source file: shards of changed files are made again."""
+    files = (file for planned in plan for file in _files(planned.source))
+    return [(file, (stat := (root / file).stat()).st_size, stat.st_mtime_ns) for file in files]
+
+
+def _names(reader: Reader) -> tuple[list[str], list[str]]:
+    classes, channels = reader.class_names(), reader.channel_names()
+    if not 2 <= len(classes) <= schema.UNKNOWN or len(set(classes)) < len(classes):
+        raise BadInput(
+            f"{reader.path}: expected 2 to {schema.UNKNOWN} classes with different names, background first, found "
+            f"{classes}; correct them"
+        )
+    return classes, channels
+
+
+def _check_axes(sources: Sequence[Source], reader: Reader) -> None:
+    """All cases are images, or all are volumes."""
+    if not sources:
+        raise BadInput(f"{reader.path}: expected cases, found none; check `path`")
+    first = sources[0]
+    for source in sources:
+        if len(source.shape) != len(first.shape):
+            raise BadInput(
+                f"{reader.path / source.image}: case '{source.case_id}': expected {len(first.shape)} axes like case "
+                f"'{first.case_id}', found {len(source.shape)}; keep images and volumes in two data sets"
+            )
+
+
+def _check(image: np.ndarray, label: np.ndarray | None, source: Source, channels: int, root: Path) -> None:
+    where = f"{root / source.image}: case '{source.case_id}'"
+    if image.shape != (channels, *source.shape):
+        raise BadInput(
+            f"{where}: expected {channels} channels of {source.shape} voxels, found {image.shape}; all cases need the "
+            "same channels"
+        )
+    if not np.isfinite(image).all():
+        raise BadInput(
+            f"{where}: expected finite intensities, found {int((~np.isfinite(image)).sum())} NaN or infinite voxels; "
+            "replace them"
+        )
+    if label is not None and label.shape != source.shape:
+        raise BadInput(f"{where}: expected a label of {source.shape} voxels, found {label.shape}; resample the label")

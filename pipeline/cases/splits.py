@@ -1,0 +1,164 @@
+"""Which cases are labelled, pool, validation and test, with every patient on one side."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.cases.reader import Source
+from pipeline.errors import BadInput
+from pipeline.knobs import Knobs
+from pipeline.schema import SPLITS
+from pipeline.seeding import numpy_generator
+
+_DRAWN = ("test", "validation", "labelled", "pool")
+"""Order of drawing: another number of labelled cases leaves test and validation as they are."""
+
+_ROUNDING = 1e-9
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Size = Annotated[int, Field(ge=1)] | Fraction | Literal["rest"]
+
+
+class Splits(Knobs):
+    """How many cases each split has: a count, a fraction of the cases that have a label, or `rest`.
+
+    All four count cases that have a label. Cases without label belong to the pool and come on top of `pool`.
+    """
+
+    labelled: Size
+    """Cases that train the base segmenter."""
+    pool: Annotated[int, Field(ge=0)] | Fraction | Literal["rest"]
+    """Cases whose labels are hidden; 0 where the pool is the cases without label."""
+    validation: Size
+    """Cases that judge the judges and stop training."""
+    test: Size
+    """Cases that measure the students."""
+    seed: int = 0
+    """Another seed draws other patients."""
+
+    @model_validator(mode="after")
+    def _add_up(self) -> Splits:
+        sizes = [getattr(self, name) for name in SPLITS]
+        if sizes.count("rest") > 1:
+            raise ValueError("at most one split can be 'rest'")
+        if sum(size for size in sizes if isinstance(size, float)) > 1 + _ROUNDING:
+            raise ValueError("the fractions add up to more than 1")
+        return self
+
+
+def assign(sources: Sequence[Source], splits: Splits) -> tuple[dict[str, str], list[str]]:
+    """Split of each case id, and notes on what could not be met; cases that no split asks for are left out.
+
+    Groups stay whole, and a split given by the case table wins. A count is met exactly if whole groups allow it, else
+    from below. The result depends on the case ids and groups alone, not on their order. Raises `BadInput` for a group
+    in two given splits, for more cases asked than there are, and for an empty split.
+    """
+    sources = sorted(sources, key=lambda source: source.case_id)
+    groups: dict[str, list[Source]] = defaultdict(list)
+    for source in sources:
+        groups[source.group or source.case_id].append(source)
+    given = {name: _given(name, members) for name, members in groups.items()}
+    weight = {name: sum(source.label is not None for source in members) for name, members in groups.items()}
+    n_labels = sum(weight.values())
+
+    placed = {split: [name for name in groups if given[name] == split] for split in SPLITS}
+    free = [name for name in groups if given[name] is None]
+    numpy_generator(splits.seed, "splits").shuffle(free)
+    wanted = _wanted(splits, n_labels)
+    has = {split: sum(weight[name] for name in placed[split]) for split in SPLITS}
+    asked = sum(max(0, count - has[split]) for split, count in wanted.items())
+    if asked > (there := sum(weight[name] for name in free)):
+        raise BadInput(
+            f"splits: expected at most {there} cases that have a label and no given split, found {asked} asked for "
+            f"({_counts(wanted)}, of which the case table gives {_counts(has)}); ask for fewer"
+        )
+    notes = []
+    for split in (name for name in _DRAWN if name in wanted):
+        chosen = _whole_groups([(name, weight[name]) for name in free], wanted[split] - has[split])
+        placed[split] += chosen
+        free = [name for name in free if name not in chosen]
+        if (got := sum(weight[name] for name in placed[split])) != wanted[split]:
+            reason = "the case table gives more" if got > wanted[split] else "groups stay whole"
+            notes.append(
+                f"splits: {split} has {got} cases that have a label where {wanted[split]} were asked: {reason}"
+            )
+    for split in set(SPLITS) - set(wanted):
+        placed[split] += free
+
+    assigned = {source.case_id: split for split in SPLITS for name in placed[split] for source in groups[name]}
+    sizes = {split: sum(len(groups[name]) for name in placed[split]) for split in SPLITS}
+    largest = max(map(len, groups.values()), default=0)
+    if empty := [split for split, size in sizes.items() if size == 0]:
+        raise BadInput(
+            f"splits: expected cases in every split, found none in {', '.join(empty)} ({_counts(sizes)}; "
+            f"{len(sources)} cases, {n_labels} with label; groups of up to {largest}); change the counts"
+        )
+    if len(assigned) < len(sources):
+        notes.append(f"splits: {len(sources) - len(assigned)} of {len(sources)} cases are in no split and left out")
+    return assigned, notes
+
+
+def _given(name: str, members: Sequence[Source]) -> str | None:
+    """The split that a group must be in: from the case table, or the pool for cases without label; None if free."""
+    given = {source.split or ("pool" if source.label is None else None): source.case_id for source in members}
+    for source in members:
+        if source.label is None and source.split not in (None, "pool"):
+            raise BadInput(
+                f"{source.image}: case '{source.case_id}' has no label: expected split pool, found {source.split}; "
+                "correct the case table, or add the label"
+            )
+    given.pop(None, None)
+    if len(given) > 1:
+        found = ", ".join(f"'{case_id}' in {split}" for split, case_id in given.items())
+        raise BadInput(
+            f"group '{name}': expected one split, found {found}; put all its cases into one split of the case table "
+            "(cases without label are always pool)"
+        )
+    return next(iter(given), None)
+
+
+def _wanted(splits: Splits, n_labels: int) -> dict[str, int]:
+    """Cases asked for per split, without `rest`; fractions are rounded so that they fill what they add up to."""
+    sizes: dict[str, int | float] = {split: size for split in SPLITS if (size := getattr(splits, split)) != "rest"}
+    exact = {split: size * n_labels for split, size in sizes.items() if isinstance(size, float)}
+    floors = {split: int(number + _ROUNDING) for split, number in exact.items()}
+    spare = int(sum(exact.values()) + _ROUNDING) - sum(floors.values())
+    for split in sorted(exact, key=lambda split: floors[split] - exact[split])[:spare]:
+        floors[split] += 1
+    return {split: floors.get(split, int(size)) for split, size in sizes.items()}
+
+
+def _whole_groups(groups: Sequence[tuple[str, int]], need: int) -> set[str]:
+    """Groups whose sizes add up to `need`, or to the most below it; early groups are preferred.
+
+    Subset sums as the bits of one integer; `reached_by` is the first group with which a sum can be made, so the groups
+    behind it make the rest.
+    """
+    if need <= 0:
+        return set()
+    reachable, within = 1, (1 << (need + 1)) - 1
+    reached_by: dict[int, int] = {}
+    for index, (_, size) in enumerate(groups):
+        new = (reachable << size) & within & ~reachable
+        reachable |= new
+        while new:
+            lowest = new & -new
+            reached_by[lowest.bit_length() - 1] = index
+            new ^= lowest
+        if need in reached_by:
+            break
+    total = max(reached_by, default=0)
+    chosen = set()
+    while total:
+        name, size = groups[reached_by[total]]
+        chosen.add(name)
+        total -= size
+    return chosen
+
+
+def _counts(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{split} {size}" for split, size in sizes.items())

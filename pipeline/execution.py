@@ -1,0 +1,277 @@
+"""Running one task per shard on any Dask scheduler, with resume, progress and collected failures.
+
+Nothing here changes results: tasks are functions of their shard, and outputs are assembled in shard order.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from pipeline.errors import BadInput
+from pipeline.knobs import Knobs
+from pipeline.store import sha256
+
+WORK = Path(".work")
+"""Finished shards of unfinished stages; deleted on success, ignored by git and DVC."""
+
+
+class Execution(Knobs):
+    """How work is run. Changes speed, never results, so no stage depends on it."""
+
+    scheduler: Literal["synchronous", "threads", "processes", "cluster"] = "threads"
+    """`cluster` is Dask distributed: the one at `address`, or a local one."""
+    address: str | None = None
+    """Address of a Dask scheduler, e.g. `tcp://10.0.0.1:8786`."""
+    workers: int = 2
+    """Shards in work at a time."""
+    memory_gb: float = 8.0
+    """Budget that bounds the number of shards in work."""
+    progress: Literal["auto", "bar", "lines", "none"] = "auto"
+    """`auto` is a bar on a terminal and plain lines elsewhere."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One unit of work: its place in the output and what it holds (rows of the arrays, or names)."""
+
+    index: int
+    members: tuple[Any, ...]
+
+
+@dataclass
+class CaseFailures:
+    """Collects the failures of single cases, so that one bad case does not hide the next."""
+
+    messages: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def of(self, case_id: str) -> Iterator[None]:
+        """Record a failure of this case instead of raising it; `raise_any` raises them together."""
+        try:
+            yield
+        except BadInput as error:
+            self.messages.append(str(error))
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            at = f"{Path(where.filename).name}:{where.lineno}"
+            self.messages.append(f"case '{case_id}': {type(error).__name__}: {error} ({at})")
+
+    def raise_any(self) -> None:
+        """Raise what was collected as one `BadInput`."""
+        if self.messages:
+            raise BadInput.all(self.messages)
+
+
+def fingerprint(knobs: object, inputs: Iterable[Path]) -> str:
+    """Key of unfinished work: knobs, input hashes, all code of the library, versions of what computes."""
+    code = sorted(Path(__file__).parent.rglob("*.py"))
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "monai", "numpy", "zarr", "polars")}
+    content = [
+        repr(knobs),
+        [sha256(path) for path in inputs],
+        [(path.name, sha256(path)) for path in code],
+        versions,
+        sys.version,
+    ]
+    return blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
+
+
+@contextmanager
+def workspace(stage: str, knobs: object, inputs: Iterable[Path]) -> Iterator[Path]:
+    """Folder for finished shards: kept if the stage fails or is killed, deleted when it succeeds.
+
+    Work of the same stage under another fingerprint is deleted: it can never be used again.
+    """
+    key = fingerprint(knobs, inputs)
+    root = WORK / stage
+    if root.is_dir():
+        for other in root.iterdir():
+            if other.name != key:
+                shutil.rmtree(other)
+    folder = root / key
+    (folder / "done").mkdir(parents=True, exist_ok=True)
+    yield folder
+    shutil.rmtree(root)
+
+
+def publish(source: Path, target: Path) -> None:
+    """Put a finished file or folder of the workspace into the stage's output.
+
+    Hard links where the file system has them: nothing is copied, and a stage killed here still has its workspace.
+    """
+
+    def place(file: str, to: str) -> None:
+        try:
+            os.link(file, to)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                raise
+            shutil.copy2(file, to)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.unlink(missing_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=place)
+    else:
+        place(str(source), str(target))
+
+
+def shards_of(members: Sequence[Any], size: int, key: Callable[[Any], int] | None = None) -> list[Shard]:
+    """Group members into shards of an array by their row (`key`), or else by their order."""
+    groups: dict[int, list[Any]] = {}
+    for position, member in enumerate(members):
+        groups.setdefault((position if key is None else key(member)) // size, []).append(member)
+    return [Shard(index, tuple(group)) for index, group in sorted(groups.items())]
+
+
+def run(
+    task: Callable[[Shard], pl.DataFrame],
+    shards: Sequence[Shard],
+    folder: Path,
+    execution: Execution,
+    what: str,
+    bytes_per_shard: int = 0,
+    isolated: bool = False,
+) -> pl.DataFrame:
+    """Run `task` on every shard that is not done; return the rows of all shards in shard order.
+
+    A shard is done when `folder/done/INDEX.arrow` exists, which is renamed into place after the task returned.
+    `isolated` tasks use process-wide state (torch's global generator), so they never share a process at one time.
+    Raises `BadInput` with every failure after all other shards have finished.
+    """
+    done = folder / "done"
+    waiting = [shard for shard in shards if not _done(done, shard).is_file()]
+    if len(waiting) < len(shards):
+        print(f"{what}: resuming, {len(shards) - len(waiting)} of {len(shards)} shards are done", file=sys.stderr)
+    workers = execution.workers
+    if bytes_per_shard:
+        workers = max(1, min(workers, int(execution.memory_gb * 2**30 // bytes_per_shard)))
+    failures: list[str] = []
+    with _progress(execution.progress, what, len(waiting)) as advance:
+        for failure in _outcomes(_Guarded(task, done), waiting, execution, workers, isolated, advance):
+            if failure:
+                failures.append(failure)
+    if failures:
+        raise BadInput.all([*failures, f"{what}: {len(failures)} of {len(shards)} shards failed; the others are kept"])
+    return pl.concat([pl.read_ipc(_done(done, shard)) for shard in shards])
+
+
+def _done(folder: Path, shard: Shard) -> Path:
+    return folder / f"{shard.index:06d}.arrow"
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """A task that leaves its rows on disk and returns its failure as text."""
+
+    task: Callable[[Shard], pl.DataFrame]
+    done: Path
+
+    def __call__(self, shard: Shard) -> str:
+        try:
+            rows = self.task(shard)
+        except BadInput as error:
+            return str(error)
+        except Exception:
+            return f"shard {shard.index}: {traceback.format_exc()}"
+        path = _done(self.done, shard)
+        partial = path.with_suffix(".partial")
+        rows.write_ipc(partial)
+        partial.rename(path)
+        return ""
+
+
+def _outcomes(
+    task: _Guarded,
+    shards: list[Shard],
+    execution: Execution,
+    workers: int,
+    isolated: bool,
+    advance: Callable[[], None],
+) -> Iterator[str]:
+    if not shards:
+        return
+    if execution.scheduler == "cluster":
+        yield from _on_cluster(task, shards, execution, workers, advance)
+        return
+    import dask
+    from dask.callbacks import Callback
+
+    class Advance(Callback):  # type: ignore[misc]
+        def _posttask(self, *_: object) -> None:
+            advance()
+
+    scheduler: str = execution.scheduler
+    if workers == 1 or len(shards) == 1:
+        scheduler = "synchronous"
+    elif isolated and scheduler == "threads":
+        scheduler = "processes"
+    with Advance():
+        yield from dask.compute(
+            *(dask.delayed(task, pure=False)(shard) for shard in shards),
+            scheduler=scheduler,
+            num_workers=workers,
+            chunksize=1,
+        )
+
+
+def _on_cluster(
+    task: _Guarded, shards: list[Shard], execution: Execution, workers: int, advance: Callable[[], None]
+) -> Iterator[str]:
+    from distributed import Client, LocalCluster, as_completed
+
+    cluster = None
+    if execution.address is None:
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    # The client is closed before the stage ends: a stage that DVC runs would hang otherwise.
+    try:
+        with Client(cluster or execution.address) as client:
+            futures = {client.submit(task, shard, pure=False): shard for shard in shards}
+            for future in as_completed(futures):
+                advance()
+                if future.status == "error":
+                    yield f"shard {futures[future].index}: {future.exception()!r}"
+                else:
+                    yield future.result()
+    finally:
+        if cluster is not None:
+            cluster.close()
+
+
+@contextmanager
+def _progress(style: str, what: str, total: int) -> Iterator[Callable[[], None]]:
+    if style == "auto":
+        style = "bar" if sys.stderr.isatty() else "lines"
+    if style == "bar":
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as bar:
+            row = bar.add_task(what, total=total)
+            yield lambda: bar.advance(row)
+        return
+    finished = 0
+
+    def advance() -> None:
+        nonlocal finished
+        finished += 1
+        if style == "lines" and (finished == total or finished % max(1, total // 5) == 0):
+            print(f"{what}: {finished}/{total}", file=sys.stderr, flush=True)
+
+    yield advance

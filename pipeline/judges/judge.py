@@ -1,0 +1,127 @@
+"""What a judge is: it scores every proposal of a case, higher is better, NaN = it abstains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+
+from pipeline import schema
+from pipeline.errors import BadInput
+from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
+from pipeline.store import MANIFEST, Case, CaseStore, ProposalStore, cases_per_shard, write_table
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One case as a judge sees it; each part is read when it is first used."""
+
+    cases: CaseStore
+    proposals: ProposalStore
+    case: Case
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        """f32 `[channel, *space]`."""
+        return self.cases.image(self.case)
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """u8 `[proposal, *space]`."""
+        return self.proposals.masks(self.case)
+
+    @cached_property
+    def probability(self) -> np.ndarray:
+        """f32 `[class, *space]`, the mean probability."""
+        return self.proposals.probability(self.case)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.cases.class_names)
+
+    def truth(self) -> np.ndarray | None:
+        """u8 `[*space]`, or None for a case without label. Only judges for research may look."""
+        return self.cases.label(self.case) if self.case.has_label else None
+
+
+class Scorer(Protocol):
+    """A judge that is ready to score; picklable."""
+
+    def score(self, evidence: Evidence) -> np.ndarray:
+        """f64 `[proposal]`; NaN where the judge abstains."""
+        ...
+
+
+class Judge(Protocol):
+    """Frozen knobs with a literal `kind`."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind in `params.yaml`."""
+        ...
+
+    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> Scorer:
+        """Read, check or learn what scoring needs; learned weights go to `models`. Raises `BadInput`."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    cases: CaseStore
+    proposals: ProposalStore
+    scorer: Scorer
+    name: str
+
+    def __call__(self, shard: Shard) -> pl.DataFrame:
+        rows: list[dict[str, object]] = []
+        failures = CaseFailures()
+        for case in shard.members:
+            with failures.of(case.case_id):
+                evidence = Evidence(self.cases, self.proposals, case)
+                scores = np.asarray(self.scorer.score(evidence), np.float64)
+                if scores.ndim != 1 or np.isinf(scores).any():
+                    raise BadInput(
+                        f"case '{case.case_id}': judge '{self.name}' gave {scores}; expected one finite number per "
+                        "proposal, or NaN to abstain"
+                    )
+                rows += [
+                    {"case_id": case.case_id, "proposal": slot, "judge": self.name, "score": None if np.isnan(s) else s}
+                    for slot, s in enumerate(scores.tolist())
+                ]
+        failures.raise_any()
+        return pl.DataFrame(rows, schema=schema.SCORES.columns)
+
+
+def judge(
+    name: str,
+    knobs: Judge,
+    cases: CaseStore,
+    proposals: ProposalStore,
+    models: Path,
+    seed: int,
+    out: Path,
+    execution: Execution,
+) -> None:
+    """Score every proposal with one judge and write `data/scores/NAME.parquet`.
+
+    Raises `BadInput` naming every case that failed and where a judge's scores do not match the proposals.
+    """
+    scorer = knobs.ready(cases, proposals, models, seed)
+    known = set(proposals.case_ids())
+    rows = [case for case in cases.all if case.case_id in known]
+    with workspace(
+        f"judge_{name}", (name, knobs, seed), [cases.folder / MANIFEST, proposals.folder / MANIFEST]
+    ) as work:
+        shards = shards_of(rows, cases_per_shard(len(cases.all), 1))
+        scores = run(_Scoring(cases, proposals, scorer, name), shards, work, execution, f"judge {name}")
+        expected = proposals.table.select("case_id", "proposal")
+        if not scores.select("case_id", "proposal").sort("case_id", "proposal").equals(expected):
+            raise BadInput(
+                f"judge '{name}': gave {len(scores)} scores, expected one for each of {len(expected)} proposals"
+            )
+        write_table(scores, schema.SCORES, out, knobs)

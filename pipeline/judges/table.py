@@ -1,0 +1,85 @@
+"""Scores from any other tool: a CSV or Parquet file with one row per proposal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from pipeline.errors import BadInput
+from pipeline.judges.judge import Evidence
+from pipeline.knobs import Knobs
+from pipeline.store import CaseStore, ProposalStore, read_foreign_table
+
+
+class Table(Knobs):
+    """Scores of the user's own QC tool or of an expert, for the proposals that `stages.export_proposals` wrote."""
+
+    kind: Literal["table"]
+    path: Path
+    """CSV or Parquet; DVC depends on it."""
+    case: str = "case_id"
+    """Column with the case id."""
+    proposal: str = "proposal"
+    """Column with the slot, 0, 1, ..."""
+    score: str = "score"
+    """Column with the score; an empty cell or NaN abstains."""
+    higher_is_better: bool = True
+    """False for error or uncertainty measures: their sign is turned."""
+    missing: Literal["abstain", "error"] = "error"
+    """What a proposal without a row means."""
+
+    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> TableScores:
+        """Check the file against the proposals: columns, types, repeated and unknown rows, missing rows."""
+        frame = read_foreign_table(self.path)
+        for column in (self.case, self.proposal, self.score):
+            if column not in frame.columns:
+                raise BadInput(
+                    f"{self.path}: expected a column '{column}', found {frame.columns}; set its name in tables"
+                )
+        found = frame.select(
+            pl.col(self.case).cast(pl.String).alias("case_id"),
+            pl.col(self.proposal).cast(pl.Int32, strict=False).alias("proposal"),
+            pl.col(self.score).cast(pl.Float64, strict=False).fill_nan(None).alias("score"),
+            (pl.col(self.score).is_not_null() & pl.col(self.score).cast(pl.Float64, strict=False).is_null()).alias(
+                "text"
+            ),
+        )
+        for problem, rows in (
+            ("proposal is not a whole number", found.filter(pl.col("proposal").is_null())),
+            ("score is not a number", found.filter("text")),
+            ("score is infinite", found.filter(pl.col("score").is_infinite())),
+            ("row is repeated", found.filter(pl.struct("case_id", "proposal").is_duplicated())),
+            ("no such proposal", found.join(proposals.table, on=["case_id", "proposal"], how="anti")),
+        ):
+            if len(rows):
+                case_id, proposal = rows.select("case_id", "proposal").row(0)
+                raise BadInput(
+                    f"{self.path}: {problem}: {len(rows)} rows, first: case '{case_id}', proposal {proposal}"
+                )
+        absent = proposals.table.join(found, on=["case_id", "proposal"], how="anti")
+        if len(absent) and self.missing == "error":
+            case_id, proposal = absent.select("case_id", "proposal").row(0)
+            raise BadInput(
+                f"{self.path}: {len(absent)} of {len(proposals.table)} proposals have no row, first: case '{case_id}', "
+                f"proposal {proposal}; set missing: abstain if that is meant"
+            )
+        sign = 1.0 if self.higher_is_better else -1.0
+        scores: dict[str, dict[int, float]] = {}
+        for case_id, proposal, score, _ in found.filter(pl.col("score").is_not_null()).iter_rows():
+            scores.setdefault(case_id, {})[proposal] = sign * score
+        return TableScores(scores)
+
+
+@dataclass(frozen=True)
+class TableScores:
+    """Scores by case and slot."""
+
+    scores: dict[str, dict[int, float]]
+
+    def score(self, evidence: Evidence) -> np.ndarray:
+        known = self.scores.get(evidence.case.case_id, {})
+        return np.array([known.get(slot, np.nan) for slot in range(len(evidence.masks))])

@@ -1,0 +1,130 @@
+"""How well a predicted mask matches the truth: overlap, distances between surfaces, volume.
+
+Surfaces are the voxels of a mask with a face neighbour outside it, as in MONAI; beyond the image is outside.
+Never NaN: both masks empty is a perfect answer, one empty the worst answer possible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from pipeline.errors import BadInput
+from pipeline.knobs import Knobs
+from pipeline.schema import UNKNOWN
+
+
+class Evaluation(Knobs):
+    """How students and the base segmenter are measured on test cases."""
+
+    nsd_tolerance: float
+    """Surface voxels this close to the other surface count as right in NSD; mm, or px where spacing is unknown."""
+    bootstrap: int = 2000
+    """Resamples of the patients behind each interval."""
+    worse_by: float = 0.02
+    """A case is worse if its Dice is more than this below the base segmenter's."""
+    seed: int = 0
+    """Seed of the resamples."""
+
+
+def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of two boolean masks: 2 |P and T| / (|P| + |T|); 1 if both are empty."""
+    total = int(np.count_nonzero(prediction) + np.count_nonzero(truth))
+    return 2 * int(np.count_nonzero(prediction & truth)) / total if total else 1.0
+
+
+def surface_metrics(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float
+) -> tuple[float, float, float]:
+    """NSD, HD95 and ASSD of two boolean masks `[*space]`, 2D or 3D; distances in the unit of `spacing`.
+
+    NSD is the share of surface voxels of both masks at most `tolerance` from the other surface. HD95 is the maximum
+    of the two directed 95th percentiles. ASSD is the mean over the surface voxels of both masks together.
+    Both empty: (1, 0, 0). One empty: (0, diagonal, diagonal) with the diagonal of the image's extent.
+    Equal to MONAI's compute_surface_dice, compute_hausdorff_distance(percentile=95) and
+    compute_average_surface_distance(symmetric=True) where those are defined.
+    """
+    filled = prediction.any(), truth.any()
+    if not any(filled):
+        return 1.0, 0.0, 0.0
+    if not all(filled):
+        diagonal = math.hypot(*(length * step for length, step in zip(prediction.shape, spacing, strict=True)))
+        return 0.0, diagonal, diagonal
+    box = _bounding_box(prediction | truth)
+    ours, theirs = _surface(prediction[box]), _surface(truth[box])
+    there, back = _distances(ours, theirs, spacing), _distances(theirs, ours, spacing)
+    both = np.concatenate([there, back])
+    # In float32 a voxel exactly at the tolerance counts, whatever the last bit of index times spacing.
+    nsd = float(np.mean(both.astype(np.float32) <= np.float32(tolerance)))
+    return nsd, float(max(np.percentile(there, 95), np.percentile(back, 95))), float(both.mean())
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    box = []
+    for axis in range(mask.ndim):
+        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    return tuple(box)
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    """Voxels of the mask with a face neighbour outside it.
+
+    Beyond the array is outside: beyond the box around both masks there is no mask, so cropping to it changes nothing.
+    """
+    interior = mask.copy()
+    for axis in range(mask.ndim):
+        shifted, original = np.moveaxis(interior, axis, 0), np.moveaxis(mask, axis, 0)
+        shifted[1:] &= original[:-1]
+        shifted[:-1] &= original[1:]
+        shifted[[0, -1]] = False
+    return mask & ~interior
+
+
+def _distances(surface: np.ndarray, other: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Distance of each voxel of a surface to the nearest voxel of the other; those on both need no search."""
+    apart = np.argwhere(surface & ~other)
+    distances = np.zeros(np.count_nonzero(surface))
+    if len(apart):
+        tree = cKDTree(np.argwhere(other) * spacing, balanced_tree=False, compact_nodes=False)
+        distances[: len(apart)] = tree.query(apart * spacing)[0]
+    return distances
+
+
+def case_metrics(
+    prediction: np.ndarray, truth: np.ndarray, n_classes: int, spacing_mm: Sequence[float] | None, tolerance: float
+) -> list[dict]:
+    """One row per foreground class for label maps u8 `[*space]`: the metric columns of `schema.EVALUATION`.
+
+    Voxels that are 255 in the truth belong to neither mask. Unknown spacing counts as 1, and the unit is then px.
+    The volume error is 2 (V - T) / (V + T), null where the truth is empty. Raises `BadInput` for unequal shapes.
+    """
+    if prediction.shape != truth.shape:
+        raise BadInput(
+            f"expected a prediction of the truth's shape {truth.shape}, found {prediction.shape}; "
+            "predictions are measured on the grid of the source image"
+        )
+    known = truth != UNKNOWN
+    spacing = spacing_mm or (1.0,) * truth.ndim
+    rows = []
+    for label in range(1, n_classes):
+        predicted, true = (prediction == label) & known, truth == label
+        volume, true_volume = int(np.count_nonzero(predicted)), int(np.count_nonzero(true))
+        nsd, hd95, assd = surface_metrics(predicted, true, spacing, tolerance)
+        rows.append(
+            {
+                "class": label,
+                "dice": dice(predicted, true),
+                "nsd": nsd,
+                "hd95": hd95,
+                "assd": assd,
+                "distance_unit": "mm" if spacing_mm else "px",
+                "volume_error": 2 * (volume - true_volume) / (volume + true_volume) if true_volume else None,
+                "truth_empty": true_volume == 0,
+                "prediction_empty": volume == 0,
+            }
+        )
+    return rows

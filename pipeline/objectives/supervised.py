@@ -1,0 +1,26 @@
+"""Continued supervised training with as many steps: what every preference arm has to beat."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pipeline.knobs import Knobs
+from pipeline.objectives.objective import Feed, LabelledBatch, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Supervised(Knobs):
+    """DiceCE on the labelled cases, from the base, with the steps and step sizes of the other students."""
+
+    kind: Literal["supervised"]
+    feeds: ClassVar[Feed] = "labelled"
+
+    def __call__(self, batch: LabelledBatch) -> tuple[Tensor, Row]:
+        from pipeline.losses import dice_ce
+
+        return dice_ce(batch.logits, batch.labels), {}
+
+    def summary(self) -> dict[str, float | None]:
+        return {}

@@ -1,0 +1,128 @@
+"""`params.yaml` as typed, frozen models; every error names the key path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError, model_validator
+
+from pipeline.arm import Student, Training
+from pipeline.audit import Audit
+from pipeline.augmentation import Augmentation
+from pipeline.cases import Reader
+from pipeline.cases.preprocess import Preprocess
+from pipeline.cases.splits import Splits
+from pipeline.errors import BadInput
+from pipeline.execution import Execution
+from pipeline.judges import Judge
+from pipeline.judges.table import Table
+from pipeline.knobs import Knobs, Name
+from pipeline.metrics import Evaluation
+from pipeline.mining import NoPairs, PairSet
+from pipeline.proposals import Propose
+from pipeline.recipe import Base, Compute
+
+T = TypeVar("T")
+
+
+class Params(Knobs):
+    """All of `params.yaml`."""
+
+    seed: int
+    """Of every random draw."""
+    data: Reader
+    preprocess: Preprocess
+    splits: Splits
+    augmentation: Augmentation
+    base: Base
+    propose: Propose
+    judges: dict[Name, Judge]
+    tables: dict[Name, Table] = {}
+    audit: Audit
+    pairs: dict[Name, PairSet]
+    training: Training
+    students: dict[Name, Student]
+    evaluation: Evaluation
+    compute: Compute
+    execution: Execution
+
+    @property
+    def judge_names(self) -> list[str]:
+        """Judges and score tables, in the order of the panel's columns."""
+        return [*self.judges, *self.tables]
+
+    @model_validator(mode="after")
+    def _names(self) -> Params:
+        for name, judge in self.judges.items():
+            if judge.kind == "table":
+                raise ValueError(f"judges.{name}: kind 'table' belongs under tables:, so that DVC watches its file")
+        if both := sorted(self.judges.keys() & self.tables.keys()):
+            raise ValueError(f"tables.{both[0]}: a judge has the same name")
+        for name, pairs in self.pairs.items():
+            empty = isinstance(pairs.strategy, NoPairs)
+            if empty != (pairs.judge == "none"):
+                raise ValueError(f"pairs.{name}: judge 'none' and strategy 'none' go together")
+            if not empty and pairs.judge not in self.judge_names:
+                raise ValueError(f"pairs.{name}.judge: no judge '{pairs.judge}'; there are {self.judge_names}")
+        for name, student in self.students.items():
+            if name == "base":
+                raise ValueError("students.base: 'base' is the base segmenter; choose another name")
+            if student.pairs not in self.pairs:
+                raise ValueError(f"students.{name}.pairs: no pair set '{student.pairs}'; there are {list(self.pairs)}")
+            if (student.objective.feeds == "pairs") == isinstance(self.pairs[student.pairs].strategy, NoPairs):
+                needs = "needs pairs" if student.objective.feeds == "pairs" else "uses no pairs"
+                raise ValueError(
+                    f"students.{name}.pairs: objective '{student.objective.kind}' {needs}, not '{student.pairs}'"
+                )
+        return self
+
+
+def load_params(path: Path) -> Params:
+    """Read and check the whole file; raises `BadInput` with one line per problem: key path, problem, what was found."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; run from the folder that holds params.yaml")
+    try:
+        content: Any = YAML(typ="safe").load(path)
+        return Params.model_validate_json(json.dumps(content))
+    except YAMLError as error:
+        raise BadInput(f"{path}: not valid YAML: {error}") from error
+    except ValidationError as error:
+        raise BadInput.all(f"{path}: {_describe(problem, content)}" for problem in error.errors()) from error
+
+
+def _describe(problem: Any, content: Any) -> str:
+    # Discriminated unions put the kind into the location; it is no key of the file.
+    keys: list[str] = []
+    at: Any = content
+    for part in problem["loc"]:
+        if (isinstance(at, dict) and part in at) or (isinstance(at, list) and isinstance(part, int) and part < len(at)):
+            at = at[part]
+        elif problem["type"] not in ("missing", "extra_forbidden") or part != problem["loc"][-1]:
+            continue
+        keys.append(str(part))
+    where = ".".join(keys) or "the file"
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{where}: unknown key; remove it or correct its spelling"
+        case "missing":
+            return f"{where}: missing"
+        case "value_error":
+            return str(problem["ctx"]["error"])
+        case "union_tag_invalid":
+            return f"{where}.kind: found '{problem['ctx']['tag']}', expected one of {problem['ctx']['expected_tags']}"
+        case "union_tag_not_found":
+            return f"{where}.kind: missing"
+    return f"{where}: {problem['msg'].removeprefix('Input ')}, found {json.dumps(problem['input'], default=str)}"
+
+
+def entry(block: Mapping[str, T], name: str, title: str) -> T:
+    """The entry of a dictionary of `params.yaml`; an unknown name lists the known ones."""
+    if name not in block:
+        raise BadInput(f"params.yaml: {title} has no entry '{name}'; there are {list(block)}")
+    return block[name]

@@ -1,0 +1,84 @@
+"""What is trained and how: knobs of networks, optimisation, the base segmenter and what computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.knobs import Knobs
+
+MODELS = "models.json"
+"""Lists the models of a base folder by role: members, folds, snapshots."""
+
+
+class Compute(Knobs):
+    """What computes. It changes results in the last bits, so every stage that trains or infers depends on it."""
+
+    device: str = "cpu"
+    """A torch device, e.g. `cuda:0`."""
+    threads: Annotated[int, Field(gt=0)] = 1
+    """Torch threads of one training; inference always uses one thread per worker. More than one only pays on cores
+    that nothing else uses."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network only (autocast); losses are always float32."""
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Run the network in this precision."""
+        import torch
+
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            yield
+
+
+class Network(Knobs):
+    """A segmentation network of `monai.networks.nets`."""
+
+    name: str = "UNet"
+    """Class name; it takes an image and returns logits."""
+    arguments: dict[str, Any] = {}
+    """Arguments of the class, except the numbers of spatial axes, channels and classes."""
+    head: Literal["softmax", "sigmoid"] = "softmax"
+    """`sigmoid` is one output channel, for two classes only."""
+    window: tuple[int, ...] | None = None
+    """Voxels that the network sees at once; larger cases are cropped in training and slid over in inference.
+    Null: the largest case."""
+    multiple: int = 16
+    """The window is rounded up to a multiple of this; the network's total stride, or a multiple of it."""
+
+
+class Optimisation(Knobs):
+    """Steps and step sizes (AdamW)."""
+
+    steps: Annotated[int, Field(gt=0)]
+    """Most optimiser steps."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """At the first step."""
+    schedule: Literal["constant", "poly"] = "poly"
+    """`poly` falls to 0 at the last step with exponent 0.9, as in nnU-Net."""
+    weight_decay: float = 1e-4
+    """Of AdamW."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    evaluate_every: Annotated[int, Field(gt=0)] = 50
+    """Steps between evaluations on validation."""
+    patience: Annotated[int, Field(gt=0)] | None = None
+    """Evaluations without a better validation Dice after which training stops; null trains all steps."""
+
+
+class Base(Knobs):
+    """The base segmenter and its relatives."""
+
+    network: Network
+    optimisation: Optimisation
+    batch: Annotated[int, Field(gt=0)] = 8
+    """Cases per step."""
+    members: Annotated[int, Field(ge=0)] = 2
+    """Further models on the same cases with other seeds, for the sampler `ensemble`."""
+    folds: Annotated[int, Field(ge=0)] = 0
+    """Models that each leave out one part of the labelled cases, by group; learned judges need at least 2."""
+    snapshots: Annotated[int, Field(ge=0)] = 0
+    """Checkpoints of the base kept at equal distances, for the sampler `snapshots`."""

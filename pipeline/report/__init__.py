@@ -1,0 +1,1 @@
+"""The report: one self-contained page with everything that a run measured."""

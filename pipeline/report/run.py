@@ -1,0 +1,92 @@
+"""What a run left behind, read by the names in `params.yaml`: files of entries that were removed are never seen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from pipeline import schema
+from pipeline.errors import BadInput
+from pipeline.report.numbers import Estimate
+from pipeline.store import CaseStore, ProposalStore, read_foreign_table, read_table, scan_table
+
+if TYPE_CHECKING:
+    from pipeline.arm import Student
+    from pipeline.mining import PairSet
+    from pipeline.params import Params
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The base (without `student` and `pairs`) or a student, with the contents of its `metrics/NAME.json`."""
+
+    name: str
+    metrics: dict[str, Any]
+    student: Student | None = None
+    pairs: PairSet | None = None
+    research: bool = False
+    """Whether it has learned from truth that the pool does not have in practice."""
+
+    @property
+    def gain(self) -> Estimate:
+        """Gain in sustained test Dice over the base."""
+        return Estimate.read(self.metrics["gain_over_base"]["dice"])
+
+
+@dataclass(frozen=True)
+class Run:
+    """Folders and files of a run, as `dvc.yaml` names them, and the parameters."""
+
+    params: Params
+    audit: Path
+    cases: CaseStore
+    pairs: Path
+    panel_file: Path
+    proposals: ProposalStore
+    evaluation: Path
+    history: Path
+    metrics: Path
+    students: Path
+
+    @cached_property
+    def panel(self) -> pl.LazyFrame:
+        return scan_table(self.panel_file, schema.panel(self.params.judge_names))
+
+    @cached_property
+    def arms(self) -> list[Arm]:
+        """The base, then the students in the order of `params.yaml`."""
+        found = [Arm("base", read_json(self.metrics / "base.json"))]
+        for name, student in self.params.students.items():
+            pairs = self.params.pairs[student.pairs]
+            truth = student.objective.feeds == "truth" or self.reads_truth(pairs.judge)
+            found.append(Arm(name, read_json(self.metrics / f"{name}.json"), student, pairs, truth))
+        return found
+
+    def reads_truth(self, judge: str) -> bool:
+        """Whether a judge looks at the truth of the cases that it scores."""
+        return judge in self.params.judges and self.params.judges[judge].kind == "oracle"
+
+    @cached_property
+    def mined(self) -> dict[str, PairSet]:
+        """The pair sets that hold pairs."""
+        return {name: pairs for name, pairs in self.params.pairs.items() if pairs.strategy.kind != "none"}
+
+    def evaluated(self, name: str) -> pl.DataFrame:
+        return read_table(self.evaluation / f"{name}.parquet", schema.EVALUATION)
+
+    def curve(self, name: str, words: tuple[str, ...] = ()) -> pl.DataFrame:
+        """`history/NAME.csv`, f64 but for the columns of words: an empty column has no type of its own."""
+        frame = read_foreign_table(self.history / f"{name}.csv")
+        return frame.with_columns(pl.exclude(words).cast(pl.Float64))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that a stage wrote."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; run the stage that writes it with `dvc repro`")
+    return json.loads(path.read_text())

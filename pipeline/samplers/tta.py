@@ -1,0 +1,51 @@
+"""Test-time augmentation: the base sees a flipped, turned or re-scaled image, and its answer is turned back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from pipeline.knobs import Knobs
+from pipeline.samplers.sampler import CaseModels, Draw, drawn
+
+
+class TTA(Knobs):
+    """One proposal per varied image, and one of their mean with the base."""
+
+    kind: Literal["tta"]
+    flips: tuple[tuple[int, ...], ...] = ((0,), (1,), (0, 1))
+    """Sets of spatial axes flipped together."""
+    quarter_turns: tuple[Literal[1, 2, 3], ...] = ()
+    """Rotations by 90 degrees in the plane of the last two axes."""
+    intensity: tuple[float, ...] = ()
+    """Factors on the normalised image."""
+    mean: bool = True
+    """Whether the mean of the base and all varied images is a proposal too."""
+
+    def settings(self, members: Sequence[str]) -> list[str]:
+        return [
+            *(f"flip={''.join(map(str, axes))}" for axes in self.flips),
+            *(f"turn={turn}" for turn in self.quarter_turns),
+            *(f"intensity={factor:g}" for factor in self.intensity),
+            *(["mean"] if self.mean else []),
+        ]
+
+    def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
+        import torch
+
+        found = [case.base_probability()]
+        for axes in self.flips:
+            image = np.flip(case.image, tuple(axis + 1 for axis in axes))
+            found.append(torch.flip(case.predict(case.base, image), [axis + 1 for axis in axes]))
+        for turn in self.quarter_turns:
+            image = np.rot90(case.image, turn, (-2, -1))
+            found.append(torch.rot90(case.predict(case.base, image), -turn, (-2, -1)))
+        for factor in self.intensity:
+            found.append(case.predict(case.base, (case.image * factor).astype(np.float32)))
+        settings = self.settings(())
+        for setting, probability in zip(settings, found[1:], strict=False):
+            yield drawn(name, setting, probability)
+        if self.mean:
+            yield drawn(name, settings[-1], torch.stack(found).mean(0), own=False)

@@ -1,0 +1,229 @@
+"""The data contract: table schemas, array layouts and their version. The README repeats it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import polars as pl
+
+VERSION = 1
+"""Version of the contract; a reader refuses files of another version."""
+
+UNKNOWN = 255
+"""Fill value of masks and labels: padding, ignore region or unknown. Never a class, never in a disagreement region."""
+
+SPLITS = ("labelled", "pool", "validation", "test")
+"""Order of the splits, which is also the order of the cases in the arrays."""
+
+ROW_GROUP = 131_072
+"""Rows per Parquet row group; fixed, so that equal content is equal bytes."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Parquet table: what one row is, its key (also the sort order) and its columns.
+
+    `optional` columns may be null; all others may not.
+    """
+
+    name: str
+    row: str
+    key: tuple[str, ...]
+    columns: dict[str, pl.DataType]
+    optional: frozenset[str] = frozenset()
+
+
+_TEXT, _INT, _COUNT, _REAL, _FLAG = pl.String(), pl.Int32(), pl.Int64(), pl.Float64(), pl.Boolean()
+_INTS, _REALS, _TEXTS = pl.List(pl.Int32()), pl.List(pl.Float64()), pl.List(pl.String())
+_SPLIT = pl.Enum(SPLITS)
+
+CASES = Table(
+    "cases",
+    "a case",
+    ("case_id",),
+    {
+        "case_id": _TEXT,
+        "case": _INT,  # row in the arrays
+        "group": _TEXT,  # patient or exam; the case itself if unknown
+        "split": _SPLIT,
+        "has_label": _FLAG,
+        "shape": _INTS,  # voxels on the working grid; beyond it the arrays are padding
+        "spacing_mm": _REALS,  # of the working grid; null if unknown
+        "original_shape": _INTS,  # voxels on the source's grid, in the same axis order
+        "original_spacing_mm": _REALS,
+        "affine": _REALS,  # 16 numbers, row by row, of the source's grid; null if the format has none
+        "site": _TEXT,
+        "sources": _TEXTS,  # image, then label, relative to the data root
+        "sha256": _TEXTS,  # of the sources
+    },
+    frozenset({"spacing_mm", "original_spacing_mm", "affine", "site"}),
+)
+
+PROPOSALS = Table(
+    "proposals",
+    "a proposal",
+    ("case_id", "proposal"),
+    {
+        "case_id": _TEXT,
+        "proposal": _INT,  # slot; 0 is the base prediction
+        "sampler": _TEXT,
+        "setting": _TEXT,
+        "voxels": pl.List(pl.Int64()),  # per class, background first
+        "dice_to_base": _REAL,  # mean over foreground classes
+        "duplicate_of": _INT,  # first slot with the same mask; null if this is the first
+    },
+    frozenset({"duplicate_of"}),
+)
+
+SCORES = Table(
+    "scores",
+    "a proposal seen by one judge",
+    ("case_id", "proposal"),
+    {"case_id": _TEXT, "proposal": _INT, "score": _REAL, "judge": _TEXT},
+    frozenset({"score"}),  # null = the judge abstained
+)
+
+
+def panel(judges: Iterable[str]) -> Table:
+    """The panel's schema for these judges: one `score_NAME` column per judge and consensus entry."""
+    columns = {
+        "case_id": _TEXT,
+        "proposal": _INT,
+        "case": _INT,
+        "group": _TEXT,
+        "split": _SPLIT,
+        "sampler": _TEXT,
+        "setting": _TEXT,
+        "voxels": pl.List(pl.Int64()),
+        "dice_to_base": _REAL,
+        "duplicate_of": _INT,
+        **{f"score_{name}": _REAL for name in judges},
+        "true_dice": _REAL,  # validation only; never read by mining
+    }
+    optional = {"duplicate_of", "true_dice", *(name for name in columns if name.startswith("score_"))}
+    return Table("panel", "a proposal seen by all judges", ("case_id", "proposal"), columns, frozenset(optional))
+
+
+PAIRS = Table(
+    "pairs",
+    "a preference",
+    ("case_id", "chosen", "rejected"),
+    {
+        "case_id": _TEXT,
+        "case": _INT,
+        "chosen": _INT,
+        "rejected": _INT,
+        "chosen_score": _REAL,
+        "rejected_score": _REAL,
+        "margin": _REAL,
+        "p_correct": _REAL,  # P(the order is right); null if uncalibrated
+        "disagreement": _COUNT,  # |D|, voxels of the working grid
+        "chosen_sampler": _TEXT,
+        "rejected_sampler": _TEXT,
+        "judge": _TEXT,
+        "strategy": _TEXT,
+    },
+    frozenset({"p_correct"}),
+)
+
+EVALUATION = Table(
+    "evaluation",
+    "a test case and class",
+    ("case_id", "class"),
+    {
+        "case_id": _TEXT,
+        "class": _INT,
+        "group": _TEXT,
+        "dice": _REAL,  # mean over the last fifth of a student's evaluations, as all metrics but dice_peak
+        "dice_peak": _REAL,  # at the student's best validation step
+        "nsd": _REAL,
+        "hd95": _REAL,
+        "assd": _REAL,
+        "distance_unit": pl.Enum(("mm", "px")),
+        "volume_error": _REAL,  # 2 (V - T) / (V + T); null where the truth is empty
+        "truth_empty": _FLAG,
+        "prediction_empty": _FLAG,  # in at least one of the evaluated checkpoints
+    },
+    frozenset({"volume_error"}),
+)
+
+AUDIT_JUDGES = Table(
+    "audit_judges",
+    "a judge on validation cases",
+    ("judge",),
+    {
+        "judge": _TEXT,
+        "cases": _COUNT,  # with at least two distinct, scored proposals
+        "abstained": _REAL,  # share of proposals without a score
+        **{
+            f"{measure}{end}": _REAL
+            for measure in ("spearman", "pair_error", "lift", "lift_over_fixed", "top_beats_base", "headroom")
+            for end in ("", "_low", "_high")
+        },
+        "fixed_sampler": _TEXT,
+    },
+    frozenset(
+        {
+            f"{measure}{end}"
+            for measure in ("spearman", "pair_error", "lift", "lift_over_fixed", "top_beats_base", "headroom")
+            for end in ("", "_low", "_high")
+        }
+        | {"fixed_sampler"}
+    ),
+)
+
+AUDIT_PAIRS = Table(
+    "audit_pairs",
+    "a pair set tried on validation cases",
+    ("pairs",),
+    {
+        "pairs": _TEXT,
+        "judge": _TEXT,
+        "strategy": _TEXT,
+        "mined": _COUNT,
+        **{
+            f"{measure}{end}": _REAL
+            for measure in ("noise_rate", "weighted_noise", "voxel_noise", "active_share", "lift")
+            for end in ("", "_low", "_high")
+        },
+    },
+    frozenset(
+        f"{measure}{end}"
+        for measure in ("noise_rate", "weighted_noise", "voxel_noise", "active_share", "lift")
+        for end in ("", "_low", "_high")
+    ),
+)
+
+TABLES = (CASES, PROPOSALS, SCORES, panel(["NAME"]), PAIRS, EVALUATION, AUDIT_JUDGES, AUDIT_PAIRS)
+"""Every table of the contract; the README's tables are checked against it."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """A sharded Zarr v3 array: first axis the case, last axes space, padded to the largest case."""
+
+    name: str
+    dtype: str
+    axes: tuple[str, ...]  # "*space" stands for the spatial axes
+    fill: int | float
+
+
+IMAGES = Array("images", "float32", ("case", "channel", "*space"), 0.0)
+LABELS = Array("labels", "uint8", ("case", "*space"), UNKNOWN)
+TRUTH = Array("truth", "uint8", ("case", "*space"), UNKNOWN)
+"""Labels on the source's grid; written only where the working grid is another one, for metrics on the source's grid."""
+MASKS = Array("masks", "uint8", ("case", "proposal", "*space"), UNKNOWN)
+PROBABILITY = Array("probability", "uint8", ("case", "class", "*space"), 0)
+"""Mean probability times 255, rounded."""
+DISAGREEMENT = Array("disagreement", "uint32", ("case", "proposal", "proposal"), 0)
+"""Voxels on which two proposals differ; voxels that are 255 in either do not count."""
+
+ARRAYS = (IMAGES, LABELS, TRUTH, MASKS, PROBABILITY, DISAGREEMENT)
+
+CHUNK = {2: 256, 3: 64}
+"""Longest chunk edge per number of spatial axes: the padding of a large volume is never written."""
+SHARD_BYTES = 256 * 2**20
+"""A shard is whole cases, at most this many raw bytes, else one case."""
+SHARDS = 16
+"""Shards that a store aims at: the grain of parallel work and of resuming, whatever the number of workers."""

@@ -1,0 +1,32 @@
+"""The stages that DVC runs: one thin command per file."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import BadInput
+
+FOLDER = click.Path(path_type=Path)
+
+
+def stage(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn `BadInput` into its message on standard error and exit code 2."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except BadInput as error:
+            for line in str(error).splitlines():
+                click.echo(f"error: {line}", err=True)
+            sys.exit(2)
+
+    return click.option(
+        "--params", "params_file", type=FOLDER, default="params.yaml", show_default=True, help="Knobs of all stages."
+    )(guarded)

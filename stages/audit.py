@@ -1,0 +1,35 @@
+"""Panel -> how far each judge and each pair set can be believed (schemas `AUDIT_JUDGES`, `AUDIT_PAIRS`)."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, stage
+
+
+@click.command(help=__doc__)
+@click.option("--cases", type=FOLDER, required=True)
+@click.option("--proposals", type=FOLDER, required=True)
+@click.option("--panel", type=FOLDER, required=True)
+@click.option("--out", type=FOLDER, required=True)
+@stage
+def main(cases: Path, proposals: Path, panel: Path, out: Path, params_file: Path) -> None:
+    from pipeline.audit import run_audit
+    from pipeline.params import load_params
+    from pipeline.store import CaseStore, ProposalStore
+
+    params = load_params(params_file)
+    run_audit(
+        panel,
+        params.judge_names,
+        params.pairs,
+        CaseStore(cases),
+        ProposalStore(proposals),
+        params.audit,
+        params.seed,
+        out,
+    )
+
+
+if __name__ == "__main__":
+    main()

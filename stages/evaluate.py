@@ -1,0 +1,30 @@
+"""Model and test cases -> metrics per case and class (schema `EVALUATION`) and their summary with intervals."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, stage
+
+
+@click.command(help=__doc__)
+@click.argument("name")
+@click.option("--cases", type=FOLDER, required=True)
+@click.option("--model", type=FOLDER, required=True)
+@click.option("--base", type=FOLDER, help="Evaluation of the base, for paired differences.")
+@click.option("--out", type=FOLDER, required=True)
+@click.option("--metrics", type=FOLDER, required=True)
+@stage
+def main(name: str, cases: Path, model: Path, base: Path | None, out: Path, metrics: Path, params_file: Path) -> None:
+    from pipeline.evaluation import evaluate_model
+    from pipeline.params import load_params
+    from pipeline.store import CaseStore
+
+    params = load_params(params_file)
+    evaluate_model(
+        name, CaseStore(cases), model, base, params.evaluation, params.compute, out, metrics, params.execution
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Proposals -> image files and a sheet to fill in, for QC tools whose scores come back through `tables:`."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, stage
+
+
+@click.command(help=__doc__)
+@click.argument("out", type=FOLDER)
+@click.option("--cases", type=FOLDER, default="data/cases", show_default=True)
+@click.option("--proposals", type=FOLDER, default="data/proposals", show_default=True)
+@click.option("--split", "splits", multiple=True, default=("pool", "validation"), show_default=True)
+@stage
+def main(out: Path, cases: Path, proposals: Path, splits: tuple[str, ...], params_file: Path) -> None:
+    from pipeline.export import SHEET, export_proposals
+    from pipeline.store import CaseStore, ProposalStore
+
+    count = export_proposals(CaseStore(cases), ProposalStore(proposals), splits, out)
+    click.echo(
+        f"{count} proposals in {out}; fill the score column of {out / SHEET} and name it under tables: in {params_file}"
+    )
+
+
+if __name__ == "__main__":
+    main()

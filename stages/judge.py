@@ -1,0 +1,28 @@
+"""Proposals -> one judge's score of each (schema `SCORES`)."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, stage
+
+
+@click.command(help=__doc__)
+@click.argument("name")
+@click.option("--cases", type=FOLDER, required=True)
+@click.option("--proposals", type=FOLDER, required=True)
+@click.option("--models", type=FOLDER, default="models/judges", show_default=True, help="Where learned judges live.")
+@click.option("--out", type=FOLDER, required=True)
+@stage
+def main(name: str, cases: Path, proposals: Path, models: Path, out: Path, params_file: Path) -> None:
+    from pipeline.judges.judge import judge
+    from pipeline.params import entry, load_params
+    from pipeline.store import CaseStore, ProposalStore
+
+    params = load_params(params_file)
+    knobs = entry({**params.judges, **params.tables}, name, "judges or tables")
+    judge(name, knobs, CaseStore(cases), ProposalStore(proposals), models / name, params.seed, out, params.execution)
+
+
+if __name__ == "__main__":
+    main()

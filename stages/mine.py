@@ -1,0 +1,27 @@
+"""Panel -> the pairs of one pair set (schema `PAIRS`) and a counted reason for every case without a pair."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, stage
+
+
+@click.command(help=__doc__)
+@click.argument("name")
+@click.option("--panel", type=FOLDER, required=True)
+@click.option("--proposals", type=FOLDER, required=True)
+@click.option("--out", type=FOLDER, required=True)
+@stage
+def main(name: str, panel: Path, proposals: Path, out: Path, params_file: Path) -> None:
+    from pipeline.mining import mine_to
+    from pipeline.params import entry, load_params
+    from pipeline.store import ProposalStore
+
+    params = load_params(params_file)
+    pairs = entry(params.pairs, name, "pairs")
+    mine_to(panel, params.judge_names, ProposalStore(proposals), pairs, params.seed, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Score tables -> the panel: every proposal with all scores, validation with its true Dice (schema `panel`)."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, stage
+
+
+@click.command(help=__doc__)
+@click.option("--cases", type=FOLDER, required=True)
+@click.option("--proposals", type=FOLDER, required=True)
+@click.option("--scores", type=FOLDER, required=True)
+@click.option("--out", type=FOLDER, required=True)
+@stage
+def main(cases: Path, proposals: Path, scores: Path, out: Path, params_file: Path) -> None:
+    from pipeline.panel import build_panel
+    from pipeline.params import load_params
+    from pipeline.store import CaseStore, ProposalStore
+
+    params = load_params(params_file)
+    build_panel(CaseStore(cases), ProposalStore(proposals), scores, params.judge_names, out)
+
+
+if __name__ == "__main__":
+    main()

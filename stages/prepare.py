@@ -1,0 +1,22 @@
+"""Raw data set -> `cases.parquet`, images, labels and splits (schema `CASES`)."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, stage
+
+
+@click.command(help=__doc__)
+@click.option("--out", type=FOLDER, required=True)
+@stage
+def main(out: Path, params_file: Path) -> None:
+    from pipeline.cases.prepare import prepare
+    from pipeline.params import load_params
+
+    params = load_params(params_file)
+    prepare(params.data, params.preprocess, params.splits, out, params.execution)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Base segmenter and images -> several masks per case (schema `PROPOSALS`, arrays masks, probability, disagreement)."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, stage
+
+
+@click.command(help=__doc__)
+@click.option("--cases", type=FOLDER, required=True)
+@click.option("--base", type=FOLDER, required=True)
+@click.option("--out", type=FOLDER, required=True)
+@stage
+def main(cases: Path, base: Path, out: Path, params_file: Path) -> None:
+    from pipeline.params import load_params
+    from pipeline.proposals import propose
+    from pipeline.store import CaseStore
+
+    params = load_params(params_file)
+    propose(CaseStore(cases), base, params.propose, params.compute, params.seed, out, params.execution)
+
+
+if __name__ == "__main__":
+    main()

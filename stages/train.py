@@ -1,0 +1,46 @@
+"""Pairs and base -> one student: weights (last, best, late steps), its record and its training curve."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, stage
+
+
+@click.command(help=__doc__)
+@click.argument("name")
+@click.option("--cases", type=FOLDER, required=True)
+@click.option("--proposals", type=FOLDER, required=True)
+@click.option("--pairs", type=FOLDER, required=True)
+@click.option("--base", type=FOLDER, required=True)
+@click.option("--out", type=FOLDER, required=True)
+@click.option("--history", type=FOLDER, required=True)
+@stage
+def main(
+    name: str, cases: Path, proposals: Path, pairs: Path, base: Path, out: Path, history: Path, params_file: Path
+) -> None:
+    from pipeline.params import entry, load_params
+    from pipeline.segmenter import Model
+    from pipeline.store import CaseStore, ProposalStore
+    from pipeline.student import train_student
+
+    params = load_params(params_file)
+    train_student(
+        name,
+        entry(params.students, name, "students"),
+        CaseStore(cases),
+        ProposalStore(proposals),
+        pairs,
+        Model(base, "base", params.compute.device),
+        params.training,
+        params.base,
+        params.augmentation,
+        params.compute,
+        params.seed,
+        out,
+        history,
+    )
+
+
+if __name__ == "__main__":
+    main()

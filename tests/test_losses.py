@@ -1,0 +1,407 @@
+"""The supervised loss, the margins of mask pairs, normalisers and links, with numbers worked by hand."""
+
+from __future__ import annotations
+
+from math import exp, log
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipeline.links import IPO, ConservativeDPO, Sigmoid
+from pipeline.losses import (
+    dice_ce,
+    disagreement_region,
+    kl_to_reference,
+    margins,
+    normaliser_value,
+    reduce_pairs,
+    restricted_rewards,
+    signed_regions,
+)
+from pipeline.schema import UNKNOWN
+from pipeline.seeding import numpy_generator, torch_generator
+
+FIRST = torch.zeros(1, dtype=torch.long)
+"""One pair, of the first image."""
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch_generator(seed, "losses"))
+
+
+def classes(*shape: int, outputs: int, seed: int = 0) -> Tensor:
+    labels = numpy_generator(seed, "losses").integers(max(2, outputs), size=shape)
+    return torch.from_numpy(labels.astype(np.uint8))
+
+
+def pair_loss(logits: Tensor, chosen: Tensor, rejected: Tensor, beta: float, kind: str = "region") -> Tensor:
+    """`-logsig(beta delta / N)` of one pair against a reference equal to the policy."""
+    found = margins(logits, logits.detach(), chosen, rejected, FIRST)
+    n = normaliser_value(kind, found.size, 1, chosen[0].numel())  # type: ignore[arg-type]
+    h = beta * found.delta / n
+    return reduce_pairs(Sigmoid()(h, h), found.size, logits)
+
+
+# ---- delta -----------------------------------------------------------------------------------------------------
+
+
+def test_delta_of_a_binary_head():
+    """Shifts z - r = (1, 2, 3, 4); w = 1100, l = 0101, D = {0, 3}: delta = +1 (only chosen) - 4 (only rejected)."""
+    logits, reference = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), torch.zeros(1, 1, 4)
+    chosen, rejected = torch.tensor([[1, 1, 0, 0]]).byte(), torch.tensor([[0, 1, 0, 1]]).byte()
+    found = margins(logits, reference, chosen, rejected, FIRST)
+    assert found.delta.tolist() == [-3.0]
+    assert found.size.tolist() == [2]
+
+
+def test_delta_of_a_softmax_head():
+    """Voxel 0: w = 2, l = 1, z - r = (1, 2, 5): 5 - 2 = 3. Voxel 1: w = 0, l = 2, z - r = (4, 0, 1): 4 - 1 = 3.
+
+    Voxel 2: w = l: nothing. delta = 6 on |D| = 2.
+    """
+    shift = torch.tensor([[[1.0, 4.0, 9.0], [2.0, 0.0, 9.0], [5.0, 1.0, 9.0]]])
+    reference = normal(1, 3, 3)
+    chosen, rejected = torch.tensor([[2, 0, 1]]).byte(), torch.tensor([[1, 2, 1]]).byte()
+    found = margins(reference + shift, reference, chosen, rejected, FIRST)
+    assert found.delta.tolist() == pytest.approx([6.0], abs=1e-5)
+    assert found.size.tolist() == [2]
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("space", [(5, 7), (3, 4, 5)])
+def test_delta_equals_the_difference_of_whole_mask_log_ratios(outputs, space):
+    """The partition terms cancel: the sum over D of logits is the sum over the image of log-probabilities."""
+    logits, reference = normal(1, outputs, *space, seed=1).double(), normal(1, outputs, *space, seed=2).double()
+    chosen, rejected = classes(1, *space, outputs=outputs, seed=1), classes(1, *space, outputs=outputs, seed=2)
+
+    def log_p(z: Tensor, mask: Tensor) -> float:
+        full = torch.cat([torch.zeros_like(z), z], 1) if outputs == 1 else z
+        return float(torch.log_softmax(full, 1).gather(1, mask[None].long()).sum())
+
+    expected = log_p(logits, chosen) - log_p(reference, chosen) - (log_p(logits, rejected) - log_p(reference, rejected))
+    assert margins(logits, reference, chosen, rejected, FIRST).delta.item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_delta_is_antisymmetric_and_additive_over_parts_of_the_region(outputs):
+    """delta(w, l) = -delta(l, w); where l' takes w's side on half of D, delta(w, l') + delta(l', l) = delta(w, l)."""
+    logits, reference = normal(1, outputs, 6, 6, seed=3), normal(1, outputs, 6, 6, seed=4)
+    chosen, rejected = classes(1, 6, 6, outputs=outputs, seed=3), classes(1, 6, 6, outputs=outputs, seed=4)
+    between = rejected.clone()
+    between[:, :3] = chosen[:, :3]
+
+    def of(one: Tensor, other: Tensor) -> float:
+        return margins(logits, reference, one, other, FIRST).delta.item()
+
+    assert of(chosen, rejected) == pytest.approx(-of(rejected, chosen), abs=1e-5)
+    assert of(chosen, between) + of(between, rejected) == pytest.approx(of(chosen, rejected), abs=1e-5)
+    assert of(chosen, chosen) == 0
+
+
+def test_pairs_find_their_image_in_any_order():
+    """Two images with shifts 1 and 10 everywhere, pairs of images 1, 0, 1 that disagree on 1, 2 and 3 pixels:
+    delta = 10, 2, 30."""
+    logits = torch.stack([torch.full((1, 4), 1.0), torch.full((1, 4), 10.0)])
+    chosen = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]).byte()
+    found = margins(logits, torch.zeros(2, 1, 4), chosen, torch.zeros_like(chosen), torch.tensor([1, 0, 1]))
+    assert found.delta.tolist() == [10.0, 2.0, 30.0]
+    assert found.size.tolist() == [1, 2, 3]
+
+
+def test_a_voxel_of_255_is_in_no_region():
+    """w = 1x1, l = 00x (x = 255): D = {0}, so delta = 5 with a shift of 5 everywhere, for either head."""
+    chosen, rejected = torch.tensor([[1, 255, 1]]).byte(), torch.tensor([[0, 0, 255]]).byte()
+    assert disagreement_region(chosen, rejected).tolist() == [[True, False, False]]
+    for logits in (torch.full((1, 1, 3), 5.0), torch.stack([torch.zeros(3), torch.full((3,), 5.0)])[None]):
+        found = margins(logits, torch.zeros_like(logits), chosen, rejected, FIRST)
+        assert found.delta.tolist() == [5.0]
+        assert found.size.tolist() == [1]
+
+
+def test_signed_regions():
+    """w = 021, l = 011 under three classes: only voxel 1 differs, -1 for class 1 and +1 for class 2."""
+    chosen, rejected = torch.tensor([[0, 2, 1]]).byte(), torch.tensor([[0, 1, 1]]).byte()
+    assert signed_regions(chosen, rejected, 3).tolist() == [[0, 0, 0, 0, -1, 0, 0, 1, 0]]
+    assert signed_regions(torch.tensor([[0, 1]]).byte(), torch.tensor([[1, 1]]).byte(), 1).tolist() == [[-1, 0]]
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_at_step_0_every_margin_is_0(outputs):
+    """Policy equals reference: delta = 0 whatever the logits."""
+    logits = 100 * normal(2, outputs, 8, 8)
+    chosen, rejected = classes(2, 8, 8, outputs=outputs, seed=1), classes(2, 8, 8, outputs=outputs, seed=2)
+    assert margins(logits, logits.clone(), chosen, rejected, torch.arange(2)).delta.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("dtype", "whole_image"), [(torch.bfloat16, "zero"), (torch.float16, "not finite")])
+def test_half_precision_logits_keep_their_margin(dtype, whole_image):
+    """512x512 with r = 1, z = 1 + 1/128 on 818 pixels of D: delta = 818/128 = 6.39.
+
+    Whole-image log-probabilities are near 512^2 log sigmoid(1) = -82,000: bf16 has steps of 512 there, so that the
+    subtraction gives 0; fp16 ends at 65,504, so that it gives inf - inf.
+    """
+    reference = torch.ones(1, 1, 512, 512, dtype=dtype)
+    logits = reference.clone()
+    logits.view(-1)[:818] += 1 / 128
+    chosen = torch.ones(1, 512, 512, dtype=torch.uint8)
+    rejected = chosen.clone()
+    rejected.view(-1)[:818] = 0
+
+    def log_p(z: Tensor, mask: Tensor) -> Tensor:
+        return torch.nn.functional.logsigmoid(torch.where(mask[None] == 1, z, -z)).sum()
+
+    naive = log_p(logits, chosen) - log_p(reference, chosen) - (log_p(logits, rejected) - log_p(reference, rejected))
+    assert naive.item() == 0 if whole_image == "zero" else not naive.isfinite()
+    found = margins(logits, reference, chosen, rejected, FIRST)
+    assert found.delta.dtype == torch.float32
+    assert found.delta.item() == pytest.approx(6.39, abs=1e-2)
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [1.0, 3.0])
+def test_the_gradient_of_a_binary_head_is_equal_on_the_region_and_0_outside(beta):
+    """At h = 0 the slope of -logsig is -1/2: under `region` each of |D| logits gets beta / (2 |D|), beta/2 together."""
+    logits = normal(1, 1, 6, 6).requires_grad_()
+    chosen, rejected = classes(1, 6, 6, outputs=1, seed=1), classes(1, 6, 6, outputs=1, seed=2)
+    region = disagreement_region(chosen, rejected)[0]
+    pair_loss(logits, chosen, rejected, beta).backward()
+    gradient = logits.grad[0, 0]
+    assert (gradient[~region] == 0).all()
+    assert gradient[region].abs().tolist() == pytest.approx([beta / 2 / int(region.sum())] * int(region.sum()))
+    assert gradient.abs().sum().item() == pytest.approx(beta / 2)
+    assert (gradient[region & (chosen[0] == 1)] < 0).all(), "a step down the gradient raises logits of the chosen"
+
+
+@pytest.mark.parametrize("beta", [1.0, 3.0])
+def test_the_gradient_of_a_softmax_head_is_equal_on_the_region_and_0_outside(beta):
+    """Two logits per voxel of D move, w up and l down, by beta / (2 |D|) each: beta together. The third stays."""
+    logits = normal(1, 3, 6, 6).requires_grad_()
+    chosen, rejected = classes(1, 6, 6, outputs=3, seed=1), classes(1, 6, 6, outputs=3, seed=2)
+    region = disagreement_region(chosen, rejected)[0]
+    count = int(region.sum())
+    pair_loss(logits, chosen, rejected, beta).backward()
+    gradient = logits.grad[0]
+    assert (gradient[:, ~region] == 0).all()
+    for mask, sign in ((chosen, -1), (rejected, 1)):
+        mine = gradient.gather(0, mask.long())[0][region]
+        assert mine.tolist() == pytest.approx([sign * beta / 2 / count] * count)
+    assert gradient.abs().sum().item() == pytest.approx(beta)
+
+
+def test_without_a_normaliser_the_push_grows_with_the_region():
+    """`none` at beta 1: 1/2 per pixel, so 4 pixels get 2 and 8 pixels get 4 in sum."""
+    for size in (4, 8):
+        logits = torch.zeros(1, 1, 16, requires_grad=True)
+        chosen = (torch.arange(16) < size).byte()[None]
+        pair_loss(logits, chosen, torch.zeros_like(chosen), 1.0, "none").backward()
+        assert logits.grad.abs().sum().item() == pytest.approx(size / 2)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_region_is_unchanged_by_tiling_and_by_pixels_that_agree(outputs):
+    """Twice the image has twice delta and twice |D|; pixels on which both masks agree have neither."""
+    logits, reference = normal(1, outputs, 6, 6, seed=5), normal(1, outputs, 6, 6, seed=6)
+    chosen, rejected = classes(1, 6, 6, outputs=outputs, seed=5), classes(1, 6, 6, outputs=outputs, seed=6)
+
+    def h(z: Tensor, r: Tensor, w: Tensor, x: Tensor) -> float:
+        found = margins(z, r, w, x, FIRST)
+        return (found.delta / normaliser_value("region", found.size, 1, w[0].numel())).item()
+
+    alone = h(logits, reference, chosen, rejected)
+    tiled = [torch.cat([part, part], -1) for part in (logits, reference, chosen, rejected)]
+    more = normal(1, outputs, 6, 6, seed=7)
+    agreed = torch.ones(1, 6, 6, dtype=torch.uint8)
+    wider = [torch.cat(parts, -1) for parts in ((logits, more), (reference, -more), (chosen, agreed), (rejected, agreed))]
+    assert h(*tiled) == pytest.approx(alone, abs=1e-5)
+    assert h(*wider) == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_pair_without_disagreement_leaves_numerator_and_count():
+    """Losses 3 and 5 with |D| of 2 and 0: the mean is 3, not (3 + 5) / 2 and not 3 / 2."""
+    loss = torch.tensor([3.0, 5.0])
+    assert reduce_pairs(loss, torch.tensor([2, 0]), torch.zeros(1)).item() == 3.0
+
+
+def test_a_batch_without_disagreement_is_a_zero_with_a_graph():
+    logits = normal(1, 1, 4, 4).requires_grad_()
+    mask = classes(1, 4, 4, outputs=1)
+    loss = pair_loss(logits, mask, mask, 3.0)
+    loss.backward()
+    assert loss.item() == 0
+    assert (logits.grad == 0).all()
+
+
+# ---- normalisers and links -------------------------------------------------------------------------------------
+
+
+def test_normalisers():
+    """|D| = 9 and 400 in an image of 1024 voxels with a floor of 16: sqrt(16) = 4, sqrt(400) = 20."""
+    size = torch.tensor([9, 400])
+    values = {
+        kind: normaliser_value(kind, size, 16, 1024).tolist()  # type: ignore[arg-type]
+        for kind in ("none", "region", "sqrt_region", "image")
+    }
+    assert values == {"none": [1, 1], "region": [16, 400], "sqrt_region": [4, 20], "image": [1024, 1024]}
+    assert normaliser_value("image", size, 16, torch.tensor([64, 256])).tolist() == [64, 256]
+
+
+def test_below_its_floor_a_region_is_pushed_less():
+    """|D| = 4 with floor 16 at beta 1: 4 pixels of 1/2 over 16 are 1/8 in sum, not 1/2."""
+    logits = torch.zeros(1, 1, 32, requires_grad=True)
+    chosen = (torch.arange(32) < 4).byte()[None]
+    found = margins(logits, logits.detach(), chosen, torch.zeros_like(chosen), FIRST)
+    h = found.delta / normaliser_value("region", found.size, 16, 32)
+    Sigmoid()(h, h).sum().backward()
+    assert logits.grad.abs().sum().item() == pytest.approx(1 / 8)
+
+
+def value(link, h: float, shift: float = 0.0) -> tuple[float, float]:
+    """Value and slope of a link; the slope is in h, for IPO in the shift."""
+    at = torch.tensor([shift if link.kind == "ipo" else h], requires_grad=True)
+    loss = link(*((torch.tensor([h]), at) if link.kind == "ipo" else (at, torch.tensor([shift]))))
+    loss.sum().backward()
+    return loss.item(), at.grad.item()
+
+
+def test_sigmoid():
+    """-logsig(0) = log 2 with slope -1/2; -logsig(1) = log(1 + 1/e) = .3133."""
+    assert value(Sigmoid(), 0.0) == pytest.approx((log(2), -0.5))
+    assert value(Sigmoid(), 1.0)[0] == pytest.approx(log(1 + exp(-1)))
+    assert Sigmoid().aimed_shift(3.0) is None
+
+
+def test_cdpo_stops_at_the_log_odds_of_its_error():
+    """e = .2: at 0 log 2, at 1 .8 log(1 + 1/e) + .2 log(1 + e) = .2506 + .2627; slope 0 at log(.8/.2) = log 4."""
+    link = ConservativeDPO(e=0.2)
+    assert value(link, 0.0)[0] == pytest.approx(log(2))
+    assert value(link, 1.0)[0] == pytest.approx(0.8 * log(1 + exp(-1)) + 0.2 * log(1 + exp(1)))
+    assert value(link, log(4))[1] == pytest.approx(0, abs=1e-6)
+    assert value(link, log(4) - 0.1)[1] < 0 < value(link, log(4) + 0.1)[1]
+    assert link.aimed_shift(2.0) == pytest.approx(log(4) / 2)
+
+
+def test_ipo_is_least_at_half_of_one_over_tau():
+    """tau = .25: (shift - 2)^2 is 4 at 0, 1 at 1 and 0 at 2; h plays no part."""
+    link = IPO(tau=0.25)
+    assert [value(link, 7.0, shift)[0] for shift in (0.0, 1.0, 2.0)] == [4.0, 1.0, 0.0]
+    assert value(link, 7.0, 2.0)[1] == 0
+    assert link.aimed_shift(9.0) == 2.0
+
+
+@pytest.mark.parametrize("bad", [{"e": 0.0}, {"e": 0.5}, {"e": -0.1}])
+def test_an_error_rate_is_between_0_and_one_half(bad):
+    with pytest.raises(ValidationError):
+        ConservativeDPO(**bad)
+
+
+@given(st.floats(-30, 30), st.floats(0.02, 0.45))
+def test_links_fall_until_they_stop(h, e):
+    """Every slope has the sign of the way to the optimum, which the sigmoid never reaches."""
+    assert value(Sigmoid(), h)[1] <= 0
+    stop = log((1 - e) / e)
+    assert (value(ConservativeDPO(e=e), h)[1]) * (h - stop) >= -1e-6
+
+
+# ---- rewards and drift -----------------------------------------------------------------------------------------
+
+
+def test_rewards_by_hand():
+    """One voxel, w = 1, l = 0, r = 0, z = log 3: p = 3/4 against 1/2: log 1.5 for chosen, log .5 for rejected."""
+    logits = torch.tensor([[[log(3.0)]]])
+    one, none = torch.tensor([[1]]).byte(), torch.tensor([[0]]).byte()
+    rows = restricted_rewards(logits, torch.zeros(1, 1, 1), one, none, FIRST)
+    assert rows.flatten().tolist() == pytest.approx([log(1.5), log(0.5)])
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_rewards_differ_by_delta(outputs):
+    logits, reference = normal(2, outputs, 5, 5, seed=8), normal(2, outputs, 5, 5, seed=9)
+    chosen, rejected = classes(3, 5, 5, outputs=outputs, seed=8), classes(3, 5, 5, outputs=outputs, seed=9)
+    chosen[:, 0] = UNKNOWN
+    pairs = (logits, reference, chosen, rejected, torch.tensor([0, 1, 1]))
+    rows = restricted_rewards(*pairs)
+    assert (rows[0] - rows[1]).tolist() == pytest.approx(margins(*pairs).delta.tolist(), abs=1e-5)
+
+
+def test_kl_by_hand():
+    """p = (1/4, 3/4) against q = (1/2, 1/2): 1/4 log(1/2) + 3/4 log(3/2) = .1308 nats; against itself 0."""
+    expected = 0.25 * log(0.5) + 0.75 * log(1.5)
+    binary = torch.tensor([[[log(3.0), 0.0]]])
+    softmax = torch.tensor([[[0.0, 7.0], [log(3.0), 7.0]]])
+    for logits in (binary, softmax):
+        assert kl_to_reference(logits, torch.zeros_like(logits)).tolist() == [[pytest.approx(expected), 0.0]]
+
+
+# ---- supervised ------------------------------------------------------------------------------------------------
+
+
+def test_dice_ce_by_hand():
+    """Binary, logits 0 on 4 voxels, 2 of them foreground: entropy log 2; Dice (2 * 1 + 1) / (2 + 2 + 1) = 3/5."""
+    loss = dice_ce(torch.zeros(1, 1, 4), torch.tensor([[1, 1, 0, 0]]).byte())
+    assert loss.item() == pytest.approx(log(2) + 2 / 5)
+
+
+def test_an_absent_class_costs_its_false_positives_only():
+    """Softmax of (0, 0) on 4 voxels of background: p = 1/2 each, Dice (0 + 1) / (2 + 0 + 1) = 1/3; sure of the
+    background the loss goes to 0."""
+    empty = torch.zeros(1, 4, dtype=torch.uint8)
+    assert dice_ce(torch.zeros(1, 2, 4), empty).item() == pytest.approx(log(2) + 2 / 3)
+    sure = torch.stack([torch.full((4,), 50.0), torch.zeros(4)])[None]
+    assert dice_ce(sure, empty).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("space", [(7, 6), (4, 5, 3)])
+@pytest.mark.parametrize("outputs", [1, 2, 4])
+def test_dice_ce_equals_monai(outputs, space):
+    """Where every voxel is known: foreground classes only, smooth terms 1, equal weights."""
+    from monai.losses import DiceCELoss
+
+    logits, labels = 3 * normal(2, outputs, *space), classes(2, *space, outputs=outputs)
+    head = {"sigmoid": True} if outputs == 1 else {"softmax": True, "to_onehot_y": True, "include_background": False}
+    theirs = DiceCELoss(**head, smooth_nr=1.0, smooth_dr=1.0)(logits, labels[:, None].float())
+    assert dice_ce(logits, labels).item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_unknown_voxels_count_in_neither_term(outputs):
+    """One image with a border of 255 has the loss of its inside, and no gradient on the border."""
+    logits, labels = normal(1, outputs, 6, 6).requires_grad_(), classes(1, 6, 6, outputs=outputs)
+    inside = dice_ce(logits[..., 1:5, 1:5], labels[:, 1:5, 1:5]).item()
+    framed = torch.full_like(labels, UNKNOWN)
+    framed[:, 1:5, 1:5] = labels[:, 1:5, 1:5]
+    loss = dice_ce(logits, framed)
+    loss.backward()
+    assert loss.item() == pytest.approx(inside, rel=1e-6)
+    assert (logits.grad[0][:, framed[0] == UNKNOWN] == 0).all()
+
+
+def test_an_image_of_255_only_has_a_finite_loss():
+    """No known voxel: entropy 0 of at least one voxel, Dice (0 + 1) / (0 + 1) = 1: the loss is 0."""
+    assert dice_ce(normal(1, 1, 4, 4), torch.full((1, 4, 4), UNKNOWN, dtype=torch.uint8)).item() == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([1, 3]))
+def test_delta_is_the_sum_over_voxels(seed, outputs):
+    """Against a loop over the voxels in float64."""
+    logits, reference = normal(1, outputs, 4, 4, seed=seed), normal(1, outputs, 4, 4, seed=seed + 1)
+    chosen, rejected = (classes(1, 4, 4, outputs=outputs, seed=seed + i) for i in range(2))
+    chosen[0, 0, 0] = UNKNOWN
+    total, count = 0.0, 0
+    for at in np.ndindex(4, 4):
+        w, x = int(chosen[(0, *at)]), int(rejected[(0, *at)])
+        if w == x or UNKNOWN in (w, x):
+            continue
+        shift = (logits.double() - reference.double())[(0, slice(None), *at)].tolist()
+        total += (w - x) * shift[0] if outputs == 1 else shift[w] - shift[x]
+        count += 1
+    found = margins(logits, reference, chosen, rejected, FIRST)
+    assert found.delta.item() == pytest.approx(total, abs=1e-4)
+    assert found.size.item() == count
