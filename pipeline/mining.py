@@ -122,8 +122,8 @@ def mine(
 ) -> tuple[pl.DataFrame, dict[str, object]]:
     """Pairs of a split (schema `PAIRS`) and a counted reason for every case without a pair.
 
-    Duplicates and proposals without a score are left out before ranking. Reasons are those of a case's first
-    candidate: `fewer_than_two_scored`, `tie`, `base_is_top`, `margin`, `disagreement`.
+    Duplicates and proposals without a score are left out before ranking. Reasons are those of a case's
+    candidate with the largest margin: `fewer_than_two_scored`, `tie`, `base_is_top`, `margin`, `disagreement`.
     """
     if isinstance(pairs.strategy, NoPairs):
         return pl.DataFrame(schema=schema.PAIRS.columns), {"cases": 0, "cases_with_pairs": 0, "pairs": 0, "dropped": {}}
@@ -171,8 +171,10 @@ def mine(
         pl.lit(strategy.kind).alias("strategy"),
     )
     n_cases = here.select(pl.col("case").n_unique()).collect().item()
-    without = found.filter(~pl.col("case").is_in(kept["case"].unique().implode())).unique(
-        "case", keep="first", maintain_order=True
+    without = (
+        found.filter(~pl.col("case").is_in(kept["case"].unique().implode()))
+        .sort("margin", descending=True, maintain_order=True)
+        .unique("case", keep="first", maintain_order=True)
     )
     dropped = dict(without["reason"].value_counts(sort=True).sort("reason").iter_rows())
     if silent := n_cases - found["case"].n_unique():

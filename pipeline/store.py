@@ -82,11 +82,11 @@ def read_table(path: Path, table: Table) -> pl.DataFrame:
 
 
 def read_foreign_table(path: Path) -> pl.DataFrame:
-    """A table made by another tool: Parquet by its suffix, else CSV with a header."""
+    """A table made by another tool: Parquet by its suffix, else CSV with a header, all of its columns text."""
     if not path.is_file():
         raise BadInput(f"{path}: no such file; paths are relative to the folder of params.yaml")
     try:
-        return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema_length=None)
+        return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
     except pl.exceptions.PolarsError as error:
         raise BadInput(f"{path}: not a readable Parquet or CSV file: {error}") from error
 

@@ -127,7 +127,7 @@ def panel_of(cases: CaseStore, proposals: ProposalStore, scores: Mapping[str, Se
         column = pl.Series(f"score_{name}", [s for row in of_case for s in row], pl.Float64, strict=False)
         frame = frame.with_columns(column)
     frame = frame.join(true_dice(cases, proposals), on=key, how="left")
-    return frame.select(schema.panel(scores).columns)
+    return frame.select(list(schema.panel(scores).columns))
 
 
 def rows_of(pattern: Sequence[str]) -> np.ndarray:

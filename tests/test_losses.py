@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pipeline.links import IPO, ConservativeDPO, Sigmoid
 from pipeline.losses import (
-    dice_ce,
     disagreement_region,
     kl_to_reference,
     margins,
@@ -25,6 +24,7 @@ from pipeline.losses import (
 )
 from pipeline.schema import UNKNOWN
 from pipeline.seeding import numpy_generator, torch_generator
+from pipeline.segmentation_loss import dice_ce
 
 FIRST = torch.zeros(1, dtype=torch.long)
 """One pair, of the first image."""

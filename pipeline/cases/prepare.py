@@ -19,7 +19,7 @@ from pipeline.cases.preprocess import Preprocess
 from pipeline.cases.reader import Source
 from pipeline.cases.splits import Splits, assign
 from pipeline.errors import BadInput
-from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
+from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
 
 _WORKING_COPIES = 3
 """A shard in work holds its blocks, their compressed copies and the case being read."""
@@ -125,8 +125,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
 
     knobs = (reader, preprocess, splits, plan, _stamps(plan, reader.path))
     with workspace("prepare", knobs, inputs=[]) as work:
-        done = work / "done"
-        if not any(done.glob("*.arrow")):
+        if not any((work / "done").glob("*.arrow")):
             for array, shape in arrays.items():
                 store.create_array(work, array, shape, size)
         rows = run(
@@ -142,11 +141,9 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
                 f"{reader.path}: expected foreground in at least one label, found only 0 and {schema.UNKNOWN} "
                 "(ignore); for masks stored as 0 and 255 set `foreground_above: 127`"
             )
-        # From here on the arrays leave the work folder, so a run that is killed now must not resume from it.
-        shutil.rmtree(done)
         _clear(out)
         for array in arrays:
-            shutil.move(work / f"{array.name}.zarr", out / f"{array.name}.zarr")
+            publish(work / f"{array.name}.zarr", out / f"{array.name}.zarr")
         made_by = (reader.model_dump(exclude={"path"}), preprocess, splits)
         store.write_table(rows, schema.CASES, out / "cases.parquet", made_by)
         info = {"class_names": class_names, "channel_names": channel_names, "kind": reader.kind}

@@ -40,13 +40,15 @@ class Table(Knobs):
                 raise BadInput(
                     f"{self.path}: expected a column '{column}', found {frame.columns}; set its name in tables"
                 )
+        number = pl.col(self.proposal).cast(pl.Float64, strict=False)
+        score = pl.col(self.score).cast(pl.Float64, strict=False)
         found = frame.select(
             pl.col(self.case).cast(pl.String).alias("case_id"),
-            pl.col(self.proposal).cast(pl.Int32, strict=False).alias("proposal"),
-            pl.col(self.score).cast(pl.Float64, strict=False).fill_nan(None).alias("score"),
-            (pl.col(self.score).is_not_null() & pl.col(self.score).cast(pl.Float64, strict=False).is_null()).alias(
-                "text"
-            ),
+            # A cast alone would cut 1.5 down to slot 1.
+            pl.when(number == number.round()).then(number).cast(pl.Int32, strict=False).alias("proposal"),
+            score.fill_nan(None).alias("score"),
+            (pl.col(self.score).is_not_null() & score.is_null()).alias("text"),
+            pl.col(self.proposal).cast(pl.String).alias("cell"),
         )
         for problem, rows in (
             ("proposal is not a whole number", found.filter(pl.col("proposal").is_null())),
@@ -56,10 +58,8 @@ class Table(Knobs):
             ("no such proposal", found.join(proposals.table, on=["case_id", "proposal"], how="anti")),
         ):
             if len(rows):
-                case_id, proposal = rows.select("case_id", "proposal").row(0)
-                raise BadInput(
-                    f"{self.path}: {problem}: {len(rows)} rows, first: case '{case_id}', proposal {proposal}"
-                )
+                case_id, cell = rows.select("case_id", "cell").row(0)
+                raise BadInput(f"{self.path}: {problem}: {len(rows)} rows, first: case '{case_id}', proposal {cell}")
         absent = proposals.table.join(found, on=["case_id", "proposal"], how="anti")
         if len(absent) and self.missing == "error":
             case_id, proposal = absent.select("case_id", "proposal").row(0)
@@ -69,8 +69,8 @@ class Table(Knobs):
             )
         sign = 1.0 if self.higher_is_better else -1.0
         scores: dict[str, dict[int, float]] = {}
-        for case_id, proposal, score, _ in found.filter(pl.col("score").is_not_null()).iter_rows():
-            scores.setdefault(case_id, {})[proposal] = sign * score
+        for case_id, proposal, value in found.select("case_id", "proposal", "score").drop_nulls().iter_rows():
+            scores.setdefault(case_id, {})[proposal] = sign * value
         return TableScores(scores)
 
 

@@ -45,7 +45,7 @@ class Preference(Knobs):
         floor = self.floor or FLOOR[pairs.dimensions]
         factor = 1.0
         if self.beta_unit == "matched" and len(pairs.size):
-            size, voxels = torch.from_numpy(pairs.size), torch.from_numpy(pairs.voxels)
+            size, voxels = torch.tensor(pairs.size), torch.tensor(pairs.voxels)
             own = normaliser_value(self.normaliser, size, floor, voxels)
             factor = float(normaliser_value("region", size, floor, voxels).double().mean() / own.double().mean())
         return BoundPreference(self, floor, factor, float(np.mean(pairs.size)) if len(pairs.size) else 0.0)
@@ -79,12 +79,15 @@ class BoundPreference:
         }
 
     def diagnose(self, batch: PairBatch) -> Row:
-        """Rewards of chosen and rejected: their log-ratios on D times beta / N, averaged over pairs."""
+        """Rewards of chosen and rejected: their log-ratios on D times beta / N, averaged over pairs that disagree."""
         from pipeline.losses import disagreement_region, restricted_rewards
 
         size = disagreement_region(batch.chosen, batch.rejected).flatten(1).sum(1)
+        if not size.any():
+            return {}
         rewards = restricted_rewards(batch.logits, batch.reference, batch.chosen, batch.rejected, batch.image)
-        chosen, rejected = (self.knobs.beta * rewards / self.normaliser(size, batch.voxels)).mean(1).tolist()
+        rewards = self.knobs.beta * rewards / self.normaliser(size, batch.voxels)
+        chosen, rejected = rewards[:, size > 0].mean(1).tolist()
         return {"rewards/chosen": chosen, "rewards/rejected": rejected}
 
     def normaliser(self, size: Tensor, voxels: Tensor) -> Tensor:

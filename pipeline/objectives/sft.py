@@ -21,7 +21,7 @@ class Imitation(Knobs):
         return self
 
     def __call__(self, batch: PairBatch) -> tuple[Tensor, Row]:
-        from pipeline.losses import dice_ce
+        from pipeline.segmentation_loss import dice_ce
 
         return dice_ce(batch.logits[batch.image], batch.chosen), {"disagreement": _mean_size(batch)}
 
@@ -33,4 +33,6 @@ class Imitation(Knobs):
 
 
 def _mean_size(batch: PairBatch) -> float:
-    return float((batch.chosen != batch.rejected).flatten(1).sum(1).float().mean())
+    from pipeline.losses import disagreement_region
+
+    return float(disagreement_region(batch.chosen, batch.rejected).flatten(1).sum(1).float().mean())

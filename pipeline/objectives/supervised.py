@@ -18,7 +18,7 @@ class Supervised(Knobs):
     feeds: ClassVar[Feed] = "labelled"
 
     def __call__(self, batch: LabelledBatch) -> tuple[Tensor, Row]:
-        from pipeline.losses import dice_ce
+        from pipeline.segmentation_loss import dice_ce
 
         return dice_ce(batch.logits, batch.labels), {}
 

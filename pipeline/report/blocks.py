@@ -51,11 +51,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence, or a list of them; the weighty ones are set off."""
+    """A sentence, or a list of them."""
 
     kind: ClassVar[str] = "note"
     lines: Sequence[str]
-    weighty: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,18 @@ from pipeline.store import CaseStore, ProposalStore, read_foreign_table, read_ta
 
 if TYPE_CHECKING:
     from pipeline.arm import Student
-    from pipeline.mining import PairSet
     from pipeline.params import Params
 
 
 @dataclass(frozen=True)
 class Arm:
-    """The base (without `student` and `pairs`) or a student, with the contents of its `metrics/NAME.json`."""
+    """The base (without `student`) or a student, with the contents of its `metrics/NAME.json`."""
 
     name: str
     metrics: dict[str, Any]
     student: Student | None = None
-    pairs: PairSet | None = None
+    judge: str = ""
+    """Of its pair set."""
     research: bool = False
     """Whether it has learned from truth that the pool does not have in practice."""
 
@@ -62,9 +62,9 @@ class Run:
         """The base, then the students in the order of `params.yaml`."""
         found = [Arm("base", read_json(self.metrics / "base.json"))]
         for name, student in self.params.students.items():
-            pairs = self.params.pairs[student.pairs]
-            truth = student.objective.feeds == "truth" or self.reads_truth(pairs.judge)
-            found.append(Arm(name, read_json(self.metrics / f"{name}.json"), student, pairs, truth))
+            judge = self.params.pairs[student.pairs].judge
+            truth = student.objective.feeds == "truth" or self.reads_truth(judge)
+            found.append(Arm(name, read_json(self.metrics / f"{name}.json"), student, judge, truth))
         return found
 
     def reads_truth(self, judge: str) -> bool:
@@ -72,9 +72,12 @@ class Run:
         return judge in self.params.judges and self.params.judges[judge].kind == "oracle"
 
     @cached_property
-    def mined(self) -> dict[str, PairSet]:
-        """The pair sets that hold pairs."""
-        return {name: pairs for name, pairs in self.params.pairs.items() if pairs.strategy.kind != "none"}
+    def mined(self) -> list[str]:
+        """Names of the pair sets that are mined from something."""
+        return [name for name, pairs in self.params.pairs.items() if pairs.strategy.kind != "none"]
+
+    def pairs_of(self, name: str) -> pl.DataFrame:
+        return read_table(self.pairs / f"{name}.parquet", schema.PAIRS)
 
     def evaluated(self, name: str) -> pl.DataFrame:
         return read_table(self.evaluation / f"{name}.parquet", schema.EVALUATION)

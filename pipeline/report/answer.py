@@ -1,0 +1,212 @@
+"""The answer of a run: which arm gains how much on test, and where it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+
+from pipeline.report.blocks import Block, Cell, Note, Section, Table
+from pipeline.report.figures import forest
+from pipeline.report.numbers import UNKNOWN, Estimate, cell, decimal, inline, percent, points
+from pipeline.report.run import Arm, Run, read_json
+
+RESEARCH = "research only"
+WORST = 6
+"""Test cases that are named."""
+
+
+def answer(run: Run) -> Section:
+    """Test results of all arms, the forest plot of gains, and how hard each student was pushed."""
+    students = run.arms[1:]
+    blocks: list[Block] = [_arms_table(run.arms)]
+    if students:
+        gains = {f"{arm.name} (research)" if arm.research else arm.name: arm.gain for arm in students}
+        spoken = "; ".join(f"{name} {inline(gain, signed=True)}" for name, gain in gains.items())
+        blocks += [
+            forest(
+                gains,
+                f"Gain of each student over the base with its 95 % interval, in Dice points: {spoken}.",
+                "Gain over the base with its 95 % interval. Filled and coloured: the interval excludes 0.",
+            ),
+            _push_table(run),
+        ]
+    else:
+        blocks.append(Note(["params.yaml has no students, so there is nothing to compare with the base."]))
+    how = (
+        "Dice is in points (100 is perfect), the mean over patients of the test split, and the brackets hold its 95 % "
+        "interval. A gain is bold, with an arrow, only where its interval excludes 0; of many arms, some do by chance."
+    )
+    return Section("answer", "What training on preferences gave", how, blocks)
+
+
+def gap_recovered(gain: float | None, full: Estimate | None) -> float | None:
+    """(student - base) / (full supervision - base); None unless the interval of full supervision's gain is above 0."""
+    if gain is None or full is None or full.mean is None or full.sign != 1:
+        return None
+    return gain / full.mean
+
+
+def _arms_table(arms: list[Arm]) -> Table:
+    ceiling = next((arm for arm in arms if arm.student and arm.student.objective.kind == "full"), None)
+    full = ceiling.gain if ceiling else None
+    unit = arms[0].metrics["distance_unit"]
+    rows = [
+        [Cell(arm.name, tag=RESEARCH if arm.research else ""), *_results(arm, full, arm is ceiling), *_recipe(arm)]
+        for arm in arms
+    ]
+    columns = [
+        *("arm", "test Dice, sustained", "gain over base", "gap recovered", "peak", "drop"),
+        *("NSD", f"HD95, {unit}", f"ASSD, {unit}", "cases worse", "missed", "invented"),
+        *("pair set", "judge", "objective", "anchor"),
+    ]
+    if ceiling is None:
+        gap = "it needs an arm with objective full, and there is none"
+    elif gap_recovered(0.0, full) is None:
+        gap = f"left out, because the gain of '{ceiling.name}' is not shown to be above 0"
+    else:
+        gap = f"the gain as a share of the gain of '{ceiling.name}'"
+    note = (
+        "Sustained: mean over the last fifth of a student's checkpoints. Peak: at its best validation step. Drop: peak "
+        f"minus sustained. Gap recovered: {gap}. NSD: share of surface within the tolerance, in points. HD95, ASSD: "
+        "distances between surfaces, lower is better. Cases worse: those that lost more Dice than evaluation.worse_by "
+        "(0.02, two points, unless params.yaml says otherwise). Missed and invented: masks of a case and class that "
+        f"are empty where the truth is not, and the reverse. An arm marked '{RESEARCH}' learned from truth of the pool."
+    )
+    return Table("Test results of all arms", columns, rows, frozenset({12, 13, 14, 15}), note=note)
+
+
+def _recipe(arm: Arm) -> list[Cell | str]:
+    if arm.student is None:
+        return [UNKNOWN] * 4
+    paired = arm.student.objective.feeds == "pairs"
+    anchor = arm.student.anchor.model_dump(mode="json") if arm.student.anchor else {}
+    return [
+        arm.student.pairs if paired else UNKNOWN,
+        arm.judge if paired else UNKNOWN,
+        objective_text(arm.student.objective.model_dump(mode="json")),
+        ", ".join(f"{name} {weight:g}" for name, weight in anchor.items()) or ("none" if paired else UNKNOWN),
+    ]
+
+
+def objective_text(knobs: dict[str, Any]) -> str:
+    """`link x normaliser` with the link's own knobs, or the kind of an objective that has none."""
+    if "link" not in knobs:
+        return knobs["kind"]
+    own = ", ".join(f"{name} {value:g}" for name, value in knobs["link"].items() if name != "kind")
+    link = knobs["link"]["kind"] + (f" ({own})" if own else "")
+    return f"{link} \N{MULTIPLICATION SIGN} {knobs['normaliser']}"
+
+
+def _results(arm: Arm, full: Estimate | None, is_full: bool) -> list[Cell | str]:
+    metrics = arm.metrics
+    dice, nsd, hd95, assd = (Estimate.read(metrics[name]) for name in ("dice", "nsd", "hd95", "assd"))
+    student = arm.student is not None
+    gap = None if is_full or not student else gap_recovered(arm.gain.mean, full)
+    return [
+        cell(dice),
+        cell(arm.gain, signed=True) if student else UNKNOWN,
+        percent(gap),
+        points(metrics["peak"]) if student else UNKNOWN,
+        points(metrics["drop"], signed=True) if student else UNKNOWN,
+        cell(nsd),
+        cell(hd95, 1, 1),
+        cell(assd, 1, 2),
+        f"{metrics['cases_worse']} of {metrics['cases']}" if student else UNKNOWN,
+        str(metrics["empty"]["missed"]),
+        str(metrics["empty"]["invented"]),
+    ]
+
+
+def _push_table(run: Run) -> Table:
+    rows: list[list[Cell | str]] = []
+    for arm in run.arms[1:]:
+        record = read_json(run.students / arm.name / "student.json")
+        objective = record["objective"]
+        aimed: str = decimal(record.get("aimed_shift"), 2)
+        if "link" in objective and record.get("aimed_shift") is None:
+            aimed = "unbounded"
+        rows.append(
+            [
+                arm.name,
+                decimal(objective.get("beta"), 2),
+                f"{record['beta_own']:.3g}" if "beta_own" in record else UNKNOWN,
+                aimed,
+                decimal(record.get("base_margin_on_disagreement"), 2),
+                percent(record.get("flipped_share")),
+                decimal(record.get("mean_disagreement"), 0),
+                decimal(record.get("pairs_mined"), 0),
+                decimal(record.get("images"), 0),
+                f"{record['best_step']} of {record['steps']}",
+            ]
+        )
+    columns = [
+        *("arm", "beta", "beta on its own scale", "aimed shift", "base margin on D", "flipped share"),
+        *("mean |D|, voxels", "pairs", "images", "best step"),
+    ]
+    note = (
+        "D: the voxels on which chosen and rejected differ. Aimed shift: mean change of logits on D at which the link "
+        "is satisfied. Where it is far below the base margin on D, the base's decisions cannot flip; the flipped share "
+        "is how many did. Beta on its own scale multiplies the summed log-ratio divided by the normaliser as written."
+    )
+    return Table("How hard each student was pushed", columns, rows, note=note)
+
+
+def worst_cases(run: Run) -> Section:
+    """The test cases on which the best practical student fails or loses most, and the results of each class."""
+    practical = [arm for arm in run.arms[1:] if not arm.research]
+    blocks: list[Block] = []
+    if practical:
+        best = max(practical, key=lambda arm: arm.metrics["dice"]["mean"])
+        key = ["case_id", "group"]
+        both = (
+            run.evaluated(best.name)
+            .group_by(key)
+            .agg(pl.col("dice").mean())
+            .join(run.evaluated("base").group_by("case_id").agg(pl.col("dice").mean().alias("base")), on="case_id")
+            .with_columns((pl.col("dice") - pl.col("base")).alias("change"))
+        )
+        blocks = [
+            Note([f"Shown is '{best.name}': of the students that need no truth of the pool, it has the highest Dice."]),
+            _cases_table("Largest losses against the base", both.sort("change", "case_id")),
+            _cases_table("Lowest Dice", both.sort("dice", "case_id")),
+        ]
+    else:
+        blocks.append(Note(["No student that could be used in practice was trained, so no cases are listed."]))
+    blocks += _class_tables(run)
+    how = (
+        "Look at these cases first: a mean can rise while single patients lose. Dice of a case is the mean over its "
+        "classes, in points; predictions are not stored, so there are no pictures."
+    )
+    return Section("cases", "Worst cases and single classes", how, blocks)
+
+
+def _cases_table(caption: str, cases: pl.DataFrame) -> Table:
+    rows = [
+        [row["case_id"], row["group"], points(row["base"]), points(row["dice"]), points(row["change"], signed=True)]
+        for row in cases.head(WORST).iter_rows(named=True)
+    ]
+    return Table(caption, ["case", "group", "Dice, base", "Dice, student", "change"], rows, frozenset({1}))
+
+
+def _class_tables(run: Run) -> list[Block]:
+    names = run.cases.class_names
+    unit = run.arms[0].metrics["distance_unit"]
+    labels = sorted(int(label) for label in run.arms[0].metrics["classes"])
+    measures: list[tuple[str, str, Callable[[float | None], str]]] = [
+        ("Dice by class, points", "dice", points),
+        ("Dice by class over the cases that have it, points", "dice_with_truth", points),
+        ("NSD by class, points", "nsd", points),
+        (f"HD95 by class, {unit}", "hd95", lambda value: decimal(value, 2)),
+        (f"ASSD by class, {unit}", "assd", lambda value: decimal(value, 2)),
+    ]
+    return [
+        Table(
+            caption,
+            ["arm", *(names[label] for label in labels)],
+            [[arm.name, *(write(arm.metrics["classes"][str(label)][measure]) for label in labels)] for arm in run.arms],
+            folded=measure != "dice",
+        )
+        for caption, measure, write in measures
+    ]

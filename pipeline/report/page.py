@@ -1,0 +1,53 @@
+"""The page itself: all sections in order, rendered into one file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.answer import answer, worst_cases
+from pipeline.report.blocks import Section
+from pipeline.report.data import proposals, splits
+from pipeline.report.examples import examples
+from pipeline.report.judged import judges
+from pipeline.report.run import Run, read_json
+from pipeline.report.training import training
+
+SECTIONS = (answer, splits, proposals, judges, examples, training, worst_cases)
+
+
+def write_report(run: Run, out: Path) -> None:
+    """Write `index.html`; equal inputs give equal bytes. Raises `BadInput` for results that are missing."""
+    info = run.cases.info
+    facts = {
+        "data": info["kind"],
+        "classes": ", ".join(run.cases.class_names),
+        "channels": ", ".join(info["channel_names"]),
+        "cases": str(len(run.cases.all)),
+        "students": str(len(run.params.students)),
+    }
+    warnings = read_json(run.audit / "summary.json")["warnings"]
+    page = render([section(run) for section in SECTIONS], facts, warnings)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "index.html").write_text(page, encoding="utf-8", newline="\n")
+
+
+def _unbroken(value: Any) -> Any:
+    """Text whose numbers stay on one line with their per cent signs."""
+    return value.replace(" %", "\N{NO-BREAK SPACE}%") if isinstance(value, str) else value
+
+
+def render(sections: list[Section], facts: Mapping[str, Any], warnings: list[str]) -> str:
+    """HTML of the page. Every text is escaped: case ids and class names are data."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_unbroken,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(sections=sections, facts=facts, warnings=warnings)

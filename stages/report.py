@@ -1,0 +1,34 @@
+"""Everything measured -> one self-contained page, `index.html`."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, stage
+
+
+@click.command(help=__doc__)
+@click.option("--audit", type=FOLDER, default="audit", show_default=True)
+@click.option("--cases", type=FOLDER, default="data/cases", show_default=True)
+@click.option("--pairs", type=FOLDER, default="data/pairs", show_default=True)
+@click.option("--panel", type=FOLDER, default="data/panel.parquet", show_default=True)
+@click.option("--proposals", type=FOLDER, default="data/proposals", show_default=True)
+@click.option("--evaluation", type=FOLDER, default="evaluation", show_default=True)
+@click.option("--history", type=FOLDER, default="history", show_default=True)
+@click.option("--metrics", type=FOLDER, default="metrics", show_default=True)
+@click.option("--students", type=FOLDER, default="models/students", show_default=True)
+@click.option("--out", type=FOLDER, required=True)
+@stage
+def main(cases: Path, panel: Path, proposals: Path, out: Path, params_file: Path, **folders: Path) -> None:
+    from pipeline.params import load_params
+    from pipeline.report.page import write_report
+    from pipeline.report.run import Run
+    from pipeline.store import CaseStore, ProposalStore
+
+    params = load_params(params_file)
+    run = Run(params=params, cases=CaseStore(cases), panel_file=panel, proposals=ProposalStore(proposals), **folders)
+    write_report(run, out)
+
+
+if __name__ == "__main__":
+    main()
