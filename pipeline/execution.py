@@ -13,13 +13,15 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import polars as pl
+from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
@@ -36,9 +38,9 @@ class Execution(Knobs):
     """`cluster` is Dask distributed: the one at `address`, or a local one."""
     address: str | None = None
     """Address of a Dask scheduler, e.g. `tcp://10.0.0.1:8786`."""
-    workers: int = 2
+    workers: Annotated[int, Field(gt=0)] = 2
     """Shards in work at a time."""
-    memory_gb: float = 8.0
+    memory_gb: Annotated[float, Field(gt=0)] = 8.0
     """Budget that bounds the number of shards in work."""
     progress: Literal["auto", "bar", "lines", "none"] = "auto"
     """`auto` is a bar on a terminal and plain lines elsewhere."""
@@ -168,7 +170,8 @@ def run(
             if failure:
                 failures.append(failure)
     if failures:
-        raise BadInput.all([*failures, f"{what}: {len(failures)} of {len(shards)} shards failed; the others are kept"])
+        lost = sum(not _done(done, shard).is_file() for shard in shards)
+        raise BadInput.all([*failures, f"{what}: {lost} of {len(shards)} shards failed; the others are kept"])
     return pl.concat([pl.read_ipc(_done(done, shard)) for shard in shards])
 
 
@@ -222,13 +225,16 @@ def _outcomes(
         scheduler = "synchronous"
     elif isolated and scheduler == "threads":
         scheduler = "processes"
-    with Advance():
-        yield from dask.compute(
-            *(dask.delayed(task, pure=False)(shard) for shard in shards),
-            scheduler=scheduler,
-            num_workers=workers,
-            chunksize=1,
-        )
+    try:
+        with Advance():
+            yield from dask.compute(
+                *(dask.delayed(task, pure=False)(shard) for shard in shards),
+                scheduler=scheduler,
+                num_workers=workers,
+                chunksize=1,
+            )
+    except BrokenProcessPool:
+        yield "a worker process was killed, most likely for memory; lower execution.workers and run again"
 
 
 def _on_cluster(

@@ -89,7 +89,8 @@ def load_params(path: Path) -> Params:
         raise BadInput(f"{path}: no such file; run from the folder that holds params.yaml")
     try:
         content: Any = YAML(typ="safe").load(path)
-        return Params.model_validate_json(json.dumps(content))
+        # Dates are the only values of YAML 1.2 that JSON lacks; no knob is one.
+        return Params.model_validate_json(json.dumps(content, default=str))
     except YAMLError as error:
         raise BadInput(f"{path}: not valid YAML: {error}") from error
     except ValidationError as error:

@@ -26,7 +26,8 @@ def _padded(blocks: Sequence[np.ndarray], lead: tuple[int, ...], space: tuple[in
     """Blocks `[*lead, *space]` of several sizes in one array `[case, *lead, *space]`, filled at the ends."""
     out = np.full((len(blocks), *lead, *space), fill, blocks[0].dtype)
     for row, block in enumerate(blocks):
-        out[(row, ..., *(slice(0, length) for length in block.shape[len(lead) :]))] = block
+        real = [slice(0, length) for length in block.shape[len(lead) :]]
+        out[row][(..., *real)] = block
     return out
 
 
@@ -118,7 +119,9 @@ def proposal_store(
     return ProposalStore(folder)
 
 
-def panel_of(cases: CaseStore, proposals: ProposalStore, scores: Mapping[str, Sequence[Sequence[float | None]]]) -> pl.DataFrame:
+def panel_of(
+    cases: CaseStore, proposals: ProposalStore, scores: Mapping[str, Sequence[Sequence[float | None]]]
+) -> pl.DataFrame:
     """Panel rows with the scores `[case][proposal]` of each judge, in the order of the arrays."""
     key = ["case_id", "proposal"]
     frame = proposals.table.join(cases.table.select("case_id", "case", "group", "split"), on="case_id")

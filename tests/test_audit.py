@@ -165,11 +165,11 @@ TOP_BOTTOM = PairSet.model_validate({"judge": "j", "strategy": {"kind": "top_bot
 def test_a_pair_set_by_hand(tmp_path):
     """Top over bottom, truth of length 8.
 
-    | case | chosen | rejected | Dice | D, \\|D\\| | chosen is wrong on | base (length) differs on |
-    | c0 | 8 | 2 | 1 > .4 | 2-7, 6 | 0 | (4) 4-7: 4/6 |
-    | c1 | 12 | 2 | .8 > .4 | 2-11, 10 | 8-11: 4/10 | (8) 8-11: 4/10 |
-    | c2 | 2 | 8 | .4 < 1 | 2-7, 6 | 2-7: 6/6 | (2) 0 |
-    | c3 | 16 | 4 | 2/3 = 2/3 | 4-15, 12 | 8-15: 8/12 | (12) 12-15: 4/12 |
+    | case | chosen | rejected | Dice | D | voxels | chosen is wrong on | base (length) differs on |
+    | c0 | 8 | 2 | 1 > .4 | 2-7 | 6 | 0 | (4) 4-7: 4/6 |
+    | c1 | 12 | 2 | .8 > .4 | 2-11 | 10 | 8-11: 4/10 | (8) 8-11: 4/10 |
+    | c2 | 2 | 8 | .4 < 1 | 2-7 | 6 | 2-7: 6/6 | (2) 0 |
+    | c3 | 16 | 4 | 2/3 = 2/3 | 4-15 | 12 | 8-15: 8/12 | (12) 12-15: 4/12 |
 
     Noise (0 + 0 + 1 + 1/2) / 4; by |D| (6 + 12/2) / 34. Lift 1/3, -.2, 0, 2/3 - .8: together 0.
     """

@@ -1,4 +1,4 @@
-"""Judges: one contract for all kinds, one case by hand for each, and what a score table may not be."""
+"""Judges: one contract for all kinds, and one case by hand for each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from pipeline.judges.agreement import Agreement
 from pipeline.judges.expected_dice import ExpectedDice
 from pipeline.judges.judge import Evidence, judge
 from pipeline.judges.oracle import Oracle
-from pipeline.judges.table import Table
 from pipeline.knobs import Knobs
 from pipeline.seeding import numpy_generator
 from pipeline.store import CaseStore, ProposalStore, read_table
@@ -92,7 +91,11 @@ def test_every_judge_scores_every_proposal(tmp_path, kind, space, classes):
     assert np.isfinite(scores).all(), "no judge has a reason to abstain here"
     assert scores[0] == scores[1]
     assert len(set(scores.tolist())) > 1
-    for other in (scorer, pickle.loads(pickle.dumps(scorer)), pickle.loads(pickle.dumps(knobs)).ready(at.cases, at.proposals, tmp_path, 0)):
+    for other in (
+        scorer,
+        pickle.loads(pickle.dumps(scorer)),
+        pickle.loads(pickle.dumps(knobs)).ready(at.cases, at.proposals, tmp_path, 0),
+    ):
         assert other.score(Evidence(at.cases, at.proposals, at.cases.all[0])).tobytes() == scores.tobytes()
 
 
@@ -143,8 +146,8 @@ def test_every_judge_writes_a_table_of_equal_bytes(tmp_path, monkeypatch, kind):
     table = read_table(tmp_path / "0.parquet", schema.SCORES)
     assert table.select("case_id", "proposal").equals(at.proposals.table.select("case_id", "proposal"))
     assert table["judge"].unique().to_list() == ["j"]
-    expected = [scores_of(knobs, at, row).tolist() for row in range(3)]
-    assert table["score"].fill_null(np.nan).to_list() == pytest.approx(sum(expected, []), nan_ok=True)
+    expected = [scores_of(knobs, at, row) for row in range(3)]
+    assert table["score"].fill_null(np.nan).to_list() == pytest.approx(np.concatenate(expected), nan_ok=True)
 
 
 # ---- by hand ---------------------------------------------------------------------------------------------------
@@ -194,128 +197,13 @@ def test_oracle(tmp_path):
     assert np.isnan(scores_of(Oracle(kind="oracle"), at, row=2)).all(), "a case without label"
 
 
-# ---- score tables ----------------------------------------------------------------------------------------------
-
-ROWS = ("c0,0,0.5", "c0,1,0.25", "c1,0,2", "c1,1,-1")
-
-
-@pytest.fixture
-def two_cases(tmp_path) -> Scene:
-    return scene(tmp_path, [bars([8, 4]), bars([3, 9])])
-
-
-def write_scores(at: Scene, *rows: str, header: str = "case_id,proposal,score") -> None:
-    at.table.write_text("\n".join([header, *rows]) + "\n")
-
-
-def table_scores(at: Scene, **knobs: Any) -> list[list[float]]:
-    table = Table(kind="table", path=at.table, **knobs)
-    return [scores_of(table, at, row).tolist() for row in range(len(at.cases.all))]
-
-
-def test_table(two_cases):
-    write_scores(two_cases, *ROWS[::-1])
-    assert table_scores(two_cases) == [[0.5, 0.25], [2, -1]]
-
-
-def test_table_of_errors_is_turned_around(two_cases):
-    write_scores(two_cases, *ROWS)
-    assert table_scores(two_cases, higher_is_better=False) == [[-0.5, -0.25], [-2, 1]]
-
-
-def test_table_with_other_column_names_and_more_columns(two_cases):
-    write_scores(two_cases, *(f"x,{row}" for row in ROWS), header="note,image,slot,quality")
-    assert table_scores(two_cases, case="image", proposal="slot", score="quality") == [[0.5, 0.25], [2, -1]]
-
-
-def test_parquet_table(two_cases, tmp_path):
-    write_scores(two_cases, *ROWS)
-    file = tmp_path / "scores.parquet"
-    pl.read_csv(two_cases.table).write_parquet(file)
-    assert table_scores(Scene(two_cases.cases, two_cases.proposals, file)) == [[0.5, 0.25], [2, -1]]
-
-
-@pytest.mark.parametrize("cell", ["", "NaN", "nan"])
-def test_an_empty_cell_or_nan_abstains(two_cases, cell):
-    write_scores(two_cases, f"c0,0,{cell}", *ROWS[1:])
-    found = table_scores(two_cases)
-    assert np.isnan(found[0][0])
-    assert found[0][1:] == [0.25]
-
-
-def test_a_missing_row_abstains_or_is_an_error(two_cases):
-    write_scores(two_cases, *ROWS[:3])
-    found = table_scores(two_cases, missing="abstain")
-    assert found[1][0] == 2
-    assert np.isnan(found[1][1])
-    with pytest.raises(BadInput) as caught:
-        table_scores(two_cases)
-    assert str(caught.value) == (
-        f"{two_cases.table}: 1 of 4 proposals have no row, first: case 'c1', proposal 1; set missing: abstain if that is meant"
-    )
-
-
-@pytest.mark.parametrize("missing", ["abstain", "error"])
-@pytest.mark.parametrize(
-    ("row", "problem"),
-    [
-        ("c1,1,good", "score is not a number: 1 rows, first: case 'c1', proposal 1"),
-        ("c1,1,inf", "score is infinite: 1 rows, first: case 'c1', proposal 1"),
-        ("c1,one,3", "proposal is not a whole number: 1 rows, first: case 'c1', proposal one"),
-        ("c1,0.5,3", "proposal is not a whole number: 1 rows, first: case 'c1', proposal 0.5"),
-        ("c1,,3", "proposal is not a whole number: 1 rows, first: case 'c1', proposal None"),
-        ("c1,2,3", "no such proposal: 1 rows, first: case 'c1', proposal 2"),
-        ("c7,0,3", "no such proposal: 1 rows, first: case 'c7', proposal 0"),
-        ("c0,0,0.5", "row is repeated: 2 rows, first: case 'c0', proposal 0"),
-        ("c0,0,0.7", "row is repeated: 2 rows, first: case 'c0', proposal 0"),
-    ],
-)
-def test_a_bad_row_is_named(two_cases, missing, row, problem):
-    write_scores(two_cases, *ROWS[:3], row)
-    with pytest.raises(BadInput) as caught:
-        table_scores(two_cases, missing=missing)
-    assert str(caught.value) == f"{two_cases.table}: {problem}"
-
-
-def test_a_fraction_of_a_slot_is_no_slot_in_parquet_either(two_cases, tmp_path):
-    file = tmp_path / "scores.parquet"
-    pl.DataFrame({"case_id": ["c0", "c0"], "proposal": [0.0, 1.5], "score": [1.0, 2.0]}).write_parquet(file)
-    with pytest.raises(BadInput, match="proposal is not a whole number"):
-        table_scores(Scene(two_cases.cases, two_cases.proposals, file))
-
-
-def test_case_ids_of_digits_keep_their_zeros(tmp_path):
-    """`001` is a name, not the number 1."""
-    file = tmp_path / "scores.csv"
-    file.write_text("case_id,proposal,score\n001,0,0.5\n")
-    at = scene(tmp_path, [bars([8])])
-    with pytest.raises(BadInput, match="no such proposal: 1 rows, first: case '001', proposal 0"):
-        table_scores(Scene(at.cases, at.proposals, file))
-
-
-def test_a_missing_column_is_named(two_cases):
-    write_scores(two_cases, *ROWS, header="case_id,proposal,quality")
-    with pytest.raises(BadInput) as caught:
-        table_scores(two_cases)
-    assert str(caught.value) == (
-        f"{two_cases.table}: expected a column 'score', found ['case_id', 'proposal', 'quality']; set its name in tables"
-    )
-
-
-def test_a_file_that_is_not_there_or_not_a_table(two_cases, tmp_path):
-    with pytest.raises(BadInput, match=r"nowhere.csv: no such file; paths are relative to the folder of params.yaml"):
-        table_scores(Scene(two_cases.cases, two_cases.proposals, tmp_path / "nowhere.csv"))
-    (tmp_path / "broken.parquet").write_text("not parquet")
-    with pytest.raises(BadInput, match="broken.parquet: not a readable Parquet or CSV file"):
-        table_scores(Scene(two_cases.cases, two_cases.proposals, tmp_path / "broken.parquet"))
-
-
 # ---- judges that break the contract ----------------------------------------------------------------------------
 
 
 class Fixed(Knobs):
     """Gives these scores to every case."""
 
+    kind: str = "fixed"
     scores: tuple[float, ...] | tuple[tuple[float, ...], ...]
 
     def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> Fixed:
@@ -334,8 +222,18 @@ class Fixed(Knobs):
         ((1.0,), "judge 'j': gave 2 scores, expected one for each of 4 proposals"),
     ],
 )
-def test_scores_of_the_wrong_form(two_cases, tmp_path, monkeypatch, scores, message):
+def test_scores_of_the_wrong_form(tmp_path, monkeypatch, scores, message):
     monkeypatch.chdir(tmp_path)
+    two_cases = scene(tmp_path, [bars([8, 4]), bars([3, 9])])
     with pytest.raises(BadInput, match=message):
-        judge("j", Fixed(scores=scores), two_cases.cases, two_cases.proposals, tmp_path, 0, tmp_path / "j.parquet", SYNCHRONOUS)  # type: ignore[arg-type]
+        judge(
+            "j",
+            Fixed(scores=scores),
+            two_cases.cases,
+            two_cases.proposals,
+            tmp_path,
+            0,
+            tmp_path / "j.parquet",
+            SYNCHRONOUS,
+        )  # type: ignore[arg-type]
     assert not (tmp_path / "j.parquet").exists()

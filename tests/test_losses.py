@@ -1,18 +1,17 @@
-"""The supervised loss, the margins of mask pairs, normalisers and links, with numbers worked by hand."""
+"""Margins of mask pairs, their gradients, normalisers and rewards, with numbers worked by hand."""
 
 from __future__ import annotations
 
-from math import exp, log
+from math import log
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from torch import Tensor
 
-from pipeline.links import IPO, ConservativeDPO, Sigmoid
+from pipeline.links import Sigmoid
 from pipeline.losses import (
     disagreement_region,
     kl_to_reference,
@@ -24,7 +23,6 @@ from pipeline.losses import (
 )
 from pipeline.schema import UNKNOWN
 from pipeline.seeding import numpy_generator, torch_generator
-from pipeline.segmentation_loss import dice_ce
 
 FIRST = torch.zeros(1, dtype=torch.long)
 """One pair, of the first image."""
@@ -218,7 +216,9 @@ def test_region_is_unchanged_by_tiling_and_by_pixels_that_agree(outputs):
     tiled = [torch.cat([part, part], -1) for part in (logits, reference, chosen, rejected)]
     more = normal(1, outputs, 6, 6, seed=7)
     agreed = torch.ones(1, 6, 6, dtype=torch.uint8)
-    wider = [torch.cat(parts, -1) for parts in ((logits, more), (reference, -more), (chosen, agreed), (rejected, agreed))]
+    wider = [
+        torch.cat(parts, -1) for parts in ((logits, more), (reference, -more), (chosen, agreed), (rejected, agreed))
+    ]
     assert h(*tiled) == pytest.approx(alone, abs=1e-5)
     assert h(*wider) == pytest.approx(alone, abs=1e-5)
 
@@ -238,7 +238,7 @@ def test_a_batch_without_disagreement_is_a_zero_with_a_graph():
     assert (logits.grad == 0).all()
 
 
-# ---- normalisers and links -------------------------------------------------------------------------------------
+# ---- normalisers ------------------------------------------------------------------------------------------------
 
 
 def test_normalisers():
@@ -260,53 +260,6 @@ def test_below_its_floor_a_region_is_pushed_less():
     h = found.delta / normaliser_value("region", found.size, 16, 32)
     Sigmoid()(h, h).sum().backward()
     assert logits.grad.abs().sum().item() == pytest.approx(1 / 8)
-
-
-def value(link, h: float, shift: float = 0.0) -> tuple[float, float]:
-    """Value and slope of a link; the slope is in h, for IPO in the shift."""
-    at = torch.tensor([shift if link.kind == "ipo" else h], requires_grad=True)
-    loss = link(*((torch.tensor([h]), at) if link.kind == "ipo" else (at, torch.tensor([shift]))))
-    loss.sum().backward()
-    return loss.item(), at.grad.item()
-
-
-def test_sigmoid():
-    """-logsig(0) = log 2 with slope -1/2; -logsig(1) = log(1 + 1/e) = .3133."""
-    assert value(Sigmoid(), 0.0) == pytest.approx((log(2), -0.5))
-    assert value(Sigmoid(), 1.0)[0] == pytest.approx(log(1 + exp(-1)))
-    assert Sigmoid().aimed_shift(3.0) is None
-
-
-def test_cdpo_stops_at_the_log_odds_of_its_error():
-    """e = .2: at 0 log 2, at 1 .8 log(1 + 1/e) + .2 log(1 + e) = .2506 + .2627; slope 0 at log(.8/.2) = log 4."""
-    link = ConservativeDPO(e=0.2)
-    assert value(link, 0.0)[0] == pytest.approx(log(2))
-    assert value(link, 1.0)[0] == pytest.approx(0.8 * log(1 + exp(-1)) + 0.2 * log(1 + exp(1)))
-    assert value(link, log(4))[1] == pytest.approx(0, abs=1e-6)
-    assert value(link, log(4) - 0.1)[1] < 0 < value(link, log(4) + 0.1)[1]
-    assert link.aimed_shift(2.0) == pytest.approx(log(4) / 2)
-
-
-def test_ipo_is_least_at_half_of_one_over_tau():
-    """tau = .25: (shift - 2)^2 is 4 at 0, 1 at 1 and 0 at 2; h plays no part."""
-    link = IPO(tau=0.25)
-    assert [value(link, 7.0, shift)[0] for shift in (0.0, 1.0, 2.0)] == [4.0, 1.0, 0.0]
-    assert value(link, 7.0, 2.0)[1] == 0
-    assert link.aimed_shift(9.0) == 2.0
-
-
-@pytest.mark.parametrize("bad", [{"e": 0.0}, {"e": 0.5}, {"e": -0.1}])
-def test_an_error_rate_is_between_0_and_one_half(bad):
-    with pytest.raises(ValidationError):
-        ConservativeDPO(**bad)
-
-
-@given(st.floats(-30, 30), st.floats(0.02, 0.45))
-def test_links_fall_until_they_stop(h, e):
-    """Every slope has the sign of the way to the optimum, which the sigmoid never reaches."""
-    assert value(Sigmoid(), h)[1] <= 0
-    stop = log((1 - e) / e)
-    assert (value(ConservativeDPO(e=e), h)[1]) * (h - stop) >= -1e-6
 
 
 # ---- rewards and drift -----------------------------------------------------------------------------------------
@@ -337,54 +290,6 @@ def test_kl_by_hand():
     softmax = torch.tensor([[[0.0, 7.0], [log(3.0), 7.0]]])
     for logits in (binary, softmax):
         assert kl_to_reference(logits, torch.zeros_like(logits)).tolist() == [[pytest.approx(expected), 0.0]]
-
-
-# ---- supervised ------------------------------------------------------------------------------------------------
-
-
-def test_dice_ce_by_hand():
-    """Binary, logits 0 on 4 voxels, 2 of them foreground: entropy log 2; Dice (2 * 1 + 1) / (2 + 2 + 1) = 3/5."""
-    loss = dice_ce(torch.zeros(1, 1, 4), torch.tensor([[1, 1, 0, 0]]).byte())
-    assert loss.item() == pytest.approx(log(2) + 2 / 5)
-
-
-def test_an_absent_class_costs_its_false_positives_only():
-    """Softmax of (0, 0) on 4 voxels of background: p = 1/2 each, Dice (0 + 1) / (2 + 0 + 1) = 1/3; sure of the
-    background the loss goes to 0."""
-    empty = torch.zeros(1, 4, dtype=torch.uint8)
-    assert dice_ce(torch.zeros(1, 2, 4), empty).item() == pytest.approx(log(2) + 2 / 3)
-    sure = torch.stack([torch.full((4,), 50.0), torch.zeros(4)])[None]
-    assert dice_ce(sure, empty).item() == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize("space", [(7, 6), (4, 5, 3)])
-@pytest.mark.parametrize("outputs", [1, 2, 4])
-def test_dice_ce_equals_monai(outputs, space):
-    """Where every voxel is known: foreground classes only, smooth terms 1, equal weights."""
-    from monai.losses import DiceCELoss
-
-    logits, labels = 3 * normal(2, outputs, *space), classes(2, *space, outputs=outputs)
-    head = {"sigmoid": True} if outputs == 1 else {"softmax": True, "to_onehot_y": True, "include_background": False}
-    theirs = DiceCELoss(**head, smooth_nr=1.0, smooth_dr=1.0)(logits, labels[:, None].float())
-    assert dice_ce(logits, labels).item() == pytest.approx(theirs.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("outputs", [1, 3])
-def test_unknown_voxels_count_in_neither_term(outputs):
-    """One image with a border of 255 has the loss of its inside, and no gradient on the border."""
-    logits, labels = normal(1, outputs, 6, 6).requires_grad_(), classes(1, 6, 6, outputs=outputs)
-    inside = dice_ce(logits[..., 1:5, 1:5], labels[:, 1:5, 1:5]).item()
-    framed = torch.full_like(labels, UNKNOWN)
-    framed[:, 1:5, 1:5] = labels[:, 1:5, 1:5]
-    loss = dice_ce(logits, framed)
-    loss.backward()
-    assert loss.item() == pytest.approx(inside, rel=1e-6)
-    assert (logits.grad[0][:, framed[0] == UNKNOWN] == 0).all()
-
-
-def test_an_image_of_255_only_has_a_finite_loss():
-    """No known voxel: entropy 0 of at least one voxel, Dice (0 + 1) / (0 + 1) = 1: the loss is 0."""
-    assert dice_ce(normal(1, 1, 4, 4), torch.full((1, 4, 4), UNKNOWN, dtype=torch.uint8)).item() == 0
 
 
 @settings(max_examples=30, deadline=None)

@@ -11,16 +11,16 @@ from typing import Any, get_args
 import numpy as np
 import polars as pl
 import pytest
-from tests.builders import bars, case_store, panel_of, proposal_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline import schema
+from pipeline import mining, schema
 from pipeline.errors import BadInput
 from pipeline.mining import NoPairs, PairSet, Strategy, mine, mine_to, regions
 from pipeline.schema import UNKNOWN
 from pipeline.store import CaseStore, ProposalStore, read_table, write_table
+from tests.builders import bars, case_store, panel_of, proposal_store
 
 KINDS = [kind for kind in get_args(get_args(Strategy)[0]) if kind is not NoPairs]
 NAMES = [get_args(kind.model_fields["kind"].annotation)[0] for kind in KINDS]
@@ -61,7 +61,7 @@ def mined(scene: Scene, scores: Scores, kind: str, seed: int = 0, **knobs: Any) 
 
 
 N = None
-ABSTAIN = [N] * 5
+ABSTAIN: list[float | None] = [N] * 5
 
 
 # ---- by hand ---------------------------------------------------------------------------------------------------
@@ -200,10 +200,25 @@ def test_nothing_scored_is_an_empty_table(scene, kind):
 
 def test_only_the_split_is_mined(scene):
     panel = scene.panel([[0.5, 0.6, 0.9, 0.3, 0.1]] * 4).with_columns(
-        pl.when(pl.col("case") < 3).then(pl.lit("validation")).otherwise(pl.lit("pool")).cast(pl.Enum(schema.SPLITS)).alias("split")
+        pl.when(pl.col("case") < 3)
+        .then(pl.lit("validation"))
+        .otherwise(pl.lit("pool"))
+        .cast(pl.Enum(schema.SPLITS))
+        .alias("split")
     )
     table, drops = mine(panel.lazy(), scene.proposals, strategy("top_base"), "pool", 0)
     assert (table["case"].to_list(), drops["cases"]) == ([3], 1)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("cases", [1, 3])
+def test_blocks_of_cases_change_nothing(scene, monkeypatch, kind, cases):
+    """One case or three at a time, where all four fit into one block."""
+    scores = [[0.5, 0.6, 0.9, 0.3, 0.1], [0.9, 0.4, 0.6, 0.8, N], [0.1, 0.1, 0.1, 0.1, 0.1], [0.3, 0.9, 0.6, 0.3, 0.1]]
+    together = mined(scene, scores, kind, max_pairs_per_case=2)
+    assert together[0]
+    monkeypatch.setattr(mining, "BLOCK", cases)
+    assert mined(scene, scores, kind, max_pairs_per_case=2) == together
 
 
 def test_a_judge_outside_the_panel_is_named(scene):
@@ -244,7 +259,9 @@ def test_the_pool_is_mined_to_files(scene, tmp_path: Path):
 # ---- properties ------------------------------------------------------------------------------------------------
 
 scored = st.lists(
-    st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.floats(-5, 5)), min_size=5, max_size=5),
+    st.lists(
+        st.one_of(st.none(), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.floats(-5, 5)), min_size=5, max_size=5
+    ),
     min_size=4,
     max_size=4,
 )
@@ -276,7 +293,9 @@ def test_every_pair_set(scene, scores, kind, most, margin, size, seed):
     assert counts.max() is None or counts.max() <= most
     assert drops["cases"] == drops["cases_with_pairs"] + sum(drops["dropped"].values()) == 4
     assert drops["pairs"] == len(table)
-    again, _ = mine(panel.sample(fraction=1, shuffle=True, seed=seed).lazy(), scene.proposals, strategy(kind, **knobs), "pool", seed)
+    again, _ = mine(
+        panel.sample(fraction=1, shuffle=True, seed=seed).lazy(), scene.proposals, strategy(kind, **knobs), "pool", seed
+    )
     assert again.equals(table), "the order of the panel's rows plays no part"
 
 

@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,20 @@ from click.testing import CliRunner
 
 from pipeline import schema
 from pipeline.audit import run_audit
+from pipeline.errors import BadInput
 from pipeline.evaluation import summary
 from pipeline.metrics import Evaluation
 from pipeline.mining import mine_to
 from pipeline.params import load_params
 from pipeline.report.answer import answer, gap_recovered, objective_text, worst_cases
-from pipeline.report.blocks import Section, Table
-from pipeline.report.examples import picked, slice_of
+from pipeline.report.blocks import Figure, Section, Table
+from pipeline.report.examples import examples, picked, slice_of
 from pipeline.report.figures import histograms
-from pipeline.report.judged import judge_sentence
-from pipeline.report.numbers import Estimate, cell, decimal, extent, inline, percent, points
+from pipeline.report.judged import judge_sentence, judges
+from pipeline.report.numbers import Estimate, case_means, cell, decimal, extent, inline, percent, points
 from pipeline.report.page import write_report
 from pipeline.report.run import Run
+from pipeline.report.training import training
 from pipeline.store import CaseStore, ProposalStore, write_json, write_table
 from stages.report import main
 from tests.builders import bars, case_store, panel_of, proposal_store
@@ -59,6 +61,7 @@ GAINS: dict[str, tuple[float, ...]] = {
 """Test Dice of each student minus that of the base, for the four test cases."""
 BASE_DICE = (0.3, 0.4, 0.5, 0.6)
 TEST_CASES = ("<b>x", "t1", "t2", "t3")
+TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 KNOBS = Evaluation(nsd_tolerance=1.0, bootstrap=200)
 
 
@@ -74,26 +77,30 @@ class Built:
 
 def build(
     folder: Path,
-    judges: dict[str, Any] = JUDGES,
+    scorers: dict[str, Any] = JUDGES,
     pairs: dict[str, Any] = PAIRS,
     students: dict[str, Any] = STUDENTS,
     gains: dict[str, tuple[float, ...]] = GAINS,
+    dimensions: int = 2,
 ) -> Built:
-    """A finished run: bars of length 6 as truth, proposals of length 3 (base), 5, 10 and 5 again; test Dice as given."""
-    write_params(folder, with_changes(judges=judges, pairs=pairs, students=students))
+    """A finished run: bars of 6 pixels as truth; of 3 (base), 5, 10 and again 5 as proposals; test Dice as given."""
+    write_params(folder, with_changes(judges=scorers, pairs=pairs, students=students))
     params = load_params(folder / "params.yaml")
     splits = ["labelled", *["pool"] * 3, *["validation"] * 3, *["test"] * 4]
-    truth, proposed = bars([6])[0], bars([3, 5, 10, 5])
+    masks = bars([6, 3, 5, 10, 5])
+    if dimensions == 3:
+        masks = np.repeat(masks[:, None], 3, axis=1)
+    truth, proposed = masks[0], masks[1:]
     cases = case_store(folder / "data/cases", [truth] * len(splits), splits)
     store = proposal_store(folder / "data/proposals", [proposed] * 7)
-    panel = panel_of(cases, store, {name: [SCORES[name]] * 7 for name in judges})
+    panel = panel_of(cases, store, {name: [SCORES[name]] * 7 for name in scorers})
     panel = panel.filter(pl.col("split").is_in(["pool", "validation"]))
-    write_table(panel, schema.panel(judges), folder / "data/panel.parquet", "a test")
+    write_table(panel, schema.panel(scorers), folder / "data/panel.parquet", "a test")
     run_audit(
-        folder / "data/panel.parquet", list(judges), params.pairs, cases, store, params.audit, 0, folder / "audit"
+        folder / "data/panel.parquet", list(scorers), params.pairs, cases, store, params.audit, 0, folder / "audit"
     )
     for name, knobs in params.pairs.items():
-        mine_to(folder / "data/panel.parquet", list(judges), store, knobs, 0, folder / f"data/pairs/{name}.parquet")
+        mine_to(folder / "data/panel.parquet", list(scorers), store, knobs, 0, folder / f"data/pairs/{name}.parquet")
     base = evaluation(BASE_DICE)
     for name in ("base", *students):
         dice = BASE_DICE if name == "base" else tuple(b + g for b, g in zip(BASE_DICE, gains[name], strict=True))
@@ -195,7 +202,7 @@ def test_the_page_needs_no_network(page: str) -> None:
     tags = Tags(page).found
     assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in tags}
     for _, attributes in tags:
-        assert (attributes.get("src") or "data:").startswith("data:image/") or "src" not in attributes
+        assert (attributes.get("src") or "data:image/").startswith("data:image/")
         assert (attributes.get("href") or "#").startswith("#")
     assert "http:" not in page
     assert "https:" not in page
@@ -244,7 +251,7 @@ def test_equal_inputs_give_equal_bytes_whatever_the_user_s_matplotlib_settings(b
 
 
 def test_a_run_without_judges_pairs_and_students_says_so(tmp_path: Path) -> None:
-    page = build(tmp_path, judges={}, pairs={"none": NO_PAIRS}, students={}).page()
+    page = build(tmp_path, scorers={}, pairs={"none": NO_PAIRS}, students={}).page()
     for text in ("has no students", "has no judges", "has no pair sets", "no mined pairs"):
         assert text in page
 
@@ -256,31 +263,38 @@ def test_a_pair_set_that_mined_nothing_is_named(tmp_path: Path) -> None:
     assert "disagreement too small: 3" in page
 
 
-def test_results_of_removed_students_are_not_shown(built: Built, page: str) -> None:
+def test_results_of_removed_students_are_not_shown(built: Built) -> None:
     kept = {name: student for name, student in built.run.params.students.items() if name != "supervised"}
-    run = Run(**{**vars(built.run), "params": built.run.params.model_copy(update={"students": kept})})
-    write_report(run, built.folder / "fewer")
-    fewer = (built.folder / "fewer/index.html").read_text()
-    assert '<th scope="row">supervised</th>' in page
-    assert '<th scope="row">supervised</th>' not in fewer
+    run = replace(built.run, params=built.run.params.model_copy(update={"students": kept}))
+    arms = table(answer(run), "Test results of all arms")
+    assert {row[0].text for row in arms.cells} == {"base", "rn_cdpo", "oracle_dpo", "full"}
+
+
+def test_volumes_are_shown_as_slices(tmp_path: Path) -> None:
+    made = build(tmp_path, students={}, dimensions=3)
+    captions = [block.caption for block in examples(made.run).blocks if isinstance(block, Figure)]
+    assert len(captions) == 6
+    assert all("along axis 3" in caption for caption in captions)
 
 
 # ---- the stage ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("missing", ["metrics/full.json", "evaluation/base.parquet", "history/rn_cdpo.csv"])
-def test_a_missing_result_is_an_error_that_names_its_file(
-    built: Built, missing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_result_is_an_error_that_names_its_file(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(built.folder)
-    hidden = Path(missing).rename("hidden")
-    try:
-        result = CliRunner().invoke(main, ["--out", "nowhere"])
-    finally:
-        hidden.rename(missing)
+    result = CliRunner().invoke(main, ["--metrics", "elsewhere", "--out", "nowhere"])
     assert result.exit_code == 2
-    assert f"{missing}: no such" in result.output
+    assert "elsewhere/base.json: no such file; run the stage that writes it with `dvc repro`" in result.output
     assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize(("section", "folder"), [(training, "history"), (worst_cases, "evaluation"), (judges, "audit")])
+def test_every_section_names_what_it_misses(
+    built: Built, tmp_path: Path, section: Callable[[Run], Section], folder: str
+) -> None:
+    elsewhere: dict[str, Any] = {folder: tmp_path}
+    with pytest.raises(BadInput, match=f"{tmp_path}/.*: no such"):
+        section(replace(built.run, **elsewhere))
 
 
 def test_the_stage_reads_the_folders_of_dvc_yaml(built: Built, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +316,7 @@ def test_arms_show_dice_in_points_with_signed_gains(built: Built) -> None:
     assert (gain.text, gain.interval, gain.sign) == ("+20.0", "[+20.0, +20.0]", 1)
     assert (student["peak"].text, student["drop"].text) == ("66.0", "+1.0")
     assert (student["pair set"].text, student["judge"].text) == ("mined", "agreement")
-    assert student["objective"].text == "cdpo (e 0.2) × region"
+    assert student["objective"].text == f"cdpo (e 0.2) {TIMES} region"
     assert student["anchor"].text == "supervised 1"
     assert student["cases worse"].text == "0 of 4"
 
@@ -367,7 +381,7 @@ def test_worst_cases_are_of_the_best_practical_student(tmp_path: Path) -> None:
     found = worst_cases(made.run)
     assert found.blocks[0].lines[0].startswith("Shown is 'supervised'")  # type: ignore[union-attr]
     losses = table(found, "Largest losses against the base").cells
-    assert [c.text for c in losses[0]] == ["t2", "p2", "50.0", "40.0", "−10.0"]  # noqa: RUF001
+    assert [c.text for c in losses[0]] == ["t2", "p2", "50.0", "40.0", f"{MINUS}10.0"]
     assert [row[0].text for row in table(found, "Lowest Dice").cells[:2]] == ["<b>x", "t2"]
 
 
@@ -375,8 +389,11 @@ def test_worst_cases_are_of_the_best_practical_student(tmp_path: Path) -> None:
     ("knobs", "expected"),
     [
         ({"kind": "sft"}, "sft"),
-        ({"kind": "preference", "link": {"kind": "sigmoid"}, "normaliser": "none"}, "sigmoid × none"),
-        ({"kind": "preference", "link": {"kind": "ipo", "tau": 0.5}, "normaliser": "region"}, "ipo (tau 0.5) × region"),
+        ({"kind": "preference", "link": {"kind": "sigmoid"}, "normaliser": "none"}, f"sigmoid {TIMES} none"),
+        (
+            {"kind": "preference", "link": {"kind": "ipo", "tau": 0.5}, "normaliser": "region"},
+            f"ipo (tau 0.5) {TIMES} region",
+        ),
     ],
 )
 def test_objectives_are_named_by_link_and_normaliser(knobs: dict[str, Any], expected: str) -> None:
@@ -488,7 +505,7 @@ def test_colour_pictures_keep_their_channels() -> None:
         (points, 0.8134, "81.3"),
         (points, None, "—"),
         (lambda v: points(v, signed=True), 0.012, "+1.2"),
-        (lambda v: points(v, signed=True), -0.012, "−1.2"),  # noqa: RUF001
+        (lambda v: points(v, signed=True), -0.012, f"{MINUS}1.2"),
         (lambda v: points(v, signed=True), -0.0001, "0.0"),
         (lambda v: decimal(v, 2), 0.126, "0.13"),
         (percent, 0.256, "26 %"),
@@ -507,11 +524,18 @@ def test_estimates_carry_their_interval_and_gains_their_sign() -> None:
     assert cell(Estimate(None), signed=True).text == "—"
 
 
+def test_case_means() -> None:
+    """Case 7 has 1 and 3, case 9 has 5: means 2 and 5."""
+    means, member = case_means(np.array([7, 9, 7]), np.array([1.0, 5.0, 3.0]))
+    assert means.tolist() == [2.0, 5.0]
+    assert member.tolist() == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("shapes", "expected"),
     [
-        ([(64, 64), (64, 64)], "64 × 64"),
-        ([(64, 80), (70, 80)], "64–70 × 80"),  # noqa: RUF001
+        ([(64, 64), (64, 64)], f"64 {TIMES} 64"),
+        ([(64, 80), (70, 80)], f"64\N{EN DASH}70 {TIMES} 80"),
         ([(64, 64), (8, 64, 64)], "of 2 and 3 axes"),
         ([], "—"),
     ],

@@ -7,7 +7,7 @@ import polars as pl
 from pipeline import schema
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
 from pipeline.report.figures import histograms
-from pipeline.report.numbers import UNKNOWN, extent, percent, points
+from pipeline.report.numbers import UNKNOWN, case_means, extent, percent, points
 from pipeline.report.run import Run
 
 
@@ -81,12 +81,9 @@ def _spread(run: Run, known: pl.LazyFrame) -> list[Block]:
     blocks: list[Block] = []
     best = known.group_by("case", "group").agg(pl.col("lift").max()).sort("case").collect()
     headroom = best["lift"].to_numpy() * 100
-    apart = (
-        run.panel.filter(pl.col("proposal") > 0)
-        .group_by("case")
-        .agg((1 - pl.col("dice_to_base").mean()).alias("apart"))
-    )
-    diversity = apart.sort("case").collect()["apart"].to_numpy() * 100
+    others = run.panel.filter(pl.col("proposal") > 0).select("case", "proposal", "dice_to_base").collect()
+    others = others.sort("case", "proposal")
+    diversity = 100 - 100 * case_means(others["case"].to_numpy(), others["dice_to_base"].to_numpy())[0]
     if len(headroom) and len(diversity):
         mean = best.group_by("group", maintain_order=True).agg(pl.col("lift").mean())["lift"].to_numpy().mean()
         none = float((headroom <= 0).mean())

@@ -130,8 +130,8 @@ def _box(region: np.ndarray) -> tuple[slice, slice]:
 
 def _picture(run: Run, pairs: str, why: str, pair: dict, case: Case) -> Figure:
     chosen, rejected = run.proposals.masks(case, [pair["chosen"], pair["rejected"]])
-    colour = run.cases.info["channel_names"] == ["red", "green", "blue"]
-    view = slice_of(run.cases.image(case), chosen, rejected, case.spacing_mm, colour)
+    rgb = run.cases.info["channel_names"] == ["red", "green", "blue"]
+    view = slice_of(run.cases.image(case), chosen, rejected, case.spacing_mm, rgb)
     n_classes = len(run.cases.class_names)
     caption = (
         f"{pairs}, {why}: case {pair['case_id']}{view.where}, margin {pair['margin']:.2g}, "
@@ -146,11 +146,15 @@ def _picture(run: Run, pairs: str, why: str, pair: dict, case: Case) -> Figure:
             at.imshow(view.image, cmap="gray", vmin=0, vmax=1, aspect=view.aspect, interpolation="nearest")
             at.set_title(title)
             at.set_axis_off()
+        grid = np.arange(-1, width + 1), np.arange(-1, height + 1)
         for at, mask in ((axes[1], view.chosen), (axes[2], view.rejected)):
             for label in range(1, n_classes):
-                inside = mask == label
-                if inside.any() and not inside.all():
-                    at.contour(inside, levels=[0.5], colors=OUTLINES[(label - 1) % len(OUTLINES)], linewidths=1.8)
+                # The border closes outlines at the edge of the picture.
+                inside = np.pad(mask == label, 1)
+                if inside.any():
+                    colour = OUTLINES[(label - 1) % len(OUTLINES)]
+                    at.contour(*grid, inside, levels=[0.5], colors=colour, linewidths=1.8)
+            at.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
         tint = np.zeros((*view.differ.shape, 4))
         tint[view.differ] = [*(int(RED[i : i + 2], 16) / 255 for i in (1, 3, 5)), 0.75]
         axes[3].imshow(tint, aspect=view.aspect, interpolation="nearest")

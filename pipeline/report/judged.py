@@ -11,7 +11,7 @@ import polars as pl
 from pipeline import schema
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
 from pipeline.report.figures import scatters
-from pipeline.report.numbers import Estimate, cell, inline, interval, percent
+from pipeline.report.numbers import Estimate, case_means, cell, inline, interval, percent
 from pipeline.report.run import Run, read_json
 from pipeline.store import read_table
 
@@ -111,16 +111,18 @@ def judge_sentence(row: Mapping[str, Any]) -> str:
 
 def _cloud(run: Run, judge: str) -> tuple[np.ndarray, np.ndarray]:
     """Score and true Dice (points) of validation proposals, each minus its case mean; duplicates count once."""
-    score = pl.col(f"score_{judge}")
+    column = pl.col(f"score_{judge}")
     rows = run.panel.filter(
-        (pl.col("split") == "validation") & pl.col("duplicate_of").is_null() & score.is_not_null()
-    ).select("case", "proposal", score.alias("score"), pl.col("true_dice") * 100)
-    centred = (
-        rows.with_columns(pl.col(name) - pl.col(name).mean().over("case") for name in ("score", "true_dice"))
-        .collect()
-        .sort("case", "proposal")
-    )
-    return centred["score"].to_numpy(), centred["true_dice"].to_numpy()
+        (pl.col("split") == "validation") & pl.col("duplicate_of").is_null() & column.is_not_null()
+    ).select("case", "proposal", column.alias("score"), pl.col("true_dice") * 100)
+    found = rows.collect().sort("case", "proposal")
+    score, dice = (_centred(found["case"].to_numpy(), found[name].to_numpy()) for name in ("score", "true_dice"))
+    return score, dice
+
+
+def _centred(cases: np.ndarray, values: np.ndarray) -> np.ndarray:
+    means, member = case_means(cases, values)
+    return values - means[member]
 
 
 def _pair_sets(run: Run) -> list[Block]:

@@ -83,7 +83,7 @@ class Run:
         return read_table(self.evaluation / f"{name}.parquet", schema.EVALUATION)
 
     def curve(self, name: str, words: tuple[str, ...] = ()) -> pl.DataFrame:
-        """`history/NAME.csv`, f64 but for the columns of words: an empty column has no type of its own."""
+        """`history/NAME.csv`: f64, but for the columns of words."""
         frame = read_foreign_table(self.history / f"{name}.csv")
         return frame.with_columns(pl.exclude(words).cast(pl.Float64))
 

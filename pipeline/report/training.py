@@ -26,9 +26,9 @@ Curve = tuple[np.ndarray, np.ndarray]
 def training(run: Run) -> Section:
     """Validation Dice by step of all students, what else was watched, and the training of the base."""
     blocks: list[Block] = []
-    base = run.curve("base", ("model",))
+    base = run.curve("base", ("model", "best"))
     histories = {name: run.curve(name) for name in run.params.students}
-    start = base.filter((pl.col("model") == "base") & (pl.col("best") == 1))["validation_dice"]
+    start = base.filter((pl.col("model") == "base") & (pl.col("best") == "true"))["validation_dice"]
     if histories:
         caption = "Validation Dice of all students, in points. The dotted line is the base that they start from."
         lines = {name: _curve(history, "validation_dice", 100) for name, history in histories.items()}

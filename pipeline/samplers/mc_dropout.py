@@ -84,9 +84,11 @@ def dropout_layers(network: nn.Module, case: CaseModels, at: Place) -> list[nn.M
             for layer in network.modules()
             if isinstance(layer, kinds)
         ]
-        case.predict(network, np.zeros((case.image.shape[0], *case.window), np.float32))
-        for handle in handles:
-            handle.remove()
+        try:
+            case.predict(network, np.zeros((case.image.shape[0], *case.window), np.float32))
+        finally:
+            for handle in handles:
+                handle.remove()
         layers = list(seen)
         if at != "own":
             layers = layers[:-1]  # the last one makes the logits

@@ -1,0 +1,233 @@
+"""`params.yaml`: the shipped file loads, and every mistake is named by its key path."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+
+from pipeline.errors import BadInput
+from pipeline.judges import Judge
+from pipeline.mining import Strategy
+from pipeline.params import Params, entry, load_params
+from pipeline.samplers import Sampler
+
+SHIPPED = Path(__file__).parents[1] / "params.yaml"
+GONE = object()
+
+
+def changed(tmp_path: Path, **changes: Any) -> Path:
+    """The shipped file with other values at dotted keys (`__` for the dot), as JSON, which is YAML."""
+    content = YAML(typ="safe").load(SHIPPED)
+    for path, value in changes.items():
+        *above, last = path.split("__")
+        at = content
+        for key in above:
+            at = at[key]
+        if value is GONE:
+            del at[last]
+        else:
+            at[last] = value
+    (tmp_path / "params.yaml").write_text(json.dumps(content))
+    return tmp_path / "params.yaml"
+
+
+def problems(path: Path) -> list[str]:
+    """Lines of the error, each of which starts with the file."""
+    with pytest.raises(BadInput) as caught:
+        load_params(path)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    return [line.removeprefix(f"{path}: ") for line in lines]
+
+
+def kinds(union: Any) -> str:
+    """The kinds of a family, as an error lists them."""
+    return ", ".join(f"'{get_args(kind.model_fields['kind'].annotation)[0]}'" for kind in get_args(get_args(union)[0]))
+
+
+# ---- the shipped file ------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_file_loads():
+    """Its judges are those of the panel, and its knobs are frozen."""
+    params = load_params(SHIPPED)
+    assert params.judge_names == [*params.judges, *params.tables]
+    assert params.pairs["none"].strategy.kind == "none"
+    assert all(student.pairs in params.pairs for student in params.students.values())
+    with pytest.raises(ValidationError, match="frozen"):
+        params.seed = 1
+
+
+def test_numbers_without_a_dot_are_numbers(tmp_path):
+    """YAML 1.1 reads 1e-4 as text; DVC and this file are YAML 1.2. A whole number may stand for a real one."""
+    file = changed(tmp_path)
+    text = file.read_text()
+    assert '"learning_rate": 0.0002' in text
+    file.write_text(
+        text.replace('"learning_rate": 0.0002', '"learning_rate": 2e-4').replace('"seed": 0', '"seed": 7', 1)
+    )
+    assert load_params(file).training.optimisation.learning_rate == 2e-4
+    assert load_params(changed(tmp_path, evaluation__nsd_tolerance=2)).evaluation.nsd_tolerance == 2.0
+
+
+def test_every_knob_says_what_it_means():
+    """Each field of each block has a docstring, which is the description in the JSON Schema."""
+    without = []
+    seen: set[type[BaseModel]] = set()
+
+    def visit(model: type[BaseModel]) -> None:
+        if model in seen:
+            return
+        seen.add(model)
+        for name, field in model.model_fields.items():
+            if name != "kind" and model is not Params and not field.description and not models_in(field.annotation):
+                without.append(f"{model.__name__}.{name}")
+            for inner in models_in(field.annotation):
+                visit(inner)
+
+    def models_in(annotation: Any) -> list[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return [annotation]
+        return [model for part in get_args(annotation) for model in models_in(part)]
+
+    visit(Params)
+    assert len(seen) > 20
+    assert without == []
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"jduges": {}}, "jduges: unknown key; remove it or correct its spelling"),
+        ({"base__batchsize": 4}, "base.batchsize: unknown key; remove it or correct its spelling"),
+        (
+            {"propose__samplers__dropout__rate": 0.5},
+            "propose.samplers.dropout.rate: unknown key; remove it or correct its spelling",
+        ),
+        (
+            {"students__rn_cdpo__objective__link__epsilon": 0.5},
+            "students.rn_cdpo.objective.link.epsilon: unknown key; remove it or correct its spelling",
+        ),
+        ({"seed": GONE}, "seed: missing"),
+        ({"base__optimisation__steps": GONE}, "base.optimisation.steps: missing"),
+        ({"students__dpo__objective": GONE}, "students.dpo.objective: missing"),
+        ({"judges__agreement__kind": GONE}, "judges.agreement.kind: missing"),
+        ({"tables": {"qc": {"kind": "table"}}}, "tables.qc.path: missing"),
+        ({"seed": "seven"}, 'seed: should be a valid integer, found "seven"'),
+        ({"seed": "7"}, 'seed: should be a valid integer, found "7"'),
+        ({"seed": 1.5}, "seed: should be a valid integer, found 1.5"),
+        ({"base__batch": 0}, "base.batch: should be greater than 0, found 0"),
+        ({"training__reference": "kept"}, "training.reference: should be 'cached' or 'recomputed', found \"kept\""),
+        (
+            {"propose__samplers__dropout__rates": [0.1, "half"]},
+            'propose.samplers.dropout.rates.1: should be a valid number, found "half"',
+        ),
+        (
+            {"propose__samplers__dropout__rates": 0.1},
+            "propose.samplers.dropout.rates: should be a valid array, found 0.1",
+        ),
+        ({"propose": []}, "propose: should be an object, found []"),
+        ({"judges__my-judge": {"kind": "agreement"}}, "judges.my-judge: String should match pattern"),
+        (
+            {"judges__agreement__kind": "agrement"},
+            f"judges.agreement.kind: found 'agrement', expected one of {kinds(Judge)}",
+        ),
+        (
+            {"propose__samplers__flips__kind": "flip"},
+            f"propose.samplers.flips.kind: found 'flip', expected one of {kinds(Sampler)}",
+        ),
+        (
+            {"pairs__agreement__strategy__kind": "best"},
+            f"pairs.agreement.strategy.kind: found 'best', expected one of {kinds(Strategy)}",
+        ),
+        (
+            {"judges__mine": {"kind": "table", "path": "x.csv"}},
+            "judges.mine: kind 'table' belongs under tables:, so that DVC watches its file",
+        ),
+        ({"tables": {"oracle": {"kind": "table", "path": "x.csv"}}}, "tables.oracle: a judge has the same name"),
+        (
+            {"pairs__agreement__judge": "agrement"},
+            "pairs.agreement.judge: no judge 'agrement'; there are ['agreement', 'expected_dice', 'oracle']",
+        ),
+        ({"pairs__agreement__judge": "none"}, "pairs.agreement: judge 'none' and strategy 'none' go together"),
+        ({"pairs__none__judge": "oracle"}, "pairs.none: judge 'none' and strategy 'none' go together"),
+        (
+            {"students__dpo__pairs": "agrement"},
+            "students.dpo.pairs: no pair set 'agrement'; there are ['none', 'agreement', 'oracle']",
+        ),
+        (
+            {"students__dpo__pairs": "none"},
+            "students.dpo.pairs: objective 'preference' needs pairs, not 'none'",
+        ),
+        (
+            {"students__supervised__pairs": "oracle"},
+            "students.supervised.pairs: objective 'supervised' uses no pairs, not 'oracle'",
+        ),
+        (
+            {"students__base": {"pairs": "none", "objective": {"kind": "supervised"}}},
+            "students.base: 'base' is the base segmenter; choose another name",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_mistake_is_named_by_its_key_path(tmp_path, changes, expected):
+    found = problems(changed(tmp_path, **changes))
+    assert len(found) == 1
+    assert found[0].startswith(expected)
+
+
+def test_all_mistakes_are_reported_together(tmp_path):
+    found = problems(changed(tmp_path, seed=GONE, base__batch="many", judges__oracle__kind="truth"))
+    assert [line.split(":")[0] for line in found] == ["seed", "base.batch", "judges.oracle.kind"]
+
+
+def test_a_table_may_be_the_judge_of_pairs(tmp_path):
+    table = {"kind": "table", "path": "qc.csv"}
+    params = load_params(changed(tmp_path, tables={"expert": table}, pairs__agreement__judge="expert"))
+    assert params.judge_names[-1] == "expert"
+    assert params.tables["expert"].path == Path("qc.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: [1", "not valid YAML"),
+        ("seed: 1\nseed: 2\n", "not valid YAML"),
+        ("", "the file: should be an object, found null"),
+        ("- a\n- b\n", 'the file: should be an object, found ["a", "b"]'),
+    ],
+)
+def test_a_file_that_is_not_a_dictionary(tmp_path, text, message):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(BadInput) as caught:
+        load_params(tmp_path / "params.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 'params.yaml'}: {message}")
+
+
+@pytest.mark.parametrize(("written", "found"), [("2026-01-31", '"2026-01-31"'), (".nan", "NaN")])
+def test_values_that_only_yaml_knows_are_named(tmp_path, written, found):
+    """A date and not-a-number where a whole number belongs."""
+    file = changed(tmp_path)
+    file.write_text(file.read_text().replace('"seed": 0', f'"seed": {written}', 1))
+    (problem,) = problems(file)
+    assert problem.startswith("seed: should be a ")
+    assert problem.endswith(found)
+
+
+def test_a_missing_file():
+    with pytest.raises(BadInput, match=r"nowhere.yaml: no such file; run from the folder that holds params.yaml"):
+        load_params(Path("nowhere.yaml"))
+
+
+def test_an_entry_by_name():
+    assert entry({"a": 1}, "a", "judges") == 1
+    with pytest.raises(BadInput, match=r"params.yaml: judges has no entry 'b'; there are \['a'\]"):
+        entry({"a": 1}, "b", "judges")
