@@ -145,7 +145,7 @@ def audit_pairs(
         region = regions(masks, chosen, rejected)
         known = region & (label != schema.UNKNOWN)
         gap = dice[case_id, chosen] - dice[case_id, rejected]
-        wrong = float((masks[chosen] != label)[known].mean()) if known.any() else 0.0
+        wrong = float((masks[chosen] != label)[known].mean()) if known.any() else np.nan
         active = float((masks[0] != masks[chosen])[region].mean())
         found.append((0.5 if gap == 0 else float(gap < 0), wrong, active, dice[case_id, chosen] - dice[case_id, 0]))
         sizes.append(size)
@@ -154,7 +154,9 @@ def audit_pairs(
     columns = np.array(found).reshape(-1, 4).T
     weight = np.array(sizes, np.float64)
     for measure, values in zip(("noise_rate", "voxel_noise", "active_share", "lift"), columns, strict=True):
-        estimate = interval(values, groups, knobs.bootstrap, seed)
+        # A disagreement wholly in unknown truth has no voxel noise.
+        known_values = ~np.isnan(values)
+        estimate = interval(values[known_values], np.array(groups)[known_values], knobs.bootstrap, seed)
         out.update(zip((measure, f"{measure}_low", f"{measure}_high"), estimate, strict=True))
     weighted = weighted_interval(columns[0] * weight, weight, groups, knobs.bootstrap, seed)
     out.update(zip(("weighted_noise", "weighted_noise_low", "weighted_noise_high"), weighted, strict=True))

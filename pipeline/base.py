@@ -130,6 +130,10 @@ def train_base(
     """
     architecture = _architecture(cases, knobs)
     architecture.build(0)
+    if beyond := [axis for axis in augmentation.flips if not 0 <= axis < architecture.dimensions]:
+        raise BadInput(
+            f"augmentation.flips: expected axes 0 to {architecture.dimensions - 1} of this data, found {beyond}"
+        )
     labelled = cases.split("labelled")
     groups = sorted({case.group for case in labelled})
     if knobs.folds == 1 or knobs.folds > len(groups):

@@ -115,6 +115,8 @@ def summary(evaluation: pl.DataFrame, base: pl.DataFrame | None, knobs: Evaluati
         "empty": _empty(evaluation),
         "cases": per_case.height,
         "groups": per_case["group"].n_unique(),
+        "nsd_tolerance": knobs.nsd_tolerance,
+        "worse_by": knobs.worse_by,
         "distance_unit": units[0] if len(units) == 1 else "mixed",
     }
     if base is not None:

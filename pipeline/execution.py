@@ -157,6 +157,8 @@ def run(
     `isolated` tasks use process-wide state (torch's global generator), so they never share a process at one time.
     Raises `BadInput` with every failure after all other shards have finished.
     """
+    if not shards:
+        raise BadInput(f"{what}: nothing to do: no case is in the splits it works on; see `splits` in params.yaml")
     done = folder / "done"
     waiting = [shard for shard in shards if not _done(done, shard).is_file()]
     if len(waiting) < len(shards):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import BadInput
 from pipeline.overlap import dice_to
 from pipeline.recipe import Compute, Optimisation
 from pipeline.segmenter import labels, predict
@@ -109,7 +110,9 @@ def optimise(
                 group["lr"] = knobs.learning_rate * (1 - (step - 1) / knobs.steps) ** 0.9
         loss, numbers = step_loss(step)
         if not torch.isfinite(loss):
-            raise ArithmeticError(f"step {step}: the loss is {loss.item()}; lower the learning rate or beta")
+            raise BadInput(
+                f"training diverged: the loss at step {step} is {loss.item()}; lower the learning rate or beta"
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), knobs.clip)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline import schema, store
+from pipeline.cases import prepare as prepare_module
 from pipeline.cases.decathlon import Decathlon
 from pipeline.cases.folders import Folders
 from pipeline.cases.phantom import Phantom
@@ -208,20 +209,20 @@ def test_a_stopped_run_resumes(
     assert (resumed.folder / store.MANIFEST).read_text() == (good.folder / store.MANIFEST).read_text()
 
 
-def test_a_run_killed_while_moving_starts_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_while_publishing_starts_over(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Phantom(cases=20, size=(16, 16))
     good = prepared(reader, "good")
-    move = shutil.move
+    publish = prepare_module.publish
 
     def killed(source: Path, target: Path) -> None:
         if source.name == "labels.zarr":
             raise KeyboardInterrupt
-        move(source, target)
+        publish(source, target)
 
-    monkeypatch.setattr(shutil, "move", killed)
+    monkeypatch.setattr(prepare_module, "publish", killed)
     with pytest.raises(KeyboardInterrupt):
         prepared(reader, "out")
-    monkeypatch.setattr(shutil, "move", move)
+    monkeypatch.setattr(prepare_module, "publish", publish)
     again = prepared(reader, "out")
     assert (again.folder / store.MANIFEST).read_text() == (good.folder / store.MANIFEST).read_text()
 

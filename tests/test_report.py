@@ -150,6 +150,8 @@ def evaluation(dice: tuple[float, ...]) -> pl.DataFrame:
             "hd95": 2.0,
             "assd": 1.0,
             "distance_unit": "mm",
+            "nsd_tolerance": 1.0,
+            "worse_by": 0.02,
             "volume_error": 0.1,
             "truth_empty": False,
             "prediction_empty": False,

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from pipeline.judges.judge import Evidence
-from pipeline.knobs import Knobs
+from pipeline.judges.judge import Evidence, JudgeKnobs
 from pipeline.overlap import pairwise_dice
-from pipeline.store import CaseStore, ProposalStore
 
 
-class Agreement(Knobs):
+class Agreement(JudgeKnobs):
     """Mean Dice with the other proposals of the case: it picks the medoid. Abstains on a single proposal."""
 
     kind: Literal["agreement"]
-
-    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> Agreement:
-        return self
 
     def score(self, evidence: Evidence) -> np.ndarray:
         dice = pairwise_dice(evidence.masks, evidence.classes)

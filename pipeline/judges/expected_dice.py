@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from pipeline.judges.judge import Evidence
-from pipeline.knobs import Knobs
-from pipeline.store import CaseStore, ProposalStore
+from pipeline.judges.judge import Evidence, JudgeKnobs
 
 
-class ExpectedDice(Knobs):
+class ExpectedDice(JudgeKnobs):
     """`2 sum(p y) / (sum p + sum y)` per foreground class, averaged; 1 where both sums are 0.
 
     Likes large masks where the probability is diffuse.
     """
 
     kind: Literal["expected_dice"]
-
-    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> ExpectedDice:
-        return self
 
     def score(self, evidence: Evidence) -> np.ndarray:
         probability = evidence.probability.reshape(evidence.classes, -1).astype(np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import polars as pl
@@ -13,6 +13,7 @@ import polars as pl
 from pipeline import schema
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
+from pipeline.knobs import Knobs
 from pipeline.store import MANIFEST, Case, CaseStore, ProposalStore, cases_per_shard, write_table
 
 
@@ -58,7 +59,9 @@ class Scorer(Protocol):
 
 
 class Judge(Protocol):
-    """Frozen knobs with a literal `kind`."""
+    """Frozen knobs (`JudgeKnobs`) with a literal `kind`."""
+
+    research: ClassVar[bool]
 
     @property
     def kind(self) -> str:
@@ -68,6 +71,16 @@ class Judge(Protocol):
     def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> Scorer:
         """Read, check or learn what scoring needs; learned weights go to `models`. Raises `BadInput`."""
         ...
+
+
+class JudgeKnobs(Knobs):
+    """Knobs of a judge; one that needs nothing but the case is ready as it is."""
+
+    research: ClassVar[bool] = False
+    """Whether it reads the truth of the pool, so that what follows from it is for research only."""
+
+    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> Any:
+        return self
 
 
 @dataclass(frozen=True)

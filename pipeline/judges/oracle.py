@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from pipeline.judges.judge import Evidence
-from pipeline.knobs import Knobs
+from pipeline.judges.judge import Evidence, JudgeKnobs
 from pipeline.overlap import dice_to
-from pipeline.store import CaseStore, ProposalStore
 
 
-class Oracle(Knobs):
+class Oracle(JudgeKnobs):
     """Mean Dice over foreground classes with the truth; abstains where there is none."""
 
     kind: Literal["oracle"]
-
-    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> Oracle:
-        return self
+    research: ClassVar[bool] = True
 
     def score(self, evidence: Evidence) -> np.ndarray:
         truth = evidence.truth()

@@ -10,12 +10,11 @@ import numpy as np
 import polars as pl
 
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Evidence
-from pipeline.knobs import Knobs
+from pipeline.judges.judge import Evidence, JudgeKnobs
 from pipeline.store import CaseStore, ProposalStore, read_foreign_table
 
 
-class Table(Knobs):
+class Table(JudgeKnobs):
     """Scores of the user's own QC tool or of an expert, for the proposals that `stages.export_proposals` wrote."""
 
     kind: Literal["table"]

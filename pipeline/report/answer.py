@@ -69,9 +69,10 @@ def _arms_table(arms: list[Arm]) -> Table:
         gap = f"the gain as a share of the gain of '{ceiling.name}'"
     note = (
         "Sustained: mean over the last fifth of a student's checkpoints. Peak: at its best validation step. Drop: peak "
-        f"minus sustained. Gap recovered: {gap}. NSD: share of surface within the tolerance, in points. HD95, ASSD: "
+        f"minus sustained. Gap recovered: {gap}. NSD: share of surface within "
+        f"{arms[0].metrics['nsd_tolerance']:g} {unit}, in points. HD95, ASSD: "
         "distances between surfaces, lower is better. Cases worse: those that lost more Dice than evaluation.worse_by "
-        "(0.02, two points, unless params.yaml says otherwise). Missed and invented: masks of a case and class that "
+        f"({arms[0].metrics['worse_by']:g}). Missed and invented: masks of a case and class that "
         f"are empty where the truth is not, and the reverse. An arm marked '{RESEARCH}' learned from truth of the pool."
     )
     return Table("Test results of all arms", columns, rows, frozenset({12, 13, 14, 15}), note=note)

@@ -69,7 +69,7 @@ class Run:
 
     def reads_truth(self, judge: str) -> bool:
         """Whether a judge looks at the truth of the cases that it scores."""
-        return judge in self.params.judges and self.params.judges[judge].kind == "oracle"
+        return judge in self.params.judges and self.params.judges[judge].research
 
     @cached_property
     def mined(self) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 from pipeline.samplers.sampler import CaseModels, Draw, drawn
 
@@ -36,6 +37,11 @@ class TTA(Knobs):
         import torch
 
         found = [case.base_probability()]
+        if beyond := {axis for axes in self.flips for axis in axes if not 0 <= axis < case.image.ndim - 1}:
+            raise BadInput(
+                f"case '{case.case_id}': sampler '{name}' flips axes {sorted(beyond)}, the image has axes 0 to "
+                f"{case.image.ndim - 2}; correct `flips`"
+            )
         for axes in self.flips:
             image = np.flip(case.image, tuple(axis + 1 for axis in axes))
             found.append(torch.flip(case.predict(case.base, image), [axis + 1 for axis in axes]))
