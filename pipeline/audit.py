@@ -14,7 +14,8 @@ from pipeline import schema
 from pipeline.bootstrap import interval, weighted_interval
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.mining import NoPairs, PairSet, mine, regions
+from pipeline.mining import NoPairs, PairSet, mine
+from pipeline.overlap import region
 from pipeline.seeding import numpy_generator
 from pipeline.store import CaseStore, ProposalStore, scan_table, write_json, write_table
 
@@ -142,11 +143,11 @@ def audit_pairs(
     for case_id, chosen, rejected, size in table.select("case_id", "chosen", "rejected", "disagreement").iter_rows():
         if case_id != last:
             masks, label, last = proposals.masks(rows[case_id]), cases.label(rows[case_id]), case_id
-        region = regions(masks, chosen, rejected)
-        known = region & (label != schema.UNKNOWN)
+        differ = region(masks[chosen], masks[rejected])
+        known = differ & (label != schema.UNKNOWN)
         gap = dice[case_id, chosen] - dice[case_id, rejected]
         wrong = float((masks[chosen] != label)[known].mean()) if known.any() else np.nan
-        active = float((masks[0] != masks[chosen])[region].mean())
+        active = float((masks[0] != masks[chosen])[differ].mean())
         found.append((0.5 if gap == 0 else float(gap < 0), wrong, active, dice[case_id, chosen] - dice[case_id, 0]))
         sizes.append(size)
         groups.append(group_of[case_id])

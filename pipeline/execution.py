@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,8 +78,11 @@ class CaseFailures:
             raise BadInput.all(self.messages)
 
 
-def fingerprint(knobs: object, inputs: Iterable[Path]) -> str:
+def fingerprint(knobs: object, inputs: Sequence[Path]) -> str:
     """Key of unfinished work: knobs, input hashes, all code of the library, versions of what computes."""
+    for path in inputs:
+        if not path.is_file():
+            raise BadInput(f"{path}: missing; run the stage that writes it with `dvc repro`")
     code = sorted(Path(__file__).parent.rglob("*.py"))
     versions = {name: importlib.metadata.version(name) for name in ("torch", "monai", "numpy", "zarr", "polars")}
     content = [
@@ -93,7 +96,7 @@ def fingerprint(knobs: object, inputs: Iterable[Path]) -> str:
 
 
 @contextmanager
-def workspace(stage: str, knobs: object, inputs: Iterable[Path]) -> Iterator[Path]:
+def workspace(stage: str, knobs: object, inputs: Sequence[Path]) -> Iterator[Path]:
     """Folder for finished shards: kept if the stage fails or is killed, deleted when it succeeds.
 
     Work of the same stage under another fingerprint is deleted: it can never be used again.
@@ -213,7 +216,7 @@ def _outcomes(
     if not shards:
         return
     if execution.scheduler == "cluster":
-        yield from _on_cluster(task, shards, execution, workers, advance)
+        yield from _on_cluster(task, shards, execution, workers, isolated, advance)
         return
     import dask
     from dask.callbacks import Callback
@@ -240,7 +243,12 @@ def _outcomes(
 
 
 def _on_cluster(
-    task: _Guarded, shards: list[Shard], execution: Execution, workers: int, advance: Callable[[], None]
+    task: _Guarded,
+    shards: list[Shard],
+    execution: Execution,
+    workers: int,
+    isolated: bool,
+    advance: Callable[[], None],
 ) -> Iterator[str]:
     from distributed import Client, LocalCluster, as_completed
 
@@ -250,6 +258,11 @@ def _on_cluster(
     # The client is closed before the stage ends: a stage that DVC runs would hang otherwise.
     try:
         with Client(cluster or execution.address) as client:
+            threads = [worker["nthreads"] for worker in client.scheduler_info()["workers"].values()]
+            if isolated and any(count > 1 for count in threads):
+                raise BadInput(
+                    f"execution.address: training needs workers of one thread, found {threads}; use --nthreads 1"
+                )
             futures = {client.submit(task, shard, pure=False): shard for shard in shards}
             for future in as_completed(futures):
                 advance()

@@ -34,18 +34,20 @@ def export_proposals(cases: CaseStore, proposals: ProposalStore, splits: Sequenc
     rows = {case.case_id: case for case in cases.split(*splits)}
     table = proposals.table.filter(pl.col("case_id").is_in(list(rows)))
     sources = dict(cases.table.select("case_id", pl.col("sources").list.first()).iter_rows())
-    files, images = [], []
+    files, images, hashes = [], [], []
     for case_id, case_rows in table.group_by("case_id", maintain_order=True):
         case = rows[str(case_id[0])]
         (out / case.case_id).mkdir(parents=True, exist_ok=True)
-        masks = proposals.masks(case)
+        masks, known = proposals.masks(case), proposals.mask_hashes(case)
         for slot in case_rows["proposal"]:
             mask = on_source_grid(masks[slot], case, len(cases.class_names))
             files.append(_write(mask, case, out / case.case_id / f"{slot:02d}").relative_to(out).as_posix())
             images.append(sources[case.case_id])
+            hashes.append(known[slot])
     sheet = table.select("case_id", "proposal", "sampler", "setting").with_columns(
         pl.Series("file", files, pl.String),
         pl.Series("image", images, pl.String),
+        pl.Series("mask", hashes, pl.String),
         pl.lit(None, pl.Float64).alias("score"),
     )
     out.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from scipy.spatial import cKDTree
 
 from pipeline.errors import BadInput
@@ -20,11 +22,11 @@ from pipeline.schema import UNKNOWN
 class Evaluation(Knobs):
     """How students and the base segmenter are measured on test cases."""
 
-    nsd_tolerance: float
+    nsd_tolerance: Annotated[float, Field(ge=0)]
     """Surface voxels this close to the other surface count as right in NSD; mm, or px where spacing is unknown."""
-    bootstrap: int = 2000
+    bootstrap: Annotated[int, Field(gt=0)] = 2000
     """Resamples of the patients behind each interval."""
-    worse_by: float = 0.02
+    worse_by: Annotated[float, Field(ge=0)] = 0.02
     """A case is worse if its Dice is more than this below the base segmenter's."""
     seed: int = 0
     """Seed of the resamples."""

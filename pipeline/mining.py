@@ -269,9 +269,3 @@ def mine_to(
     table, drops = mine(panel, proposals, pairs, "pool", seed)
     write_table(table, schema.PAIRS, out, pairs)
     write_json(out.with_suffix(".drops.json"), drops)
-
-
-def regions(masks: np.ndarray, chosen: int, rejected: int) -> np.ndarray:
-    """bool `[*space]`: the disagreement region of two slots of `masks`."""
-    one, two = masks[chosen], masks[rejected]
-    return (one != two) & (one != schema.UNKNOWN) & (two != schema.UNKNOWN)

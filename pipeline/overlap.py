@@ -10,6 +10,11 @@ import numpy as np
 from pipeline.schema import UNKNOWN
 
 
+def region(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+    """bool `[*space]`: the disagreement region of two label maps; voxels that are 255 in either are outside."""
+    return (chosen != rejected) & (chosen != UNKNOWN) & (rejected != UNKNOWN)
+
+
 def _packed(masks: np.ndarray) -> np.ndarray:
     """Booleans `[K, *space]` as words u64 `[K, words]`, filled up with zeros."""
     packed = np.packbits(masks.reshape(len(masks), -1), axis=1)

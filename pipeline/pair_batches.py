@@ -65,13 +65,18 @@ class PairBatches:
         self.views = self.augmentation.views()
 
     def statistics(self) -> PairStatistics:
-        """|D| and image size of every pair."""
-        voxels = {case.case_id: int(np.prod(case.shape)) for case in self.paired}
-        return PairStatistics(
-            self.pairs["disagreement"].to_numpy(),
-            np.array([voxels[case_id] for case_id in self.pairs["case_id"]], np.int64),
-            self.architecture.dimensions,
-        )
+        """|D| and image size of every pair, in the order of the images."""
+        crops = numpy_generator(self.seed, "statistics")
+        size, voxels = [], []
+        for case in self.paired:
+            masks = self._masks(case)
+            # As in training: of a case larger than the window, what a crop holds.
+            where = self._crop(case, masks, crops)
+            seen = masks if where is None else masks[(slice(None), *where)]
+            half = len(seen) // 2
+            size += disagreement_region(seen[:half], seen[half:]).flatten(1).sum(1).tolist()
+            voxels += [seen[0].numel()] * half
+        return PairStatistics(np.array(size, np.int64), np.array(voxels, np.int64), self.architecture.dimensions)
 
     def draws(self) -> Iterator[list[tuple[Case, tuple[int, ...]]]]:
         """Cases and flips of each step: shuffled rounds over the images that have pairs."""
@@ -97,6 +102,7 @@ class PairBatches:
             where = self._crop(case, masks, crops)
             if where is not None:
                 image, masks = image[(slice(None), *where)], masks[(slice(None), *where)]
+            real = masks[0].numel()
             dimensions = self.architecture.dimensions
             image = flip(image, view, dimensions)
             masks = self.augmentation.swap(flip(masks, view, dimensions), view)
@@ -108,7 +114,7 @@ class PairBatches:
             chosen.append(masks[:half])
             rejected.append(masks[half:])
             index += [position] * half
-            voxels += [int(np.prod(case.shape))] * half
+            voxels += [real] * half
         batch = torch.stack(images).to(self.compute.device)
         with self.compute.autocast():
             logits = policy(batch)

@@ -68,6 +68,11 @@ class Params(Knobs):
             if not empty and pairs.judge not in self.judge_names:
                 raise ValueError(f"pairs.{name}.judge: no judge '{pairs.judge}'; there are {self.judge_names}")
         for name, student in self.students.items():
+            paired = student.objective.feeds == "pairs"
+            if paired and "anchor" not in student.model_fields_set:
+                raise ValueError(f"students.{name}.anchor: missing: {{supervised: 1.0}}, or null for the unsafe way")
+            if not paired and student.anchor is not None:
+                raise ValueError(f"students.{name}.anchor: '{student.objective.kind}' has no anchor; remove it")
             if name == "base":
                 raise ValueError("students.base: 'base' is the base segmenter; choose another name")
             if student.pairs not in self.pairs:

@@ -49,6 +49,7 @@ class _Proposing:
     base: Model
     members: tuple[Model, ...]
     knobs: Propose
+    swap_labels: tuple[tuple[int, int, int], ...]
     compute: Compute
     seed: int
     slots: int
@@ -88,6 +89,7 @@ class _Proposing:
             self.base.architecture.window,
             self.compute,
             self.seed,
+            self.swap_labels,
         )
         seen.draws.append(drawn("base", "base", seen.predict(seen.base)))
         for name, sampler in self.knobs.samplers.items():
@@ -115,7 +117,14 @@ class _Proposing:
 
 
 def propose(
-    cases: CaseStore, base: Path, knobs: Propose, compute: Compute, seed: int, out: Path, execution: Execution
+    cases: CaseStore,
+    base: Path,
+    knobs: Propose,
+    compute: Compute,
+    seed: int,
+    out: Path,
+    execution: Execution,
+    swap_labels: tuple[tuple[int, int, int], ...] = (),
 ) -> None:
     """Propose masks for every case of the splits and write `proposals.parquet` and the three arrays.
 
@@ -134,7 +143,7 @@ def propose(
     n_cases, padded, classes = len(cases.all), cases.padded, len(cases.class_names)
     voxels = int(np.prod(padded))
     size = cases_per_shard(n_cases, voxels * (slots + classes))
-    block = (knobs, compute, seed)
+    block = (knobs, swap_labels, compute, seed)
     with workspace("propose", block, [cases.folder / MANIFEST, base / MANIFEST]) as work:
         for array, shape in (
             (schema.MASKS, (n_cases, slots, *padded)),
@@ -144,7 +153,15 @@ def propose(
             if not (work / f"{array.name}.zarr" / "zarr.json").is_file():
                 create_array(work, array, shape, size)
         task = _Proposing(
-            cases, model, tuple(Model(base, name, compute.device) for name in needed), knobs, compute, seed, slots, work
+            cases,
+            model,
+            tuple(Model(base, name, compute.device) for name in needed),
+            knobs,
+            swap_labels,
+            compute,
+            seed,
+            slots,
+            work,
         )
         shards = shards_of(cases.split(*knobs.splits), size, key=lambda case: case.case)
         rows = run(task, shards, work, execution, "propose", bytes_per_shard=3 * size * voxels * (slots + 4 * classes))

@@ -43,10 +43,10 @@ class Network(Knobs):
     """Arguments of the class, except the numbers of spatial axes, channels and classes."""
     head: Literal["softmax", "sigmoid"] = "softmax"
     """`sigmoid` is one output channel, for two classes only."""
-    window: tuple[int, ...] | None = None
+    window: tuple[Annotated[int, Field(gt=0)], ...] | None = None
     """Voxels that the network sees at once; larger cases are cropped in training and slid over in inference.
     Null: the largest case."""
-    multiple: int = 16
+    multiple: Annotated[int, Field(gt=0)] = 16
     """The window is rounded up to a multiple of this; the network's total stride, or a multiple of it."""
 
 
@@ -66,7 +66,8 @@ class Optimisation(Knobs):
     evaluate_every: Annotated[int, Field(gt=0)] = 50
     """Steps between evaluations on validation."""
     patience: Annotated[int, Field(gt=0)] | None = None
-    """Evaluations without a better validation Dice after which training stops; null trains all steps."""
+    """Evaluations without a better validation Dice after which training stops, once it has been better than at the
+    start; null trains all steps."""
 
 
 class Base(Knobs):

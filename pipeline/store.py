@@ -350,6 +350,10 @@ class ProposalStore:
         block = np.asarray(self._masks[(case.case, slice(None), *case.space)])
         return block if slots is None else block[list(slots)]
 
+    def mask_hashes(self, case: Case) -> list[str]:
+        """One short hash per proposal: whether a score that came from outside is of this very mask."""
+        return [hashlib.blake2b(mask.tobytes(), digest_size=8).hexdigest() for mask in self.masks(case)]
+
     def probability(self, case: Case) -> np.ndarray:
         """f32 `[class, *space]`, the mean over proposals that have probabilities, in steps of 1/255."""
         return np.asarray(self._probability[(case.case, slice(None), *case.space)]).astype(np.float32) / 255

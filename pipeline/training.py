@@ -17,7 +17,7 @@ from pipeline.segmenter import labels, predict
 State = dict[str, Tensor]
 Row = dict[str, float | None]
 
-LAST_FIFTH = 5
+MOST_LATE = 5
 """Most checkpoints kept of the last fifth of the evaluations; their mean is the sustained result."""
 
 
@@ -27,7 +27,7 @@ class Trained:
 
     best: State
     last: State
-    late: dict[int, State]  # step -> weights, of the last fifth of the evaluations, at most LAST_FIFTH
+    late: dict[int, State]  # step -> weights, of the last fifth of the evaluations, at most MOST_LATE
     snapshots: dict[int, State]
     history: list[Row] = field(default_factory=list)
     best_step: int = 0
@@ -98,7 +98,7 @@ def optimise(
         trained.last = state
         # Early stopping can end at any evaluation, so the last fifth is known only afterwards: keep the newest few.
         trained.late[step] = state
-        keep = max(1, min(LAST_FIFTH, (len(trained.history) - 1) // 5 if knobs.patience else expected // 5))
+        keep = max(1, min(MOST_LATE, (len(trained.history) - 1) // 5 if knobs.patience else expected // 5))
         for old in sorted(trained.late)[:-keep]:
             del trained.late[old]
 
@@ -122,7 +122,8 @@ def optimise(
                 sums.setdefault(name, []).append(value)
         if step % knobs.evaluate_every == 0 or step == knobs.steps:
             record(step)
-            if knobs.patience and waited >= knobs.patience:
+            # A start that is trained already falls before it rises: patience begins with the first improvement.
+            if knobs.patience and trained.best_step and waited >= knobs.patience:
                 break
         if snapshot_every and step % snapshot_every == 0:
             trained.snapshots[step] = _copy(network)

@@ -18,7 +18,8 @@ def main(cases: Path, base: Path, out: Path, params_file: Path) -> None:
     from pipeline.store import CaseStore
 
     params = load_params(params_file)
-    propose(CaseStore(cases), base, params.propose, params.compute, params.seed, out, params.execution)
+    swap_labels = params.augmentation.swap_labels
+    propose(CaseStore(cases), base, params.propose, params.compute, params.seed, out, params.execution, swap_labels)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ def test_phantom_store_holds_what_the_reader_draws() -> None:
         "class_names": ["background", "organ", "core"],
         "channel_names": ["intensity"],
         "kind": "phantom",
+        "notes": [],
     }
     assert cases.table["sources"].to_list() == [[]] * 40
     assert not (cases.folder / "truth.zarr").exists()

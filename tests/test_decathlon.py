@@ -167,3 +167,18 @@ def test_decathlon_without_a_readable_index(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text("[]")
     with pytest.raises(BadInput, match="expected a JSON object, found list"):
         reader.scan()
+
+
+def test_volumes_in_two_orientations_are_refused(tmp_path: Path) -> None:
+    """Flips and sided classes act on axes, so an axis must mean the same in every volume."""
+    write_decathlon(tmp_path / "raw", cases=3)
+    for folder in ("imagesTr", "labelsTr"):
+        path = tmp_path / "raw" / folder / "vol_01.nii.gz"
+        turned = nibabel.as_closest_canonical(nibabel.load(path))
+        codes = nibabel.orientations.axcodes2ornt("LPS")
+        nibabel.save(
+            turned.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(turned.affine), codes)),
+            path,
+        )
+    with pytest.raises(BadInput, match=r"one orientation, found RAS \(case 'vol_00'\) and LPS \(case 'vol_01'\)"):
+        Decathlon(path=tmp_path / "raw").scan()

@@ -146,3 +146,19 @@ def test_a_file_that_is_not_there_or_not_a_table(two_cases, tmp_path):
     (tmp_path / "broken.parquet").write_text("not parquet")
     with pytest.raises(BadInput, match=r"broken.parquet: not a readable Parquet or CSV file"):
         table_scores(Scene(two_cases.cases, two_cases.proposals, tmp_path / "broken.parquet"))
+
+
+def test_scores_of_another_mask_are_refused(two_cases):
+    """The sheet's hashes belong to the masks that were scored, not to slots."""
+    hashes = {case.case_id: two_cases.proposals.mask_hashes(case) for case in two_cases.cases.all}
+    rows = [f"{case_id},{slot},0.5,{found}" for case_id, known in hashes.items() for slot, found in enumerate(known)]
+    header = "case_id,proposal,score,mask"
+    write_scores(two_cases, *rows, header=header)
+    assert len(table_scores(two_cases)) == len(hashes)
+    first = next(iter(hashes))
+    stale = [rows[0].replace(hashes[first][0], "0123456789abcdef"), *rows[1:]]
+    write_scores(two_cases, *stale, header=header)
+    with pytest.raises(
+        BadInput, match=rf"case '{first}', proposal 0: the score is of another mask .* score them again"
+    ):
+        table_scores(two_cases)

@@ -17,7 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline import mining, schema
 from pipeline.errors import BadInput
-from pipeline.mining import NoPairs, PairSet, Strategy, mine, mine_to, regions
+from pipeline.mining import NoPairs, PairSet, Strategy, mine, mine_to
+from pipeline.overlap import region
 from pipeline.schema import UNKNOWN
 from pipeline.store import CaseStore, ProposalStore, read_table, write_table
 from tests.builders import bars, case_store, panel_of, proposal_store
@@ -237,7 +238,7 @@ def test_thresholds_outside_their_range_are_refused(kind, bad):
 def test_region_of_two_slots():
     """101x against 011x: pixels 0 and 1 differ; 255 in either is outside."""
     masks = np.array([[1, 0, 1, UNKNOWN, 1], [0, 1, 1, UNKNOWN, UNKNOWN]], np.uint8)
-    assert regions(masks, 0, 1).tolist() == [True, True, False, False, False]
+    assert region(masks[0], masks[1]).tolist() == [True, True, False, False, False]
 
 
 def test_the_pool_is_mined_to_files(scene, tmp_path: Path):

@@ -172,6 +172,14 @@ def test_every_knob_says_what_it_means():
             "students.supervised.pairs: objective 'supervised' uses no pairs, not 'oracle'",
         ),
         (
+            {"students__dpo__anchor": GONE},
+            "students.dpo.anchor: missing: {supervised: 1.0}, or null for the unsafe way",
+        ),
+        (
+            {"students__supervised__anchor": {"supervised": 1.0}},
+            "students.supervised.anchor: 'supervised' has no anchor; remove it",
+        ),
+        (
             {"students__base": {"pairs": "none", "objective": {"kind": "supervised"}}},
             "students.base: 'base' is the base segmenter; choose another name",
         ),

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 
 from pipeline import schema
+from pipeline.params import load_params
+from tests.phantoms import disc
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_every_table_and_column_is_in_the_readme() -> None:
@@ -31,3 +39,33 @@ def test_both_commands_are_one_line() -> None:
     for name in ("run", "test"):
         (block,) = re.findall(rf"<!-- {name} command -->\n```bash\n(.*?)```", README, re.S)
         assert len(block.strip().splitlines()) == 1
+
+
+def test_the_example_judge_scores_masks(tmp_path: Path) -> None:
+    """A disc is more compact than a bar; an empty mask gets no score."""
+    (code,) = re.findall(r"<!-- example judge -->\n```python\n(.*?)```", README, re.S)
+    path = tmp_path / "compactness.py"
+    path.write_text(code)
+    spec = importlib.util.spec_from_file_location("compactness", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    bar = np.zeros((20, 20), np.uint8)
+    bar[9:11] = 1
+    evidence = SimpleNamespace(masks=np.stack([disc((20, 20), 6), bar, np.zeros_like(bar)]))
+    scores = module.Compactness(kind="compactness").score(evidence)
+    assert scores[0] > scores[1]
+    assert np.isnan(scores[2])
+    assert module.Compactness.research is False
+
+
+def test_the_overrides_shown_are_accepted_by_dvc(tmp_path: Path) -> None:
+    from dvc.utils.hydra import apply_overrides
+
+    overrides = re.findall(r"-S (\S+)", README)
+    assert len(overrides) >= 4
+    path = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", path)
+    apply_overrides(path, overrides)
+    assert load_params(path).pairs["agreement"].judge == "expected_dice"

@@ -49,7 +49,7 @@ FULL = {"kind": "full", "optimisation": {"steps": 4, "learning_rate": 1e-3, "eva
 STUDENTS = {
     "supervised": {"pairs": "none", "objective": {"kind": "supervised"}},
     "rn_cdpo": {"pairs": "mined", "objective": PREFERENCE, "anchor": {"supervised": 1.0}},
-    "oracle_dpo": {"pairs": "ceiling", "objective": {"kind": "preference"}},
+    "oracle_dpo": {"pairs": "ceiling", "objective": {"kind": "preference"}, "anchor": None},
     "full": {"pairs": "none", "objective": FULL},
 }
 GAINS: dict[str, tuple[float, ...]] = {

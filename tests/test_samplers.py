@@ -253,3 +253,29 @@ def test_the_majority_and_the_mean_may_disagree():
     assert (majority.mask.item(), mean.mask.item()) == (0, 1)
     (only,) = Consensus(kind="consensus", of=("mean",)).draw("c", case)
     assert only.setting == "mean"
+
+
+class Sided(nn.Module):
+    """Class 1 in the bright voxels of the first half of the first axis, class 2 in those of the second half."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        left = (torch.arange(image.shape[2]) < image.shape[2] / 2).view(1, 1, -1, 1).expand_as(image)
+        bright = image > 0
+        return torch.cat([~bright, bright & left, bright & ~left], dim=1).float() * 10
+
+
+def test_sided_classes_change_places_in_a_flip_and_back():
+    """Image + - - + + - + -: the base says 1 0 0 1 2 0 2 0. The flipped image is - + - + + - - +, whose answer
+    0 1 0 1 2 0 0 2, turned back, is 2 0 0 2 1 0 1 0: left and right must change places too."""
+    image = np.broadcast_to(np.array([1, -1, -1, 1, 1, -1, 1, -1], np.float32)[None, :, None], (1, 8, 2)).copy()
+    sampler = TTA(kind="tta", flips=((0,),), mean=False)
+    case = models(Sided(), image)
+    assert case.draws[0].mask[:, 0].tolist() == [1, 0, 0, 1, 2, 0, 2, 0]
+    (draw,) = sampler.draw("flips", case)
+    assert draw.mask[:, 0].tolist() == [2, 0, 0, 2, 1, 0, 1, 0], "classes without sides stay as the network says"
+    case.swap_labels = ((0, 1, 2),)
+    (draw,) = sampler.draw("flips", case)
+    assert np.array_equal(draw.mask, case.draws[0].mask)
+    case.swap_labels = ((1, 1, 2),)
+    (draw,) = sampler.draw("flips", case)
+    assert draw.mask[:, 0].tolist() == [2, 0, 0, 2, 1, 0, 1, 0], "of another axis"

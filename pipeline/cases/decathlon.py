@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
@@ -54,6 +55,7 @@ class Decathlon(Knobs):
             with failures.of(name):
                 sources.append(self._source(image, label, channels))
         failures.raise_any()
+        _one_orientation(sources, self.path)
         return sources
 
     def read(self, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
@@ -151,6 +153,23 @@ class Decathlon(Knobs):
         if not isinstance(content, dict):
             raise BadInput(f"{self._index}: expected a JSON object, found {type(content).__name__}; check the file")
         return content
+
+
+def _one_orientation(sources: Sequence[Source], root: Path) -> None:
+    """Axes must mean the same in every volume: flips, sided classes and resizing act on them."""
+    from nibabel import aff2axcodes
+
+    first: dict[str, Source] = {}
+    for source in sources:
+        if len(source.shape) == 3:
+            axes = "".join(aff2axcodes(np.asarray(source.affine).reshape(4, 4)))
+            first.setdefault(axes, source)
+    if len(first) > 1:
+        (one, a), (two, b) = list(first.items())[:2]
+        raise BadInput(
+            f"{root}: expected one orientation, found {one} (case '{a.case_id}') and {two} (case '{b.case_id}'); "
+            "bring all files to one with nibabel.as_closest_canonical"
+        )
 
 
 def _stem(image: str) -> str:

@@ -60,7 +60,9 @@ class _PrepareShard:
         failures.raise_any()
         for array, block in blocks.items():
             store.open_array(self.folder, array, "r+")[first : first + count] = block
-        return pl.DataFrame(rows, schema={**schema.CASES.columns, "foreground": pl.Boolean()})
+        return pl.DataFrame(
+            rows, schema={**schema.CASES.columns, "foreground": pl.Boolean(), "only_ignore": pl.Boolean()}
+        )
 
     def _case(self, planned: _Planned, place: int, blocks: dict[schema.Array, np.ndarray]) -> dict[str, Any]:
         """Put one case into the blocks; its row of the case table, and whether its label holds any foreground."""
@@ -92,6 +94,8 @@ class _PrepareShard:
             "site": source.site,
             "sources": files,
             "sha256": [store.sha256(self.reader.path / file) for file in files],
+            "only_ignore": label is not None
+            and bool((label == schema.UNKNOWN).any() and (label == schema.UNKNOWN)[label > 0].all()),
             "foreground": label is not None and bool(((label > 0) & (label != schema.UNKNOWN)).any()),
         }
 
@@ -141,12 +145,18 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
                 f"{reader.path}: expected foreground in at least one label, found only 0 and {schema.UNKNOWN} "
                 "(ignore); for masks stored as 0 and 255 set `foreground_above: 127`"
             )
+        if doubtful := sorted(rows.filter("only_ignore")["case_id"]):
+            notes.append(
+                f"labels: {len(doubtful)} cases hold 255 (ignore) and no class but the background, first "
+                f"'{doubtful[0]}'; if those are masks stored as 0 and 255, set foreground_above: 127"
+            )
+            print(notes[-1], file=sys.stderr)
         _clear(out)
         for array in arrays:
             publish(work / f"{array.name}.zarr", out / f"{array.name}.zarr")
         made_by = (reader.model_dump(exclude={"path"}), preprocess, splits)
         store.write_table(rows, schema.CASES, out / "cases.parquet", made_by)
-        info = {"class_names": class_names, "channel_names": channel_names, "kind": reader.kind}
+        info = {"class_names": class_names, "channel_names": channel_names, "kind": reader.kind, "notes": notes}
         store.write_json(out / "cases.json", info)
         store.write_manifest(out, made_by)
 
@@ -217,6 +227,11 @@ def _check(image: np.ndarray, label: np.ndarray | None, source: Source, channels
         raise BadInput(
             f"{where}: expected finite intensities, found {int((~np.isfinite(image)).sum())} NaN or infinite voxels; "
             "replace them"
+        )
+    if label is not None and (label == schema.UNKNOWN).all():
+        raise BadInput(
+            f"{where}: expected a label with at least one known voxel, found {schema.UNKNOWN} (ignore) everywhere; "
+            "remove the label, so that the case joins the pool"
         )
     if label is not None and label.shape != source.shape:
         raise BadInput(f"{where}: expected a label of {source.shape} voxels, found {label.shape}; resample the label")

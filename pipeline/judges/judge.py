@@ -63,6 +63,10 @@ class Judge(Protocol):
 
     research: ClassVar[bool]
 
+    def inputs(self) -> list[Path]:
+        """Files beyond cases and proposals that scores follow from."""
+        ...
+
     @property
     def kind(self) -> str:
         """Name of the kind in `params.yaml`."""
@@ -78,6 +82,10 @@ class JudgeKnobs(Knobs):
 
     research: ClassVar[bool] = False
     """Whether it reads the truth of the pool, so that what follows from it is for research only."""
+
+    def inputs(self) -> list[Path]:
+        """Files beyond cases and proposals that scores follow from."""
+        return []
 
     def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> Any:
         return self

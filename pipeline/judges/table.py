@@ -31,6 +31,9 @@ class Table(JudgeKnobs):
     missing: Literal["abstain", "error"] = "error"
     """What a proposal without a row means."""
 
+    def inputs(self) -> list[Path]:
+        return [self.path]
+
     def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> TableScores:
         """Check the file against the proposals: columns, types, repeated and unknown rows, missing rows."""
         frame = read_foreign_table(self.path)
@@ -66,11 +69,26 @@ class Table(JudgeKnobs):
                 f"{self.path}: {len(absent)} of {len(proposals.table)} proposals have no row, first: case '{case_id}', "
                 f"proposal {proposal}; set missing: abstain if that is meant"
             )
+        if "mask" in frame.columns:
+            _check_masks(self.path, frame.select(self.case, self.proposal, "mask"), cases, proposals)
         sign = 1.0 if self.higher_is_better else -1.0
         scores: dict[str, dict[int, float]] = {}
         for case_id, proposal, value in found.select("case_id", "proposal", "score").drop_nulls().iter_rows():
             scores.setdefault(case_id, {})[proposal] = sign * value
         return TableScores(scores)
+
+
+def _check_masks(path: Path, rows: pl.DataFrame, cases: CaseStore, proposals: ProposalStore) -> None:
+    """Refuse scores of masks that have been made anew since they were exported."""
+    known = {case.case_id: case for case in cases.all}
+    for (case_id,), group in rows.group_by(rows.columns[0], maintain_order=True):
+        hashes = proposals.mask_hashes(known[str(case_id)])
+        for _, proposal, found in group.iter_rows():
+            if found is not None and found != hashes[int(float(proposal))]:
+                raise BadInput(
+                    f"{path}: case '{case_id}', proposal {proposal}: the score is of another mask (expected mask "
+                    f"{hashes[int(float(proposal))]}, found {found}); export the proposals and score them again"
+                )
 
 
 @dataclass(frozen=True)

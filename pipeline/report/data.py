@@ -37,7 +37,10 @@ def splits(run: Run) -> Section:
         "A group is a patient or an exam, and never stands in two splits. The base learns from labelled, students also "
         "from the images of the pool; validation judges the judges and picks the best step; only test gives results."
     )
-    return Section("splits", "Cases and splits", how, [Table("Splits", columns, rows, frozenset({4, 5}))])
+    blocks: list[Block] = [Table("Splits", columns, rows, frozenset({4, 5}))]
+    if notes := run.cases.info.get("notes"):
+        blocks.append(Note(notes))
+    return Section("splits", "Cases and splits", how, blocks)
 
 
 def proposals(run: Run) -> Section:

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from pipeline import schema
+from pipeline.overlap import region
 from pipeline.report.blocks import Block, Figure, Legend, Note, Section
 from pipeline.report.figures import GREEN, ORANGE, PURPLE, RED, SKY, YELLOW, drawing, embed
 from pipeline.report.run import Run
@@ -34,7 +35,7 @@ class Slice:
     @property
     def differ(self) -> np.ndarray:
         """bool `[row, column]`: the disagreement region."""
-        return disagreement(self.chosen, self.rejected)
+        return region(self.chosen, self.rejected)
 
 
 def examples(run: Run) -> Section:
@@ -81,11 +82,6 @@ def picked(pairs: pl.DataFrame) -> dict[str, dict]:
     return found
 
 
-def disagreement(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
-    """bool: voxels on which two masks differ, without those that are 255 in either."""
-    return (chosen != rejected) & (chosen != schema.UNKNOWN) & (rejected != schema.UNKNOWN)
-
-
 def slice_of(
     image: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, spacing: tuple[float, ...] | None, colour: bool
 ) -> Slice:
@@ -100,7 +96,7 @@ def slice_of(
     if chosen.ndim == 3:
         axis = max(range(3), key=lambda a: (steps[a], a))
         others = tuple(a for a in range(3) if a != axis)
-        index = int(disagreement(chosen, rejected).sum(axis=others).argmax())
+        index = int(region(chosen, rejected).sum(axis=others).argmax())
         where = f", slice {index + 1} of {chosen.shape[axis]} along axis {axis + 1}"
         # Volumes store x first and y upwards; a page has rows first and downwards.
         chosen, rejected = (np.take(mask, index, axis).T[::-1] for mask in (chosen, rejected))
@@ -117,11 +113,11 @@ def _foreground(mask: np.ndarray) -> np.ndarray:
     return (mask != 0) & (mask != schema.UNKNOWN)
 
 
-def _box(region: np.ndarray) -> tuple[slice, slice]:
+def _box(inside: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of a region, with a margin."""
     ends = []
-    for axis, length in enumerate(region.shape):
-        filled = np.flatnonzero(region.any(axis=1 - axis))
+    for axis, length in enumerate(inside.shape):
+        filled = np.flatnonzero(inside.any(axis=1 - axis))
         first, last = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, length)
         extra = max(int(MARGIN * (last - first)), (LEAST - (last - first) + 1) // 2)
         ends.append(slice(max(0, first - extra), min(length, last + extra)))

@@ -78,9 +78,9 @@ def dropout_layers(network: nn.Module, case: CaseModels, at: Place) -> list[nn.M
     known = _LAYERS.setdefault(network, {})
     if at not in known:
         kinds = dropout if at == "own" else linear
-        seen: dict[nn.Module, float] = {}
+        seen: dict[nn.Module, tuple[float, int]] = {}
         handles = [
-            layer.register_forward_hook(lambda layer, _, output: seen.update({layer: _resolution(layer, output)}))
+            layer.register_forward_hook(lambda layer, _, output: seen.update({layer: _size(layer, output)}))
             for layer in network.modules()
             if isinstance(layer, kinds)
         ]
@@ -91,18 +91,23 @@ def dropout_layers(network: nn.Module, case: CaseModels, at: Place) -> list[nn.M
                 handle.remove()
         layers = list(seen)
         if at != "own":
-            layers = layers[:-1]  # the last one makes the logits
+            # What has one channel per logit at the end of the network is logits already, not features.
+            while layers and seen[layers[-1]][1] == seen[list(seen)[-1]][1]:
+                layers.pop()
         if at == "bottleneck":
-            lowest = min(seen[layer] for layer in layers)
-            layers = [layer for layer in layers if seen[layer] == lowest]
+            lowest = min((seen[layer][0] for layer in layers), default=0.0)
+            layers = [layer for layer in layers if seen[layer][0] == lowest]
         if not layers:
             raise BadInput(f"propose: sampler mc_dropout at '{at}': the network has no such layer; use at: all")
         known[at] = layers
     return known[at]
 
 
-def _resolution(layer: nn.Module, output: Tensor) -> float:
+def _size(layer: nn.Module, output: Tensor) -> tuple[float, int]:
+    """Positions and channels of an output."""
     from torch import nn
 
     tokens = isinstance(layer, nn.Linear)
-    return float(np.prod(output.shape[1:-1] if tokens else output.shape[2:]))
+    if tokens:
+        return float(np.prod(output.shape[1:-1])), output.shape[-1]
+    return float(np.prod(output.shape[2:])), output.shape[1]

@@ -36,6 +36,7 @@ class CaseModels:
     window: Sequence[int]
     compute: Compute
     seed: int
+    swap_labels: tuple[tuple[int, int, int], ...] = ()  # (axis, class, class) that change places in a flip
     draws: list[Draw] = field(default_factory=list)
 
     def predict(self, network: nn.Module, image: np.ndarray | None = None) -> Tensor:
@@ -43,6 +44,16 @@ class CaseModels:
         from pipeline.segmenter import predict, probability
 
         return probability(predict(network, self.image if image is None else image, self.window, self.compute)).cpu()
+
+    def predict_flipped(self, network: nn.Module, axes: Sequence[int]) -> Tensor:
+        """Class probabilities `[class, *space]` of the image flipped along these axes, brought back to this case."""
+        image = np.flip(self.image, tuple(axis + 1 for axis in axes))
+        found = self.predict(network, image).flip([axis + 1 for axis in axes])
+        order = list(range(len(found)))
+        for axis, first, second in self.swap_labels:
+            if axis in axes:
+                order[first], order[second] = order[second], order[first]
+        return found[order]
 
     def base_probability(self) -> Tensor:
         """Class probabilities of the base prediction."""

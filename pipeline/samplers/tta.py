@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
@@ -17,10 +18,10 @@ class TTA(Knobs):
 
     kind: Literal["tta"]
     flips: tuple[tuple[int, ...], ...] = ((0,), (1,), (0, 1))
-    """Sets of spatial axes flipped together."""
+    """Sets of spatial axes flipped together; sided classes (`augmentation.swap_labels`) change places with them."""
     quarter_turns: tuple[Literal[1, 2, 3], ...] = ()
     """Rotations by 90 degrees in the plane of the last two axes."""
-    intensity: tuple[float, ...] = ()
+    intensity: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Factors on the normalised image."""
     mean: bool = True
     """Whether the mean of the base and all varied images is a proposal too."""
@@ -43,8 +44,7 @@ class TTA(Knobs):
                 f"{case.image.ndim - 2}; correct `flips`"
             )
         for axes in self.flips:
-            image = np.flip(case.image, tuple(axis + 1 for axis in axes))
-            found.append(torch.flip(case.predict(case.base, image), [axis + 1 for axis in axes]))
+            found.append(case.predict_flipped(case.base, axes))
         for turn in self.quarter_turns:
             image = np.rot90(case.image, turn, (-2, -1))
             found.append(torch.rot90(case.predict(case.base, image), -turn, (-2, -1)))
