@@ -16,8 +16,9 @@ import numpy as np
 import polars as pl
 
 from pipeline import schema
+from pipeline.dataset import ProposalStore
 from pipeline.mining import PairSet, mine
-from pipeline.store import ProposalStore, create_array, open_array, scan_table, write_table
+from pipeline.store import create_array, open_array, scan_table, write_table
 
 SLOTS = 16
 STRATEGIES = ("top_bottom", "top_base", "top_random")

@@ -12,12 +12,13 @@ from pydantic import Field
 
 from pipeline import schema
 from pipeline.bootstrap import interval, weighted_interval
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 from pipeline.mining import NoPairs, PairSet, mine
 from pipeline.overlap import region
 from pipeline.seeding import numpy_generator
-from pipeline.store import CaseStore, ProposalStore, scan_table, write_json, write_table
+from pipeline.store import scan_table, write_json, write_table
 
 
 class Audit(Knobs):

@@ -9,13 +9,14 @@ import polars as pl
 import torch
 
 from pipeline.augmentation import Augmentation, LabelledBatches
+from pipeline.dataset import Case, CaseStore
 from pipeline.errors import BadInput
 from pipeline.execution import Execution, Shard, publish, run, shards_of, workspace
 from pipeline.recipe import MODELS, Base, Compute, Optimisation
 from pipeline.seeding import numpy_generator, seed_of
 from pipeline.segmentation_loss import dice_ce
 from pipeline.segmenter import Architecture, load_weights, save_weights
-from pipeline.store import MANIFEST, Case, CaseStore, write_json, write_manifest
+from pipeline.store import MANIFEST, write_json, write_manifest
 from pipeline.training import Trained, optimise, validation_dice
 
 

@@ -14,11 +14,12 @@ import polars as pl
 from pipeline import schema
 from pipeline.bootstrap import Interval, group_means, interval
 from pipeline.cases.preprocess import restore_probability
+from pipeline.dataset import Case, CaseStore
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
 from pipeline.metrics import Evaluation, case_metrics, dice
 from pipeline.recipe import Compute
-from pipeline.store import MANIFEST, Case, CaseStore, read_table, write_json, write_table
+from pipeline.store import MANIFEST, read_table, write_json, write_table
 
 if TYPE_CHECKING:
     from pipeline.segmenter import Model

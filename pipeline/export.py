@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from pipeline.cases.preprocess import restore_probability
+from pipeline.dataset import Case, CaseStore, ProposalStore
 from pipeline.errors import BadInput
-from pipeline.store import Case, CaseStore, ProposalStore
 
 SHEET = "proposals.csv"
 """One row per exported proposal; with its `score` column filled in, a file for `tables:`."""

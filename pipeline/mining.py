@@ -11,10 +11,11 @@ import polars as pl
 from pydantic import Field
 
 from pipeline import schema
+from pipeline.dataset import ProposalStore
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs, Name
 from pipeline.seeding import seed_of
-from pipeline.store import ProposalStore, scan_table, write_json, write_table
+from pipeline.store import scan_table, write_json, write_table
 
 BLOCK = 32_768
 """Cases mined at a time: what bounds the memory."""

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from pipeline import schema
 from pipeline.arm import Training
 from pipeline.augmentation import Augmentation, flip
+from pipeline.dataset import Case, CaseStore, ProposalStore
 from pipeline.losses import disagreement_region, kl_to_reference
 from pipeline.objectives.objective import PairBatch, PairStatistics, Row
 from pipeline.recipe import Compute
 from pipeline.seeding import numpy_generator
 from pipeline.segmenter import Architecture, pad_to
-from pipeline.store import Case, CaseStore, ProposalStore
 
 
 class _Cache:

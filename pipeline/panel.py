@@ -8,8 +8,9 @@ from pathlib import Path
 import polars as pl
 
 from pipeline import schema
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.overlap import dice_to
-from pipeline.store import CaseStore, ProposalStore, read_table, write_table
+from pipeline.store import read_table, write_table
 
 
 def true_dice(cases: CaseStore, proposals: ProposalStore) -> pl.DataFrame:

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from pipeline import schema
+from pipeline.dataset import Case, CaseStore
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
 from pipeline.knobs import Knobs, Name
@@ -18,17 +19,7 @@ from pipeline.overlap import dice_to, disagreement
 from pipeline.recipe import MODELS, Compute
 from pipeline.samplers import Sampler
 from pipeline.samplers.sampler import CaseModels, drawn
-from pipeline.store import (
-    MANIFEST,
-    Case,
-    CaseStore,
-    cases_per_shard,
-    create_array,
-    open_array,
-    shard_cases,
-    write_manifest,
-    write_table,
-)
+from pipeline.store import MANIFEST, cases_per_shard, create_array, open_array, shard_cases, write_manifest, write_table
 
 if TYPE_CHECKING:
     from pipeline.segmenter import Model

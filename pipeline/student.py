@@ -13,6 +13,7 @@ from pipeline import schema
 from pipeline.arm import Student, Training
 from pipeline.augmentation import Augmentation, LabelledBatches
 from pipeline.base import train_supervised
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.losses import disagreement_region
 from pipeline.objectives.objective import LabelledBatch, PairBatch, Row
@@ -21,7 +22,7 @@ from pipeline.recipe import Base, Compute
 from pipeline.seeding import numpy_generator, seed_of
 from pipeline.segmentation_loss import dice_ce
 from pipeline.segmenter import Model, save_weights
-from pipeline.store import CaseStore, ProposalStore, read_table, write_json, write_manifest
+from pipeline.store import read_table, write_json, write_manifest
 from pipeline.training import Trained, optimise, validation_dice
 
 RECORD = "student.json"

@@ -15,8 +15,8 @@ from stages import FOLDER, stage
 @stage
 def main(cases: Path, proposals: Path, panel: Path, out: Path, params_file: Path) -> None:
     from pipeline.audit import run_audit
+    from pipeline.dataset import CaseStore, ProposalStore
     from pipeline.params import load_params
-    from pipeline.store import CaseStore, ProposalStore
 
     params = load_params(params_file)
     run_audit(

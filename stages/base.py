@@ -14,8 +14,8 @@ from stages import FOLDER, stage
 @stage
 def main(cases: Path, out: Path, history: Path, params_file: Path) -> None:
     from pipeline.base import train_base
+    from pipeline.dataset import CaseStore
     from pipeline.params import load_params
-    from pipeline.store import CaseStore
 
     params = load_params(params_file)
     train_base(

@@ -16,9 +16,9 @@ from stages import FOLDER, stage
 @click.option("--metrics", type=FOLDER, required=True)
 @stage
 def main(name: str, cases: Path, model: Path, base: Path | None, out: Path, metrics: Path, params_file: Path) -> None:
+    from pipeline.dataset import CaseStore
     from pipeline.evaluation import evaluate_model
     from pipeline.params import load_params
-    from pipeline.store import CaseStore
 
     params = load_params(params_file)
     evaluate_model(

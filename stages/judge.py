@@ -15,9 +15,9 @@ from stages import FOLDER, stage
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(name: str, cases: Path, proposals: Path, models: Path, out: Path, params_file: Path) -> None:
+    from pipeline.dataset import CaseStore, ProposalStore
     from pipeline.judges.judge import judge
     from pipeline.params import entry, load_params
-    from pipeline.store import CaseStore, ProposalStore
 
     params = load_params(params_file)
     knobs = entry({**params.judges, **params.tables}, name, "judges or tables")

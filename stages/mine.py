@@ -14,9 +14,9 @@ from stages import FOLDER, stage
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(name: str, panel: Path, proposals: Path, out: Path, params_file: Path) -> None:
+    from pipeline.dataset import ProposalStore
     from pipeline.mining import mine_to
     from pipeline.params import entry, load_params
-    from pipeline.store import ProposalStore
 
     params = load_params(params_file)
     pairs = entry(params.pairs, name, "pairs")

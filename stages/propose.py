@@ -13,9 +13,9 @@ from stages import FOLDER, stage
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(cases: Path, base: Path, out: Path, params_file: Path) -> None:
+    from pipeline.dataset import CaseStore
     from pipeline.params import load_params
     from pipeline.proposals import propose
-    from pipeline.store import CaseStore
 
     params = load_params(params_file)
     swap_labels = params.augmentation.swap_labels

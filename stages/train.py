@@ -19,9 +19,9 @@ from stages import FOLDER, stage
 def main(
     name: str, cases: Path, proposals: Path, pairs: Path, base: Path, out: Path, history: Path, params_file: Path
 ) -> None:
+    from pipeline.dataset import CaseStore, ProposalStore
     from pipeline.params import entry, load_params
     from pipeline.segmenter import Model
-    from pipeline.store import CaseStore, ProposalStore
     from pipeline.student import train_student
 
     params = load_params(params_file)

@@ -9,17 +9,10 @@ import numpy as np
 import polars as pl
 
 from pipeline import schema
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.overlap import dice_to, disagreement
 from pipeline.panel import true_dice
-from pipeline.store import (
-    CaseStore,
-    ProposalStore,
-    create_array,
-    open_array,
-    write_json,
-    write_manifest,
-    write_table,
-)
+from pipeline.store import create_array, open_array, write_json, write_manifest, write_table
 
 
 def _padded(blocks: Sequence[np.ndarray], lead: tuple[int, ...], space: tuple[int, ...], fill: float) -> np.ndarray:

@@ -27,9 +27,10 @@ from pipeline.audit import (
     top_value,
     warnings,
 )
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.mining import PairSet
-from pipeline.store import CaseStore, ProposalStore, read_table, write_table
+from pipeline.store import read_table, write_table
 from tests.builders import bars, case_store, panel_of, proposal_store
 
 N = None

@@ -21,9 +21,9 @@ from pipeline.cases.prepare import prepare
 from pipeline.cases.preprocess import Preprocess
 from pipeline.cases.reader import CaseTable
 from pipeline.cases.splits import Splits
+from pipeline.dataset import CaseStore
 from pipeline.errors import BadInput
 from pipeline.execution import WORK, Execution
-from pipeline.store import CaseStore
 from tests.phantoms import disc, poison_labels, write_decathlon, write_folders, write_nifti, write_table
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

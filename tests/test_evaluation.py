@@ -10,11 +10,12 @@ import pytest
 
 from pipeline import schema
 from pipeline.bootstrap import Interval, interval, weighted_interval
+from pipeline.dataset import Case, CaseStore
 from pipeline.errors import BadInput
 from pipeline.evaluation import evaluate, rows_of, summary
 from pipeline.metrics import Evaluation
 from pipeline.seeding import numpy_generator
-from pipeline.store import Case, CaseStore, write_table
+from pipeline.store import write_table
 
 KNOBS = Evaluation(nsd_tolerance=1.0, bootstrap=2000)
 

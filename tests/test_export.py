@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from pipeline import schema
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.export import SHEET, export_proposals, on_source_grid
 from pipeline.judges.table import Table
 from pipeline.overlap import dice_to
-from pipeline.store import CaseStore, ProposalStore, read_table, write_manifest, write_table
+from pipeline.store import read_table, write_manifest, write_table
 from tests.builders import case_store, proposal_store
 from tests.phantoms import disc
 

@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence
 from pipeline.judges.table import Table
-from pipeline.store import CaseStore, ProposalStore
 from tests.builders import bars, case_store, proposal_store
 
 ROWS = ("c0,0,0.5", "c0,1,0.25", "c1,0,2", "c1,1,-1")

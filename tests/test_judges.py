@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from pipeline import schema
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
 from pipeline.judges import Judge
@@ -22,7 +23,7 @@ from pipeline.judges.judge import Evidence, judge
 from pipeline.judges.oracle import Oracle
 from pipeline.knobs import Knobs
 from pipeline.seeding import numpy_generator
-from pipeline.store import CaseStore, ProposalStore, read_table
+from pipeline.store import read_table
 from tests.builders import bars, case_store, proposal_store, rows_of
 
 KINDS = get_args(get_args(Judge)[0])

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import mining, schema
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.mining import NoPairs, PairSet, Strategy, mine, mine_to
 from pipeline.overlap import region
 from pipeline.schema import UNKNOWN
-from pipeline.store import CaseStore, ProposalStore, read_table, write_table
+from pipeline.store import read_table, write_table
 from tests.builders import bars, case_store, panel_of, proposal_store
 
 KINDS = [kind for kind in get_args(get_args(Strategy)[0]) if kind is not NoPairs]

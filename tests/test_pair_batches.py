@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from pipeline.arm import Training
 from pipeline.augmentation import Augmentation
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.losses import disagreement_region, margins
 from pipeline.objectives.objective import PairBatch
 from pipeline.pair_batches import PairBatches, drift
 from pipeline.recipe import Compute, Optimisation
 from pipeline.seeding import numpy_generator
 from pipeline.segmenter import Architecture
-from pipeline.store import CaseStore, ProposalStore
 from tests.builders import bars, case_store, proposal_store
 from tests.networks import noise, small
 from tests.phantoms import disc

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline import schema
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.execution import WORK, Execution
 from pipeline.knobs import Knobs
@@ -22,7 +23,7 @@ from pipeline.samplers.sampler import CaseModels, Draw
 from pipeline.samplers.threshold import Threshold
 from pipeline.samplers.tta import TTA
 from pipeline.segmenter import Architecture, Model, labels, predict, probability, save_weights
-from pipeline.store import CaseStore, ProposalStore, open_array, write_json, write_manifest
+from pipeline.store import open_array, write_json, write_manifest
 from tests.builders import case_store
 from tests.networks import noise
 

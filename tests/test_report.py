@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from pipeline import schema
 from pipeline.audit import run_audit
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.evaluation import summary
 from pipeline.metrics import Evaluation
@@ -32,7 +33,7 @@ from pipeline.report.numbers import Estimate, case_means, cell, decimal, extent,
 from pipeline.report.page import write_report
 from pipeline.report.run import Run
 from pipeline.report.training import training
-from pipeline.store import CaseStore, ProposalStore, write_json, write_table
+from pipeline.store import write_json, write_table
 from stages.report import main
 from tests.builders import bars, case_store, panel_of, proposal_store
 from tests.chain import with_changes, write_params

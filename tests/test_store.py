@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import schema
+from pipeline.dataset import CaseStore
 from pipeline.errors import BadInput
 from pipeline.seeding import numpy_generator
 from pipeline.store import (
     MANIFEST,
-    CaseStore,
     cases_per_shard,
     check_manifest,
     create_array,

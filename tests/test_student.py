@@ -18,6 +18,7 @@ import torch
 from pipeline import schema
 from pipeline.arm import Anchor, Student, Training
 from pipeline.augmentation import Augmentation
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.objectives.full import Full
 from pipeline.objectives.preference import Preference
@@ -26,7 +27,7 @@ from pipeline.objectives.supervised import Supervised
 from pipeline.overlap import dice_to
 from pipeline.recipe import Base, Compute, Network, Optimisation
 from pipeline.segmenter import Architecture, Model, load_weights, predict, save_weights
-from pipeline.store import CaseStore, ProposalStore, check_manifest, write_table
+from pipeline.store import check_manifest, write_table
 from pipeline.student import HISTORY, RECORD, train_student
 from tests.builders import case_store, proposal_store
 from tests.networks import noise

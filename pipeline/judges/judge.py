@@ -11,10 +11,11 @@ import numpy as np
 import polars as pl
 
 from pipeline import schema
+from pipeline.dataset import Case, CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
 from pipeline.knobs import Knobs
-from pipeline.store import MANIFEST, Case, CaseStore, ProposalStore, cases_per_shard, write_table
+from pipeline.store import MANIFEST, cases_per_shard, write_table
 
 
 @dataclass(frozen=True)

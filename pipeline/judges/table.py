@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence, JudgeKnobs
-from pipeline.store import CaseStore, ProposalStore, read_foreign_table
+from pipeline.store import read_foreign_table
 
 
 class Table(JudgeKnobs):

@@ -44,11 +44,12 @@ class Preference(Knobs):
 
         floor = self.floor or FLOOR[pairs.dimensions]
         factor = 1.0
-        if self.beta_unit == "matched" and len(pairs.size):
-            size, voxels = torch.tensor(pairs.size), torch.tensor(pairs.voxels)
+        seen = pairs.size > 0  # a crop may hold nothing of a pair; such pairs count nowhere
+        if self.beta_unit == "matched" and seen.any():
+            size, voxels = torch.tensor(pairs.size[seen]), torch.tensor(pairs.voxels[seen])
             own = normaliser_value(self.normaliser, size, floor, voxels)
             factor = float(normaliser_value("region", size, floor, voxels).double().mean() / own.double().mean())
-        return BoundPreference(self, floor, factor, float(np.mean(pairs.size)) if len(pairs.size) else 0.0)
+        return BoundPreference(self, floor, factor, float(np.mean(pairs.size[seen])) if seen.any() else 0.0)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 
 from pipeline import schema
+from pipeline.dataset import Case
 from pipeline.overlap import region
 from pipeline.report.blocks import Block, Figure, Legend, Note, Section
 from pipeline.report.figures import GREEN, ORANGE, PURPLE, RED, SKY, YELLOW, drawing, embed
 from pipeline.report.run import Run
-from pipeline.store import Case
 
 OUTLINES = (ORANGE, SKY, YELLOW, PURPLE, GREEN)
 """Of the foreground classes, in order and then again."""

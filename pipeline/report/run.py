@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pipeline import schema
+from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.report.numbers import Estimate
-from pipeline.store import CaseStore, ProposalStore, read_foreign_table, read_table, scan_table
+from pipeline.store import read_foreign_table, read_table, scan_table
 
 if TYPE_CHECKING:
     from pipeline.arm import Student

@@ -1,0 +1,195 @@
+"""The preference data set on disk: cases with images and labels, and their proposals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from pipeline import schema
+from pipeline.errors import BadInput
+from pipeline.store import check_manifest, open_array, read_table
+
+if TYPE_CHECKING:
+    import zarr
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the cases table."""
+
+    case_id: str
+    case: int
+    group: str
+    split: str
+    has_label: bool
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...] | None
+    original_shape: tuple[int, ...]
+    original_spacing_mm: tuple[float, ...] | None
+    affine: tuple[float, ...] | None
+
+    @classmethod
+    def of(cls, row: Iterable[Any]) -> Case:
+        """The case of a row that holds these columns in this order."""
+        fields: Any = (tuple(value) if isinstance(value, list) else value for value in row)
+        return cls(*fields)
+
+    @property
+    def space(self) -> tuple[Any, ...]:
+        """What is real on the padded working grid."""
+        return tuple(slice(0, length) for length in self.shape)
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the working grid is not the source's grid."""
+        return self.shape != self.original_shape
+
+
+@dataclass(frozen=True)
+class CaseStore:
+    """The folder that `prepare` writes: `cases.parquet`, images, labels and, after resampling, truth."""
+
+    folder: Path
+
+    def __reduce__(self) -> tuple[type[CaseStore], tuple[Path]]:
+        return CaseStore, (self.folder,)  # arrays are opened in the worker
+
+    @cached_property
+    def table(self) -> pl.DataFrame:
+        check_manifest(self.folder)
+        return read_table(self.folder / "cases.parquet", schema.CASES)
+
+    @cached_property
+    def info(self) -> dict:
+        """`cases.json`: class names, channel names."""
+        return json.loads((self.folder / "cases.json").read_text())
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, background first."""
+        return self.info["class_names"]
+
+    @cached_property
+    def all(self) -> list[Case]:
+        """All cases in the order of the arrays."""
+        columns = list(Case.__dataclass_fields__)
+        rows: Iterable[tuple[Any, ...]] = self.table.sort("case").select(columns).iter_rows()
+        return [Case.of(row) for row in rows]
+
+    def split(self, *names: str) -> list[Case]:
+        """Cases of these splits, in the order of the arrays."""
+        return [case for case in self.all if case.split in names]
+
+    @cached_property
+    def _images(self) -> zarr.Array:
+        return open_array(self.folder, schema.IMAGES)
+
+    @cached_property
+    def _labels(self) -> zarr.Array:
+        return open_array(self.folder, schema.LABELS)
+
+    @cached_property
+    def _truth(self) -> zarr.Array:
+        return open_array(self.folder, schema.TRUTH)
+
+    @property
+    def channels(self) -> int:
+        return self._images.shape[1]
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """Spatial shape of the arrays."""
+        return self._images.shape[2:]
+
+    def image(self, case: Case) -> np.ndarray:
+        """f32 `[channel, *space]` on the working grid, without padding."""
+        return np.asarray(self._images[(case.case, slice(None), *case.space)])
+
+    def label(self, case: Case) -> np.ndarray:
+        """u8 `[*space]` on the working grid; raises `BadInput` where there is none."""
+        if not case.has_label:
+            raise BadInput(
+                f"{self.folder}: case '{case.case_id}' has no label; only labelled cases have a truth to read"
+            )
+        return np.asarray(self._labels[(case.case, *case.space)])
+
+    def truth(self, case: Case) -> np.ndarray:
+        """u8 `[*space]` on the source's grid: what metrics are measured on."""
+        if not case.resampled:
+            return self.label(case)
+        if not case.has_label:
+            raise BadInput(
+                f"{self.folder}: case '{case.case_id}' has no label; only labelled cases have a truth to read"
+            )
+        space: tuple[Any, ...] = tuple(slice(0, length) for length in case.original_shape)
+        return np.asarray(self._truth[(case.case, *space)])
+
+
+@dataclass(frozen=True)
+class ProposalStore:
+    """The folder that `propose` writes: `proposals.parquet`, masks, mean probability and disagreement."""
+
+    folder: Path
+
+    def __reduce__(self) -> tuple[type[ProposalStore], tuple[Path]]:
+        return ProposalStore, (self.folder,)
+
+    @cached_property
+    def table(self) -> pl.DataFrame:
+        check_manifest(self.folder)
+        return read_table(self.folder / "proposals.parquet", schema.PROPOSALS)
+
+    @cached_property
+    def _masks(self) -> zarr.Array:
+        return open_array(self.folder, schema.MASKS)
+
+    @cached_property
+    def _probability(self) -> zarr.Array:
+        return open_array(self.folder, schema.PROBABILITY)
+
+    @cached_property
+    def _disagreement(self) -> zarr.Array:
+        return open_array(self.folder, schema.DISAGREEMENT)
+
+    def case_ids(self) -> list[str]:
+        """Cases that have proposals."""
+        return self.table["case_id"].unique(maintain_order=True).to_list()
+
+    def masks(self, case: Case, slots: Sequence[int] | None = None) -> np.ndarray:
+        """u8 `[proposal, *space]`, without padding; `slots` chooses and orders proposals."""
+        block = np.asarray(self._masks[(case.case, slice(None), *case.space)])
+        return block if slots is None else block[list(slots)]
+
+    def mask_hashes(self, case: Case) -> list[str]:
+        """One short hash per proposal: whether a score that came from outside is of this very mask."""
+        return [hashlib.blake2b(mask.tobytes(), digest_size=8).hexdigest() for mask in self.masks(case)]
+
+    def probability(self, case: Case) -> np.ndarray:
+        """f32 `[class, *space]`, the mean over proposals that have probabilities, in steps of 1/255."""
+        return np.asarray(self._probability[(case.case, slice(None), *case.space)]).astype(np.float32) / 255
+
+    def disagreement(self, case: Case) -> np.ndarray:
+        """u32 `[proposal, proposal]`: voxels on which two proposals differ."""
+        return np.asarray(self._disagreement[case.case])
+
+    def disagreement_of(self, rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """|D| of many pairs: array rows and two slots each, all `[n]`; one read per shard."""
+        out = np.empty(len(rows), np.int64)
+        step = self._disagreement.chunks[0]
+        order = np.argsort(rows, kind="stable")
+        bounds = np.searchsorted(rows[order], np.arange(0, self._disagreement.shape[0] + step, step))
+        for start, (low, high) in enumerate(pairwise(bounds.tolist())):
+            if low < high:
+                block = np.asarray(self._disagreement[start * step : (start + 1) * step])
+                at = order[low:high]
+                out[at] = block[rows[at] - start * step, first[at], second[at]]
+        return out
