@@ -196,7 +196,7 @@ class _Guarded:
             rows = self.task(shard)
         except BadInput as error:
             return str(error)
-        except Exception:
+        except Exception:  # the edge of a task: reported with its traceback, while the other shards finish
             return f"shard {shard.index}: {traceback.format_exc()}"
         path = _done(self.done, shard)
         partial = path.with_suffix(".partial")
