@@ -36,6 +36,7 @@ class Case:
     original_shape: tuple[int, ...]
     original_spacing_mm: tuple[float, ...] | None
     affine: tuple[float, ...] | None
+    orientation: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, row: Iterable[Any]) -> Case:
@@ -50,8 +51,8 @@ class Case:
 
     @property
     def resampled(self) -> bool:
-        """Whether the working grid is not the source's grid."""
-        return self.shape != self.original_shape
+        """Whether the working grid is not the source's grid: other voxels, or other axes."""
+        return self.shape != self.original_shape or self.orientation is not None
 
 
 @dataclass(frozen=True)

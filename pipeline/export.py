@@ -8,20 +8,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.cases.preprocess import restore_probability
 from pipeline.dataset import Case, CaseStore, ProposalStore
 from pipeline.errors import BadInput
+from pipeline.prediction import on_source_grid
 
 SHEET = "proposals.csv"
 """One row per exported proposal; with its `score` column filled in, a file for `tables:`."""
-
-
-def on_source_grid(mask: np.ndarray, case: Case, classes: int) -> np.ndarray:
-    """Label map u8 on the grid of the source image, by interpolating the indicator of each class."""
-    if not case.resampled:
-        return mask
-    one_hot = (mask == np.arange(classes).reshape(-1, *([1] * mask.ndim))).astype(np.float32)
-    return restore_probability(one_hot, case.original_shape).argmax(0).astype(np.uint8)
 
 
 def export_proposals(cases: CaseStore, proposals: ProposalStore, splits: Sequence[str], out: Path) -> int:

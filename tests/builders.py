@@ -60,6 +60,7 @@ def case_store(
             "original_shape": shapes,
             "original_spacing_mm": [None] * count,
             "affine": [None] * count,
+            "orientation": [None] * count,
             "site": [None] * count,
             "sources": [[f"{name}.png"] for name in names],
             "sha256": [["0" * 64] for _ in names],

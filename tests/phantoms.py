@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import tifffile
 from PIL import Image
 
 from pipeline.seeding import numpy_generator
@@ -83,6 +84,39 @@ def write_index(root: Path, **content: object) -> None:
         **content,
     }
     (root / "dataset.json").write_text(json.dumps(index))
+
+
+def write_nnunet(root: Path, cases: int = 6, ending: str = ".nii.gz", channels: int = 1, unlabelled: int = 0) -> Path:
+    """nnU-Net v2 raw data: cases `case_00`... of a disc or ball in noise; the last `unlabelled` are in `imagesTs`."""
+    shape = (20, 24) if ending in (".png", ".bmp") else (6, 10, 8)
+    for case in range(cases):
+        label = disc(shape, 3 + case % 2)
+        end = "Tr" if case < cases - unlabelled else "Ts"
+        for channel in range(channels):
+            noise = numpy_generator("nnunet", case, channel).integers(0, 40, shape)
+            image = (label * 120 + noise).astype(np.uint8)
+            save_image(root / f"images{end}" / f"case_{case:02d}_{channel:04d}{ending}", image)
+        if end == "Tr":
+            save_image(root / f"labelsTr/case_{case:02d}{ending}", label)
+    content = {
+        "channel_names": {str(channel): f"MR{channel}" for channel in range(channels)},
+        "labels": {"background": 0, "ball": 1},
+        "numTraining": cases - unlabelled,
+        "file_ending": ending,
+    }
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+def save_image(path: Path, voxels: np.ndarray) -> None:
+    """A NIfTI, TIFF or picture file, told by its ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in (".gz", ".nii"):
+        write_nifti(path, voxels, (1.0, 0.5, 2.0))
+    elif path.suffix in (".tif", ".tiff"):
+        tifffile.imwrite(path, voxels, photometric="minisblack", compression="zlib")
+    else:
+        Image.fromarray(voxels).save(path)
 
 
 def write_table(root: Path, *lines: str) -> None:

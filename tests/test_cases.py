@@ -55,7 +55,7 @@ def test_phantom_store_holds_what_the_reader_draws() -> None:
     by_id = {source.case_id: source for source in reader.scan()}
     for case in cases.all:
         image, label = reader.read(by_id[case.case_id])
-        assert np.array_equal(cases.image(case), Preprocess().image(image))
+        assert np.array_equal(cases.image(case), Preprocess().image(image, case))
         assert np.array_equal(cases.label(case), label)
         assert case.group == by_id[case.case_id].group
         assert case.spacing_mm == (0.8, 0.8)

@@ -169,16 +169,12 @@ def test_decathlon_without_a_readable_index(tmp_path: Path) -> None:
         reader.scan()
 
 
-def test_volumes_in_two_orientations_are_refused(tmp_path: Path) -> None:
-    """Flips and sided classes act on axes, so an axis must mean the same in every volume."""
-    write_decathlon(tmp_path / "raw", cases=3)
-    for folder in ("imagesTr", "labelsTr"):
-        path = tmp_path / "raw" / folder / "vol_01.nii.gz"
-        turned = nibabel.as_closest_canonical(nibabel.load(path))
-        codes = nibabel.orientations.axcodes2ornt("LPS")
-        nibabel.save(
-            turned.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(turned.affine), codes)),
-            path,
-        )
-    with pytest.raises(BadInput, match=r"one orientation, found RAS \(case 'vol_00'\) and LPS \(case 'vol_01'\)"):
-        Decathlon(path=tmp_path / "raw").scan()
+def test_a_header_that_says_no_orientation_has_no_affine(tmp_path: Path) -> None:
+    """Without `sform_code` and `qform_code` the axes may point anywhere: nibabel would make up LAS."""
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), None)
+    image.header.set_zooms((1.0, 2.0, 3.0))
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    assert nibabel.aff2axcodes(nibabel.load(tmp_path / "a.nii.gz").affine) == ("L", "A", "S")
+    write_index(tmp_path, test=["a.nii.gz"])
+    (source,) = Decathlon(path=tmp_path).scan()
+    assert (source.affine, source.spacing_mm) == (None, (1.0, 2.0, 3.0))

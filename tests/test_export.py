@@ -14,9 +14,10 @@ from PIL import Image
 from pipeline import schema
 from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
-from pipeline.export import SHEET, export_proposals, on_source_grid
+from pipeline.export import SHEET, export_proposals
 from pipeline.judges.table import Table
 from pipeline.overlap import dice_to
+from pipeline.prediction import on_source_grid
 from pipeline.store import read_table, write_manifest, write_table
 from tests.builders import case_store, proposal_store
 from tests.phantoms import disc
@@ -121,6 +122,17 @@ def test_resampled_cases_come_back_on_the_grid_of_the_source(tmp_path, working, 
     assert dice_to(expected, found[0][None], 2)[0] > 0.95
     assert found[1].shape == source
     assert not found[1].any()
+
+
+def test_turned_cases_come_back_voxel_by_voxel(tmp_path):
+    """Stored as slices, rows, columns with the rows reversed: voxel (5, 0, 2) of the working grid is (2, 5, 6)."""
+    masks = np.zeros((2, 6, 7, 8), np.uint8)
+    masks[1, 5, 0, 2] = 1
+    stored = stores(tmp_path, [masks], original_shape=[[8, 6, 7]], orientation=[[3, 1, -2]])
+    assert export_proposals(*stored, ["pool"], tmp_path / "out") == 2
+    found = np.asarray(nifti(tmp_path / "out/c0/01.nii.gz").dataobj)
+    assert found.shape == (8, 6, 7)
+    assert np.argwhere(found).tolist() == [[2, 5, 6]]
 
 
 def test_classes_are_interpolated_one_by_one(tmp_path):

@@ -53,8 +53,9 @@ def test_folders_sixteen_bits_stay(tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     reader = Folders(path=tmp_path)
     assert reader.read(reader.scan()[0])[0].max() == 4000
-    with pytest.raises(BadInput, match="expected 8 bits per channel for `channels: rgb`"):
-        Folders(path=tmp_path, channels="rgb").read(reader.scan()[0])
+    coloured = Folders(path=tmp_path, channels="rgb").read(reader.scan()[0])[0]
+    assert coloured.shape == (3, 3, 4)
+    assert coloured.min() == 4000
 
 
 def test_folders_mixed_colours_need_a_decision(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_folders_set_faults(tmp_path: Path) -> None:
         reader.scan()
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
-    with pytest.raises(BadInput, match=r"images: expected images \(.png, .bmp, .jpg, .jpeg\), found none"):
+    with pytest.raises(BadInput, match=r"images: expected images \(.png, .bmp, .jpg, .jpeg, .tif, .tiff\), found none"):
         reader.scan()
     with pytest.raises(BadInput, match="found none"):
         reader.channel_names()
@@ -131,10 +132,10 @@ def test_folders_set_faults(tmp_path: Path) -> None:
     save(tmp_path, "images/a.jpg", np.zeros((3, 4), np.uint8))
     with pytest.raises(BadInput, match=r"expected one file for case 'a', found a.jpg as well"):
         reader.scan()
-    (tmp_path / "images/a.jpg").rename(tmp_path / "images/a.tif")
-    with pytest.raises(BadInput, match=r"a.tif: expected only .png, .*; convert or move it"):
+    (tmp_path / "images/a.jpg").rename(tmp_path / "images/a.gif")
+    with pytest.raises(BadInput, match=r"a.gif: expected only .png, .*; convert or move it"):
         reader.scan()
-    (tmp_path / "images/a.tif").rename(tmp_path / "images/a.dcm")
+    (tmp_path / "images/a.gif").rename(tmp_path / "images/a.dcm")
     with pytest.raises(BadInput, match=r"a.dcm: found DICOM, .* dcm2niix"):
         reader.scan()
 
@@ -158,6 +159,14 @@ def test_folders_names_unreadable_truncated_and_turned_files(tmp_path: Path) -> 
     first, second = str(raised.value).splitlines()
     assert "case_01.png: case 'case_01': expected a picture, found an unreadable file" in first
     assert "case_02.jpg: case 'case_02': expected an upright picture, found EXIF orientation 6" in second
+
+
+def test_folders_without_masks_are_all_pool(tmp_path: Path) -> None:
+    save(tmp_path, "images/a.png", np.zeros((3, 4), np.uint8))
+    with pytest.raises(BadInput, match="masks: expected a folder of pictures, found none"):
+        Folders(path=tmp_path).scan()
+    (source,) = Folders(path=tmp_path, masks=None).scan()
+    assert source.label is None
 
 
 def test_dicom_is_told_by_suffix_or_content(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,10 +17,11 @@ from pipeline.cases.case_table import described
 from pipeline.cases.checks import check_case_id
 from pipeline.cases.decathlon import Decathlon
 from pipeline.cases.folders import Folders
+from pipeline.cases.nnunet import NnUNet
 from pipeline.cases.phantom import Phantom
 from pipeline.cases.reader import CaseTable, Source
 from pipeline.errors import BadInput
-from tests.phantoms import write_decathlon, write_folders, write_table
+from tests.phantoms import save_image, write_decathlon, write_folders, write_nnunet, write_table
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 KINDS = [kind.model_fields["kind"].default for kind in get_args(get_args(Reader)[0])]
@@ -30,7 +33,9 @@ def small(kind: str, root: Path) -> Any:
         "phantom": lambda: {"cases": 6, "size": [16, 20], "classes": 3},
         "decathlon": lambda: {"path": str(write_decathlon(root))},
         "folders": lambda: {"path": str(write_folders(root, cases=6))},
+        "nnunet": lambda: {"path": str(write_nnunet(root, channels=2))},
     }
+    assert kind in blocks, f"no example for the reader '{kind}': add one here, so that the contract is tested"
     return TypeAdapter(Reader).validate_json(json.dumps({"kind": kind, **blocks[kind]()}))
 
 
@@ -51,8 +56,57 @@ def test_contract_of_every_reader(kind: str, tmp_path: Path) -> None:
         assert (label.dtype, label.shape) == (np.uint8, source.shape)
         assert label.max() < len(reader.class_names())
         assert source.spacing_mm is None or len(source.spacing_mm) == len(source.shape)
-        again, _ = reader.read(source)
+        assert (source.affine is None) or len(source.affine) == 16
+        again, _ = pickle.loads(pickle.dumps(reader)).read(source)
         assert np.array_equal(again, image)
+    assert reader.scan() == sources
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("which", ["image", "label"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_contract_damaged_files_are_named(kind: str, which: str, share: float, tmp_path: Path) -> None:
+    """A file that breaks off, or is empty, is refused with its name when the case is found or read."""
+    reader = small(kind, tmp_path)
+    source = reader.scan()[2]
+    if not source.image:
+        pytest.skip("made, not read")
+    file = reader.path / getattr(source, which)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(BadInput, match=rf"{file.name}: case '{source.case_id}': expected"):
+        reader.read(reader.scan()[2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract_a_case_whose_label_is_gone_is_pool_or_refused(kind: str, tmp_path: Path) -> None:
+    """Never a label of zeros: the case has none, or, where an index lists the file, the missing file is named."""
+    reader = small(kind, tmp_path)
+    source = reader.scan()[2]
+    if not source.image:
+        pytest.skip("made, not read")
+    (reader.path / source.label).unlink()
+    if kind == "decathlon":
+        with pytest.raises(BadInput, match=f"{Path(source.label).name}: .* expected a file, found none"):
+            reader.scan()
+        return
+    without = [source.case_id for source in reader.scan() if source.label is None]
+    assert without == [source.case_id]
+    assert reader.read(reader.scan()[2])[1] is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract_labels_that_are_no_class_are_refused(kind: str, tmp_path: Path) -> None:
+    reader = small(kind, tmp_path)
+    source = reader.scan()[0]
+    if not source.image:
+        pytest.skip("made, not read")
+    label = reader.read(source)[1]
+    assert label is not None
+    wrong = np.where(label > 0, np.uint8(77), label)
+    save_image(reader.path / source.label, wrong)
+    with pytest.raises(BadInput, match=f"case '{source.case_id}': expected labels 0 to .*, found 77; declare"):
+        reader.read(source)
 
 
 # ---- phantom ----------------------------------------------------------------------------------------------------
@@ -166,4 +220,10 @@ def test_real_sets_read(tmp_path: Path) -> None:
     assert sum(source.group is not None for source in sources) == 8
     image, label = polyps.read(sources[0])
     assert image.shape == (3, 352, 352)
+    assert set(np.unique(label)) == {0, 1}
+    nuclei = NnUNet(path=DATA / "Dataset038_Nuclei")
+    sources = nuclei.scan()
+    assert Counter(source.shape for source in sources) == {(256, 256): 334, (360, 360): 90, (520, 696): 90}
+    image, label = nuclei.read(sources[0])
+    assert image.shape == (1, *sources[0].shape)
     assert set(np.unique(label)) == {0, 1}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -41,16 +43,47 @@ def refuse_dicom(path: Path) -> None:
         raise BadInput(f"{path}: found DICOM, expected NIfTI or pictures; convert the series, e.g. with dcm2niix")
 
 
-def class_indices(values: np.ndarray, classes: int, file: Path, case_id: str) -> np.ndarray:
-    """Label u8 of the same shape: class indices below `classes`, and 255 for voxels to ignore.
+def json_object(file: Path) -> dict[str, Any]:
+    """Content of a JSON file that describes a data set; raises `BadInput` for a missing or broken one."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(f"{file}: expected the JSON index of the data set ({error}); check `path`") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{file}: expected a JSON object, found {type(content).__name__}; check the file")
+    return content
+
+
+def present(file: Path, case_id: str) -> None:
+    """Refuse a file that is not there."""
+    if not file.is_file():
+        raise BadInput(f"{file}: case '{case_id}': expected a file, found none; add it, or remove the case")
+
+
+def refuse_other_shape(found: tuple[int, ...], expected: tuple[int, ...], file: Path, case_id: str) -> None:
+    """Refuse a label of another shape than its image's."""
+    if found != expected:
+        raise BadInput(
+            f"{file}: case '{case_id}': expected the image's shape {expected}, found {found}; resample the label to "
+            "the image's grid"
+        )
+
+
+def class_indices(
+    values: np.ndarray, classes: int, file: Path, case_id: str, ignore: int | None = UNKNOWN
+) -> np.ndarray:
+    """Label u8 of the same shape: class indices below `classes`, and 255 for voxels that hold `ignore`.
 
     Raises `BadInput` for fractions, NaN, infinity and values outside the declared classes.
     """
     found = np.unique(values)
-    wrong = [value for value in found.tolist() if value != UNKNOWN and value not in range(classes)]
+    wrong = [value for value in found.tolist() if value != ignore and value not in range(classes)]
     if wrong:
+        also = "" if ignore is None else f" (and {ignore} for ignore)"
         raise BadInput(
-            f"{file}: case '{case_id}': expected labels 0 to {classes - 1} (and {UNKNOWN} for ignore), "
+            f"{file}: case '{case_id}': expected labels 0 to {classes - 1}{also}, "
             f"found {', '.join(f'{value:g}' for value in wrong[:5])}; declare the classes, or correct the label"
         )
-    return values.astype(np.uint8)
+    if ignore in (None, UNKNOWN):
+        return values.astype(np.uint8)
+    return np.where(values == ignore, UNKNOWN, values).astype(np.uint8)

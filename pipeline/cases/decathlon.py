@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import zlib
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pipeline.cases.checks import class_indices, inside, refuse_dicom
+from pipeline.cases import nifti
+from pipeline.cases.checks import inside, json_object, present
+from pipeline.cases.image_file import read_mask
 from pipeline.cases.reader import CaseTable, Source
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures
 from pipeline.knobs import Knobs
-
-_SUFFIXES = (".nii.gz", ".nii")
-_IN_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
-_AFFINE_TOLERANCE = 1e-3
 
 
 class Decathlon(Knobs):
@@ -55,66 +50,28 @@ class Decathlon(Knobs):
             with failures.of(name):
                 sources.append(self._source(image, label, channels))
         failures.raise_any()
-        _one_orientation(sources, self.path)
         return sources
 
     def read(self, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
         """Image f32 `[channel, *space]` and label u8 `[*space]` or None."""
-        file = self.path / source.image
-        nifti = _opened(file, source.case_id)
-        image = _voxels(nifti, file, source.case_id).astype(np.float32)
-        image = image.reshape(*source.shape, -1)  # a single channel and a single slice have axes of length 1
-        image = np.ascontiguousarray(np.moveaxis(image, -1, 0))
+        image = nifti.image(self.path / source.image, source.case_id, source.shape)
         if source.label is None:
             return image, None
-        file = self.path / source.label
-        nifti = _opened(file, source.case_id)
-        if _trimmed(nifti.shape, len(source.shape)) != source.shape:
-            raise BadInput(
-                f"{file}: case '{source.case_id}': expected the image's shape {source.shape}, found {nifti.shape}; "
-                "resample the label to the image's grid"
-            )
-        expected = np.asarray(source.affine, np.float64).reshape(4, 4)
-        if (off := float(np.abs(nifti.affine - expected).max())) > _AFFINE_TOLERANCE:
-            raise BadInput(
-                f"{file}: case '{source.case_id}': expected the image's affine within {_AFFINE_TOLERANCE:g}, found a "
-                f"difference of {off:g}; resample the label to the image's grid, or correct its header"
-            )
-        values = _voxels(nifti, file, source.case_id).reshape(source.shape)
-        return image, class_indices(values, len(self.class_names()), file, source.case_id)
+        classes = len(self.class_names())
+        return image, read_mask(self.path / source.label, source.case_id, source.shape, source.affine, classes)
 
     def _source(self, image: str, label: str | None, channels: int) -> Source:
         case_id = _stem(image)
-        nifti = _opened(inside(self.path, image, "dataset.json"), case_id)
+        header = nifti.header(inside(self.path, image, "dataset.json"), case_id, channels)
         if label is not None:
-            _present(inside(self.path, label, "dataset.json"), case_id)
-        found = nifti.shape
-        if channels > 1 and (len(found) < 3 or found[-1] != channels):
-            raise BadInput(
-                f"{self.path / image}: case '{case_id}': expected {channels} channels (`modality`) as the last axis, "
-                f"found shape {found}; correct dataset.json or the file"
-            )
-        space = found[:-1] if channels > 1 else _trimmed(found, 3)
-        shape = _trimmed(space, 2)
-        if len(shape) not in self.dimensions or 0 in shape:
-            raise BadInput(
-                f"{self.path / image}: case '{case_id}': expected an image or a volume with {channels} channels, found "
-                f"shape {found}; correct `modality` in dataset.json, or split the file"
-            )
-        unit = _IN_MM[nifti.header.get_xyzt_units()[0]]
-        spacing = tuple(float(f"{zoom * unit:.6g}") for zoom in nifti.header.get_zooms()[: len(shape)])
-        if not all(0 < length < np.inf for length in spacing):
-            raise BadInput(
-                f"{self.path / image}: case '{case_id}': expected voxel edges above 0, found {spacing}; "
-                "correct `pixdim`"
-            )
+            present(inside(self.path, label, "dataset.json"), case_id)
         return Source(
             case_id=case_id,
-            shape=shape,
+            shape=header.shape,
             image=str(PurePosixPath(image)),
             label=None if label is None else str(PurePosixPath(label)),
-            spacing_mm=spacing,
-            affine=tuple(float(value) for value in nifti.affine.ravel()),
+            spacing_mm=header.spacing_mm,
+            affine=header.affine,
         )
 
     def _listed(self) -> list[tuple[str, str | None]]:
@@ -146,76 +103,9 @@ class Decathlon(Knobs):
         return self.path / "dataset.json"
 
     def _content(self) -> dict[str, Any]:
-        try:
-            content = json.loads(self._index.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise BadInput(f"{self._index}: expected the JSON index of the data set ({error}); check `path`") from error
-        if not isinstance(content, dict):
-            raise BadInput(f"{self._index}: expected a JSON object, found {type(content).__name__}; check the file")
-        return content
-
-
-def _one_orientation(sources: Sequence[Source], root: Path) -> None:
-    """Axes must mean the same in every volume: flips, sided classes and resizing act on them."""
-    from nibabel import aff2axcodes
-
-    first: dict[str, Source] = {}
-    for source in sources:
-        if len(source.shape) == 3:
-            axes = "".join(aff2axcodes(np.asarray(source.affine).reshape(4, 4)))
-            first.setdefault(axes, source)
-    if len(first) > 1:
-        (one, a), (two, b) = list(first.items())[:2]
-        raise BadInput(
-            f"{root}: expected one orientation, found {one} (case '{a.case_id}') and {two} (case '{b.case_id}'); "
-            "bring all files to one with nibabel.as_closest_canonical"
-        )
+        return json_object(self._index)
 
 
 def _stem(image: str) -> str:
     name = PurePosixPath(image).name
-    return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name)
-
-
-def _trimmed(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
-    """Shape without trailing axes of length 1, down to this many axes."""
-    while len(shape) > axes and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
-
-
-def _present(file: Path, case_id: str) -> None:
-    if not file.is_file():
-        raise BadInput(f"{file}: case '{case_id}': expected a file, found none; add it, or remove it from dataset.json")
-
-
-def _opened(file: Path, case_id: str) -> Any:
-    """NIfTI file of which only the header is read."""
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
-    refuse_dicom(file)
-    _present(file, case_id)
-    try:
-        opened = nibabel.load(file)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise BadInput(f"{file}: case '{case_id}': expected NIfTI, found an unreadable file ({error})") from error
-    if not isinstance(opened, nibabel.Nifti1Image):
-        raise BadInput(f"{file}: case '{case_id}': expected NIfTI, found {type(opened).__name__}; convert it")
-    if opened.get_data_dtype().kind not in "iufb":
-        raise BadInput(
-            f"{file}: case '{case_id}': expected real numbers, found type {opened.get_data_dtype()}; save "
-            "one channel per modality"
-        )
-    return opened
-
-
-def _voxels(nifti: Any, file: Path, case_id: str) -> np.ndarray:
-    try:
-        return np.asanyarray(nifti.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise BadInput(
-            f"{file}: case '{case_id}': expected {nifti.shape} voxels, found a truncated or damaged file ({error}); "
-            "fetch it again"
-        ) from error
+    return next((name.removesuffix(ending) for ending in nifti.ENDINGS if name.endswith(ending)), name)

@@ -1,32 +1,30 @@
-"""Pictures: a folder of images and a folder of masks, paired by their names."""
+"""Pictures and TIFF stacks: a folder of images and a folder of masks, paired by their names."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.cases.checks import class_indices, inside, refuse_dicom
+from pipeline.cases import image_file, picture, tiff
+from pipeline.cases.checks import inside, refuse_dicom, refuse_other_shape
 from pipeline.cases.reader import CaseTable, Source
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures
 from pipeline.knobs import Knobs
 
-_LOSSY = (".jpg", ".jpeg")
-_SUFFIXES = (".png", ".bmp", *_LOSSY)
+_ENDINGS = (*picture.ENDINGS, *tiff.ENDINGS)
+_KINDS = {1: "grey", 3: "rgb"}
 _CHANNELS = {"grey": ["grey"], "rgb": ["red", "green", "blue"]}
-_GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
-_WIDE_MODES = ("I", "F")
-_ORIENTATION = 0x0112
-_UPRIGHT = 1
+_LUMA = np.array([19595, 38470, 7471]) / 65536
 
 
 class Folders(Knobs):
-    """PNG, JPEG or BMP images; masks of the same stem hold the class index of each pixel.
+    """PNG, JPEG, BMP or TIFF images; masks of the same stem hold the class index of each pixel.
 
-    Images without a mask belong to the pool. Spacing is unknown.
+    TIFF may hold stacks of slices and more channels. Images without a mask belong to the pool. Spacing is unknown.
     """
 
     kind: Literal["folders"] = "folders"
@@ -36,8 +34,8 @@ class Folders(Knobs):
     """CSV with patients, splits or sites."""
     images: str = "images"
     """Folder of the images, below `path`."""
-    masks: str = "masks"
-    """Folder of the masks, below `path`."""
+    masks: str | None = "masks"
+    """Folder of the masks, below `path`; null where no image has one."""
     classes: Annotated[tuple[str, ...], Field(min_length=2)] = ("background", "foreground")
     """Names of the classes, background first."""
     channels: Literal["grey", "rgb"] | None = None
@@ -45,7 +43,7 @@ class Folders(Knobs):
     foreground_above: Annotated[int, Field(ge=0)] | None = None
     """For masks stored as 0 and 255: brighter pixels are class 1, all others background. Null: class indices."""
 
-    dimensions: ClassVar[tuple[int, ...]] = (2,)
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
     @model_validator(mode="after")
     def _two_classes(self) -> Folders:
@@ -58,69 +56,55 @@ class Folders(Knobs):
         return list(self.classes)
 
     def channel_names(self) -> list[str]:
-        """The one grey channel, or red, green and blue; without `channels`, as the first image has it."""
-        return _CHANNELS[self.channels or self._first_kind()]
+        """The one grey channel, or red, green and blue; without `channels`, as the first image has them."""
+        return _CHANNELS[self.channels] if self.channels else _names_of(self._first_channels())
 
     def scan(self) -> list[Source]:
         """All images with their masks, from the headers of the images."""
-        images, masks = self._images(), self._stems(self.masks)
+        images = self._images()
+        masks = {} if self.masks is None else self._stems(self.masks)
         if alone := sorted(set(masks) - set(images)):
             raise BadInput(
                 f"{self.path / masks[alone[0]]}: expected an image '{alone[0]}' in {self.path / self.images}, found "
                 f"none ({len(alone)} masks without image); add the image, or remove the mask"
             )
-        first = self._first_kind()
+        first = self._first_channels()
         failures = CaseFailures()
         sources = []
         for stem, file in images.items():
-            with failures.of(stem), _opened(self.path / file, stem) as picture:
-                if self.channels is None and (kind := _kind(picture)) != first:
+            with failures.of(stem):
+                header = image_file.header(self.path / file, stem)
+                if self.channels is None and header.channels != first:
+                    found, expected = (_KINDS.get(n, f"{n}-channel") for n in (header.channels, first))
                     raise BadInput(
-                        f"{self.path / file}: case '{stem}': expected a {first} image like the first, "
-                        f"{next(iter(images.values()))}, found {kind}; set `channels: grey` or `rgb` to convert all"
+                        f"{self.path / file}: case '{stem}': expected a {expected} image like the first, "
+                        f"{next(iter(images.values()))}, found {found}; set `channels: grey` or `rgb` to convert all"
                     )
-                sources.append(Source(stem, (picture.height, picture.width), file, masks.get(stem)))
+                sources.append(Source(stem, header.shape, file, masks.get(stem)))
         failures.raise_any()
         return sources
 
     def read(self, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image f32 `[channel, row, column]` with intensities as stored, and label u8 `[row, column]` or None."""
+        """Image f32 `[channel, *space]` with intensities as stored, and label u8 `[*space]` or None."""
         file = self.path / source.image
-        with _opened(file, source.case_id) as picture:
-            image = _pixels(picture, self.channels or _kind(picture), file, source.case_id)
-        if source.label is None:
-            return image, None
-        file = self.path / source.label
-        with _opened(file, source.case_id) as mask:
-            values = self._mask(mask, file, source.case_id)
-        if values.shape != source.shape:
-            raise BadInput(
-                f"{file}: case '{source.case_id}': expected the image's shape {source.shape}, found {values.shape}; "
-                "resample the mask to the image"
-            )
-        return image, class_indices(values, len(self.classes), file, source.case_id)
+        image = image_file.image(file, source.case_id, source.shape)
+        if self.channels is not None:
+            image = _converted(image, self.channels, file, source.case_id)
+        return image, None if source.label is None else self._mask(self.path / source.label, source)
 
-    def _mask(self, mask: Any, file: Path, case_id: str) -> np.ndarray:
-        if self.foreground_above is not None:
-            grey = mask if mask.mode in _GREY_MODES and mask.mode != "LA" else mask.convert("L")
-            return (_array(grey, file, case_id) > self.foreground_above).astype(np.uint8)
-        if file.suffix.lower() in _LOSSY:
-            raise BadInput(
-                f"{file}: case '{case_id}': expected class indices in a lossless format, found JPEG; save masks as "
-                "PNG, or set `foreground_above`"
-            )
-        if mask.mode not in ("P", *_GREY_MODES) or mask.mode == "LA":
-            raise BadInput(
-                f"{file}: case '{case_id}': expected one channel of class indices, found mode {mask.mode}; save the "
-                "index of the class per pixel (overlapping masks are not supported)"
-            )
-        return _array(mask, file, case_id)
+    def _mask(self, file: Path, source: Source) -> np.ndarray:
+        if self.foreground_above is None:
+            return image_file.read_mask(file, source.case_id, source.shape, None, len(self.classes))
+        stack = file.suffix.lower() in tiff.ENDINGS
+        values = tiff.mask(file, source.case_id) if stack else picture.brightness(file, source.case_id)
+        refuse_other_shape(values.shape, source.shape, file, source.case_id)
+        return (values > self.foreground_above).astype(np.uint8)
 
     def _images(self) -> dict[str, str]:
         images = self._stems(self.images)
         if not images:
             raise BadInput(
-                f"{self.path / self.images}: expected images ({', '.join(_SUFFIXES)}), found none; check `path`"
+                f"{self.path / self.images}: expected images ({', '.join(_ENDINGS)}), found none; check `path`"
             )
         return images
 
@@ -133,9 +117,9 @@ class Folders(Knobs):
         for file in sorted(path.iterdir()):
             if file.name.startswith("."):  # macOS and editors keep hidden files beside the data
                 continue
-            if file.suffix.lower() not in _SUFFIXES or not file.is_file():
+            if file.suffix.lower() not in _ENDINGS or not file.is_file():
                 refuse_dicom(file)
-                raise BadInput(f"{file}: expected only {', '.join(_SUFFIXES)} in {path}; convert or move it")
+                raise BadInput(f"{file}: expected only {', '.join(_ENDINGS)} in {path}; convert or move it")
             if file.stem in found:
                 raise BadInput(
                     f"{file}: expected one file for case '{file.stem}', found {Path(found[file.stem]).name} as well; "
@@ -144,52 +128,24 @@ class Folders(Knobs):
             found[file.stem] = f"{folder}/{file.name}"
         return found
 
-    def _first_kind(self) -> str:
+    def _first_channels(self) -> int:
         stem, file = next(iter(self._images().items()))
-        with _opened(self.path / file, stem) as picture:
-            return _kind(picture)
+        return image_file.header(self.path / file, stem).channels
 
 
-def _kind(picture: Any) -> str:
-    return "grey" if picture.mode in _GREY_MODES else "rgb"
+def _names_of(channels: int) -> list[str]:
+    return _CHANNELS[_KINDS[channels]] if channels in _KINDS else [f"channel_{channel}" for channel in range(channels)]
 
 
-def _opened(file: Path, case_id: str) -> Any:
-    """Picture of which only the header is read."""
-    from PIL import Image
-
-    try:
-        picture = Image.open(file)
-        # PNG may hold the tag behind the pixels, so asking for it would read them all.
-        orientation = picture.getexif().get(_ORIENTATION, _UPRIGHT) if picture.format == "JPEG" else _UPRIGHT
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadInput(f"{file}: case '{case_id}': expected a picture, found an unreadable file ({error})") from error
-    if orientation != _UPRIGHT:
+def _converted(image: np.ndarray, kind: str, file: Path, case_id: str) -> np.ndarray:
+    """Image f32 `[channel, *space]` in grey (by the weights of ITU-R 601, rounded as Pillow does) or rgb."""
+    if len(image) not in _KINDS:
         raise BadInput(
-            f"{file}: case '{case_id}': expected an upright picture, found EXIF orientation {orientation}; rotate the "
-            "pixels and drop the tag, so that image and mask agree"
+            f"{file}: case '{case_id}': expected 1 or 3 channels for `channels: {kind}`, found {len(image)}; set it to "
+            "null to keep all"
         )
-    return picture
-
-
-def _pixels(picture: Any, kind: str, file: Path, case_id: str) -> np.ndarray:
-    """Image f32 `[channel, row, column]`, converted to grey or rgb."""
-    wide = picture.mode.startswith(_WIDE_MODES)
-    if kind == "grey":
-        return _array(picture, file, case_id, None if wide else "L")[None].astype(np.float32)
-    if wide:
-        raise BadInput(
-            f"{file}: case '{case_id}': expected 8 bits per channel for `channels: rgb`, found mode "
-            f"{picture.mode}; convert it"
-        )
-    return np.ascontiguousarray(np.moveaxis(_array(picture, file, case_id, "RGB"), -1, 0), dtype=np.float32)
-
-
-def _array(picture: Any, file: Path, case_id: str, mode: str | None = None) -> np.ndarray:
-    try:
-        return np.asarray(picture if mode is None else picture.convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadInput(
-            f"{file}: case '{case_id}': expected {picture.height} x {picture.width} pixels, found a truncated or "
-            f"damaged file ({error}); fetch it again"
-        ) from error
+    if _KINDS[len(image)] == kind:
+        return image
+    if kind == "rgb":
+        return np.repeat(image, 3, axis=0)
+    return np.floor(np.tensordot(_LUMA, image.astype(np.float64), 1) + 0.5)[None].astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import polars as pl
 from pipeline import schema, store
 from pipeline.cases import Reader
 from pipeline.cases.case_table import described
-from pipeline.cases.preprocess import Preprocess
+from pipeline.cases.given_split import with_given_split
+from pipeline.cases.preprocess import Preprocess, one_orientation, to_working
 from pipeline.cases.reader import Source
 from pipeline.cases.splits import Splits, assign
+from pipeline.dataset import Case
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
 
@@ -27,10 +29,9 @@ _WORKING_COPIES = 3
 
 @dataclass(frozen=True)
 class _Planned:
-    """A case and its place in the arrays."""
+    """A case as it will be in the store, and what it is read from."""
 
-    row: int
-    split: str
+    case: Case
     source: Source
 
 
@@ -47,7 +48,7 @@ class _PrepareShard:
 
     def __call__(self, shard: Shard) -> pl.DataFrame:
         cases: tuple[_Planned, ...] = shard.members
-        first, count = cases[0].row, len(cases)
+        first, count = cases[0].case.case, len(cases)
         blocks = {schema.IMAGES: _filled(schema.IMAGES, (count, self.channels, *self.padded))}
         blocks[schema.LABELS] = _filled(schema.LABELS, (count, *self.padded))
         if self.truth is not None:
@@ -66,31 +67,17 @@ class _PrepareShard:
 
     def _case(self, planned: _Planned, place: int, blocks: dict[schema.Array, np.ndarray]) -> dict[str, Any]:
         """Put one case into the blocks; its row of the case table, and whether its label holds any foreground."""
-        source = planned.source
+        case, source = planned.case, planned.source
         image, label = self.reader.read(source)
         _check(image, label, source, self.channels, self.reader.path)
-        working = self.preprocess.image(image)
-        shape = working.shape[1:]
-        _put(working, blocks[schema.IMAGES][place])
+        _put(self.preprocess.image(image, case), blocks[schema.IMAGES][place])
         if label is not None:
-            _put(self.preprocess.label(label), blocks[schema.LABELS][place])
+            _put(to_working(label, case), blocks[schema.LABELS][place])
             if self.truth is not None:
                 _put(label, blocks[schema.TRUTH][place])
-        spacing = source.spacing_mm and [
-            edge * before / after for edge, before, after in zip(source.spacing_mm, source.shape, shape, strict=True)
-        ]
         files = _files(source)
         return {
-            "case_id": source.case_id,
-            "case": planned.row,
-            "group": source.group or source.case_id,
-            "split": planned.split,
-            "has_label": label is not None,
-            "shape": shape,
-            "spacing_mm": spacing,
-            "original_shape": source.shape,
-            "original_spacing_mm": source.spacing_mm,
-            "affine": source.affine,
+            **asdict(case),
             "site": source.site,
             "sources": files,
             "sha256": [store.sha256(self.reader.path / file) for file in files],
@@ -108,7 +95,10 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     """
     class_names, channel_names = _names(reader)
     sources = described(reader.scan(), reader.path, reader.case_table)
+    sources = with_given_split(sources, splits.given, reader.path)
     _check_axes(sources, reader)
+    if preprocess.orientation is None:
+        one_orientation(sources)
     assigned, notes = assign(sources, splits)
     for note in notes:
         print(note, file=sys.stderr)
@@ -116,10 +106,13 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
         (source for source in sources if source.case_id in assigned),
         key=lambda source: (schema.SPLITS.index(assigned[source.case_id]), source.case_id),
     )
-    plan = [_Planned(row, assigned[source.case_id], source) for row, source in enumerate(order)]
-    shapes = {source.shape: preprocess.working_shape(source.shape) for source in order}
-    padded, original = _longest(shapes.values()), _longest(shapes)
-    truth = original if any(before != after for before, after in shapes.items()) else None
+    plan = [
+        _Planned(_case(row, assigned[source.case_id], source, preprocess), source) for row, source in enumerate(order)
+    ]
+    cases = [planned.case for planned in plan]
+    padded = _longest(case.shape for case in cases)
+    original = _longest(case.original_shape for case in cases)
+    truth = original if any(case.resampled for case in cases) else None
     channels = len(channel_names)
     case_bytes = 4 * channels * int(np.prod(padded)) + (int(np.prod(original)) if truth else 0)
     size = store.cases_per_shard(len(plan), case_bytes)
@@ -127,14 +120,14 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     if truth is not None:
         arrays[schema.TRUTH] = (len(plan), *truth)
 
-    knobs = (reader, preprocess, splits, plan, _stamps(plan, reader.path))
+    knobs = (reader, class_names, preprocess, splits, plan, _stamps(plan, reader.path))
     with workspace("prepare", knobs, inputs=[]) as work:
         if not any((work / "done").glob("*.arrow")):
             for array, shape in arrays.items():
                 store.create_array(work, array, shape, size)
         rows = run(
             _PrepareShard(reader, preprocess, work, channels, padded, truth),
-            shards_of(plan, size, key=lambda planned: planned.row),
+            shards_of(plan, size, key=lambda planned: planned.case.case),
             work,
             execution,
             "prepare",
@@ -161,6 +154,23 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
         store.write_manifest(out, made_by)
 
 
+def _case(row: int, split: str, source: Source, preprocess: Preprocess) -> Case:
+    grid = preprocess.grid(source)
+    return Case(
+        case_id=source.case_id,
+        case=row,
+        group=source.group or source.case_id,
+        split=split,
+        has_label=source.label is not None,
+        shape=grid.shape,
+        spacing_mm=grid.spacing_mm,
+        original_shape=source.shape,
+        original_spacing_mm=source.spacing_mm,
+        affine=source.affine,
+        orientation=grid.orientation,
+    )
+
+
 def _clear(out: Path) -> None:
     """Remove an earlier store, its manifest first, so that a half-written one never looks finished."""
     out.mkdir(parents=True, exist_ok=True)
@@ -184,7 +194,7 @@ def _longest(shapes: Any) -> tuple[int, ...]:
 
 
 def _files(source: Source) -> list[str]:
-    return [file for file in (source.image, source.label) if file]
+    return [file for file in (source.image, source.label, *source.beside) if file]
 
 
 def _stamps(plan: Sequence[_Planned], root: Path) -> list[tuple[str, int, int]]:

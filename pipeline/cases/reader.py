@@ -12,18 +12,29 @@ from pipeline.knobs import Knobs
 
 
 @dataclass(frozen=True)
+class Header:
+    """What an image file says about its voxels before they are read."""
+
+    channels: int
+    shape: tuple[int, ...]  # spatial
+    spacing_mm: tuple[float, ...] | None = None
+    affine: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """A case of a raw data set before its voxels are read."""
 
     case_id: str
     shape: tuple[int, ...]  # spatial, on the source's grid
-    image: str  # file, relative to the data root; empty if the case is made, not read
+    image: str  # file of the first channel, relative to the data root; empty if the case is made, not read
     label: str | None  # None: the case belongs to the pool
     spacing_mm: tuple[float, ...] | None = None
     affine: tuple[float, ...] | None = None
     group: str | None = None
     split: str | None = None
     site: str | None = None
+    beside: tuple[str, ...] = ()  # other files of the case: further channels, then spacing
 
 
 class CaseTable(Knobs):

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.cases.given_split import GivenSplit
 from pipeline.cases.reader import Source
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
@@ -20,18 +21,20 @@ _DRAWN = ("test", "validation", "labelled", "pool")
 _ROUNDING = 1e-9
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Size = Annotated[int, Field(ge=1)] | Fraction | Literal["rest"]
+Size = Annotated[int, Field(ge=0)] | Fraction | Literal["rest"]
 
 
 class Splits(Knobs):
     """How many cases each split has: a count, a fraction of the cases that have a label, or `rest`.
 
-    All four count cases that have a label. Cases without label belong to the pool and come on top of `pool`.
+    All four count cases that have a label. Cases without label belong to the pool and come on top of `pool`. Cases
+    whose split is given (by `given`, the case table or the data set) count as well, and 0 draws no others: the split
+    then holds the given cases, or none.
     """
 
     labelled: Size
     """Cases that train the base segmenter."""
-    pool: Annotated[int, Field(ge=0)] | Fraction | Literal["rest"]
+    pool: Size
     """Cases whose labels are hidden; 0 where the pool is the cases without label."""
     validation: Size
     """Cases that judge the judges and stop training."""
@@ -39,6 +42,8 @@ class Splits(Knobs):
     """Cases that measure the students."""
     seed: int = 0
     """Another seed draws other patients."""
+    given: GivenSplit | None = None
+    """A fold of nnU-Net's `splits_final.json`; null: none."""
 
     @model_validator(mode="after")
     def _add_up(self) -> Splits:
@@ -53,9 +58,9 @@ class Splits(Knobs):
 def assign(sources: Sequence[Source], splits: Splits) -> tuple[dict[str, str], list[str]]:
     """Split of each case id, and notes on what could not be met; cases that no split asks for are left out.
 
-    Groups stay whole, and a split given by the case table wins. A count is met exactly if whole groups allow it, else
-    from below. The result depends on the case ids and groups alone, not on their order. Raises `BadInput` for a group
-    in two given splits, for more cases asked than there are, and for an empty split.
+    Groups stay whole, and a given split wins. A count is met exactly if whole groups allow it, else from below. The
+    result depends on the case ids and groups alone, not on their order. Raises `BadInput` for a group in two given
+    splits, for more cases asked than there are, and for an empty split that was not asked to be 0.
     """
     sources = sorted(sources, key=lambda source: source.case_id)
     groups: dict[str, list[Source]] = defaultdict(list)
@@ -74,15 +79,16 @@ def assign(sources: Sequence[Source], splits: Splits) -> tuple[dict[str, str], l
     if asked > (there := sum(weight[name] for name in free)):
         raise BadInput(
             f"splits: expected at most {there} cases that have a label and no given split, found {asked} asked for "
-            f"({_counts(wanted)}, of which the case table gives {_counts(has)}); ask for fewer"
+            f"({_counts(wanted)}, of which are given {_counts(has)}); ask for fewer"
         )
     notes = []
     for split in (name for name in _DRAWN if name in wanted):
         chosen = _whole_groups([(name, weight[name]) for name in free], wanted[split] - has[split])
         placed[split] += chosen
         free = [name for name in free if name not in chosen]
-        if (got := sum(weight[name] for name in placed[split])) != wanted[split]:
-            reason = "the case table gives more" if got > wanted[split] else "groups stay whole"
+        got = sum(weight[name] for name in placed[split])
+        if got != wanted[split] != 0:
+            reason = "more are given" if got > wanted[split] else "groups stay whole"
             notes.append(
                 f"splits: {split} has {got} cases that have a label where {wanted[split]} were asked: {reason}"
             )
@@ -92,10 +98,12 @@ def assign(sources: Sequence[Source], splits: Splits) -> tuple[dict[str, str], l
     assigned = {source.case_id: split for split in SPLITS for name in placed[split] for source in groups[name]}
     sizes = {split: sum(len(groups[name]) for name in placed[split]) for split in SPLITS}
     largest = max(map(len, groups.values()), default=0)
-    if empty := [split for split, size in sizes.items() if size == 0]:
+    empty = [split for split, size in sizes.items() if size == 0]
+    if asked_for := [split for split in empty if getattr(splits, split) != 0 or len(empty) == len(SPLITS)]:
         raise BadInput(
-            f"splits: expected cases in every split, found none in {', '.join(empty)} ({_counts(sizes)}; "
-            f"{len(sources)} cases, {n_labels} with label; groups of up to {largest}); change the counts"
+            f"splits: expected cases in every split that is not 0, found none in {', '.join(asked_for)} "
+            f"({_counts(sizes)}; {len(sources)} cases, {n_labels} with label; groups of up to {largest}); change the "
+            "counts"
         )
     if len(assigned) < len(sources):
         notes.append(f"splits: {len(sources) - len(assigned)} of {len(sources)} cases are in no split and left out")
@@ -103,19 +111,19 @@ def assign(sources: Sequence[Source], splits: Splits) -> tuple[dict[str, str], l
 
 
 def _given(name: str, members: Sequence[Source]) -> str | None:
-    """The split that a group must be in: from the case table, or the pool for cases without label; None if free."""
+    """The split that a group must be in: a given one, or the pool for cases without label; None if free."""
     given = {source.split or ("pool" if source.label is None else None): source.case_id for source in members}
     for source in members:
         if source.label is None and source.split not in (None, "pool"):
             raise BadInput(
                 f"{source.image}: case '{source.case_id}' has no label: expected split pool, found {source.split}; "
-                "correct the case table, or add the label"
+                "correct the given split, or add the label"
             )
     given.pop(None, None)
     if len(given) > 1:
         found = ", ".join(f"'{case_id}' in {split}" for split, case_id in given.items())
         raise BadInput(
-            f"group '{name}': expected one split, found {found}; put all its cases into one split of the case table "
+            f"group '{name}': expected one split, found {found}; put all its cases into one of the given splits "
             "(cases without label are always pool)"
         )
     return next(iter(given), None)

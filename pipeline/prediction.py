@@ -1,0 +1,87 @@
+"""What a trained folder predicts for a case, on the grid of the case's source image."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.cases.preprocess import to_source
+from pipeline.dataset import Case, CaseStore, ProposalStore
+from pipeline.errors import BadInput
+from pipeline.recipe import RECORD, Compute
+
+if TYPE_CHECKING:
+    from pipeline.segmenter import Model
+
+
+def on_source_grid(mask: np.ndarray, case: Case, classes: int) -> np.ndarray:
+    """Label map u8 on the grid of the source image, by interpolating the indicator of each class."""
+    if not case.resampled:
+        return mask
+    one_hot = (mask == np.arange(classes).reshape(-1, *([1] * mask.ndim))).astype(np.float32)
+    return to_source(one_hot, case).argmax(0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network's most probable class, with offsets on its class logits where the student has some."""
+
+    cases: CaseStore
+    model: Model
+    compute: Compute
+    offsets: tuple[float, ...] = ()  # per foreground class
+
+    def __call__(self, case: Case) -> np.ndarray:
+        """Label map u8 `[*space]` on the source's grid."""
+        from pipeline.segmenter import predict, probability, shifted
+
+        logits = predict(self.model.shared(), self.cases.image(case), self.model.architecture.window, self.compute)
+        working = probability(shifted(logits, self.offsets)).cpu().numpy()
+        return to_source(working, case).argmax(0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The same proposal of every case."""
+
+    cases: CaseStore
+    proposals: ProposalStore
+    slot: int
+
+    def __call__(self, case: Case) -> np.ndarray:
+        """Label map u8 `[*space]` on the source's grid."""
+        return on_source_grid(self.proposals.masks(case, [self.slot])[0], case, len(self.cases.class_names))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The checkpoints of a folder by role; the base and an arm without training have one and no best."""
+
+    sustained: tuple[Weights | Taken, ...]
+    best: Weights | Taken | None
+
+
+def predictions(folder: Path, cases: CaseStore, proposals: ProposalStore, compute: Compute) -> Predictions:
+    """What the folder of the base or of a student predicts with; raises `BadInput` where it cannot."""
+    from pipeline.segmenter import Model
+
+    record = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else None
+    if record is None:
+        return Predictions((Weights(cases, Model(folder, "base", compute.device), compute),), None)
+    if record["slot"] is not None:
+        known = set(proposals.case_ids())
+        if missing := [case.case_id for case in cases.split("test") if case.case_id not in known]:
+            raise BadInput(
+                f"{folder}: takes proposal {record['slot']} of every case, and {len(missing)} test cases have none "
+                f"(first: '{missing[0]}'); add 'test' to propose.splits"
+            )
+        return Predictions((Taken(cases, proposals, record["slot"]),), None)
+    offsets = tuple(record["offsets"] or ())
+    best, *late = (
+        Weights(cases, Model(folder, name, compute.device), compute, offsets) for name in ("best", *record["late"])
+    )
+    return Predictions(tuple(late), best)
