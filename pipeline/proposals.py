@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,34 +15,53 @@ from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
 from pipeline.knobs import Knobs, Name
 from pipeline.overlap import dice_to, disagreement
-from pipeline.recipe import MODELS, Compute
+from pipeline.recipe import Compute
 from pipeline.samplers import Sampler
-from pipeline.samplers.sampler import CaseModels, drawn
-from pipeline.store import MANIFEST, cases_per_shard, create_array, open_array, shard_cases, write_manifest, write_table
+from pipeline.samplers.ensemble import Ensemble
+from pipeline.samplers.imported import Imported
+from pipeline.samplers.sampler import CaseModels, Loaded, Setup, drawn
+from pipeline.samplers.snapshots import Snapshots
+from pipeline.store import (
+    MANIFEST,
+    cases_per_shard,
+    check_manifest,
+    create_array,
+    open_array,
+    shard_cases,
+    write_manifest,
+    write_table,
+)
 
 if TYPE_CHECKING:
     from pipeline.segmenter import Model
+
+BASE = "base"
+"""Sampler and setting of slot 0, where there is a base segmenter."""
 
 
 class Propose(Knobs):
     """Which masks are proposed, and for which cases."""
 
     samplers: dict[Name, Sampler]
-    """By name, in the order of the proposals; slot 0 is always the base prediction."""
-    splits: tuple[Literal["labelled", "pool", "validation"], ...] = ("pool", "validation")
-    """Validation is needed to measure judges; labelled only by judges or objectives that learn from it."""
+    """By name, in the order of the proposals; slot 0 is always the base prediction or, without a base segmenter, the
+    first mask of the first sampler, which then is `imported`."""
+    splits: tuple[Literal["labelled", "pool", "validation", "test"], ...] = ("pool", "validation")
+    """Validation is needed to measure judges; labelled only by judges or objectives that learn from it; test only to
+    measure what one proposal of every case would be worth."""
+    imports: Path = Path("pipeline/samplers/imported.py")
+    """Folder of all imported masks; DVC watches it. Without any, a file that is there, as DVC needs."""
 
 
 @dataclass(frozen=True)
 class _Proposing:
     cases: CaseStore
-    base: Model
-    members: tuple[Model, ...]
+    base: Model | None
+    members: dict[str, Model]
+    snapshots: dict[str, Model]
     knobs: Propose
     swap_labels: tuple[tuple[int, int, int], ...]
     compute: Compute
     seed: int
-    slots: int
     work: Path
 
     def __call__(self, shard: Shard) -> pl.DataFrame:
@@ -73,38 +91,71 @@ class _Proposing:
 
     def _propose(self, case: Case, blocks: dict[str, np.ndarray], row: int) -> list[dict[str, object]]:
         seen = CaseModels(
-            case.case_id,
+            case,
             self.cases.image(case),
-            self.base.shared(),
-            {m.name: m.shared() for m in self.members},
-            self.base.architecture.window,
+            len(self.cases.class_names),
+            _loaded(self.base) if self.base else None,
+            {name: _loaded(model) for name, model in self.members.items()},
+            {name: _loaded(model) for name, model in self.snapshots.items()},
             self.compute,
             self.seed,
             self.swap_labels,
+            self.knobs.imports,
         )
-        seen.draws.append(drawn("base", "base", seen.predict(seen.base)))
+        if seen.base is not None:
+            seen.keep(drawn(BASE, BASE, seen.predict(seen.base)))
         for name, sampler in self.knobs.samplers.items():
-            seen.draws += list(sampler.draw(name, seen))
+            for draw in sampler.draw(name, seen):
+                seen.keep(draw)
         masks = np.stack([draw.mask for draw in seen.draws])
         differ = disagreement(masks)
-        classes = self.base.architecture.classes
-        dice = dice_to(masks[0], masks, classes)
+        dice = dice_to(masks[0], masks, seen.classes)
         blocks["masks"][(row, slice(None), *case.space)] = masks
         blocks["probability"][(row, slice(None), *case.space)] = (seen.mean_probability() * 255).round().numpy()
         blocks["disagreement"][row] = differ
-        first = (differ == 0).argmax(1)
+        # Masks that only differ where one of them is unknown are two masks, although no voxel tells them apart.
+        first = ((differ == 0) & _same_unknown(masks)).argmax(1)
         return [
             {
                 "case_id": case.case_id,
                 "proposal": slot,
                 "sampler": draw.sampler,
                 "setting": draw.setting,
-                "voxels": np.bincount(draw.mask.ravel(), minlength=classes).tolist(),
+                "voxels": np.bincount(draw.mask[draw.mask != schema.UNKNOWN], minlength=seen.classes).tolist(),
                 "dice_to_base": float(dice[slot]),
                 "duplicate_of": int(first[slot]) if first[slot] < slot else None,
             }
             for slot, draw in enumerate(seen.draws)
         ]
+
+
+def _loaded(model: Model) -> Loaded:
+    return Loaded(model.shared(), model.architecture.window)
+
+
+def _same_unknown(masks: np.ndarray) -> np.ndarray:
+    """bool `[K, K]`: whether two masks u8 `[K, *space]` are 255 at the same voxels."""
+    unknown = (masks == schema.UNKNOWN).reshape(len(masks), -1)
+    if not unknown.any():
+        return np.ones((len(masks), len(masks)), bool)
+    return np.stack([(unknown == one).all(1) for one in unknown])
+
+
+def _slots(knobs: Propose, setup: Setup) -> int:
+    """Proposals of every case; raises `BadInput` for what the samplers lack."""
+    if BASE in knobs.samplers:
+        raise BadInput(f"propose.samplers: '{BASE}' is the name of slot 0; choose another name")
+    if not setup.base and (not knobs.samplers or next(iter(knobs.samplers.values())).kind != "imported"):
+        raise BadInput(
+            "propose.samplers: expected a sampler of kind 'imported' as the first one, since base is null, found "
+            f"{[sampler.kind for sampler in knobs.samplers.values()]}; import masks, or configure `base`"
+        )
+    slots = setup.base + sum(len(sampler.settings(name, setup)) for name, sampler in knobs.samplers.items())
+    if setup.base and slots < 2:
+        raise BadInput("propose.samplers: no sampler draws anything; preference needs at least two proposals")
+    if slots < 2:
+        raise BadInput("propose.samplers: one imported mask alone; preference needs at least two proposals")
+    return slots
 
 
 def propose(
@@ -121,21 +172,22 @@ def propose(
 
     Raises `BadInput` naming every case that failed, after the others have finished; a rerun does only what is missing.
     """
-    from pipeline.segmenter import Model
+    from pipeline.segmenter import ARCHITECTURE, Model, member_models, snapshot_models
 
-    names = json.loads((base / MODELS).read_text())["members"]
-    needed = names if any(sampler.kind == "ensemble" for sampler in knobs.samplers.values()) else []
-    if "base" in knobs.samplers:
-        raise BadInput("propose.samplers: 'base' is the name of slot 0; choose another name")
-    slots = 1 + sum(len(sampler.settings(names)) for sampler in knobs.samplers.values())
-    if slots < 2:
-        raise BadInput("propose.samplers: no sampler draws anything; preference needs at least two proposals")
-    model = Model(base, "base", compute.device)
+    check_manifest(base)
+    model = Model(base, "base", compute.device) if (base / ARCHITECTURE).is_file() else None
+    members, snapshots = member_models(base, compute.device), snapshot_models(base, compute.device)
     n_cases, padded, classes = len(cases.all), cases.padded, len(cases.class_names)
+    proposed_for = tuple(cases.split(*knobs.splits))
+    setup = Setup(classes, model is not None, tuple(members), tuple(snapshots), proposed_for, knobs.imports)
+    slots = _slots(knobs, setup)
     voxels = int(np.prod(padded))
     size = cases_per_shard(n_cases, voxels * (slots + classes))
     block = (knobs, swap_labels, compute, seed)
-    with workspace("propose", block, [cases.folder / MANIFEST, base / MANIFEST]) as work:
+    imported = [
+        file for sampler in knobs.samplers.values() if isinstance(sampler, Imported) for file in sampler.files(setup)
+    ]
+    with workspace("propose", block, [cases.folder / MANIFEST, base / MANIFEST, *imported]) as work:
         for array, shape in (
             (schema.MASKS, (n_cases, slots, *padded)),
             (schema.PROBABILITY, (n_cases, classes, *padded)),
@@ -143,19 +195,22 @@ def propose(
         ):
             if not (work / f"{array.name}.zarr" / "zarr.json").is_file():
                 create_array(work, array, shape, size)
+        ensembles = [sampler for sampler in knobs.samplers.values() if isinstance(sampler, Ensemble)]
         task = _Proposing(
             cases,
             model,
-            tuple(Model(base, name, compute.device) for name in needed),
+            {n: m for n, m in members.items() if any(e.members is None or n in e.members for e in ensembles)},
+            snapshots if any(isinstance(sampler, Snapshots) for sampler in knobs.samplers.values()) else {},
             knobs,
             swap_labels,
             compute,
             seed,
-            slots,
             work,
         )
-        shards = shards_of(cases.split(*knobs.splits), size, key=lambda case: case.case)
-        rows = run(task, shards, work, execution, "propose", bytes_per_shard=3 * size * voxels * (slots + 4 * classes))
+        shards = shards_of(proposed_for, size, key=lambda case: case.case)
+        # The blocks of a shard twice, as they are and as they are written; of one case, masks and probabilities.
+        bytes_per_shard = voxels * (2 * size * (slots + classes) + 2 * slots + 24 * classes)
+        rows = run(task, shards, work, execution, "propose", bytes_per_shard)
         for array in (schema.MASKS, schema.PROBABILITY, schema.DISAGREEMENT):
             publish(work / f"{array.name}.zarr", out / f"{array.name}.zarr")
         write_table(rows, schema.PROPOSALS, out / "proposals.parquet", block)

@@ -1,4 +1,4 @@
-"""Base segmenter and images -> several masks per case (schema `PROPOSALS`, arrays masks, probability, disagreement)."""
+"""Base segmenter, images and imported masks -> several masks per case (schema `PROPOSALS`) and their arrays."""
 
 from pathlib import Path
 

@@ -1,15 +1,21 @@
-"""Networks whose answer is known, and a case for samplers to draw from."""
+"""Networks whose answer is known, and cases for samplers to draw from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from pipeline.dataset import Case
 from pipeline.recipe import Compute
-from pipeline.samplers.sampler import CaseModels, drawn
+from pipeline.samplers import Sampler
+from pipeline.samplers.sampler import CaseModels, Draw, Loaded, drawn
 from pipeline.seeding import numpy_generator
 
 
@@ -50,10 +56,61 @@ def noise(space: Sequence[int], case_id: str = "c0") -> np.ndarray:
     return numpy_generator("samplers", case_id).normal(size=(1, *space)).astype(np.float32)
 
 
+def row_of(space: Sequence[int], case_id: str = "c0", **columns: Any) -> Case:
+    """A case of the pool on this grid, in a store of its own."""
+    shape = tuple(space)
+    return replace(Case(case_id, 0, case_id, "pool", False, shape, None, shape, None, None), **columns)
+
+
+def case_of(space: Sequence[int], classes: int = 2, image: np.ndarray | None = None, **fields: Any) -> CaseModels:
+    """A case without any model or draw; `fields` of `CaseModels` replace what it has."""
+    image = np.zeros((1, *space), np.float32) if image is None else image
+    start = CaseModels(row_of(space), image, classes, None, {}, {}, Compute(), 0)
+    return replace(start, draws=[], **fields)
+
+
 def models(
-    base: nn.Module, image: np.ndarray, case_id: str = "c0", members: dict[str, nn.Module] | None = None, seed: int = 0
+    base: nn.Module,
+    image: np.ndarray,
+    case_id: str = "c0",
+    members: Mapping[str, nn.Module] | None = None,
+    seed: int = 0,
+    snapshots: Mapping[str, nn.Module] | None = None,
 ) -> CaseModels:
     """A case whose slot 0 is drawn."""
-    case = CaseModels(case_id, image, base, members or {}, image.shape[1:], Compute(), seed)
-    case.draws.append(drawn("base", "base", case.predict(base)))
+    space = image.shape[1:]
+
+    def loaded(networks: Mapping[str, nn.Module] | None) -> dict[str, Loaded]:
+        return {name: Loaded(network, space) for name, network in (networks or {}).items()}
+
+    case = case_of(
+        space,
+        image=image,
+        row=row_of(space, case_id),
+        base=Loaded(base, space),
+        members=loaded(members),
+        snapshots=loaded(snapshots),
+        seed=seed,
+    )
+    slot = drawn("base", "base", case.predict(case.segmenter))
+    assert slot.probability is not None
+    case.classes = len(slot.probability)
+    case.keep(slot)
     return case
+
+
+def given(*probabilities: Any, masks: Sequence[Any] = ()) -> CaseModels:
+    """A case whose draws are these class probabilities `[class, *space]` and, behind them, these masks."""
+    space = np.shape(probabilities[0])[1:] if probabilities else np.shape(masks[0])
+    classes = len(probabilities[0]) if probabilities else 1 + int(np.max(masks))
+    case = case_of(space, classes)
+    for p in probabilities:
+        case.keep(drawn("base", "base", torch.tensor(np.array(p))))
+    for mask in masks:
+        case.keep(Draw(np.array(mask, np.uint8), "s", "1"))
+    return case
+
+
+def sampler_of(kind: str, **knobs: Any) -> Any:
+    """Validated as params.yaml is."""
+    return TypeAdapter(Sampler).validate_json(json.dumps({"kind": kind, **knobs}))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from pipeline.knobs import Knobs
 from pipeline.proposals import Propose, propose
 from pipeline.recipe import MODELS, Compute, Network
 from pipeline.samplers.ensemble import Ensemble
-from pipeline.samplers.sampler import CaseModels, Draw
+from pipeline.samplers.sampler import CaseModels, Draw, Setup
+from pipeline.samplers.snapshots import Snapshots
 from pipeline.samplers.threshold import Threshold
 from pipeline.samplers.tta import TTA
 from pipeline.segmenter import Architecture, Model, labels, predict, probability, save_weights
@@ -31,20 +33,22 @@ ONE = Execution(scheduler="synchronous", workers=1, progress="none")
 SPLITS = ["labelled", "pool", "pool", "validation", "test"]
 
 
-def base_folder(folder: Path, seed: int = 0, members: int = 0, constant: bool = False) -> Path:
-    """An untrained base and members; a `constant` one answers logits -1 and 1 everywhere: all foreground."""
+def base_folder(
+    folder: Path, seed: int = 0, members: int = 0, constant: bool = False, snapshots: tuple[str, ...] = ()
+) -> Path:
+    """An untrained base and its relatives; a `constant` one answers logits -1 and 1 everywhere: all foreground."""
     network = Network(name="UNet", arguments={"channels": [4, 8], "strides": [2]}, multiple=2)
     architecture = Architecture.of(network, 1, 2, (6, 6))
     architecture.save(folder)
     names = [f"member_{i}" for i in range(1, members + 1)]
-    for offset, name in enumerate(["base", *names]):
+    for offset, name in enumerate(["base", *names, *snapshots]):
         built = architecture.build(seed + offset)
         if constant:
             with torch.no_grad():
                 for weight in built.parameters():
                     weight.copy_(torch.tensor([-1.0, 1.0]) if weight.shape == (2,) else torch.zeros_like(weight))
         save_weights(built, folder / f"{name}.safetensors")
-    write_json(folder / MODELS, {"members": names, "folds": [], "fold_of": {}, "snapshots": []})
+    write_json(folder / MODELS, {"members": names, "folds": [], "fold_of": {}, "snapshots": list(snapshots)})
     write_manifest(folder, "a test")
     return folder
 
@@ -58,14 +62,17 @@ def cases(tmp_path, monkeypatch) -> CaseStore:
     return case_store(tmp_path / "cases", [np.zeros(s, np.uint8) for s in shapes], SPLITS, images)
 
 
+TOYS = ["half", "nothing", "everything", "half again"]
+
+
 class Toy(Knobs):
     """Half, nothing, everything, half again; fails for the case `fails`."""
 
     kind: Literal["toy"] = "toy"
     fails: str = ""
 
-    def settings(self, members: Sequence[str]) -> list[str]:
-        return ["half", "nothing", "everything", "half again"]
+    def settings(self, name: str, setup: Setup) -> list[str]:
+        return TOYS
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         if case.case_id == self.fails:
@@ -73,7 +80,7 @@ class Toy(Knobs):
         space = case.image.shape[1:]
         half = np.zeros(space, np.uint8)
         half[: space[0] // 2] = 1
-        for setting, mask in zip(self.settings(()), (half, 0 * half, 0 * half + 1, half), strict=True):
+        for setting, mask in zip(TOYS, (half, 0 * half, 0 * half + 1, half), strict=True):
             yield Draw(mask.astype(np.uint8), name, setting)
 
 
@@ -167,6 +174,35 @@ def test_samplers_in_the_order_of_the_knobs(cases, tmp_path):
     assert found.case_ids() == ["c0"]
 
 
+def test_members_and_snapshots_of_the_base_folder(cases, tmp_path):
+    """A member of another architecture has a folder and a window of its own: 8x8, where the base's is 6x6."""
+    base = base_folder(tmp_path / "base", members=1, snapshots=("snapshot_000010",))
+    other = Network(
+        name="SegResNet", arguments={"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}, multiple=8
+    )
+    architecture = Architecture.of(other, 1, 2, (6, 6))
+    architecture.save(base / "resnet")
+    save_weights(architecture.build(7), base / "resnet" / "base.safetensors")
+    content = json.loads((base / MODELS).read_text())
+    write_json(base / MODELS, {**content, "members": ["member_1", "resnet"]})
+    write_manifest(base, "a test")
+    knobs = Propose(
+        samplers={"e": Ensemble(kind="ensemble", members=("resnet",), mean=False), "s": Snapshots(kind="snapshots")}
+    )
+    found = proposed(cases, base, knobs)
+    rows = found.table.filter(case_id="c1").select("sampler", "setting").rows()
+    assert rows == [("base", "base"), ("e", "resnet"), ("s", "snapshot_000010")]
+    case = cases.all[1]
+    for slot, model in ((1, Model(base / "resnet")), (2, Model(base, "snapshot_000010"))):
+        logits = predict(model.load(), cases.image(case), model.architecture.window, Compute())
+        assert (found.masks(case)[slot] == labels(probability(logits))).all()
+
+
+def test_proposals_of_test_cases(cases, tmp_path):
+    found = proposed(cases, base_folder(tmp_path / "base"), with_toy().model_copy(update={"splits": ("test",)}))
+    assert found.case_ids() == ["c4"]
+
+
 def test_sided_classes_change_places_in_flips(cases, tmp_path):
     """The base says class 1 everywhere. Classes 0 and 1 are sides of axis 1: flipped along it, class 0 everywhere."""
     base = base_folder(tmp_path / "base", constant=True)
@@ -187,7 +223,11 @@ def test_sided_classes_change_places_in_flips(cases, tmp_path):
         (Propose(samplers={"t": Threshold(kind="threshold", thresholds=())}), r"no sampler draws anything"),
         (
             Propose(samplers={"e": Ensemble(kind="ensemble")}),
-            r"sampler 'ensemble' needs base.members of at least 1, found 0",
+            r"propose.samplers.e: sampler 'ensemble' needs members of the base, found none",
+        ),
+        (
+            Propose(samplers={"s": Snapshots(kind="snapshots")}),
+            r"propose.samplers.s: sampler 'snapshots' needs base.snapshots of at least 1, found 0",
         ),
         (
             Propose(samplers={"t": Threshold(kind="threshold")}, splits=()),

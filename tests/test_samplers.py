@@ -5,9 +5,10 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from pathlib import Path
 from typing import Any, get_args
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -15,30 +16,33 @@ from torch import nn
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.recipe import Compute
 from pipeline.samplers import Sampler
 from pipeline.samplers.consensus import Consensus
 from pipeline.samplers.ensemble import Ensemble
-from pipeline.samplers.sampler import CaseModels, Draw, drawn
-from pipeline.samplers.threshold import Threshold
-from pipeline.samplers.tta import TTA
-from tests.networks import Constant, Ramp, models, noise, seeded, small
+from pipeline.samplers.sampler import CaseModels, Draw, Loaded, Setup
+from pipeline.samplers.snapshots import Snapshots
+from tests.networks import Constant, case_of, given, models, noise, sampler_of, small
 
 KINDS = get_args(get_args(Sampler)[0])
 MEMBERS = ["member_1", "member_2"]
+SNAPSHOTS = ["snapshot_000010", "snapshot_000020"]
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "mc_dropout": {},
+    "tta": {},
+    "threshold": {"offsets": [{"1": 1.0}]},
+    "ensemble": {},
+    "snapshots": {},
+    "morphology": {"open": [1], "close": [1], "drop_component": [1]},
+    "imported": {"sources": {"tool": {"path": "tool"}, "other": {"path": "tool", "values": {"1": 1}}}},
+    "consensus": {},
+}
+"""Knobs that make each kind draw; a new kind needs a line here."""
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
-def given(*probabilities: Sequence[Any], masks: Sequence[Any] = ()) -> CaseModels:
-    """A case whose draws are these class probabilities `[class, *space]` and, behind them, these masks."""
-    case = CaseModels("c0", np.zeros((1, 1), np.float32), nn.Identity(), {}, (1,), Compute(), 0)
-    case.draws += [drawn("base", "base", torch.tensor(np.array(p))) for p in probabilities]
-    case.draws += [Draw(np.array(mask, np.uint8), "s", "1") for mask in masks]
-    return case
-
-
 def configured(kind: type[Knobs]) -> Any:
-    return kind.model_validate({"kind": get_args(kind.model_fields["kind"].annotation)[0]})
+    name = get_args(kind.model_fields["kind"].annotation)[0]
+    return sampler_of(name, **EXAMPLES[name])
 
 
 def content(draws: Sequence[Draw]) -> list[tuple[bytes, str, bytes | None]]:
@@ -51,10 +55,44 @@ def content(draws: Sequence[Draw]) -> list[tuple[bytes, str, bytes | None]]:
 # ---- the contract ----------------------------------------------------------------------------------------------
 
 
-def contract_case(dimensions: int, outputs: int, case_id: str = "c0") -> CaseModels:
-    space = (6, 8) if dimensions == 2 else (4, 6, 5)
-    members = {name: small(dimensions, outputs, seed) for seed, name in enumerate(MEMBERS, 1)}
-    return models(small(dimensions, outputs), noise(space, case_id), case_id, members)
+@pytest.fixture(autouse=True)
+def masks_of_a_tool(tmp_path, monkeypatch):
+    """Imported masks of the contract's cases, below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(6):
+        for name, space in (("", (6, 8)), ("v", (4, 6, 5))):
+            values = (noise(space, f"tool{number}")[0] > 0).astype(np.uint8)
+            Path("masks/tool").mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), f"masks/tool/{name}c{number}.nii.gz")
+
+
+IMPORTS = Path("masks")
+
+
+def trio(dimensions: int = 2, outputs: int = 3) -> list[nn.Module]:
+    return [small(dimensions, outputs, seed) for seed in range(5)]
+
+
+def contract_case(
+    dimensions: int, outputs: int, number: int = 0, networks: list[nn.Module] | None = None
+) -> CaseModels:
+    """A case with two members and two snapshots."""
+    space, prefix = ((6, 8), "c") if dimensions == 2 else ((4, 6, 5), "vc")
+    case_id = f"{prefix}{number}"
+    base, *others = networks or trio(dimensions, outputs)
+    members, snapshots = dict(zip(MEMBERS, others[:2], strict=True)), dict(zip(SNAPSHOTS, others[2:], strict=True))
+    case = models(base, noise(space, case_id), case_id, members, snapshots=snapshots)
+    case.imports = IMPORTS
+    return case
+
+
+def setup_of(*cases: CaseModels, classes: int = 3, **fields: Any) -> Setup:
+    given: dict[str, Any] = {"members": tuple(MEMBERS), "snapshots": tuple(SNAPSHOTS), "imports": IMPORTS, **fields}
+    return Setup(classes, cases=tuple(case.row for case in cases), **given)
+
+
+def test_every_kind_has_an_example():
+    assert {get_args(kind.model_fields["kind"].annotation)[0] for kind in KINDS} == set(EXAMPLES)
 
 
 @every_kind
@@ -64,8 +102,9 @@ def test_every_sampler_draws_its_settings(kind, dimensions, outputs):
     sampler = configured(kind)
     case = contract_case(dimensions, outputs)
     draws = list(sampler.draw("name", case))
-    assert [draw.setting for draw in draws] == sampler.settings(MEMBERS)
+    assert [draw.setting for draw in draws] == sampler.settings("name", setup_of(case, classes=case.classes))
     assert draws
+    assert len({draw.setting for draw in draws}) == len(draws)
     for draw in draws:
         assert (draw.sampler, draw.mask.dtype, draw.mask.shape) == ("name", np.uint8, case.image.shape[1:])
         assert draw.mask.max() < max(2, outputs)
@@ -79,135 +118,68 @@ def test_every_sampler_draws_its_settings(kind, dimensions, outputs):
 
 @every_kind
 def test_every_sampler_leaves_the_networks_as_they_were(kind):
-    """Same weights, same answer, no hooks, torch's global generator untouched."""
+    """Same weights, same answer, no hooks, torch's global generator untouched; slot 0 as it was."""
     case = contract_case(2, 3)
-    before = case.predict(case.base).numpy().tobytes()
+    before = case.predict(case.segmenter).numpy().tobytes()
+    mask = case.draws[0].mask.tobytes()
     state = torch.random.get_rng_state().numpy().tobytes()
     list(configured(kind).draw("name", case))
-    assert case.predict(case.base).numpy().tobytes() == before
+    assert case.predict(case.segmenter).numpy().tobytes() == before
+    assert case.draws[0].mask.tobytes() == mask
     assert torch.random.get_rng_state().numpy().tobytes() == state
-    assert not any(module._forward_hooks for module in case.base.modules())
+    for module in case.segmenter.network.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert "forward" not in vars(module)
 
 
 @every_kind
 def test_every_sampler_draws_a_case_by_itself(kind):
     """After other cases, in any order, and in two threads at once, the bytes are those of the case alone."""
 
-    def trio() -> tuple[nn.Module, dict[str, nn.Module]]:
-        return small(2, 3), {name: small(2, 3, seed) for seed, name in enumerate(MEMBERS, 1)}
+    def draws_of(number: int, networks: list[nn.Module]) -> list[tuple]:
+        return content(list(configured(kind).draw("name", contract_case(2, 3, number, networks))))
 
-    def draws_of(case_id: str, base: nn.Module, members: dict[str, nn.Module]) -> list[tuple]:
-        case = models(base, noise((6, 8), case_id), case_id, members)
-        return content(list(configured(kind).draw("name", case)))
-
-    ids = [f"c{i}" for i in range(6)]
-    alone = {case_id: draws_of(case_id, *trio()) for case_id in ids}
+    alone = {number: draws_of(number, trio()) for number in range(6)}
     shared = trio()
-    for case_id in ids[::-1]:
-        assert draws_of(case_id, *shared) == alone[case_id]
-    # Torch's global generator, which makes the weights, is shared by the threads: one trio each, made before.
-    own = [trio() for _ in ids]
+    for number in range(6)[::-1]:
+        assert draws_of(number, shared) == alone[number]
+    # Torch's global generator, which makes the weights, is shared by the threads: networks of their own, made before.
+    own = [trio() for _ in range(6)]
     with ThreadPoolExecutor(2) as pool:
-        together = pool.map(draws_of, ids, *zip(*own, strict=True))
-        assert dict(zip(ids, together, strict=True)) == alone
+        together = pool.map(draws_of, range(6), own)
+        assert dict(zip(range(6), together, strict=True)) == alone
 
 
-# ---- tta -------------------------------------------------------------------------------------------------------
+@every_kind
+def test_every_sampler_says_what_it_lacks_before_any_work(kind):
+    """Without a base it refuses, naming itself, or it draws from imported masks alone."""
+    sampler = configured(kind)
+    row = contract_case(2, 3).row
+    setup = Setup(3, base=False, cases=(row,), imports=IMPORTS)
+    if sampler.kind not in ("imported", "morphology", "consensus"):
+        with pytest.raises(BadInput) as error:
+            sampler.settings("mine", setup)
+        assert str(error.value) == (
+            "propose.samplers.mine: expected a base segmenter, found base: null; configure `base`, or remove this "
+            "sampler"
+        )
+        return
+    alone = case_of((6, 8), 3, row=row, imports=IMPORTS)
+    alone.keep(next(sampler_of("imported", **EXAMPLES["imported"]).draw("tool", alone)))
+    assert [draw.setting for draw in sampler.draw("mine", alone)] == sampler.settings("mine", setup)
 
 
-def tta(**knobs: Any) -> TTA:
-    return TTA(kind="tta", **{"flips": (), "mean": False, **knobs})
-
-
-@pytest.mark.parametrize("space", [(8, 8), (4, 6, 6)])
-def test_flips_and_turns_are_undone(space):
-    """A network that sees one voxel at a time answers exactly as the base."""
-    conv = nn.Conv2d if len(space) == 2 else nn.Conv3d
-    case = models(seeded(lambda: conv(1, 3, 1)), 3 * noise(space))
-    flips = ((0,), (1,), (0, 1), (len(space) - 1,))
-    draws = list(tta(flips=flips, quarter_turns=(1, 2, 3)).draw("t", case))
-    assert len(draws) == 7
-    assert len(np.unique(case.draws[0].mask)) > 1
-    for draw in draws:
-        assert draw.probability.equal(case.base_probability())
-
-
-def test_a_turned_image_that_is_not_square_is_undone_too():
-    """8x12 becomes 12x8, larger than the window in one axis, so the window slides: equal up to rounding."""
-    case = models(seeded(lambda: nn.Conv2d(1, 3, 1)), noise((8, 12)))
-    (draw,) = tta(quarter_turns=(1,)).draw("t", case)
-    assert draw.probability.numpy() == pytest.approx(case.base_probability().numpy(), abs=1e-5)
-
-
-def test_what_a_varied_image_answers():
-    """The base says 'second half of the rows'. Rows flipped and flipped back: the first half; columns: no change.
-
-    A quarter turn, undone, leaves the answer in the first columns; a half turn in the first rows.
-    """
-    case = models(Ramp(), np.zeros((1, 2, 2), np.float32))
-    assert case.draws[0].mask.tolist() == [[0, 0], [1, 1]]
-    draws = {
-        d.setting: d.mask.tolist() for d in tta(flips=((0,), (1,), (0, 1)), quarter_turns=(1, 2, 3)).draw("t", case)
-    }
-    assert draws == {
-        "flip=0": [[1, 1], [0, 0]],
-        "flip=1": [[0, 0], [1, 1]],
-        "flip=01": [[1, 1], [0, 0]],
-        "turn=1": [[1, 0], [1, 0]],
-        "turn=2": [[1, 1], [0, 0]],
-        "turn=3": [[0, 1], [0, 1]],
-    }
-
-
-def test_the_mean_is_of_the_base_and_all_variants():
-    """Logits -1 and 2 in the halves: p = .27 and .88. Base and flip have the mean .57 everywhere: foreground.
-
-    The mean is no prediction of its own: the mean probability of the case counts its parts once.
-    """
-    case = models(Ramp(), np.zeros((1, 2, 2), np.float32))
-    flipped, mean = tta(flips=((0,),), mean=True).draw("t", case)
-    assert mean.setting == "mean"
-    assert mean.mask.tolist() == [[1, 1], [1, 1]]
-    assert flipped.probability is not None
-    assert mean.probability is None
-
-
-def test_intensity():
-    """Foreground where x > .5: of .4 and .1 none; times 1.5 (.6, .15) the first."""
-    layer = nn.Conv2d(1, 1, 1)
-    nn.init.ones_(layer.weight)
-    nn.init.constant_(layer.bias, -0.5)
-    case = models(layer, np.array([[[0.4, 0.1]]], np.float32))
-    (draw,) = tta(intensity=(1.5,)).draw("t", case)
-    assert (case.draws[0].mask.tolist(), draw.mask.tolist(), draw.setting) == ([[0, 0]], [[1, 0]], "intensity=1.5")
-
-
-# ---- threshold -------------------------------------------------------------------------------------------------
-
-
-def test_thresholds():
-    """Foreground .1 to .9: at .2 four are in, at .45 three, at .8 one."""
-    p = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
-    draws = list(Threshold(kind="threshold", thresholds=(0.2, 0.45, 0.8)).draw("t", given([1 - p, p])))
-    masks = {d.setting: d.mask.tolist() for d in draws}
-    assert masks == {"p>=0.2": [0, 1, 1, 1, 1], "p>=0.45": [0, 0, 1, 1, 1], "p>=0.8": [0, 0, 0, 0, 1]}
-    assert all(d.probability is None for d in draws)
-
-
-def test_thresholds_of_several_classes():
-    """Background .6, classes .1 and .3: foreground .4, class 2 the likelier. Background .3, .4, .3: class 1."""
-    case = given([[0.6, 0.3], [0.1, 0.4], [0.3, 0.3]])
-    low, high = Threshold(kind="threshold", thresholds=(0.35, 0.65)).draw("t", case)
-    assert low.mask.tolist() == [2, 1]
-    assert high.mask.tolist() == [0, 1]
-
-
-def test_thresholds_are_nested():
-    case = models(small(2, 3), noise((8, 8)))
-    thresholds = tuple(np.linspace(0.05, 0.95, 19).tolist())
-    masks = [d.mask > 0 for d in Threshold(kind="threshold", thresholds=thresholds).draw("t", case)]
-    assert len({mask.sum() for mask in masks}) > 3
-    assert all((larger >= smaller).all() for larger, smaller in pairwise(masks))
+@every_kind
+@pytest.mark.parametrize("label", [0, 1])
+def test_every_sampler_copes_with_an_empty_and_a_full_slot_0(kind, label):
+    """The base says one class everywhere: masks of the right shape, no error."""
+    case = contract_case(2, 1, networks=[Constant(0.1 + 0.8 * label), *trio(2, 1)[1:]])
+    assert (case.draws[0].mask == label).all()
+    sampler = configured(kind)
+    if sampler.kind == "mc_dropout":
+        pytest.skip("needs layers to drop, and this network has none")
+    assert all(draw.mask.shape == (6, 8) for draw in sampler.draw("name", case))
 
 
 # ---- ensemble --------------------------------------------------------------------------------------------------
@@ -220,14 +192,54 @@ def test_ensemble():
     draws = list(Ensemble(kind="ensemble").draw("e", case))
     assert [(d.setting, d.mask.item()) for d in draws] == [("member_1", 0), ("member_2", 1), ("mean", 0)]
     assert [d.probability is None for d in draws] == [False, False, True]
-    case.draws += draws
+    for draw in draws:
+        case.keep(draw)
     assert case.mean_probability()[1].item() == pytest.approx(0.45)
-    assert Ensemble(kind="ensemble", mean=False).settings(MEMBERS) == MEMBERS
+    assert Ensemble(kind="ensemble", mean=False).settings("e", setup_of()) == MEMBERS
+
+
+def test_chosen_members_have_windows_of_their_own():
+    """Base .1 and the chosen member .95, whose window is 4x4 where the base's is 2x2: mean (.1 + .95) / 2 = .525: 1."""
+    case = models(Constant(0.1), np.zeros((1, 2, 2), np.float32), members={"member_1": Constant(0.3)})
+    case.members["unetr"] = Loaded(Constant(0.95), (4, 4))
+    sampler = Ensemble(kind="ensemble", members=("unetr",))
+    assert sampler.settings("e", setup_of(members=("member_1", "unetr"))) == ["unetr", "mean"]
+    draws = list(sampler.draw("e", case))
+    assert [(d.setting, d.mask.tolist()) for d in draws] == [("unetr", [[1, 1]] * 2), ("mean", [[1, 1]] * 2)]
 
 
 def test_an_ensemble_needs_members():
-    with pytest.raises(BadInput, match=r"sampler 'ensemble' needs base.members of at least 1, found 0"):
-        Ensemble(kind="ensemble").settings([])
+    with pytest.raises(
+        BadInput, match=r"samplers.e: sampler 'ensemble' needs members of the base, found none; set bas"
+    ):
+        Ensemble(kind="ensemble").settings("e", setup_of(members=()))
+
+
+@pytest.mark.parametrize("chosen", [(), ("member_9",), ("member_1", "member_1")])
+def test_members_that_cannot_be_chosen(chosen):
+    with pytest.raises(BadInput) as error:
+        Ensemble(kind="ensemble", members=chosen).settings("e", setup_of())
+    assert str(error.value) == (
+        f"propose.samplers.e.members: expected some of ['member_1', 'member_2'], each once, found {list(chosen)}"
+    )
+
+
+# ---- snapshots -------------------------------------------------------------------------------------------------
+
+
+def test_snapshots():
+    """Sigmoid heads of .2 and .7: nothing, then everything; both count in the mean, (.1 + .2 + .7) / 3."""
+    snapshots = {"snapshot_000010": Constant(0.2), "snapshot_000020": Constant(0.7)}
+    case = models(Constant(0.1), np.zeros((1, 1, 1), np.float32), snapshots=snapshots)
+    for draw in Snapshots(kind="snapshots").draw("s", case):
+        case.keep(draw)
+    assert [(d.setting, d.mask.item()) for d in case.draws[1:]] == [("snapshot_000010", 0), ("snapshot_000020", 1)]
+    assert case.mean_probability()[1].item() == pytest.approx(1 / 3)
+
+
+def test_snapshots_need_snapshots():
+    with pytest.raises(BadInput, match=r"samplers.s: sampler 'snapshots' needs base.snapshots of at least 1, found 0"):
+        Snapshots(kind="snapshots").settings("s", setup_of(snapshots=()))
 
 
 # ---- consensus -------------------------------------------------------------------------------------------------
@@ -255,27 +267,20 @@ def test_the_majority_and_the_mean_may_disagree():
     assert only.setting == "mean"
 
 
-class Sided(nn.Module):
-    """Class 1 in the bright voxels of the first half of the first axis, class 2 in those of the second half."""
+def test_a_consensus_of_masks_that_do_not_know_a_voxel():
+    """Votes 1, 255 and 1 are 1; 255, 255 and 0 are 0; what nobody knows stays 255, in the mean as well."""
+    masks = [[1, 255, 255], [255, 255, 255], [1, 0, 255]]
+    case = case_of((3,))
+    for mask in masks:
+        values = np.array(mask, np.uint8)
+        case.keep(Draw(values, "s", "1", torch.tensor(np.stack([values == 0, values == 1])).float()))
+    majority, mean = Consensus(kind="consensus").draw("c", case)
+    assert majority.mask.tolist() == [1, 0, 255]
+    assert mean.mask.tolist() == [1, 0, 255]
+    assert case.mean_probability().tolist() == [[0, 1, 0], [1, 0, 0]]
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        left = (torch.arange(image.shape[2]) < image.shape[2] / 2).view(1, 1, -1, 1).expand_as(image)
-        bright = image > 0
-        return torch.cat([~bright, bright & left, bright & ~left], dim=1).float() * 10
 
-
-def test_sided_classes_change_places_in_a_flip_and_back():
-    """Image + - - + + - + -: the base says 1 0 0 1 2 0 2 0. The flipped image is - + - + + - - +, whose answer
-    0 1 0 1 2 0 0 2, turned back, is 2 0 0 2 1 0 1 0: left and right must change places too."""
-    image = np.broadcast_to(np.array([1, -1, -1, 1, 1, -1, 1, -1], np.float32)[None, :, None], (1, 8, 2)).copy()
-    sampler = TTA(kind="tta", flips=((0,),), mean=False)
-    case = models(Sided(), image)
-    assert case.draws[0].mask[:, 0].tolist() == [1, 0, 0, 1, 2, 0, 2, 0]
-    (draw,) = sampler.draw("flips", case)
-    assert draw.mask[:, 0].tolist() == [2, 0, 0, 2, 1, 0, 1, 0], "classes without sides stay as the network says"
-    case.swap_labels = ((0, 1, 2),)
-    (draw,) = sampler.draw("flips", case)
-    assert np.array_equal(draw.mask, case.draws[0].mask)
-    case.swap_labels = ((1, 1, 2),)
-    (draw,) = sampler.draw("flips", case)
-    assert draw.mask[:, 0].tolist() == [2, 0, 0, 2, 1, 0, 1, 0], "of another axis"
+@pytest.mark.parametrize("kind", ["consensus", "morphology"])
+def test_what_needs_a_draw_before_it(kind):
+    with pytest.raises(BadInput, match=r"propose.samplers.c: .* list it after"):
+        list(sampler_of(kind).draw("c", case_of((3, 3))))

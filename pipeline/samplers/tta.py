@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.samplers.sampler import CaseModels, Draw, drawn
+from pipeline.samplers.sampler import CaseModels, Draw, Setup, drawn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TTA(Knobs):
@@ -26,7 +29,8 @@ class TTA(Knobs):
     mean: bool = True
     """Whether the mean of the base and all varied images is a proposal too."""
 
-    def settings(self, members: Sequence[str]) -> list[str]:
+    def settings(self, name: str, setup: Setup) -> list[str]:
+        setup.needs_base(name)
         return [
             *(f"flip={''.join(map(str, axes))}" for axes in self.flips),
             *(f"turn={turn}" for turn in self.quarter_turns),
@@ -35,23 +39,27 @@ class TTA(Knobs):
         ]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
-        import torch
-
-        found = [case.base_probability()]
         if beyond := {axis for axes in self.flips for axis in axes if not 0 <= axis < case.image.ndim - 1}:
             raise BadInput(
                 f"case '{case.case_id}': sampler '{name}' flips axes {sorted(beyond)}, the image has axes 0 to "
                 f"{case.image.ndim - 2}; correct `flips`"
             )
-        for axes in self.flips:
-            found.append(case.predict_flipped(case.base, axes))
-        for turn in self.quarter_turns:
-            image = np.rot90(case.image, turn, (-2, -1))
-            found.append(torch.rot90(case.predict(case.base, image), -turn, (-2, -1)))
-        for factor in self.intensity:
-            found.append(case.predict(case.base, (case.image * factor).astype(np.float32)))
-        settings = self.settings(())
-        for setting, probability in zip(settings, found[1:], strict=False):
+        total, count = case.base_probability(), 1
+        for setting, probability in self._varied(case):
+            total, count = total + probability, count + 1
             yield drawn(name, setting, probability)
         if self.mean:
-            yield drawn(name, settings[-1], torch.stack(found).mean(0), own=False)
+            yield drawn(name, "mean", total / count, own=False)
+
+    def _varied(self, case: CaseModels) -> Iterator[tuple[str, Tensor]]:
+        """Setting and class probabilities `[class, *space]` of each varied image, brought back to this case."""
+        import torch
+
+        base = case.segmenter
+        for axes in self.flips:
+            yield f"flip={''.join(map(str, axes))}", case.predict_flipped(base, axes)
+        for turn in self.quarter_turns:
+            image = np.rot90(case.image, turn, (-2, -1))
+            yield f"turn={turn}", torch.rot90(case.predict(base, image), -turn, (-2, -1))
+        for factor in self.intensity:
+            yield f"intensity={factor:g}", case.predict(base, (case.image * factor).astype(np.float32))
