@@ -1,13 +1,14 @@
-"""The panel: every proposal with the scores of all judges, and the true Dice of validation proposals."""
+"""The panel: every judged proposal with all scores, and the true Dice of validation proposals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from pipeline import schema
+from pipeline.consensus import Consensus, check_consensus, with_consensus
 from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.overlap import dice_to
 from pipeline.store import read_table, write_table
@@ -27,12 +28,26 @@ def true_dice(cases: CaseStore, proposals: ProposalStore) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=types, orient="row")
 
 
-def build_panel(cases: CaseStore, proposals: ProposalStore, scores: Path, judges: Sequence[str], out: Path) -> None:
-    """Join the score tables of these judges and write the panel; a removed judge's file stays on disk, unread."""
+def build_panel(
+    cases: CaseStore,
+    proposals: ProposalStore,
+    scores: Path,
+    judges: Sequence[str],
+    out: Path,
+    consensus: Mapping[str, Consensus] | None = None,
+) -> None:
+    """Join the score tables of these judges, combine them and write the panel; proposals of test cases are left out.
+
+    A removed judge's file stays on disk, unread.
+    """
+    entries = consensus or {}
+    check_consensus(entries, judges)
     key = ["case_id", "proposal"]
-    frame = proposals.table.join(cases.table.select("case_id", "case", "group", "split"), on="case_id")
+    placed = cases.table.filter(pl.col("split") != "test").select("case_id", "case", "group", "split")
+    frame = proposals.table.join(placed, on="case_id")
     for name in judges:
         table = read_table(scores / f"{name}.parquet", schema.SCORES)
         frame = frame.join(table.select(*key, pl.col("score").alias(f"score_{name}")), on=key, how="left")
     frame = frame.join(true_dice(cases, proposals), on=key, how="left")
-    write_table(frame, schema.panel(judges), out, tuple(judges))
+    frame = with_consensus(frame, entries)
+    write_table(frame, schema.panel([*judges, *entries]), out, (tuple(judges), dict(entries)))

@@ -1,4 +1,4 @@
-"""Proposals -> one judge's score of each (schema `SCORES`)."""
+"""Proposals, but those of test cases -> one judge's score of each (schema `SCORES`)."""
 
 from pathlib import Path
 

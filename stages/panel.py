@@ -19,7 +19,8 @@ def main(cases: Path, proposals: Path, scores: Path, out: Path, params_file: Pat
     from pipeline.params import load_params
 
     params = load_params(params_file)
-    build_panel(CaseStore(cases), ProposalStore(proposals), scores, params.judge_names, out)
+    judges = [*params.judges, *params.tables]
+    build_panel(CaseStore(cases), ProposalStore(proposals), scores, judges, out, params.consensus)
 
 
 if __name__ == "__main__":

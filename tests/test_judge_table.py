@@ -92,6 +92,19 @@ def test_a_missing_row_abstains_or_is_an_error(two_cases):
     )
 
 
+def test_test_cases_need_no_row_and_may_have_one(tmp_path):
+    """A sheet of the judged proposals, or of all: the second case is of the test split."""
+    cases = case_store(tmp_path / "cases", [None, None], ["pool", "test"], space=(1, 16))
+    masks = [bars([8, 4]), bars([3, 9])]
+    at = Scene(cases, proposal_store(tmp_path / "proposals", masks), tmp_path / "scores.csv")
+    for rows in (ROWS[:2], ROWS):
+        write_scores(at, *rows)
+        assert table_scores(at)[0] == [0.5, 0.25]
+    write_scores(at, *ROWS[1:])
+    with pytest.raises(BadInput, match=r"1 of 2 proposals have no row, first: case 'c0', proposal 0"):
+        table_scores(at)
+
+
 @pytest.mark.parametrize("missing", ["abstain", "error"])
 @pytest.mark.parametrize(
     ("row", "problem"),

@@ -1,15 +1,12 @@
-"""Judges: one contract for all kinds, and one case by hand for each."""
+"""Judges: one contract for all kinds, and what `judge` does with scores."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
-import polars as pl
 import pytest
 
 from pipeline import schema
@@ -17,42 +14,36 @@ from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
 from pipeline.judges import Judge
-from pipeline.judges.agreement import Agreement
-from pipeline.judges.expected_dice import ExpectedDice
-from pipeline.judges.judge import Evidence, judge
-from pipeline.judges.oracle import Oracle
-from pipeline.knobs import Knobs
+from pipeline.judges.judge import Evidence, JudgeKnobs, LabelFree, judge
 from pipeline.seeding import numpy_generator
 from pipeline.store import read_table
-from tests.builders import bars, case_store, proposal_store, rows_of
+from tests.builders import bars
+from tests.judging import Scene, evidence_of, noisy_labels, scene, scorer_of, scores_of, seen_by
+from tests.phantoms import disc
 
-KINDS = get_args(get_args(Judge)[0])
-RESEARCH = {"oracle"}
-"""Judges that may read the truth of the pool."""
+KINDS = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get_args(get_args(Judge)[0])}
+EXAMPLES: dict[str, list[dict[str, Any]]] = {
+    "agreement": [{}, {"duplicates": "drop", "balanced": True}],
+    "entropy": [{}, {"region": "interior", "band": 1}],
+    "expected_dice": [{}],
+    "likelihood": [{}],
+    "oracle": [{}],
+    "synthetic": [{}, {"gaussian": 0.1, "flip": 0.3, "size_bias": 0.2, "large_above": 0.1}],
+    "table": [{}],  # with the path of the scene's table
+}
+"""Knobs with which each kind keeps the contract; the first without errors that are planted."""
+ABSTAINS = {"entropy"}
+"""Kinds with a reason to abstain on an empty or full mask."""
+RESEARCH = {"oracle", "synthetic"}
+"""Kinds that may read the truth."""
 SYNCHRONOUS = Execution(scheduler="synchronous", progress="none")
 
-
-@dataclass
-class Scene:
-    """Cases with proposals, and a table that scores a proposal by its foreground voxels."""
-
-    cases: CaseStore
-    proposals: ProposalStore
-    table: Path
+every_judge = pytest.mark.parametrize(("kind", "example"), [(k, n) for k in KINDS for n in range(len(EXAMPLES[k]))])
 
 
-def scene(folder: Path, masks: Sequence[np.ndarray], classes: int = 2, truth: int = 0, labelled: bool = True) -> Scene:
-    """Truth is noise drawn from the seed `truth`."""
-    space = masks[0].shape[1:]
-    labels = [
-        numpy_generator(truth, row).integers(classes, size=space).astype(np.uint8) if labelled else None
-        for row in range(len(masks))
-    ]
-    cases = case_store(folder / "cases", labels, classes=classes, space=space)
-    proposals = proposal_store(folder / "proposals", masks, classes=classes)
-    voxels = pl.col("voxels").list.slice(1).list.sum()
-    proposals.table.select("case_id", "proposal", score=voxels).write_csv(folder / "table.csv")
-    return Scene(cases, proposals, folder / "table.csv")
+def configured(kind: str, at: Scene, example: int = 0) -> Any:
+    path = {"path": at.table} if "path" in KINDS[kind].model_fields else {}
+    return KINDS[kind].model_validate({"kind": kind, **path, **EXAMPLES[kind][example]})
 
 
 def blobs(space: tuple[int, ...], classes: int) -> np.ndarray:
@@ -62,82 +53,114 @@ def blobs(space: tuple[int, ...], classes: int) -> np.ndarray:
     return np.stack([noise[0], noise[0], empty, full, noise[1], noise[2]])
 
 
-def configured(kind: type[Knobs], table: Path) -> Any:
-    """A judge of this kind; `path` is the only knob without a default."""
-    path = {"path": table} if "path" in kind.model_fields else {}
-    return kind.model_validate({"kind": get_args(kind.model_fields["kind"].annotation)[0], **path})
+def unknowns() -> np.ndarray:
+    """Four proposals: two of noise with voxels that are 255, one wholly 255, an empty one."""
+    masks = blobs((6, 7), 3)[[0, 4, 5, 2]]
+    masks[0, 2:4], masks[1, :, 3], masks[2] = schema.UNKNOWN, schema.UNKNOWN, schema.UNKNOWN
+    return masks
 
 
-def scores_of(knobs: Any, at: Scene, row: int = 0) -> np.ndarray:
-    scorer = knobs.ready(at.cases, at.proposals, at.table.parent / "models", 0)
-    return scorer.score(Evidence(at.cases, at.proposals, at.cases.all[row]))
+SPACES = [((6, 7), 2), ((6, 7), 4), ((3, 4, 5), 2), ((3, 4, 5), 3)]
 
 
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> dict[Any, Scene]:
+    """Scenes by what is in them; no judge changes one."""
+    folder = tmp_path_factory.mktemp("scenes")
+    three = [bars([8, 4, 2]), bars([3, 9, 12])]
+    truth = {"one": noisy_labels(1, 2, (1, 16), 2), "other": noisy_labels(2, 2, (1, 16), 2), "none": [None, None]}
+    same = [np.full((4, 5, 5), fill, np.uint8) for fill in (0, 1, schema.UNKNOWN)]
+    return {
+        **{which: scene(folder / str(n), [blobs(*which)], classes=which[1]) for n, which in enumerate(SPACES)},
+        **{name: scene(folder / name, three, labels=labels) for name, labels in truth.items()},
+        "same": scene(folder / "same", same),
+        "single": scene(folder / "single", [bars([8]), bars([0]), bars([16])]),
+        "unknown": scene(folder / "unknown", [unknowns()], classes=3),
+        "island": island(folder / "island"),
+    }
+
+
+def island(folder: Path) -> Scene:
+    """Five members see the disc that is there, two of them also an island that is not; in 2 of 5 proposals."""
+    there, false = disc((20, 20), 4, -4), disc((20, 20), 3, 6)
+    both = there | false
+    return scene(folder, [np.stack([there, both, there, both, there])], labels=[there])
 
 
 # ---- the contract ----------------------------------------------------------------------------------------------
 
 
-@every_kind
-@pytest.mark.parametrize(("space", "classes"), [((6, 7), 2), ((6, 7), 4), ((3, 4, 5), 2), ((3, 4, 5), 3)])
-def test_every_judge_scores_every_proposal(tmp_path, kind, space, classes):
+def test_every_kind_has_examples():
+    assert EXAMPLES.keys() == KINDS.keys()
+    assert {name for name, kind in KINDS.items() if kind.research} == RESEARCH
+
+
+@every_judge
+@pytest.mark.parametrize(("space", "classes"), SPACES)
+def test_every_judge_scores_every_proposal(scenes, kind, example, space, classes):
     """f64 `[proposal]`, never infinite; equal masks have equal scores; the same again, and after pickling."""
-    at = scene(tmp_path, [blobs(space, classes)], classes)
-    knobs = configured(kind, at.table)
-    scorer = knobs.ready(at.cases, at.proposals, tmp_path / "models", 0)
-    evidence = Evidence(at.cases, at.proposals, at.cases.all[0])
-    scores = scorer.score(evidence)
+    at = scenes[space, classes]
+    knobs = configured(kind, at, example)
+    scorer = scorer_of(knobs, at)
+    scores = scorer.score(evidence_of(knobs, at))
     assert (scores.dtype, scores.shape) == (np.float64, (6,))
-    assert np.isfinite(scores).all(), "no judge has a reason to abstain here"
-    assert scores[0] == scores[1]
-    assert len(set(scores.tolist())) > 1
-    for other in (
-        scorer,
-        pickle.loads(pickle.dumps(scorer)),
-        pickle.loads(pickle.dumps(knobs)).ready(at.cases, at.proposals, tmp_path, 0),
-    ):
-        assert other.score(Evidence(at.cases, at.proposals, at.cases.all[0])).tobytes() == scores.tobytes()
+    assert not np.isinf(scores).any()
+    assert np.isfinite(scores).all() or (kind in ABSTAINS and np.isfinite(scores).any())
+    assert repr(scores[0]) == repr(scores[1])
+    assert len({repr(score) for score in scores.tolist()}) > 1
+    for other in (scorer, pickle.loads(pickle.dumps(scorer)), scorer_of(pickle.loads(pickle.dumps(knobs)), at)):
+        assert other.score(evidence_of(knobs, at)).tobytes() == scores.tobytes()
 
 
-@every_kind
-@pytest.mark.parametrize("fill", [0, 1])
-def test_every_judge_on_masks_that_are_all_the_same(tmp_path, kind, fill):
-    """All empty or all full: one score for all, finite or an abstention."""
-    at = scene(tmp_path, [np.full((4, 5, 5), fill, np.uint8)])
-    scores = scores_of(configured(kind, at.table), at)
+@every_judge
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_every_judge_on_masks_that_are_all_the_same(scenes, kind, example, row):
+    """All empty, all full or all unknown: one score for all, finite or an abstention."""
+    at = scenes["same"]
+    scores = scores_of(configured(kind, at, example), at, row)
     assert len({repr(score) for score in scores.tolist()}) == 1
     assert not np.isinf(scores).any()
 
 
-@every_kind
-def test_every_judge_on_a_single_proposal(tmp_path, kind):
-    at = scene(tmp_path, [bars([8])])
-    scores = scores_of(configured(kind, at.table), at)
+@every_judge
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_every_judge_on_a_single_proposal(scenes, kind, example, row):
+    scores = scores_of(configured(kind, scenes["single"], example), scenes["single"], row)
     assert scores.shape == (1,)
     assert not np.isinf(scores).any()
 
 
-@every_kind
-def test_only_judges_for_research_see_the_truth(tmp_path, kind):
+@every_judge
+def test_every_judge_on_unknown_voxels(scenes, kind, example):
+    scores = scores_of(configured(kind, scenes["unknown"], example), scenes["unknown"])
+    assert scores.shape == (4,)
+    assert not np.isinf(scores).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_higher_is_better(scenes, kind):
+    """An object that most members see beats the same with an island that few see and that is not there."""
+    scores = scores_of(configured(kind, scenes["island"]), scenes["island"])
+    assert scores[0] > scores[1]
+    assert scores[[0, 1]].tolist() == scores[[2, 3]].tolist()
+
+
+@every_judge
+def test_only_judges_for_research_see_the_truth(scenes, kind, example):
     """Another truth, or none, changes no score of the others."""
-    masks = [bars([8, 4, 2]), bars([3, 9, 12])]
-    places = [
-        scene(tmp_path / "one", masks, truth=1),
-        scene(tmp_path / "other", masks, truth=2),
-        scene(tmp_path / "none", masks, labelled=False),
-    ]
-    found = [scores_of(configured(kind, at.table), at, row=1).tobytes() for at in places]
-    name = kind.model_fields["kind"].annotation
-    assert (len(set(found)) == 1) == (get_args(name)[0] not in RESEARCH)
+    found = {
+        scores_of(configured(kind, scenes[name], example), scenes[name], row=1).tobytes()
+        for name in ("one", "other", "none")
+    }
+    assert len(found) == (3 if kind in RESEARCH else 1)
 
 
-@every_kind
-def test_every_judge_writes_a_table_of_equal_bytes(tmp_path, monkeypatch, kind):
+@every_judge
+def test_every_judge_writes_a_table_of_equal_bytes(tmp_path, monkeypatch, scenes, kind, example):
     """One row per proposal of every case, whatever the scheduler."""
     monkeypatch.chdir(tmp_path)
-    at = scene(tmp_path, [bars([8, 4, 2]), bars([3, 9, 12]), bars([0, 0, 16])])
-    knobs = configured(kind, at.table)
+    at = scenes["one"]
+    knobs = configured(kind, at, example)
     found = []
     for number, execution in enumerate([SYNCHRONOUS, Execution(scheduler="threads", progress="none")]):
         out = tmp_path / f"{number}.parquet"
@@ -147,71 +170,28 @@ def test_every_judge_writes_a_table_of_equal_bytes(tmp_path, monkeypatch, kind):
     table = read_table(tmp_path / "0.parquet", schema.SCORES)
     assert table.select("case_id", "proposal").equals(at.proposals.table.select("case_id", "proposal"))
     assert table["judge"].unique().to_list() == ["j"]
-    expected = [scores_of(knobs, at, row) for row in range(3)]
+    expected = [scores_of(knobs, at, row) for row in range(2)]
     assert table["score"].fill_null(np.nan).to_list() == pytest.approx(np.concatenate(expected), nan_ok=True)
-
-
-# ---- by hand ---------------------------------------------------------------------------------------------------
-
-
-def test_agreement(tmp_path):
-    """Lengths 8, 4, 16: Dice 8/4 = 8/12, 8/16 = 16/24, 4/16 = 8/20. Means with the two others: 2/3, 8/15, 8/15."""
-    at = scene(tmp_path, [bars([8, 4, 16])])
-    assert scores_of(Agreement(kind="agreement"), at) == pytest.approx([2 / 3, 8 / 15, 8 / 15])
-
-
-def test_agreement_abstains_on_a_single_proposal(tmp_path):
-    assert np.isnan(scores_of(Agreement(kind="agreement"), scene(tmp_path, [bars([8])]))).all()
-
-
-def expected_dice(tmp_path: Path, masks: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    classes = len(probability)
-    cases = case_store(tmp_path / "cases", [None], space=masks.shape[1:], classes=classes)
-    proposals = proposal_store(tmp_path / "proposals", [masks], [probability], classes)
-    return scores_of(ExpectedDice(kind="expected_dice"), Scene(cases, proposals, tmp_path / "table.csv"))
-
-
-def test_expected_dice(tmp_path):
-    """p = 1, .6, .2, 0 (sum 1.8): y = 1000 has 2 / 2.8, 1100 has 3.2 / 3.8, 1110 has 3.6 / 4.8, 0000 has 0."""
-    p = np.array([[1.0, 0.6, 0.2, 0.0]])
-    scores = expected_dice(tmp_path, bars([1, 2, 3, 0], width=4), np.stack([1 - p, p]))
-    assert scores == pytest.approx([2 / 2.8, 3.2 / 3.8, 3.6 / 4.8, 0], abs=1e-6)
-
-
-def test_expected_dice_of_a_class_that_nobody_sees_is_1(tmp_path):
-    """Class 1 as in 1100 above with p = 1, 1, 0, 0: Dice 1; class 2 has p = 0: 1 where y has none, 0 where it has."""
-    p = np.array([[1.0, 1.0, 0.0, 0.0]])
-    scores = expected_dice(tmp_path, rows_of(["1100", "1102"])[:, None], np.stack([1 - p, p, 0 * p]))
-    assert scores == pytest.approx([1.0, 0.5])
-
-
-def test_oracle(tmp_path):
-    """Truth of length 8 with pixels 10-15 unknown. Length 8: 1; 4: 8/12; 16: 10 known pixels, 16/18; empty: 0."""
-    label = bars([8])[0]
-    label[0, 10:] = schema.UNKNOWN
-    cases = case_store(tmp_path / "cases", [label, np.zeros_like(label), None], space=label.shape)
-    masks = bars([8, 4, 16, 0])
-    proposals = proposal_store(tmp_path / "proposals", [masks, masks, masks])
-    at = Scene(cases, proposals, tmp_path / "table.csv")
-    assert scores_of(Oracle(kind="oracle"), at) == pytest.approx([1, 8 / 12, 16 / 18, 0])
-    assert scores_of(Oracle(kind="oracle"), at, row=1).tolist() == [0, 0, 0, 1], "an empty truth is met by no pixel"
-    assert np.isnan(scores_of(Oracle(kind="oracle"), at, row=2)).all(), "a case without label"
 
 
 # ---- judges that break the contract ----------------------------------------------------------------------------
 
 
-class Fixed(Knobs):
+class Fixed(JudgeKnobs):
     """Gives these scores to every case."""
 
     kind: str = "fixed"
     scores: tuple[float, ...] | tuple[tuple[float, ...], ...]
 
-    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> Fixed:
-        return self
-
     def score(self, evidence: Evidence) -> np.ndarray:
         return np.array(self.scores) / (0 if evidence.case.case_id == "c1" and len(self.scores) == 3 else 1)
+
+
+def judged_by(knobs: Any, at: Scene, out: Path) -> dict[str, list[float | None]]:
+    """Scores by case, as written."""
+    judge("j", knobs, at.cases, at.proposals, out.parent / "models", 0, out, SYNCHRONOUS)
+    table = read_table(out, schema.SCORES)
+    return {str(case[0]): rows["score"].to_list() for case, rows in table.group_by("case_id", maintain_order=True)}
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")
@@ -220,21 +200,118 @@ class Fixed(Knobs):
     [
         ((1.0, 2.0, 3.0), r"case 'c1': judge 'j' gave \[inf inf inf\]; expected one finite number per proposal"),
         (((1.0, 2.0),), r"case 'c0': judge 'j' gave \[\[1. 2.\]\]; expected one finite number per proposal"),
-        ((1.0,), "judge 'j': gave 2 scores, expected one for each of 4 proposals"),
+        ((1.0,), "judge 'j': gave 2 scores, expected one for each of 6 proposals"),
     ],
 )
-def test_scores_of_the_wrong_form(tmp_path, monkeypatch, scores, message):
+def test_scores_of_the_wrong_form(tmp_path, monkeypatch, scenes, scores, message):
     monkeypatch.chdir(tmp_path)
-    two_cases = scene(tmp_path, [bars([8, 4]), bars([3, 9])])
     with pytest.raises(BadInput, match=message):
-        judge(
-            "j",
-            Fixed(scores=scores),
-            two_cases.cases,
-            two_cases.proposals,
-            tmp_path,
-            0,
-            tmp_path / "j.parquet",
-            SYNCHRONOUS,
-        )  # type: ignore[arg-type]
+        judged_by(Fixed(scores=scores), scenes["one"], tmp_path / "j.parquet")
     assert not (tmp_path / "j.parquet").exists()
+
+
+class Peeking(JudgeKnobs):
+    """Looks at the label of a case of this split while scoring, or before."""
+
+    kind: str = "peeking"
+    split: str = "pool"
+    when: str = "truth"
+
+    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> Peeking:
+        if self.when == "ready":
+            (case,) = cases.split(self.split)
+            cases.label(case)
+        return self
+
+    def score(self, evidence: Evidence) -> np.ndarray:
+        (case,) = evidence.cases.split(self.split)
+        if self.when == "truth":
+            evidence.truth()
+        if self.when == "label":
+            evidence.cases.label(case)
+        if self.when == "source":
+            evidence.cases.truth(case)
+        return np.zeros(2)
+
+
+class Researching(Peeking):
+    """The same, for research."""
+
+    research: ClassVar[bool] = True
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory) -> Scene:
+    """A case of each split, all with label and proposals."""
+    masks = [bars([8, 4])] * 4
+    return scene(tmp_path_factory.mktemp("splits"), masks, splits=["pool", "test", "validation", "labelled"])
+
+
+@pytest.mark.parametrize("split", ["pool", "validation", "test"])
+@pytest.mark.parametrize("when", ["ready", "label", "source"])
+def test_a_judge_that_is_not_for_research_gets_no_label(tmp_path, monkeypatch, splits, split, when):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "j.parquet"
+    message = f"a judge without `research = True` asked for the label of a {split} case; expected labels of the label"
+    with pytest.raises(BadInput, match=message):
+        judged_by(Peeking(split=split, when=when), splits, out)
+    assert judged_by(Peeking(split="labelled", when=when), splits, out).keys() == {"c0", "c2", "c3"}
+    assert judged_by(Researching(split=split, when=when), splits, out).keys() == {"c0", "c2", "c3"}
+
+
+def test_a_judge_that_is_not_for_research_gets_no_truth(tmp_path, monkeypatch, splits):
+    """Of no case that it scores, labelled ones included."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput) as caught:
+        judged_by(Peeking(), splits, tmp_path / "j.parquet")
+    for row in (0, 2, 3):
+        assert f"case 'c{row}': a judge without `research = True` asked for the truth; " in str(caught.value)
+    assert judged_by(Researching(), splits, tmp_path / "j.parquet").keys() == {"c0", "c2", "c3"}
+
+
+def test_cases_without_labels_stay_so_in_a_worker(splits):
+    store = pickle.loads(pickle.dumps(LabelFree(splits.cases.folder)))
+    with pytest.raises(BadInput, match="label of a pool case"):
+        store.label(store.split("pool")[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_test_cases_are_not_judged(tmp_path, monkeypatch, splits, kind):
+    monkeypatch.chdir(tmp_path)
+    assert judged_by(configured(kind, splits), splits, tmp_path / "j.parquet").keys() == {"c0", "c2", "c3"}
+
+
+class FromFile(JudgeKnobs):
+    """Scores every proposal by the number in a file; fails on the second case while there is a mark beside it."""
+
+    kind: str = "from_file"
+    path: Path
+
+    def inputs(self) -> list[Path]:
+        return [self.path]
+
+    def score(self, evidence: Evidence) -> np.ndarray:
+        if evidence.case.case_id == "c1" and self.path.with_suffix(".fail").exists():
+            raise BadInput("case 'c1': told to fail")
+        return np.full(len(evidence.masks), float(self.path.read_text()))
+
+
+def test_unfinished_scores_of_a_changed_file_are_not_taken_up(tmp_path, monkeypatch, scenes):
+    monkeypatch.chdir(tmp_path)
+    knobs, mark = FromFile(path=tmp_path / "number.txt"), tmp_path / "number.fail"
+    knobs.path.write_text("1")
+    mark.touch()
+    with pytest.raises(BadInput, match="told to fail"):
+        judged_by(knobs, scenes["one"], tmp_path / "j.parquet")
+    mark.unlink()
+    knobs.path.write_text("2")
+    assert judged_by(knobs, scenes["one"], tmp_path / "j.parquet") == {"c0": [2] * 3, "c1": [2] * 3}
+
+
+def test_a_judge_sees_samplers_and_repeated_masks(scenes):
+    at = scenes["one"]
+    evidence = Evidence(seen_by(Fixed(scores=()), at), at.proposals, at.cases.all[1])
+    assert evidence.samplers == ["base", "s", "s"]
+    assert evidence.disagreement.tolist() == [[0, 6, 9], [6, 0, 3], [9, 3, 0]], "lengths 3, 9 and 12"
+    at = scenes[(6, 7), 2]
+    assert Evidence(at.cases, at.proposals, at.cases.all[0]).originals.tolist() == [0, 0, 2, 3, 4, 5]

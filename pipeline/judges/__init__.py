@@ -5,8 +5,14 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.judges.agreement import Agreement
+from pipeline.judges.entropy import Entropy
 from pipeline.judges.expected_dice import ExpectedDice
+from pipeline.judges.likelihood import Likelihood
 from pipeline.judges.oracle import Oracle
+from pipeline.judges.synthetic import Synthetic
 from pipeline.judges.table import Table
 
-Judge = Annotated[Agreement | ExpectedDice | Oracle | Table, Field(discriminator="kind")]
+Judge = Annotated[
+    Agreement | Entropy | ExpectedDice | Likelihood | Oracle | Synthetic | Table,
+    Field(discriminator="kind"),
+]

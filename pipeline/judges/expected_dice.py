@@ -7,23 +7,30 @@ from typing import Literal
 import numpy as np
 
 from pipeline.judges.judge import Evidence, JudgeKnobs
+from pipeline.schema import UNKNOWN
 
 
 class ExpectedDice(JudgeKnobs):
     """`2 sum(p y) / (sum p + sum y)` per foreground class, averaged; 1 where both sums are 0.
 
-    Likes large masks where the probability is diffuse.
+    Voxels that are 255 in a mask count in neither of its sums. Likes large masks where the probability is diffuse.
     """
 
     kind: Literal["expected_dice"]
 
     def score(self, evidence: Evidence) -> np.ndarray:
-        probability = evidence.probability.reshape(evidence.classes, -1).astype(np.float64)
-        masks = evidence.masks.reshape(len(evidence.masks), -1)
-        scores = []
-        for label in range(1, evidence.classes):
-            inside = (masks == label).astype(np.float64)
-            total = probability[label].sum() + inside.sum(1)
-            overlap = 2 * inside @ probability[label]
-            scores.append(np.where(total > 0, overlap / np.where(total > 0, total, 1), 1.0))
-        return np.mean(scores, axis=0)
+        # Whole steps of 1/255 have exact sums, so that proposals with equal scores are ties to the last bit.
+        steps = np.rint(evidence.probability * 255).astype(np.uint8)
+        return np.array([_mean(steps, mask) for mask in evidence.masks])
+
+
+def _mean(steps: np.ndarray, mask: np.ndarray) -> float:
+    """Mean over the foreground classes of u8 `[class, *space]` for one label map."""
+    known = mask != UNKNOWN
+    scores = []
+    for label in range(1, len(steps)):
+        inside = mask == label
+        total = int(steps[label][known].sum(dtype=np.int64)) + 255 * int(inside.sum())
+        overlap = 2 * int(steps[label][inside].sum(dtype=np.int64))
+        scores.append(overlap / total if total else 1.0)
+    return float(np.mean(scores))

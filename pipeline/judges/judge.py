@@ -18,6 +18,28 @@ from pipeline.knobs import Knobs
 from pipeline.store import MANIFEST, cases_per_shard, write_table
 
 
+class LabelFree(CaseStore):
+    """Cases as a judge that is not for research sees them: only labels of the labelled split can be read."""
+
+    def __reduce__(self) -> tuple[type[LabelFree], tuple[Path]]:
+        return LabelFree, (self.folder,)
+
+    def label(self, case: Case) -> np.ndarray:
+        return super().label(_readable(case))
+
+    def truth(self, case: Case) -> np.ndarray:
+        return super().truth(_readable(case))
+
+
+def _readable(case: Case) -> Case:
+    if case.split != "labelled":
+        raise BadInput(
+            f"case '{case.case_id}': a judge without `research = True` asked for the label of a {case.split} case; "
+            "expected labels of the labelled split only"
+        )
+    return case
+
+
 @dataclass(frozen=True)
 class Evidence:
     """One case as a judge sees it; each part is read when it is first used."""
@@ -25,6 +47,8 @@ class Evidence:
     cases: CaseStore
     proposals: ProposalStore
     case: Case
+    research: bool = False
+    """Whether the judge may look at the truth."""
 
     @cached_property
     def image(self) -> np.ndarray:
@@ -38,8 +62,25 @@ class Evidence:
 
     @cached_property
     def probability(self) -> np.ndarray:
-        """f32 `[class, *space]`, the mean probability."""
+        """f32 `[class, *space]`, the mean probability, in steps of 1/255."""
         return self.proposals.probability(self.case)
+
+    @cached_property
+    def disagreement(self) -> np.ndarray:
+        """u32 `[proposal, proposal]`: |D|, voxels on which two proposals differ."""
+        return self.proposals.disagreement(self.case)
+
+    @property
+    def originals(self) -> np.ndarray:
+        """i64 `[proposal]`: the first slot with the same mask; its own slot for all but duplicates."""
+        return (self.disagreement == 0).argmax(1)
+
+    @property
+    def samplers(self) -> list[str]:
+        """Name of the sampler of each proposal."""
+        table = self.proposals.table  # in the order of its key, so that a case is found without reading all rows
+        first, last = (table["case_id"].search_sorted(self.case.case_id, side) for side in ("left", "right"))
+        return table["sampler"][first:last].to_list()
 
     @property
     def classes(self) -> int:
@@ -47,7 +88,12 @@ class Evidence:
         return len(self.cases.class_names)
 
     def truth(self) -> np.ndarray | None:
-        """u8 `[*space]`, or None for a case without label. Only judges for research may look."""
+        """u8 `[*space]`, or None for a case without label; raises `BadInput` for a judge that is not for research."""
+        if not self.research:
+            raise BadInput(
+                f"case '{self.case.case_id}': a judge without `research = True` asked for the truth; expected a score "
+                "from image, masks and probability alone"
+            )
         return self.cases.label(self.case) if self.case.has_label else None
 
 
@@ -82,7 +128,7 @@ class JudgeKnobs(Knobs):
     """Knobs of a judge; one that needs nothing but the case is ready as it is."""
 
     research: ClassVar[bool] = False
-    """Whether it reads the truth of the pool, so that what follows from it is for research only."""
+    """Whether it reads the truth of what it scores, so that what follows from it is for research only."""
 
     def inputs(self) -> list[Path]:
         """Files beyond cases and proposals that scores follow from."""
@@ -98,13 +144,14 @@ class _Scoring:
     proposals: ProposalStore
     scorer: Scorer
     name: str
+    research: bool
 
     def __call__(self, shard: Shard) -> pl.DataFrame:
         rows: list[dict[str, object]] = []
         failures = CaseFailures()
         for case in shard.members:
             with failures.of(case.case_id):
-                evidence = Evidence(self.cases, self.proposals, case)
+                evidence = Evidence(self.cases, self.proposals, case, self.research)
                 scores = np.asarray(self.scorer.score(evidence), np.float64)
                 if scores.ndim != 1 or np.isinf(scores).any():
                     raise BadInput(
@@ -119,6 +166,12 @@ class _Scoring:
         return pl.DataFrame(rows, schema=schema.SCORES.columns)
 
 
+def judged(cases: CaseStore, proposals: ProposalStore) -> pl.DataFrame:
+    """Rows of the proposals table that judges score: all but those of test cases, whose truth no judge may meet."""
+    test = cases.table.filter(pl.col("split") == "test")["case_id"]
+    return proposals.table.filter(~pl.col("case_id").is_in(test.implode()))
+
+
 def judge(
     name: str,
     knobs: Judge,
@@ -129,19 +182,19 @@ def judge(
     out: Path,
     execution: Execution,
 ) -> None:
-    """Score every proposal with one judge and write `data/scores/NAME.parquet`.
+    """Score every proposal but those of test cases with one judge and write `data/scores/NAME.parquet`.
 
     Raises `BadInput` naming every case that failed and where a judge's scores do not match the proposals.
     """
-    scorer = knobs.ready(cases, proposals, models, seed)
-    known = set(proposals.case_ids())
+    seen = cases if knobs.research else LabelFree(cases.folder)
+    scorer = knobs.ready(seen, proposals, models, seed)
+    expected = judged(cases, proposals).select("case_id", "proposal")
+    known = set(expected["case_id"].unique().to_list())
     rows = [case for case in cases.all if case.case_id in known]
-    with workspace(
-        f"judge_{name}", (name, knobs, seed), [cases.folder / MANIFEST, proposals.folder / MANIFEST]
-    ) as work:
+    inputs = [cases.folder / MANIFEST, proposals.folder / MANIFEST, *knobs.inputs()]
+    with workspace(f"judge_{name}", (name, knobs, seed), inputs) as work:
         shards = shards_of(rows, cases_per_shard(len(cases.all), 1))
-        scores = run(_Scoring(cases, proposals, scorer, name), shards, work, execution, f"judge {name}")
-        expected = proposals.table.select("case_id", "proposal")
+        scores = run(_Scoring(seen, proposals, scorer, name, knobs.research), shards, work, execution, f"judge {name}")
         if not scores.select("case_id", "proposal").sort("case_id", "proposal").equals(expected):
             raise BadInput(
                 f"judge '{name}': gave {len(scores)} scores, expected one for each of {len(expected)} proposals"

@@ -11,7 +11,7 @@ import polars as pl
 
 from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Evidence, JudgeKnobs
+from pipeline.judges.judge import Evidence, JudgeKnobs, judged
 from pipeline.store import read_foreign_table
 
 
@@ -30,7 +30,7 @@ class Table(JudgeKnobs):
     higher_is_better: bool = True
     """False for error or uncertainty measures: their sign is turned."""
     missing: Literal["abstain", "error"] = "error"
-    """What a proposal without a row means."""
+    """What a proposal without a row means; test cases need none, and rows that they have are not read."""
 
     def inputs(self) -> list[Path]:
         return [self.path]
@@ -63,11 +63,12 @@ class Table(JudgeKnobs):
             if len(rows):
                 case_id, cell = rows.select("case_id", "cell").row(0)
                 raise BadInput(f"{self.path}: {problem}: {len(rows)} rows, first: case '{case_id}', proposal {cell}")
-        absent = proposals.table.join(found, on=["case_id", "proposal"], how="anti")
+        expected = judged(cases, proposals)
+        absent = expected.join(found, on=["case_id", "proposal"], how="anti")
         if len(absent) and self.missing == "error":
             case_id, proposal = absent.select("case_id", "proposal").row(0)
             raise BadInput(
-                f"{self.path}: {len(absent)} of {len(proposals.table)} proposals have no row, first: case '{case_id}', "
+                f"{self.path}: {len(absent)} of {len(expected)} proposals have no row, first: case '{case_id}', "
                 f"proposal {proposal}; set missing: abstain if that is meant"
             )
         if "mask" in frame.columns:
