@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from pipeline.objectives.objective import PairBatch, PairStatistics
+from pipeline.objectives.objective import PairStatistics, PoolBatch
 from pipeline.objectives.preference import Preference
 from pipeline.segmentation_loss import dice_ce
 from pipeline.segmenter import Architecture
@@ -51,7 +51,7 @@ def compare(shape: tuple[int, ...], images: int, pairs: int, classes: int) -> tu
             return reference(batch)
 
     def preference(logits_of_reference: Callable[[], torch.Tensor]) -> torch.Tensor:
-        pair_batch = PairBatch(network(batch), logits_of_reference(), masks[0], masks[1], index, voxels)
+        pair_batch = PoolBatch(network(batch), logits_of_reference(), masks[0], masks[1], index, voxels)
         return bound(pair_batch)[0]
 
     ratios: list[tuple[float, float]] = []

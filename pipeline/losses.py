@@ -13,6 +13,7 @@ with policy logits z, reference logits r, chosen mask w, rejected mask l, and di
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor
@@ -22,12 +23,28 @@ from pipeline.schema import UNKNOWN
 
 
 @dataclass(frozen=True)
-class Margins:
-    """What a pair's loss is made of; every field is `[pair]`."""
+class Terms:
+    """The voxels of all disagreement regions of a batch, pair after pair; a pair's shifts add up to its delta."""
 
-    delta: Tensor  # difference of the log-ratios of chosen and rejected mask
-    size: Tensor  # |D| in voxels
-    image: Tensor  # image of the pair in the batch
+    shift: Tensor  # f32 [voxel], logits moved towards chosen since the reference
+    place: Tensor  # i64 [voxel], index into a flattened [pair, *space]
+    part: Tensor  # u8 [voxel], foreground class from 0: of chosen, or of rejected where chosen is background
+    sizes: Tensor  # i64 [pair, foreground class], voxels of each part of D
+
+    @property
+    def size(self) -> Tensor:
+        """|D| i64 `[pair]`."""
+        return self.sizes.sum(1)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum of `[voxel]` over the D of each pair: `[pair]`, 0 where D is empty."""
+        # Pieces and not `index_add`, whose order of summation is not fixed on a GPU.
+        return torch.stack([piece.sum() for piece in values.split(self.size.tolist())])
+
+    def total_by_part(self, values: Tensor) -> Tensor:
+        """Sum of `[voxel]` over each part of D: `[pair, foreground class]`."""
+        classes = range(self.sizes.shape[1])
+        return torch.stack([self.total(torch.where(self.part == one, values, 0)) for one in classes], dim=1)
 
 
 def disagreement_region(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -35,35 +52,30 @@ def disagreement_region(chosen: Tensor, rejected: Tensor) -> Tensor:
     return (chosen != rejected) & (chosen != UNKNOWN) & (rejected != UNKNOWN)
 
 
-def signed_regions(chosen: Tensor, rejected: Tensor, outputs: int) -> Tensor:
-    """f32 `[pair, output * voxels]` of {-1, 0, 1}: +1 where a logit counts for chosen, -1 where for rejected.
-
-    Constant during training; `margins` multiplies it with the logits.
-    """
-    region = disagreement_region(chosen, rejected)
-    classes = torch.ones(1, dtype=torch.uint8) if outputs == 1 else torch.arange(outputs, dtype=torch.uint8)
-    classes = classes.to(chosen.device).view(1, -1, *([1] * (chosen.ndim - 1)))
-    signed = (chosen[:, None] == classes).float() - (rejected[:, None] == classes).float()
-    return (signed * region[:, None]).flatten(1)
-
-
-def margins(logits: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor, image: Tensor) -> Margins:
-    """Delta and |D| of all pairs from one forward pass of their images.
+def pair_terms(logits: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor, image: Tensor) -> Terms:
+    """The terms of delta of all pairs from one forward pass of their images; work and memory grow with |D|.
 
     `logits`, `reference` `[image, output, *space]` of any float type (they are compared in float32), `chosen`,
     `rejected` u8 `[pair, *space]`, `image` i64 `[pair]`, sorted or not. One output channel is a binary head.
     """
-    outputs = logits.shape[1]
-    shift = (logits.float() - reference.float()).flatten(1)
-    signed = signed_regions(chosen, rejected, outputs)
-    size = disagreement_region(chosen, rejected).flatten(1).sum(1)
-    delta = torch.zeros(len(image), device=logits.device)
-    for index in range(len(logits)):
-        mine = (image == index).nonzero()[:, 0]
-        if len(mine):
-            # A matrix product over the image's pairs: no copy of the logits per pair.
-            delta = delta.index_put((mine,), signed[mine] @ shift[index])
-    return Margins(delta, size, image)
+    outputs, voxels, pairs = logits.shape[1], logits[0, 0].numel(), len(image)
+    region = disagreement_region(chosen, rejected).flatten(1)
+    size, numbers = region.sum(1), torch.arange(pairs, device=image.device)
+    place = region.flatten().nonzero()[:, 0]
+    w, x = chosen.flatten()[place], rejected.flatten()[place]
+    part = torch.where(w > 0, w, x) - 1
+    classes = max(1, outputs - 1)
+    cell = (numbers * classes).repeat_interleave(size) + part
+    sizes = torch.bincount(cell, minlength=pairs * classes).view(pairs, classes)
+    # Index of output 0 of each voxel in the flattened logits.
+    first = place + ((image * outputs - numbers) * voxels).repeat_interleave(size)
+    # Gradients of several pairs meet in one voxel, so the logits are float32 before they are picked.
+    moved = (logits.float() - reference.float()).flatten()
+    if outputs == 1:
+        shift = moved[first] * (w.float() - x.float())
+    else:
+        shift = moved[first.add(w.long(), alpha=voxels)] - moved[first.add(x.long(), alpha=voxels)]
+    return Terms(shift, place, part, sizes)
 
 
 # ---- normalisers -----------------------------------------------------------------------------------------------
@@ -76,15 +88,21 @@ def normaliser_value(kind: Normaliser, size: Tensor, floor: int, voxels: Tensor 
     if kind == "image":
         return torch.as_tensor(voxels, dtype=torch.float32, device=size.device).expand(size.shape)
     floored = size.clamp(min=floor).float()
-    return floored if kind == "region" else floored.sqrt()
+    return floored.sqrt() if kind == "sqrt_region" else floored
 
 
-def reduce_pairs(loss: Tensor, size: Tensor, logits: Tensor) -> Tensor:
-    """Mean over the pairs that disagree somewhere; a zero that keeps the graph where none does."""
+def reduce_pairs(loss: Tensor, size: Tensor, logits: Tensor, dr: float | None = None) -> Tensor:
+    """Mean over the pairs that disagree somewhere; a zero that keeps the graph where none does.
+
+    With `dr` = b it is `-b log mean exp(-loss / b)` (Dr. DPO, Wu et al. 2024): pairs of large loss count less,
+    down to the least loss alone for b near 0, and the plain mean for b without end.
+    """
     alive = size > 0
     if not alive.any():
         return 0 * logits.float().sum()
-    return loss[alive].mean()
+    if dr is None:
+        return loss[alive].mean()
+    return -dr * (torch.logsumexp(-loss[alive] / dr, 0) - log(int(alive.sum())))
 
 
 def restricted_rewards(logits: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor, image: Tensor) -> Tensor:

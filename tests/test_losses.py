@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import log
+from math import exp, log
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -15,11 +16,10 @@ from pipeline.links import Sigmoid
 from pipeline.losses import (
     disagreement_region,
     kl_to_reference,
-    margins,
     normaliser_value,
+    pair_terms,
     reduce_pairs,
     restricted_rewards,
-    signed_regions,
 )
 from pipeline.schema import UNKNOWN
 from pipeline.seeding import numpy_generator, torch_generator
@@ -35,6 +35,16 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def classes(*shape: int, outputs: int, seed: int = 0) -> Tensor:
     labels = numpy_generator(seed, "losses").integers(max(2, outputs), size=shape)
     return torch.from_numpy(labels.astype(np.uint8))
+
+
+class Found(NamedTuple):
+    delta: Tensor  # [pair]
+    size: Tensor  # [pair]
+
+
+def margins(logits: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor, image: Tensor) -> Found:
+    terms = pair_terms(logits, reference, chosen, rejected, image)
+    return Found(terms.total(terms.shift), terms.size)
 
 
 def pair_loss(logits: Tensor, chosen: Tensor, rejected: Tensor, beta: float, kind: str = "region") -> Tensor:
@@ -121,11 +131,44 @@ def test_a_voxel_of_255_is_in_no_region():
         assert found.size.tolist() == [1]
 
 
-def test_signed_regions():
-    """w = 021, l = 011 under three classes: only voxel 1 differs, -1 for class 1 and +1 for class 2."""
-    chosen, rejected = torch.tensor([[0, 2, 1]]).byte(), torch.tensor([[0, 1, 1]]).byte()
-    assert signed_regions(chosen, rejected, 3).tolist() == [[0, 0, 0, 0, -1, 0, 0, 1, 0]]
-    assert signed_regions(torch.tensor([[0, 1]]).byte(), torch.tensor([[1, 1]]).byte(), 1).tolist() == [[-1, 0]]
+def test_terms_of_a_softmax_head():
+    """Pair 0: w = 021, l = 011: voxel 1 alone, of class 2. Pair 1, of another image: w = 100, l = 122: voxels 1 and 2,
+    of the rejected class 2, since chosen is background. Places count on through the pairs: 1, 3 + 1, 3 + 2.
+
+    z - r = class + 10 voxel (+ 100 in image 1): for two classes of one voxel their difference: 2 - 1, 0 - 2, 0 - 2.
+    """
+    chosen, rejected = torch.tensor([[0, 2, 1], [1, 0, 0]]).byte(), torch.tensor([[0, 1, 1], [1, 2, 2]]).byte()
+    moved = torch.tensor([[[0.0, 10, 20], [1, 11, 21], [2, 12, 22]]])
+    terms = pair_terms(torch.cat([moved, moved + 100]), torch.zeros(2, 3, 3), chosen, rejected, torch.tensor([1, 0]))
+    assert terms.place.tolist() == [1, 4, 5]
+    assert terms.shift.tolist() == [1, -2, -2]
+    assert terms.part.tolist() == [1, 1, 1]
+    assert terms.sizes.tolist() == [[0, 1], [0, 2]]
+    assert terms.total(terms.shift).tolist() == [1, -4]
+
+
+def test_parts_of_the_region():
+    """w = 1120, l = 2201: voxel 0 and 1 are of class 1 (chosen), 2 of class 2, 3 of class 1 (rejected): 3 and 1 voxels.
+
+    Values 1, 2, 4, 8 add up to 1 + 2 + 8 and 4. The second pair agrees everywhere, and has nothing.
+    """
+    chosen, rejected = torch.tensor([[1, 1, 2, 0]] * 2).byte(), torch.tensor([[2, 2, 0, 1], [1, 1, 2, 0]]).byte()
+    terms = pair_terms(torch.zeros(1, 3, 4), torch.zeros(1, 3, 4), chosen, rejected, torch.zeros(2, dtype=torch.long))
+    assert terms.sizes.tolist() == [[3, 1], [0, 0]]
+    assert terms.total_by_part(torch.tensor([1.0, 2, 4, 8])).tolist() == [[11, 4], [0, 0]]
+    assert terms.size.tolist() == [4, 0]
+
+
+def test_terms_of_a_binary_head():
+    """w = 01, l = 11 with z - r = 3, 4: voxel 0 alone, -3, of the one part there is."""
+    terms = pair_terms(
+        torch.tensor([[[3.0, 4.0]]]),
+        torch.zeros(1, 1, 2),
+        torch.tensor([[0, 1]]).byte(),
+        torch.ones(1, 2).byte(),
+        FIRST,
+    )
+    assert (terms.shift.tolist(), terms.part.tolist(), terms.sizes.tolist()) == ([-3], [0], [[1]])
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -229,6 +272,28 @@ def test_a_pair_without_disagreement_leaves_numerator_and_count():
     assert reduce_pairs(loss, torch.tensor([2, 0]), torch.zeros(1)).item() == 3.0
 
 
+def test_dr_dpo_by_hand():
+    """Losses 1 and 3, b = 2: -2 log((exp(-1/2) + exp(-3/2)) / 2) = -2 log(.41483) = 1.7597; a third pair has no D."""
+    loss, size = torch.tensor([1.0, 3.0, 50.0]), torch.tensor([2, 2, 0])
+    expected = -2 * log((exp(-0.5) + exp(-1.5)) / 2)
+    assert expected == pytest.approx(1.7597, abs=1e-4)
+    assert reduce_pairs(loss, size, torch.zeros(1), 2.0).item() == pytest.approx(expected)
+    assert reduce_pairs(loss[:1], size[:1], torch.zeros(1), 2.0).item() == pytest.approx(1.0)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=6), st.floats(0.1, 10))
+def test_dr_dpo_lies_between_the_least_loss_and_the_mean(losses, b):
+    """Its weights are exp(-loss / b) over their sum: larger losses never weigh more. b without end: the mean."""
+    loss = torch.tensor(losses).requires_grad_()
+    size = torch.ones(len(losses), dtype=torch.long)
+    found = reduce_pairs(loss, size, loss, b)
+    (weights,) = torch.autograd.grad(found, loss)
+    assert min(losses) - 1e-4 <= found.item() <= np.mean(losses) + 1e-4
+    assert weights.sum().item() == pytest.approx(1, abs=1e-5)
+    assert weights.tolist() == pytest.approx(torch.softmax(-loss.detach() / b, 0).tolist(), abs=1e-5)
+    assert reduce_pairs(loss, size, loss, 1e4).item() == pytest.approx(np.mean(losses), abs=0.02)
+
+
 def test_a_batch_without_disagreement_is_a_zero_with_a_graph():
     logits = normal(1, 1, 4, 4).requires_grad_()
     mask = classes(1, 4, 4, outputs=1)
@@ -242,12 +307,13 @@ def test_a_batch_without_disagreement_is_a_zero_with_a_graph():
 
 
 def test_normalisers():
-    """|D| = 9 and 400 in an image of 1024 voxels with a floor of 16: sqrt(16) = 4, sqrt(400) = 20."""
+    """|D| = 9 and 400 in an image of 1024 voxels with a floor of 16: sqrt(16) = 4, sqrt(400) = 20; voxel as region."""
     size = torch.tensor([9, 400])
     values = {
         kind: normaliser_value(kind, size, 16, 1024).tolist()  # type: ignore[arg-type]
-        for kind in ("none", "region", "sqrt_region", "image")
+        for kind in ("none", "region", "sqrt_region", "image", "voxel")
     }
+    assert values.pop("voxel") == values["region"]
     assert values == {"none": [1, 1], "region": [16, 400], "sqrt_region": [4, 20], "image": [1024, 1024]}
     assert normaliser_value("image", size, 16, torch.tensor([64, 256])).tolist() == [64, 256]
 

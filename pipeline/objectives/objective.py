@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
+
+from pipeline.knobs import Knobs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Row = dict[str, float | None]
-Feed = Literal["pairs", "labelled", "truth"]
-"""Pool images with mined pairs · labelled cases · labelled cases and the pool's truth (research only)."""
+Feed = Literal["pairs", "pool", "labelled", "truth", "nothing"]
+"""Pool images with mined pairs · all pool images · labelled cases · cases with truth, on a schedule of its own ·
+nothing: the base as it is, used in another way."""
 
 
 @dataclass(frozen=True)
-class PairBatch:
-    """One forward pass of pool images with all their pairs, padded to the window."""
+class PoolBatch:
+    """One forward pass of pool images with all their pairs, padded to the window.
+
+    Optional parts are there only where the objective or its anchor asks for them.
+    """
 
     logits: Tensor  # [image, output, *space], with gradient
     reference: Tensor  # [image, output, *space], of the frozen base
@@ -25,6 +31,13 @@ class PairBatch:
     rejected: Tensor  # u8 [pair, *space]
     image: Tensor  # i64 [pair]
     voxels: Tensor  # i64 [pair], valid voxels of the pair's image
+    known: Tensor | None = None  # bool [image, *space], False in the padding
+    probability: Tensor | None = None  # f32 [image, class, *space], mean of the proposals
+    teacher: Tensor | None = None  # [image, output, *space], logits of the student's moving average
+    e: Tensor | None = None  # f32 [pair], 1 - p_correct clipped; None where the pair set is not calibrated
+    voxel_e: Tensor | None = None  # f32 [pair, *space], error probability on D by the votes of the proposals
+    classes: tuple[str, ...] = ()  # names of the classes, background first
+    progress: float = 1.0  # share of the steps that are done
 
 
 @dataclass(frozen=True)
@@ -47,14 +60,52 @@ class LabelledBatch:
 class Bound(Protocol):
     """An objective that knows its pair set."""
 
-    def __call__(self, batch: PairBatch) -> tuple[Tensor, Row]:
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, Row]:
         """Loss to minimise and numbers for the history."""
         ...
 
-    def diagnose(self, batch: PairBatch) -> Row:
+    def diagnose(self, batch: PoolBatch) -> Row:
         """Numbers that are worth computing at evaluations only; no gradients are kept."""
         ...
 
     def summary(self) -> dict[str, float | None]:
         """Numbers for the student's record, such as the effective beta."""
         ...
+
+
+class ObjectiveKnobs(Knobs):
+    """Knobs of an objective: what most objectives need, which is little."""
+
+    feeds: ClassVar[Feed]
+    needs_probability: ClassVar[bool] = False
+    """Whether it reads the mean probability of the proposals."""
+
+    @property
+    def image_noise(self) -> float:
+        """Standard deviation of the noise on the student's pool images, in units of the normalised image."""
+        return 0.0
+
+    @property
+    def needs_p_correct(self) -> bool:
+        """Whether it reads `e`, which takes a calibrated pair set."""
+        return False
+
+    @property
+    def needs_votes(self) -> bool:
+        """Whether it reads `voxel_e`."""
+        return False
+
+    @property
+    def teacher_decay(self) -> float | None:
+        """Decay of the moving average of the student that it reads as `teacher`, and which is then the student."""
+        return None
+
+    def bind(self, pairs: PairStatistics) -> Any:
+        """The objective for a pair set."""
+        return self
+
+    def diagnose(self, batch: PoolBatch) -> Row:
+        return {}
+
+    def summary(self) -> dict[str, float | None]:
+        return {}
