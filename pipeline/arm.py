@@ -4,18 +4,48 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.knobs import Knobs, Name
 from pipeline.objectives import Objective
 from pipeline.recipe import Optimisation
 
+Weight = Annotated[float, Field(ge=0)]
+
 
 class Anchor(Knobs):
-    """What keeps a student near what is known."""
+    """What keeps a student near what is known; the terms are added to the objective."""
 
-    supervised: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of DiceCE on a labelled batch, added to the objective."""
+    supervised: Weight = 1.0
+    """Weight of DiceCE on a labelled batch."""
+    kl: Weight = 0.0
+    """Weight of KL(student || base) outside the union of the image's disagreement regions, mean over voxels."""
+    distill: Weight = 0.0
+    """Weight of the soft cross-entropy to the mean probability of the proposals."""
+
+
+class Stopping(Knobs):
+    """When to stop without labels: measured at every evaluation on pool images kept from training.
+
+    The weights of the evaluation that gave a reason to stop are not kept.
+    """
+
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the pool images of the objective that are kept from training for this."""
+    kl: Annotated[float, Field(gt=0)] | None = None
+    """Stop where KL(student || base) outside the disagreement regions is above this, in nats per voxel."""
+    volume_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    """Stop where the predicted foreground volume over the base's leaves this range."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after as many evaluations without a better reward accuracy on held-out pairs."""
+
+    @model_validator(mode="after")
+    def _some_rule(self) -> Stopping:
+        if self.kl is None and self.volume_ratio is None and self.patience is None:
+            raise ValueError("stopping: names no rule; give kl, volume_ratio or patience")
+        if self.volume_ratio is not None and not self.volume_ratio[0] < 1 < self.volume_ratio[1]:
+            raise ValueError(f"stopping.volume_ratio: expected a range around 1, found {list(self.volume_ratio)}")
+        return self
 
 
 class Training(Knobs):
@@ -40,3 +70,10 @@ class Student(Knobs):
     objective: Objective
     anchor: Anchor | None = None
     """Null is the unsafe baseline of preference training."""
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which is then what is evaluated and kept."""
+    interpolate: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    """Shares of the student between base (0) and student (1) to try on validation; the best is applied to all its
+    weights (Wortsman et al. 2022). Null keeps the student as trained."""
+    stopping: Stopping | None = None
+    """When to stop without labels; null trains all steps."""

@@ -44,6 +44,14 @@ class Augmentation(Knobs):
                 labels = labels.masked_fill(one, second).masked_fill(two, first)
         return labels
 
+    def swap_classes(self, probability: Tensor, view: Sequence[int]) -> Tensor:
+        """Exchange the channels of sided classes in `[class, *space]` that was flipped along these axes."""
+        order = list(range(len(probability)))
+        for axis, first, second in self.swap_labels:
+            if axis in view:
+                order[first], order[second] = order[second], order[first]
+        return probability[order]
+
 
 def flip(batch: Tensor, view: Sequence[int], dimensions: int) -> Tensor:
     """Flip the spatial axes of a batch; the last `dimensions` axes are space."""

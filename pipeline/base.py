@@ -1,10 +1,11 @@
-"""The base segmenter: trained on the labelled split to its plateau, with ensemble members and folds beside it."""
+"""The base segmenter: trained on the labelled split to its plateau, with its ensemble and folds beside it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -12,12 +13,16 @@ from pipeline.augmentation import Augmentation, LabelledBatches
 from pipeline.dataset import Case, CaseStore
 from pipeline.errors import BadInput
 from pipeline.execution import Execution, Shard, publish, run, shards_of, workspace
-from pipeline.recipe import MODELS, Base, Compute, Optimisation
-from pipeline.seeding import numpy_generator, seed_of
-from pipeline.segmentation_loss import dice_ce
+from pipeline.recipe import MODELS, Base, Compute, Consistency, Network, Optimisation
+from pipeline.schema import UNKNOWN
+from pipeline.seeding import numpy_generator, seed_of, torch_generator
+from pipeline.segmentation_loss import consistency, dice_ce, ramp_up
 from pipeline.segmenter import Architecture, load_weights, save_weights
 from pipeline.store import MANIFEST, write_json, write_manifest
-from pipeline.training import Trained, optimise, validation_dice
+from pipeline.training import Average, Trained, optimise, validation_dice
+
+TEACHER = "mean_teacher"
+"""Name of the member that also learns from the images of the pool."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +44,23 @@ class _Training:
         torch.manual_seed(seed_of(self.seed, "base", name))
         fold = int(name.removeprefix("fold_")) if name.startswith("fold_") else None
         labelled = [case for case in self.cases.split("labelled") if fold is None or self.fold_of[case.case_id] != fold]
+        other = self.knobs.others.get(name)
         trained = train_supervised(
             self.cases,
             labelled,
-            self.knobs,
+            self.knobs if other is None else self.knobs.model_copy(update={"network": other}),
             self.augmentation,
             self.compute,
             seed_of(self.seed, "base", name),
             snapshots=self.knobs.snapshots if name == "base" else 0,
+            mean_teacher=self.knobs.mean_teacher if name == TEACHER else None,
         )
-        network = _architecture(self.cases, self.knobs).build(0)
+        architecture = architecture_of(self.cases, other or self.knobs.network)
+        network = architecture.build(0)
         states = {name: trained.best, **{f"snapshot_{step:06d}": s for step, s in trained.snapshots.items()}}
+        if other is not None:
+            architecture.save(self.work / name)
+            states = {f"{name}/base": trained.best}
         for title, state in states.items():
             network.load_state_dict(state)
             save_weights(network, self.work / f"{title}.safetensors")
@@ -65,8 +76,9 @@ class _Training:
 _CURVES = ("loss", "validation_dice")
 
 
-def _architecture(cases: CaseStore, knobs: Base) -> Architecture:
-    return Architecture.of(knobs.network, cases.channels, len(cases.class_names), cases.padded)
+def architecture_of(cases: CaseStore, network: Network) -> Architecture:
+    """The network of these knobs for these cases; raises `BadInput` where it cannot be."""
+    return Architecture.of(network, cases.channels, len(cases.class_names), cases.padded)
 
 
 def train_supervised(
@@ -79,10 +91,14 @@ def train_supervised(
     start: Path | None = None,
     snapshots: int = 0,
     optimisation: Optimisation | None = None,
+    mean_teacher: Consistency | None = None,
 ) -> Trained:
-    """DiceCE on labelled cases with augmentation, early stopping on validation; from `start` or from new weights."""
+    """DiceCE on labelled cases with augmentation, early stopping on validation; from `start` or from new weights.
+
+    With `mean_teacher`, images of the pool are learnt from too, and the weights are those of the moving average.
+    """
     optimisation = optimisation or knobs.optimisation
-    architecture = _architecture(cases, knobs)
+    architecture = architecture_of(cases, knobs.network)
     network = architecture.build(seed_of(seed, "weights"))
     if start is not None:
         load_weights(network, start)
@@ -97,6 +113,20 @@ def train_supervised(
             seed_of(seed, "batches"),
         )
     )
+    average = None if mean_teacher is None else Average(network, mean_teacher.decay)
+    pool = cases.split("pool") if mean_teacher is not None else []
+    unlabelled = iter(
+        LabelledBatches(
+            [cases.image(case) for case in pool],
+            # Nothing is known of them: only where a turned image has come in from outside is 255.
+            [np.zeros(case.shape, np.uint8) for case in pool],
+            architecture.window,
+            augmentation,
+            knobs.batch,
+            seed_of(seed, "unlabelled"),
+        )
+    )
+    noise = torch_generator(seed, "noise")
     validation = cases.split("validation")
     images = [cases.image(case) for case in validation]
     truths = [cases.label(case) for case in validation]
@@ -105,19 +135,27 @@ def train_supervised(
         batch, truth = (part.to(compute.device) for part in next(batches))
         with compute.autocast():
             logits = network(batch)
-        return dice_ce(logits, truth), {}
+        loss = dice_ce(logits, truth)
+        if mean_teacher is not None and average is not None:
+            batch, valid = (part.to(compute.device) for part in next(unlabelled))
+            blurred = batch + mean_teacher.noise * torch.randn(batch.shape, generator=noise).to(batch)
+            with compute.autocast():
+                logits = network(blurred)
+            weight = mean_teacher.weight * ramp_up(step / optimisation.steps)
+            loss = loss + weight * consistency(logits, average.logits(batch, compute), valid != UNKNOWN)
+        return loss, {}
 
     def evaluate(network: torch.nn.Module) -> dict[str, float | None]:
         dice = validation_dice(network, images, truths, architecture.window, architecture.classes, compute)
         return {"validation_dice": dice}
 
     every = optimisation.steps // snapshots if snapshots else 0
-    return optimise(network, step_loss, evaluate, optimisation, train_mode=True, snapshot_every=every)
+    return optimise(network, step_loss, evaluate, optimisation, train_mode=True, snapshot_every=every, average=average)
 
 
 def train_base(
     cases: CaseStore,
-    knobs: Base,
+    knobs: Base | None,
     augmentation: Augmentation,
     compute: Compute,
     seed: int,
@@ -127,15 +165,28 @@ def train_base(
 ) -> None:
     """Train base, members and folds, one task per model, and write their weights, `network.json` and history.
 
-    Raises `BadInput` for a network that cannot be built and for fewer labelled groups than folds.
+    Without knobs there is no model: the folder lists none, and all masks are imported. Raises `BadInput` for a network
+    that cannot be built, an empty split and fewer labelled groups than folds.
     """
-    architecture = _architecture(cases, knobs)
-    architecture.build(0)
+    history.parent.mkdir(parents=True, exist_ok=True)
+    if knobs is None:
+        write_json(out / MODELS, {"members": [], "folds": [], "fold_of": {}, "snapshots": []})
+        write_manifest(out, None)
+        pl.DataFrame(schema=["model", "step", *_CURVES, "best"]).write_csv(history)
+        return
+    architecture = architecture_of(cases, knobs.network)
+    for network in (knobs.network, *knobs.others.values()):
+        architecture_of(cases, network).build(0)
     if beyond := [axis for axis in augmentation.flips if not 0 <= axis < architecture.dimensions]:
         raise BadInput(
             f"augmentation.flips: expected axes 0 to {architecture.dimensions - 1} of this data, found {beyond}"
         )
     labelled = cases.split("labelled")
+    for split in ("labelled", "validation", *(["pool"] if knobs.mean_teacher else [])):
+        if not cases.split(split):
+            raise BadInput(
+                f"base: no case in split '{split}'; set base: null for masks from elsewhere, or change splits"
+            )
     groups = sorted({case.group for case in labelled})
     if knobs.folds == 1 or knobs.folds > len(groups):
         raise BadInput(f"base.folds: expected 0 or 2 to {len(groups)} (labelled groups), found {knobs.folds}")
@@ -143,6 +194,7 @@ def train_base(
     fold_of_group = {groups[g]: i % knobs.folds for i, g in enumerate(order)} if knobs.folds else {}
     fold_of = {case.case_id: fold_of_group[case.group] for case in labelled} if knobs.folds else {}
     members = [f"member_{i}" for i in range(1, knobs.members + 1)]
+    members += [*knobs.others, *([TEACHER] if knobs.mean_teacher else [])]
     folds = [f"fold_{i}" for i in range(knobs.folds)]
     block = (knobs, augmentation, compute, seed)
     with workspace("base", block, [cases.folder / MANIFEST]) as work:
@@ -151,9 +203,11 @@ def train_base(
         snapshots = sorted(path.stem for path in work.glob("snapshot_*.safetensors"))
         out.mkdir(parents=True, exist_ok=True)
         for name in ("base", *members, *folds, *snapshots):
-            publish(work / f"{name}.safetensors", out / f"{name}.safetensors")
+            if name in knobs.others:
+                publish(work / name, out / name)
+            else:
+                publish(work / f"{name}.safetensors", out / f"{name}.safetensors")
         architecture.save(out)
         write_json(out / MODELS, {"members": members, "folds": folds, "fold_of": fold_of, "snapshots": snapshots})
         write_manifest(out, block)
-        history.parent.mkdir(parents=True, exist_ok=True)
         rows.write_csv(history)

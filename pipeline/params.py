@@ -15,6 +15,7 @@ from pipeline.augmentation import Augmentation
 from pipeline.cases import Reader
 from pipeline.cases.preprocess import Preprocess
 from pipeline.cases.splits import Splits
+from pipeline.consensus import Consensus, check_consensus
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
 from pipeline.judges import Judge
@@ -37,10 +38,13 @@ class Params(Knobs):
     preprocess: Preprocess
     splits: Splits
     augmentation: Augmentation
-    base: Base
+    base: Base | None
+    """Null where there is no model: all masks are imported, and there are no students."""
     propose: Propose
     judges: dict[Name, Judge]
     tables: dict[Name, Table] = {}
+    consensus: dict[Name, Consensus] = {}
+    """Scores that combine those of judges and tables, computed in the panel."""
     audit: Audit
     pairs: dict[Name, PairSet]
     training: Training
@@ -51,8 +55,8 @@ class Params(Knobs):
 
     @property
     def judge_names(self) -> list[str]:
-        """Judges and score tables, in the order of the panel's columns."""
-        return [*self.judges, *self.tables]
+        """Judges, score tables and consensus entries, in the order of the panel's columns."""
+        return [*self.judges, *self.tables, *self.consensus]
 
     @model_validator(mode="after")
     def _names(self) -> Params:
@@ -61,18 +65,31 @@ class Params(Knobs):
                 raise ValueError(f"judges.{name}: kind 'table' belongs under tables:, so that DVC watches its file")
         if both := sorted(self.judges.keys() & self.tables.keys()):
             raise ValueError(f"tables.{both[0]}: a judge has the same name")
+        check_consensus(self.consensus, [*self.judges, *self.tables])
         for name, pairs in self.pairs.items():
             empty = isinstance(pairs.strategy, NoPairs)
             if empty != (pairs.judge == "none"):
                 raise ValueError(f"pairs.{name}: judge 'none' and strategy 'none' go together")
             if not empty and pairs.judge not in self.judge_names:
                 raise ValueError(f"pairs.{name}.judge: no judge '{pairs.judge}'; there are {self.judge_names}")
+        if self.base is None and self.students:
+            raise ValueError("students: without a model (base: null) there is nothing to train; set students: {}")
         for name, student in self.students.items():
-            paired = student.objective.feeds == "pairs"
-            if paired and "anchor" not in student.model_fields_set:
+            feeds, kind = student.objective.feeds, student.objective.kind
+            if feeds in ("pairs", "pool") and "anchor" not in student.model_fields_set:
                 raise ValueError(f"students.{name}.anchor: missing: {{supervised: 1.0}}, or null for the unsafe way")
-            if not paired and student.anchor is not None:
-                raise ValueError(f"students.{name}.anchor: '{student.objective.kind}' has no anchor; remove it")
+            if feeds not in ("pairs", "pool"):
+                for key in ("anchor", "stopping"):
+                    if getattr(student, key) is not None:
+                        raise ValueError(f"students.{name}.{key}: '{kind}' takes no pool images; remove it")
+            if feeds in ("truth", "nothing"):
+                for key in ("average", "interpolate"):
+                    if getattr(student, key) is not None:
+                        raise ValueError(f"students.{name}.{key}: '{kind}' is not trained like the others; remove it")
+            if student.average is not None and student.objective.teacher_decay is not None:
+                raise ValueError(f"students.{name}.average: '{kind}' has its own moving average; remove it")
+            if student.stopping is not None and student.stopping.patience is not None and kind != "preference":
+                raise ValueError(f"students.{name}.stopping.patience: '{kind}' has no rewards; use kl or volume_ratio")
             if name == "base":
                 raise ValueError("students.base: 'base' is the base segmenter; choose another name")
             if student.pairs not in self.pairs:

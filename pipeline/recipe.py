@@ -8,10 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.knobs import Knobs
+from pipeline.knobs import Knobs, Name
 
 MODELS = "models.json"
 """Lists the models of a base folder by role: members, folds, snapshots."""
+
+RECORD = "student.json"
+"""Beside a student's weights: what it is and how it is used."""
 
 
 class Compute(Knobs):
@@ -70,6 +73,18 @@ class Optimisation(Knobs):
     start; null trains all steps."""
 
 
+class Consistency(Knobs):
+    """Mean teacher (Tarvainen & Valpola 2017): unlabelled images on which a model must agree with its own moving
+    average."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """Share of the average that a step keeps; less in the first steps."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Of the squared difference of the class probabilities beside DiceCE; it rises over the first 40 % of the steps."""
+    noise: Annotated[float, Field(ge=0)] = 0.1
+    """Standard deviation of the noise on the image that the model sees and its average does not."""
+
+
 class Base(Knobs):
     """The base segmenter and its relatives."""
 
@@ -79,6 +94,10 @@ class Base(Knobs):
     """Cases per step."""
     members: Annotated[int, Field(ge=0)] = 2
     """Further models on the same cases with other seeds, for the sampler `ensemble`."""
+    others: dict[Name, Network] = {}
+    """Further models of other architectures, by name, for the same sampler."""
+    mean_teacher: Consistency | None = None
+    """A further model, `mean_teacher`, that also learns from the images of the pool, for the same sampler."""
     folds: Annotated[int, Field(ge=0)] = 0
     """Models that each leave out one part of the labelled cases, by group; learned judges need at least 2."""
     snapshots: Annotated[int, Field(ge=0)] = 0

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
-from pipeline.recipe import Compute, Network
+from pipeline.recipe import MODELS, Compute, Network
 from pipeline.store import write_json
 
 ARCHITECTURE = "network.json"
@@ -152,6 +152,21 @@ class Model:
         return loaded[key]
 
 
+def member_models(folder: Path, device: str = "cpu") -> dict[str, Model]:
+    """Further models of a base folder by name; one of another architecture has a folder of its own."""
+    names = json.loads((folder / MODELS).read_text())["members"]
+    return {
+        name: Model(folder / name, "base", device) if (folder / name).is_dir() else Model(folder, name, device)
+        for name in names
+    }
+
+
+def snapshot_models(folder: Path, device: str = "cpu") -> dict[str, Model]:
+    """Earlier checkpoints of the base by name, in the order of their steps."""
+    names = json.loads((folder / MODELS).read_text())["snapshots"]
+    return {name: Model(folder, name, device) for name in names}
+
+
 def pad_to(image: Tensor, window: Sequence[int], value: float = 0.0) -> Tensor:
     """Pad the last axes of an image at their ends up to the window; axes that are longer stay."""
     n = len(window)
@@ -186,6 +201,15 @@ def probability(logits: Tensor) -> Tensor:
     return torch.softmax(logits, dim=0)
 
 
+def shifted(logits: Tensor, offsets: Sequence[float]) -> Tensor:
+    """Logits `[output, *space]` with these added to the foreground classes; none added where there are no offsets."""
+    if not offsets:
+        return logits
+    each = torch.tensor(offsets if logits.shape[0] == 1 else [0.0, *offsets], dtype=logits.dtype, device=logits.device)
+    return logits + each.view(-1, *([1] * (logits.ndim - 1)))
+
+
 def labels(probability: Tensor) -> np.ndarray:
     """Most probable class u8 `[*space]` of class probabilities or logits `[class, *space]`."""
-    return probability.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    # Not argmax, which is ten times slower over the first axis.
+    return probability.max(dim=0).indices.to(torch.uint8).cpu().numpy()

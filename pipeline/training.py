@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +32,31 @@ class Trained:
     snapshots: dict[int, State]
     history: list[Row] = field(default_factory=list)
     best_step: int = 0
+    stopped: str | None = None  # why a training without labels ended before its last step
+
+
+class Average:
+    """Exponential moving average of a network's weights (Polyak & Juditsky 1992; the teacher of mean teacher)."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network, self.decay, self.steps = deepcopy(network).eval(), decay, 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Take a step's weights in; early steps weigh more, as the average has nothing of its own yet."""
+        self.steps += 1
+        keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for mine, new in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
+            if mine.dtype.is_floating_point:
+                mine.lerp_(new, 1 - keep)
+            else:
+                mine.copy_(new)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, compute: Compute) -> Tensor:
+        """Logits f32 `[image, output, *space]` without gradient."""
+        with compute.autocast():
+            return self.network(images).float()
 
 
 def validation_dice(
@@ -67,28 +93,35 @@ def optimise(
     knobs: Optimisation,
     train_mode: bool,
     snapshot_every: int = 0,
+    average: Average | None = None,
+    stop: Callable[[Row], str | None] = lambda row: None,
 ) -> Trained:
     """Train the network in place.
 
     `step_loss(step)` gives the loss to minimise and numbers for the history, which are averaged between evaluations;
     `evaluate(network)` must give `validation_dice`. The first evaluation is at step 0, before any update.
     `train_mode` False keeps dropout off and normalisation statistics frozen, as preference losses need it.
+    With `average`, what is evaluated and kept are the averaged weights. `stop` sees each row after step 0 and gives the
+    reason to end there, or None; the weights of that row are not kept, since they are what it objects to.
     """
     optimiser = torch.optim.AdamW(network.parameters(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay)
     trained = Trained({}, {}, {}, {})
     sums: dict[str, list[float]] = {}
     best = -1.0
     waited = 0
-    expected = knobs.steps // knobs.evaluate_every
 
     def record(step: int) -> None:
         nonlocal best, waited, sums
         network.eval()
+        current = network if average is None else average.network
         row: Row = {"step": step, **{name: float(np.mean(values)) for name, values in sums.items()}}
-        row |= evaluate(network)
+        row |= evaluate(current)
         sums = {}
         trained.history.append(row)
-        state = _copy(network)
+        if step and (reason := stop(row)):
+            trained.stopped = reason
+            return
+        state = _copy(current)
         value = row["validation_dice"]
         assert value is not None
         if value > best:
@@ -98,9 +131,7 @@ def optimise(
         trained.last = state
         # Early stopping can end at any evaluation, so the last fifth is known only afterwards: keep the newest few.
         trained.late[step] = state
-        keep = max(1, min(MOST_LATE, (len(trained.history) - 1) // 5 if knobs.patience else expected // 5))
-        for old in sorted(trained.late)[:-keep]:
-            del trained.late[old]
+        _keep_newest(trained.late, MOST_LATE)
 
     record(0)
     for step in range(1, knobs.steps + 1):
@@ -117,14 +148,48 @@ def optimise(
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), knobs.clip)
         optimiser.step()
+        if average is not None:
+            average.update(network)
         for name, value in ({"loss": loss.item()} | numbers).items():
             if value is not None:
                 sums.setdefault(name, []).append(value)
         if step % knobs.evaluate_every == 0 or step == knobs.steps:
             record(step)
             # A start that is trained already falls before it rises: patience begins with the first improvement.
-            if knobs.patience and trained.best_step and waited >= knobs.patience:
+            if trained.stopped or (knobs.patience and trained.best_step and waited >= knobs.patience):
                 break
         if snapshot_every and step % snapshot_every == 0:
             trained.snapshots[step] = _copy(network)
+    kept = len(trained.history) - 1 - (trained.stopped is not None)
+    early = knobs.patience is not None or trained.stopped is not None
+    _keep_newest(trained.late, max(1, (kept if early else knobs.steps // knobs.evaluate_every) // 5))
     return trained
+
+
+def _keep_newest(states: dict[int, State], count: int) -> None:
+    for old in sorted(states)[:-count]:
+        del states[old]
+
+
+def interpolated(
+    trained: Trained, start: nn.Module, shares: Sequence[float], value: Callable[[nn.Module], float]
+) -> float:
+    """Replace all kept weights w by `start + share * (w - start)`, with the share whose last weights have the highest
+    `value`; of equal shares the smallest. Returns the share (Wortsman et al. 2022, WiSE-FT)."""
+    first = _copy(start)
+
+    def mixed(state: State, share: float) -> State:
+        return {
+            name: torch.lerp(first[name], value, share) if value.dtype.is_floating_point else value
+            for name, value in state.items()
+        }
+
+    best, chosen = -1.0, 1.0
+    for share in sorted(set(shares)):
+        start.load_state_dict(mixed(trained.last, share))
+        if (found := value(start)) > best:
+            best, chosen = found, share
+    done = {id(state): mixed(state, chosen) for state in (trained.best, trained.last, *trained.late.values())}
+    trained.best, trained.last = done[id(trained.best)], done[id(trained.last)]
+    trained.late = {step: done[id(state)] for step, state in trained.late.items()}
+    return chosen

@@ -25,9 +25,11 @@ def main(
     from pipeline.student import train_student
 
     params = load_params(params_file)
+    student = entry(params.students, name, "students")
+    assert params.base is not None  # without a model there are no students
     train_student(
         name,
-        entry(params.students, name, "students"),
+        student,
         CaseStore(cases),
         ProposalStore(proposals),
         pairs,

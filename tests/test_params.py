@@ -175,7 +175,7 @@ def test_every_knob_says_what_it_means():
         ),
         (
             {"students__supervised__anchor": {"supervised": 1.0}},
-            "students.supervised.anchor: 'supervised' has no anchor; remove it",
+            "students.supervised.anchor: 'supervised' takes no pool images; remove it",
         ),
         (
             {"students__base": {"pairs": "none", "objective": {"kind": "supervised"}}},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log
+from math import exp, log
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.schema import UNKNOWN
 from pipeline.seeding import numpy_generator, torch_generator
-from pipeline.segmentation_loss import dice_ce
+from pipeline.segmentation_loss import consistency, dice_ce, ramp_up, soft_cross_entropy
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -66,3 +66,38 @@ def test_unknown_voxels_count_in_neither_term(outputs):
 def test_an_image_of_255_only_has_a_finite_loss():
     """No known voxel: entropy 0 of at least one voxel, Dice (0 + 1) / (0 + 1) = 1: the loss is 0."""
     assert dice_ce(normal(1, 1, 4, 4), torch.full((1, 4, 4), UNKNOWN, dtype=torch.uint8)).item() == 0
+
+
+KNOWN = torch.tensor([[True, True, False]])
+
+
+def test_soft_cross_entropy_by_hand():
+    """Sigmoid head, logits 0: -log 1/2 per voxel whatever the target. With logit log 3 (p = 3/4) and target 1/4 of
+    foreground: -(1/4 log 3/4 + 3/4 log 1/4) = 1.1117. Mean with log 2 over the two known voxels: .9024."""
+    target = torch.tensor([[[0.5, 0.75, 0.0], [0.5, 0.25, 1.0]]])
+    loss = soft_cross_entropy(torch.tensor([[[0.0, log(3), 50.0]]]), target, KNOWN)
+    expected = (log(2) - (log(3 / 4) / 4 + 3 * log(1 / 4) / 4)) / 2
+    assert loss.item() == pytest.approx(expected)
+    # Targets in steps of 1/255 rarely add up to 1: only their proportions count.
+    assert soft_cross_entropy(torch.tensor([[[0.0, log(3), 50.0]]]), 0.9 * target, KNOWN).item() == pytest.approx(
+        expected
+    )
+
+
+def test_consistency_by_hand():
+    """p = 1/2 against 3/4: (1/4)^2 for each of the two classes = 1/8; equal in the second voxel; mean 1/16."""
+    student, teacher = torch.tensor([[[0.0, 1.0, 9.0]]]), torch.tensor([[[log(3), 1.0, -9.0]]])
+    assert consistency(student, teacher, KNOWN).item() == pytest.approx(1 / 16)
+    two = torch.cat([torch.zeros_like(student), student], 1)
+    assert consistency(two, teacher, KNOWN).item() == pytest.approx(1 / 16)
+
+
+def test_nothing_known_gives_zero():
+    nothing = torch.zeros_like(KNOWN)
+    assert consistency(torch.zeros(1, 1, 3), torch.ones(1, 1, 3), nothing).item() == 0
+    assert soft_cross_entropy(torch.zeros(1, 1, 3), torch.full((1, 2, 3), 0.5), nothing).item() == 0
+
+
+def test_ramp_up():
+    """exp(-5) at the start, 1 from 40 % on, exp(-5/4) halfway there."""
+    assert [ramp_up(t) for t in (0.0, 0.2, 0.4, 1.0)] == pytest.approx([exp(-5), exp(-1.25), 1, 1])

@@ -2,139 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 
-from pipeline import schema
-from pipeline.arm import Anchor, Student, Training
+from pipeline.arm import Anchor
 from pipeline.augmentation import Augmentation
-from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.objectives.full import Full
 from pipeline.objectives.preference import Preference
 from pipeline.objectives.sft import Imitation
 from pipeline.objectives.supervised import Supervised
 from pipeline.overlap import dice_to
-from pipeline.recipe import Base, Compute, Network, Optimisation
-from pipeline.segmenter import Architecture, Model, load_weights, predict, save_weights
-from pipeline.store import check_manifest, write_table
-from pipeline.student import HISTORY, RECORD, train_student
-from tests.builders import case_store, proposal_store
-from tests.networks import noise
-from tests.phantoms import disc
-
-NETWORK = Network(name="UNet", arguments={"channels": [4, 8], "strides": [2]}, multiple=2)
-SPACE = (8, 8)
-SPLITS = ["labelled", "labelled", "pool", "pool", "validation"]
-PLAIN = Augmentation(flips=(), rotate_degrees=0, scale=0, intensity=0, noise=0)
-STEPS = {"learning_rate": 1e-9, "schedule": "constant", "weight_decay": 0.0}
-
-
-@dataclass
-class Setting:
-    """A small data set of discs in noise with proposals disc, its complement and a larger disc, and a raw base."""
-
-    cases: CaseStore
-    proposals: ProposalStore
-    base: Model
-    folder: Path
-
-    def pairs(self, *rows: tuple[int, int, int]) -> Path:
-        """A pair set of (case, chosen, rejected); |D| is read from the proposals."""
-        path = self.folder / "pairs" / "mined.parquet"
-        frame = pl.DataFrame(
-            [
-                {
-                    "case_id": f"c{case}",
-                    "case": case,
-                    "chosen": chosen,
-                    "rejected": rejected,
-                    "chosen_score": 1.0,
-                    "rejected_score": 0.5,
-                    "margin": 0.5,
-                    "p_correct": None,
-                    "disagreement": int(self.proposals.disagreement(self.cases.all[case])[chosen, rejected]),
-                    "chosen_sampler": "s",
-                    "rejected_sampler": "s",
-                    "judge": "oracle",
-                    "strategy": "top_bottom",
-                }
-                for case, chosen, rejected in rows
-            ],
-            schema=schema.PAIRS.columns,
-        )
-        write_table(frame, schema.PAIRS, path, "a test")
-        return path
-
-    def train(
-        self,
-        objective: Any,
-        pairs: Sequence[tuple[int, int, int]] = ((2, 0, 1), (3, 0, 1)),
-        anchor: Anchor | None = None,
-        augmentation: Augmentation = PLAIN,
-        out: str = "student",
-        steps: int = 2,
-        every: int = 1,
-        **more: Any,
-    ) -> list[dict[str, float | None]]:
-        """The history of a student with these pairs."""
-        optimisation = Optimisation(**{**STEPS, **more, "steps": steps, "evaluate_every": every})
-        train_student(
-            "tried",
-            Student(pairs="mined", objective=objective, anchor=anchor),
-            self.cases,
-            self.proposals,
-            self.pairs(*pairs),
-            self.base,
-            Training(optimisation=optimisation, images=2, labelled=2),
-            Base(network=NETWORK, optimisation=optimisation, batch=2),
-            augmentation,
-            Compute(),
-            0,
-            self.folder / out,
-            self.folder / f"{out}.csv",
-        )
-        with (self.folder / f"{out}.csv").open() as file:
-            rows = [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
-        assert [row["step"] for row in rows] == [*range(0, steps, every), steps]
-        return rows
-
-    def record(self, out: str = "student") -> dict[str, Any]:
-        return json.loads((self.folder / out / RECORD).read_text())
-
-    def predicted(self, name: str, case: int, out: str = "student") -> np.ndarray:
-        network = Model(self.folder / out, name).load()
-        logits = predict(network, self.cases.image(self.cases.all[case]), SPACE, Compute())
-        return logits.argmax(0).numpy().astype(np.uint8)
+from pipeline.recipe import Optimisation
+from pipeline.segmenter import Architecture, Model, load_weights
+from pipeline.store import check_manifest
+from pipeline.student import HISTORY
+from tests.students import Setting, made
 
 
 @pytest.fixture
 def setting(tmp_path) -> Setting:
     return made(tmp_path)
-
-
-def made(folder: Path, without_label: Sequence[int] = ()) -> Setting:
-    truths = [disc(SPACE, 2 + 0.5 * (i % 3)) for i in range(5)]
-    images = [(truth + 0.3 * noise(SPACE, f"c{i}")[0])[None].astype(np.float32) for i, truth in enumerate(truths)]
-    cases = case_store(
-        folder / "cases", [None if i in without_label else t for i, t in enumerate(truths)], SPLITS, images, SPACE
-    )
-    masks = [np.stack([t, 1 - t, disc(SPACE, 4)]) for t in truths]
-    base = folder / "base"
-    architecture = Architecture.of(NETWORK, 1, 2, SPACE)
-    architecture.save(base)
-    save_weights(architecture.build(5), base / "base.safetensors")
-    return Setting(cases, proposal_store(folder / "proposals", masks), Model(base), folder)
 
 
 # ---- learning --------------------------------------------------------------------------------------------------
@@ -253,7 +144,7 @@ def test_what_a_student_leaves(setting):
         "step_000010.safetensors",
     }
     check_manifest(out, content=True)
-    assert tuple(rows[0]) == HISTORY
+    assert tuple(rows[0]) == (*HISTORY, "disagreement/class_1", "push/class_1")
     assert Architecture.load(out) == setting.base.architecture
     last, final = (out / f"{name}.safetensors" for name in ("last", "step_000010"))
     assert last.read_bytes() == final.read_bytes()
@@ -262,7 +153,8 @@ def test_what_a_student_leaves(setting):
     assert record["best_step"] == int(np.argmax(dice))
     assert (record["name"], record["pairs"], record["steps"]) == ("tried", "mined", 10)
     assert record["late"] == ["step_000009", "step_000010"]
-    assert record["anchor"] == {"supervised": 1.0}
+    assert record["anchor"] == {"supervised": 1.0, "kl": 0.0, "distill": 0.0}
+    assert (record["stopped"], record["interpolated"], record["offsets"], record["slot"]) == (None,) * 4
     assert record["objective"] == Preference(kind="preference").model_dump(mode="json")
     assert (record["pairs_mined"], record["images"]) == (2, 2)
     assert (record["mean_disagreement"], record["beta_own"], record["aimed_shift"]) == (64, 3, None)
@@ -308,7 +200,7 @@ def test_full_supervision_needs_the_truth_of_the_pool(tmp_path):
     objective = Full(kind="full", optimisation=Optimisation(steps=2, learning_rate=1e-3))
     with pytest.raises(
         BadInput,
-        match=r"cases: objective 'full' needs the truth of the pool; 1 of 2 pool cases have no label \(first: 'c3'\); "
+        match=r"cases: objective 'full' needs the truth of split pool; 1 of 2 cases have no label \(first: 'c3'\); "
         r"remove the student from params.yaml",
     ):
         here.train(objective)

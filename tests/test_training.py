@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadInput
 from pipeline.recipe import Compute, Optimisation
-from pipeline.training import Trained, optimise, validation_dice
+from pipeline.training import Average, Trained, interpolated, optimise, validation_dice
 from tests.networks import Ramp, seeded
 
 
@@ -232,3 +232,66 @@ def test_validation_dice():
     truths = [np.array([[0], [0], [1], [1]], np.uint8), np.array([[0], [0], [0], [1]], np.uint8)]
     found = validation_dice(Ramp(), [image] * 2, truths, (4, 1), 2, Compute())
     assert found == pytest.approx((1 + 2 / 3) / 2)
+
+
+# ---- averages, stopping, interpolation ---------------------------------------------------------------------------
+
+
+def test_a_moving_average_by_hand():
+    """w is .1, .2, .3 after steps 1 to 3; the average keeps min(.5, 2/11), min(.5, 3/12), min(.5, 4/13) of itself.
+
+    .1 * 9/11 = .0818; .0818 * .25 + .2 * .75 = .1705; .1705 * 4/13 + .3 * 9/13 = .2601. It is what is evaluated.
+    """
+    network = Number()
+    average = Average(network, 0.5)
+    seen = []
+
+    def evaluate(shown: Any) -> dict[str, float | None]:
+        seen.append(shown.w.item())
+        return {"validation_dice": 0.5}
+
+    trained = optimise(
+        network, lambda step: (-network.w.sum(), {}), evaluate, knobs(3, 1), train_mode=False, average=average
+    )
+    assert seen == pytest.approx([0, 0.0818, 0.1705, 0.2601], abs=1e-4)
+    assert trained.last["w"].item() == pytest.approx(seen[-1])
+    assert network.w.item() == pytest.approx(0.3, abs=1e-5)
+
+
+def test_what_stops_a_training_is_not_kept():
+    """Stopped at step 4: kept are the steps up to 3, of which the last fifth is one; step 0 is never a reason."""
+    network = Number()
+
+    def evaluate(_: nn.Module) -> dict[str, float | None]:
+        return {"validation_dice": 0.5, "w": network.w.item()}
+
+    trained = optimise(
+        network,
+        lambda step: (-network.w.sum(), {}),
+        evaluate,
+        knobs(10, 1),
+        train_mode=False,
+        stop=lambda row: "far" if (row["w"] or 0) > 0.35 or row["step"] == 0 else None,
+    )
+    assert column(trained, "step") == [0, 1, 2, 3, 4]
+    assert trained.stopped == "far"
+    assert list(trained.late) == [3]
+    assert trained.last["w"].item() == pytest.approx(0.3, abs=1e-5)
+
+
+def test_interpolation_by_hand():
+    """From w = 0 to .3: the value 1 - |w - .15| is highest at share .5, and best, last and late all move."""
+    trained = train([0.1, 0.2, 0.3, 0.4], knobs(3, 1))
+
+    def value(network: Any) -> float:
+        return 1 - abs(network.w.item() - 0.15)
+
+    assert interpolated(trained, Number(), [0.0, 0.5, 1.0], value) == 0.5
+    assert trained.last["w"].item() == pytest.approx(0.15, abs=1e-5)
+    assert trained.best["w"].item() == pytest.approx(0.15, abs=1e-5)
+    assert [state["w"].item() for state in trained.late.values()] == pytest.approx([0.15], abs=1e-5)
+
+
+def test_of_equal_shares_the_smallest():
+    trained = train([0.1, 0.2], knobs(1, 1))
+    assert interpolated(trained, Number(), [1.0, 0.5], lambda network: 0.5) == 0.5

@@ -6,20 +6,17 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.knobs import Knobs
-from pipeline.objectives.objective import Feed
+from pipeline.objectives.objective import Feed, ObjectiveKnobs
 from pipeline.recipe import Optimisation
 
 
-class Full(Knobs):
+class Full(ObjectiveKnobs):
     """DiceCE on labelled cases and pool, from the base; refused where a pool case has no label."""
 
     kind: Literal["full"]
     feeds: ClassVar[Feed] = "truth"
+    split: ClassVar[str] = "pool"
     optimisation: Optimisation
     """Its own, because more labels take more steps."""
     batch: Annotated[int, Field(gt=0)] = 8
     """Cases per step."""
-
-    def summary(self) -> dict[str, float | None]:
-        return {}

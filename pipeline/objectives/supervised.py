@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pipeline.knobs import Knobs
-from pipeline.objectives.objective import Feed, LabelledBatch, Row
+from pipeline.objectives.objective import Feed, LabelledBatch, ObjectiveKnobs, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Supervised(Knobs):
+class Supervised(ObjectiveKnobs):
     """DiceCE on the labelled cases, from the base, with the steps and step sizes of the other students."""
 
     kind: Literal["supervised"]
@@ -21,6 +20,3 @@ class Supervised(Knobs):
         from pipeline.segmentation_loss import dice_ce
 
         return dice_ce(batch.logits, batch.labels), {}
-
-    def summary(self) -> dict[str, float | None]:
-        return {}

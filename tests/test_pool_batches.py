@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from pipeline.arm import Training
 from pipeline.augmentation import Augmentation
 from pipeline.dataset import CaseStore, ProposalStore
-from pipeline.losses import disagreement_region, margins
-from pipeline.objectives.objective import PairBatch
-from pipeline.pair_batches import PairBatches, drift
+from pipeline.losses import disagreement_region, pair_terms
+from pipeline.objectives.objective import PoolBatch
+from pipeline.pool_batches import PoolBatches, drift
 from pipeline.recipe import Compute, Optimisation
 from pipeline.seeding import numpy_generator
 from pipeline.segmenter import Architecture
@@ -30,7 +30,8 @@ VIEWS = Augmentation(flips=(0, 1)).views()
 
 
 def pairs_of(*rows: tuple[str, int, int, int]) -> pl.DataFrame:
-    return pl.DataFrame(rows, schema=["case_id", "chosen", "rejected", "disagreement"], orient="row")
+    frame = pl.DataFrame(rows, schema=["case_id", "chosen", "rejected", "disagreement"], orient="row")
+    return frame.with_columns(pl.lit(None, pl.Float64).alias("p_correct"))
 
 
 def pool(
@@ -47,7 +48,7 @@ def pool(
     kind: Literal["cached", "recomputed"] = "cached",
     per_step: int = 1,
     cache_gb: float = 1.0,
-) -> PairBatches:
+) -> PoolBatches:
     """Pool cases with these masks u8 `[proposal, *space]`; images of noise unless given."""
     shapes = [m.shape[1:] for m in masks]
     if images is None:
@@ -57,10 +58,12 @@ def pool(
         case_store(folder / "cases", labels, images=images, classes=classes)
         proposal_store(folder / "proposals", masks, classes=classes)
     architecture = Architecture("UNet", {}, len(window), 1, classes, head, window)
-    return PairBatches(
-        CaseStore(folder / "cases"),
+    cases = CaseStore(folder / "cases")
+    return PoolBatches(
+        cases,
         ProposalStore(folder / "proposals"),
         pairs,
+        [case for case in cases.all if case.case_id in set(pairs["case_id"])],
         architecture,
         reference or small(len(window), architecture.outputs),
         Training(
@@ -97,7 +100,7 @@ def test_one_forward_pass_serves_all_pairs(tmp_path):
     masks = [three_discs((8, 8))] * 2
     found = pool(tmp_path, masks, pairs_of(("c0", 1, 0, 5), ("c0", 1, 2, 5), ("c1", 2, 0, 5)), (8, 8))
     policy = Counted(small(2, 2))
-    batch = found.batch([(case, ()) for case in found.paired], policy, crops())
+    batch = found.batch([(case, ()) for case in found.pool], policy, crops())
     assert policy.seen == [2]
     assert batch.image.tolist() == [0, 0, 1]
     assert batch.voxels.tolist() == [64, 64, 64]
@@ -122,7 +125,7 @@ def test_statistics_of_crops(tmp_path):
     found = pool(tmp_path, [masks], pairs_of(("c0", 1, 0, 40)), (1, 8))
     statistics = found.statistics()
     assert (statistics.size.tolist(), statistics.voxels.tolist()) == ([8], [8])
-    assert found.batch([(found.paired[0], ())], small(2, 2), crops()).voxels.tolist() == [8]
+    assert found.batch([(found.pool[0], ())], small(2, 2), crops()).voxels.tolist() == [8]
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -136,7 +139,7 @@ def test_a_cached_reference_equals_a_recomputed_one(tmp_path, dimensions):
         counted = Counted(small(dimensions, 2))
         window = (8,) * dimensions
         found = pool(tmp_path, [three_discs(space)] * 2, pairs, window, reference=counted.network, kind=kind)
-        drawn = [(case, view) for _ in range(2) for case in found.paired for view in VIEWS]
+        drawn = [(case, view) for _ in range(2) for case in found.pool for view in VIEWS]
         return [found.batch([d], policy, crops()).reference.numpy().tobytes() for d in drawn], len(counted.seen)
 
     cached, recomputed = references("cached"), references("recomputed")
@@ -152,7 +155,7 @@ def test_image_masks_and_reference_move_together(tmp_path, view, space):
     image = noise(space)
     masks = np.stack([np.zeros(space, np.uint8), (image[0] > 0).astype(np.uint8)])
     found = pool(tmp_path, [masks], pairs_of(("c0", 1, 0, 5)), (8, 8), [image], reference=nn.Identity(), head="sigmoid")
-    batch = found.batch([(found.paired[0], view)], nn.Identity(), crops())
+    batch = found.batch([(found.pool[0], view)], nn.Identity(), crops())
     known = batch.chosen[0] != 255
     real = (slice(0, space[0]), slice(0, space[1]))
     assert known[real].all()
@@ -176,9 +179,9 @@ def test_the_margin_is_zero_before_the_first_step(tmp_path, view, outputs):
         head="sigmoid" if outputs == 1 else "softmax",
     )
     for _ in range(2):
-        batch = found.batch([(found.paired[0], view)], small(2, outputs), crops())
-        result = margins(batch.logits, batch.reference, batch.chosen, batch.rejected, batch.image)
-        assert result.delta.tolist() == [0.0, 0.0]
+        batch = found.batch([(found.pool[0], view)], small(2, outputs), crops())
+        result = pair_terms(batch.logits, batch.reference, batch.chosen, batch.rejected, batch.image)
+        assert result.total(result.shift).tolist() == [0.0, 0.0]
         assert (result.size > 0).all()
         row = drift(batch)
         assert row["kl_inside"] == row["kl_outside"] == 0
@@ -198,8 +201,8 @@ def test_sided_classes_change_places_in_the_masks(tmp_path):
         augmentation=Augmentation(flips=(0, 1), swap_labels=((1, 1, 2),)),
     )
     policy = small(2, 3)
-    plain = found.batch([(found.paired[0], ())], policy, crops())
-    turned = found.batch([(found.paired[0], (1,))], policy, crops())
+    plain = found.batch([(found.pool[0], ())], policy, crops())
+    turned = found.batch([(found.pool[0], (1,))], policy, crops())
     assert (plain.chosen.tolist(), plain.rejected.tolist()) == ([[[1, 2]]], [[[0, 2]]])
     assert (turned.chosen.tolist(), turned.rejected.tolist()) == ([[[1, 2]]], [[[1, 0]]])
     assert not torch.equal(plain.logits, turned.logits)
@@ -217,7 +220,7 @@ def test_smaller_images_are_padded(tmp_path):
         reference=nn.Identity(),
         head="sigmoid",
     )
-    batch = found.batch([(found.paired[0], (0, 1))], nn.Identity(), crops())
+    batch = found.batch([(found.pool[0], (0, 1))], nn.Identity(), crops())
     assert batch.chosen[0].tolist() == [[1, 1, 1, 255], [1, 1, 1, 255], [255] * 4, [255] * 4]
     assert batch.rejected[0].tolist() == [[0, 0, 0, 255], [0, 0, 0, 255], [255] * 4, [255] * 4]
     assert batch.logits[0, 0].tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [0] * 4, [0] * 4]
@@ -236,7 +239,7 @@ def test_larger_cases_are_cropped_around_disagreement(tmp_path, space, window):
     found = pool(tmp_path, [masks], pairs_of(("c0", 1, 0, 1)), window, [image], reference=nn.Identity(), head="sigmoid")
     generator = crops()
     for view in VIEWS:
-        batch = found.batch([(found.paired[0], view)], nn.Identity(), generator)
+        batch = found.batch([(found.pool[0], view)], nn.Identity(), generator)
         assert batch.chosen.shape == (1, *window)
         assert disagreement_region(batch.chosen, batch.rejected).sum().item() == 1
         assert torch.equal(batch.logits[0, 0] == 1, batch.chosen[0] == 1)
@@ -252,7 +255,7 @@ def test_a_crop_follows_one_pair_at_a_time(tmp_path):
     found = pool(tmp_path, [masks], pairs_of(("c0", 1, 0, 1), ("c0", 2, 0, 1)), (1, 8))
     generator, policy, seen = crops(), small(2, 2), set()
     for _ in range(20):
-        batch = found.batch([(found.paired[0], ())], policy, generator)
+        batch = found.batch([(found.pool[0], ())], policy, generator)
         seen.add(tuple(disagreement_region(batch.chosen, batch.rejected).flatten(1).sum(1).tolist()))
     assert seen == {(1, 0), (0, 1)}
 
@@ -282,7 +285,7 @@ def test_more_images_per_step_than_there_are(tmp_path):
 
 def test_only_cases_with_pairs_are_drawn(tmp_path):
     found = pool(tmp_path, [bars([2, 5])] * 3, pairs_of(("c2", 1, 0, 3)), (1, 16))
-    assert [case.case_id for case in found.paired] == ["c2"]
+    assert [case.case_id for case in found.pool] == ["c2"]
 
 
 def test_the_cache_keeps_its_budget(tmp_path):
@@ -292,7 +295,7 @@ def test_the_cache_keeps_its_budget(tmp_path):
     tight = pool(tmp_path, masks, pairs, (8, 8), cache_gb=budget / 2**30)
     ample = pool(tmp_path, masks, pairs, (8, 8))
     for view in VIEWS:
-        for case in tight.paired:
+        for case in tight.pool:
             one, two = (found.batch([(case, view)], policy, crops()) for found in (tight, ample))
             assert content(one) == content(two)
             assert tight.cache.held <= budget
@@ -303,13 +306,13 @@ def test_the_cache_keeps_its_budget(tmp_path):
 def test_a_batch_leaves_the_cached_tensors_alone(tmp_path):
     found = pool(tmp_path, [three_discs((8, 8))], pairs_of(("c0", 1, 0, 5)), (8, 8))
     policy = small(2, 2, seed=1)
-    first = content(found.batch([(found.paired[0], ())], policy, crops()))
+    first = content(found.batch([(found.pool[0], ())], policy, crops()))
     for view in VIEWS:
-        found.batch([(found.paired[0], view)], policy, crops())
-    assert content(found.batch([(found.paired[0], ())], policy, crops())) == first
+        found.batch([(found.pool[0], view)], policy, crops())
+    assert content(found.batch([(found.pool[0], ())], policy, crops())) == first
 
 
-def content(batch: PairBatch) -> list[bytes]:
+def content(batch: PoolBatch) -> list[bytes]:
     return [part.detach().numpy().tobytes() for part in (batch.logits, batch.reference, batch.chosen, batch.rejected)]
 
 
@@ -326,8 +329,65 @@ def test_drift():
         torch.tensor([[[0, 1, 255]]], dtype=torch.uint8),
         torch.tensor([[[1, 1, 255]]], dtype=torch.uint8),
     )
-    batch = PairBatch(logits, reference, chosen, rejected, torch.tensor([0]), torch.tensor([2]))
+    batch = PoolBatch(logits, reference, chosen, rejected, torch.tensor([0]), torch.tensor([2]))
     row = drift(batch)
     assert row["kl_inside"] == pytest.approx((np.log(2) + np.log(2 / 3)) / 2, abs=1e-6)
     assert row["kl_outside"] == pytest.approx(0, abs=1e-6)
     assert row["volume_ratio"] == 0.5
+
+
+def test_votes_of_the_proposals(tmp_path):
+    """Bars of 2, 5, 5 (a duplicate, which votes once) and 8 voxels. Pair 5 over 2: D is voxels 2 to 4, where the
+    distinct masks 5 and 8 say foreground and 2 says background: e = 1/3. Pair 2 over 8: at voxels 2 to 4 chosen says
+    background (1 vote) against 2, e = 2/3 clipped to .45; at voxels 5 to 7 it has 2 votes (2 and 5) against 1: 1/3."""
+    found = pool(tmp_path, [bars([2, 5, 5, 8])], pairs_of(("c0", 1, 0, 3), ("c0", 0, 3, 6)), (1, 16))
+    assert found.batch([(found.pool[0], ())], small(2, 2), crops()).voxel_e is None
+    found.votes = True
+    e = found.batch([(found.pool[0], ())], small(2, 2), crops()).voxel_e
+    assert e[0, 0, 2:5].tolist() == pytest.approx([1 / 3] * 3)
+    assert e[1, 0, 2:5].tolist() == pytest.approx([0.45] * 3)
+    assert e[1, 0, 5:8].tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_error_of_each_pair(tmp_path):
+    """p_correct .7 and .995: e = .3 and .005, clipped to .02; one pair without calibration leaves none."""
+    pairs = pairs_of(("c0", 1, 0, 3), ("c0", 2, 0, 6))
+    masks = [bars([2, 5, 8])]
+    calibrated = pairs.with_columns(pl.Series("p_correct", [0.7, 0.995]))
+    found = pool(tmp_path, masks, calibrated, (1, 16))
+    assert found.batch([(found.pool[0], ())], small(2, 2), crops()).e.tolist() == pytest.approx([0.3, 0.02])
+    half = pairs.with_columns(pl.Series("p_correct", [0.7, None], pl.Float64))
+    found = pool(tmp_path, masks, half, (1, 16))
+    assert found.batch([(found.pool[0], ())], small(2, 2), crops()).e is None
+
+
+def test_probability_is_flipped_with_its_image_and_sided_classes_swap(tmp_path):
+    """Axis 1 flipped, classes 1 and 2 sided: their channels change places."""
+    mask = np.zeros((3, 2, 4), np.uint8)
+    mask[:, :, 0], mask[:, :, 3] = 1, 2
+    augmentation = Augmentation(flips=(1,), swap_labels=((1, 1, 2),))
+    found = pool(tmp_path, [mask], pairs_of(("c0", 1, 0, 1)), (2, 4), classes=3, augmentation=augmentation)
+    found.probability = True
+    plain = found.batch([(found.pool[0], ())], small(2, 3), crops()).probability[0]
+    turned = found.batch([(found.pool[0], (1,))], small(2, 3), crops()).probability[0]
+    assert plain[1, 0].tolist() == [1, 0, 0, 0]
+    assert turned[1, 0].tolist() == [1, 0, 0, 0]  # what was class 2 at the far end
+    assert torch.equal(turned[0], plain[0].flip(-1))
+
+
+def test_padding_is_not_known(tmp_path):
+    found = pool(tmp_path, [bars([2, 5], 6)], pairs_of(("c0", 1, 0, 3)), (1, 8))
+    batch = found.batch([(found.pool[0], ())], small(2, 2), crops())
+    assert batch.known[0, 0].tolist() == [True] * 6 + [False] * 2
+    assert batch.voxels.tolist() == [6]
+
+
+def test_noise_depends_on_the_step_and_spares_the_reference(tmp_path):
+    found = pool(tmp_path, [bars([2, 5])], pairs_of(("c0", 1, 0, 3)), (1, 16), reference=nn.Identity(), head="sigmoid")
+    clean = found.batch([(found.pool[0], ())], nn.Identity(), crops(), step=1)
+    found.noise = 0.5
+    one, again, other = (found.batch([(found.pool[0], ())], nn.Identity(), crops(), step=s) for s in (1, 1, 2))
+    assert torch.equal(one.reference, clean.logits)
+    assert torch.equal(one.logits, again.logits)
+    assert not torch.equal(one.logits, other.logits)
+    assert 0.1 < float((one.logits - clean.logits).std()) < 1.0
