@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -19,9 +20,10 @@ from pipeline import schema
 from pipeline.dataset import ProposalStore
 from pipeline.mining import PairSet, mine
 from pipeline.store import create_array, open_array, scan_table, write_table
+from pipeline.strategies import Mined
 
 SLOTS = 16
-STRATEGIES = ("top_bottom", "top_base", "top_random")
+STRATEGIES = tuple(get_args(kind.model_fields["kind"].annotation)[0] for kind in get_args(Mined))
 
 
 def make(folder: Path, rows: int) -> None:

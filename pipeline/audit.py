@@ -11,14 +11,15 @@ import polars as pl
 from pydantic import Field
 
 from pipeline import schema
-from pipeline.bootstrap import interval, weighted_interval
+from pipeline.bootstrap import Interval, interval, weighted_interval
+from pipeline.calibration import Calibrated, Calibration, Curve, Isotonic, Tried, calibrate, knots
 from pipeline.dataset import CaseStore, ProposalStore
-from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.mining import NoPairs, PairSet, mine
+from pipeline.mining import PairSet, mine
 from pipeline.overlap import region
-from pipeline.seeding import numpy_generator
+from pipeline.ranking import best_fixed, kendall, pair_error, spearman, top_value
 from pipeline.store import scan_table, write_json, write_table
+from pipeline.strategies import NoPairs
 
 
 class Audit(Knobs):
@@ -28,47 +29,11 @@ class Audit(Knobs):
     """Resamples of patients behind every interval."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Folds by patient for choosing the best fixed sampler out of fold."""
+    calibration: Calibration = Isotonic()
+    """How the margin of a pair becomes P(its order is right)."""
 
 
-def spearman(score: np.ndarray, truth: np.ndarray) -> float | None:
-    """Rank correlation `[proposal]` with mean ranks for ties; None where either is constant."""
-    a, b = (pl.Series(values).rank("average").to_numpy() for values in (score, truth))
-    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def pair_error(score: np.ndarray, truth: np.ndarray) -> float | None:
-    """Share of proposal pairs of different true Dice that the score orders wrongly; equal scores count one half."""
-    first, second = np.triu_indices(len(score), 1)
-    gap, order = truth[first] - truth[second], score[first] - score[second]
-    differ = gap != 0
-    if not differ.any():
-        return None
-    wrong = np.sign(gap[differ]) * np.sign(order[differ])
-    return float(np.where(wrong < 0, 1.0, np.where(wrong == 0, 0.5, 0.0)).mean())
-
-
-def top_value(score: np.ndarray, truth: np.ndarray) -> float:
-    """True Dice of the top pick; the mean over proposals that share the highest score."""
-    return float(truth[score == score.max()].mean())
-
-
-def best_fixed(dice: np.ndarray, groups: Sequence[str], folds: int, seed: int) -> tuple[np.ndarray, int]:
-    """True Dice `[case]` of always taking one slot, chosen on the other folds, and the slot chosen on all cases.
-
-    `dice` is `[case, proposal]`. With a single group the slot is chosen on that group itself.
-    """
-    names = sorted(set(groups))
-    order = numpy_generator(seed, "audit", "folds").permutation(len(names))
-    fold_of = {names[g]: i % min(folds, max(1, len(names))) for i, g in enumerate(order)}
-    fold = np.array([fold_of[group] for group in groups])
-    chosen = np.empty(len(dice))
-    for index in np.unique(fold):
-        inside = fold == index
-        rest = dice[~inside] if (~inside).any() else dice
-        chosen[inside] = dice[inside, rest.mean(0).argmax()]
-    return chosen, int(dice.mean(0).argmax())
+_OF_CASES = ("spearman", "kendall", "pair_error", "lift", "headroom")
 
 
 def audit_judge(name: str, panel: pl.DataFrame, knobs: Audit, seed: int) -> dict[str, object]:
@@ -77,7 +42,7 @@ def audit_judge(name: str, panel: pl.DataFrame, knobs: Audit, seed: int) -> dict
     Intervals are 95 % bootstraps by patient; null where too few patients or nothing to measure.
     """
     column = f"score_{name}"
-    cases: dict[str, list[float | None]] = {key: [] for key in ("spearman", "pair_error", "lift", "headroom", "beats")}
+    cases: dict[str, list[float | None]] = {key: [] for key in (*_OF_CASES, "beats")}
     groups: list[str] = []
     wide: list[np.ndarray] = []
     rows = panel.sort("case", "proposal")
@@ -93,6 +58,7 @@ def audit_judge(name: str, panel: pl.DataFrame, knobs: Audit, seed: int) -> dict
         wide.append(everything)
         top = top_value(score, truth)
         cases["spearman"].append(spearman(score, truth))
+        cases["kendall"].append(kendall(score, truth))
         cases["pair_error"].append(pair_error(score, truth))
         cases["lift"].append(top - base)
         cases["headroom"].append(float(everything.max() - base))
@@ -107,7 +73,7 @@ def audit_judge(name: str, panel: pl.DataFrame, knobs: Audit, seed: int) -> dict
     def put(measure: str, values: Sequence[float | None]) -> None:
         known = [(v, g) for v, g in zip(values, groups, strict=True) if v is not None]
         estimate = interval([v for v, _ in known], [g for _, g in known], knobs.bootstrap, seed)
-        out.update(zip((measure, f"{measure}_low", f"{measure}_high"), estimate, strict=True))
+        out.update(_named(measure, estimate))
 
     fixed = np.zeros(0)
     if groups:
@@ -115,54 +81,118 @@ def audit_judge(name: str, panel: pl.DataFrame, knobs: Audit, seed: int) -> dict
         fixed, slot = best_fixed(dice, groups, knobs.folds, seed)
         fixed = fixed - dice[:, 0]
         out["fixed_sampler"] = " ".join(labels[slot])
-    for measure in ("spearman", "pair_error", "lift", "headroom"):
+    for measure in _OF_CASES:
         put(measure, cases[measure])
     put("top_beats_base", cases["beats"])
-    put(
-        "lift_over_fixed", [lift - f for lift, f in zip(cases["lift"], fixed.tolist(), strict=True) if lift is not None]
-    )
+    lift, headroom = (np.array(cases[measure], np.float64) for measure in ("lift", "headroom"))
+    put("lift_over_fixed", (lift - fixed).tolist())
+    found = weighted_interval(lift, headroom, groups, knobs.bootstrap, seed)
+    out.update(_named("lift_over_headroom", found))
     return out
 
 
+def _named(measure: str, estimate: Interval) -> dict[str, float | None]:
+    return dict(zip((measure, f"{measure}_low", f"{measure}_high"), estimate, strict=True))
+
+
 def audit_pairs(
-    name: str, pairs: PairSet, panel: pl.LazyFrame, cases: CaseStore, proposals: ProposalStore, knobs: Audit, seed: int
+    name: str,
+    pairs: PairSet,
+    panel: pl.LazyFrame,
+    cases: CaseStore,
+    proposals: ProposalStore,
+    knobs: Audit,
+    seed: int,
+    calibration: Curve | None = None,
 ) -> dict[str, object]:
     """One row of `AUDIT_PAIRS`: the strategy of a pair set tried on validation.
 
     `noise_rate`: chosen is worse than rejected (equal counts one half). `weighted_noise`: the same weighted by |D|.
+    `noise_difference`: the latter less the share of pairs that are wrong; DPO feels the one, RN-DPO the other, so
+    `verdict` names the one with less noise, or `undecided` where the interval holds 0.
     `voxel_noise`: share of D on which chosen is not the truth, per pair. `active_share`: share of D on which the base
-    differs from chosen. `lift`: chosen minus base, true Dice.
+    differs from chosen. `lift`: chosen minus base, true Dice. `volume_bias`: 2 (V - W) / (V + W) of the foreground of
+    chosen and rejected. A `min_p_correct` is applied by the curve that was fitted on these same cases.
     """
-    table, _ = mine(panel, proposals, pairs, "validation", seed)
-    truth = panel.filter(pl.col("split") == "validation").select("case_id", "proposal", "true_dice", "group").collect()
-    dice = {(c, p): d for c, p, d in truth.select("case_id", "proposal", "true_dice").iter_rows()}
-    group_of = dict(truth.select("case_id", "group").unique().iter_rows())
+    if calibration is None:
+        pairs = _with(pairs, min_p_correct=None)  # no pair to fit one on, so there is none to filter either
+    table, _ = mine(panel, proposals, pairs, "validation", seed, calibration)
+    table = with_truth(table, panel)
+    groups, weight = table["group"].to_numpy(), table["disagreement"].to_numpy().astype(np.float64)
+    wrong = 1 - table["right"].to_numpy()
+    voxels = _voxels(table, cases, proposals)
+    chosen, rejected = (table[f"{side}_volume"].to_numpy().astype(np.float64) for side in ("chosen", "rejected"))
+    measured = {
+        "noise_rate": wrong,
+        "voxel_noise": voxels[:, 0],
+        "active_share": voxels[:, 1],
+        "lift": (table["chosen_dice"] - table["base_dice"]).to_numpy(),
+        "volume_bias": 2 * (chosen - rejected) / np.maximum(chosen + rejected, 1),
+    }
+    out: dict[str, object] = {"pairs": name, "judge": pairs.judge, "strategy": pairs.strategy.kind, "mined": len(table)}
+    for measure, values in measured.items():
+        known = ~np.isnan(values)  # a disagreement wholly in unknown truth has no voxel noise
+        out.update(_named(measure, interval(values[known], groups[known], knobs.bootstrap, seed)))
+    ratio = wrong * weight, weight
+    weighted = weighted_interval(*ratio, groups, knobs.bootstrap, seed)
+    difference = weighted_interval(*ratio, groups, knobs.bootstrap, seed, minus=(wrong, np.ones_like(wrong)))
+    out |= _named("weighted_noise", weighted) | _named("noise_difference", difference)
+    out["verdict"] = _verdict(difference) if len(table) else None
+    return out
+
+
+def with_truth(table: pl.DataFrame, panel: pl.LazyFrame) -> pl.DataFrame:
+    """Pairs of validation cases with `group`, `right` (1, or 0, or one half for equal masks), and of chosen, rejected
+    and base the true Dice; of the two also the foreground in voxels."""
+    truth = panel.select(
+        "case_id", "proposal", "group", dice="true_dice", volume=pl.col("voxels").list.slice(1).list.sum()
+    ).collect()
+    found = table.with_columns(base=pl.lit(0, pl.Int32))
+    for side in ("base", "rejected", "chosen"):
+        of_side = truth.select("case_id", "proposal", pl.col("dice", "volume").name.prefix(f"{side}_"))
+        found = found.join(
+            of_side, left_on=["case_id", side], right_on=["case_id", "proposal"], how="left", maintain_order="left"
+        )
+    group = truth.select("case_id", "group").unique()
+    gap = pl.col("chosen_dice") - pl.col("rejected_dice")
+    found = found.join(group, on="case_id", how="left", maintain_order="left")
+    return found.with_columns(right=gap.sign().add(1).truediv(2))
+
+
+def _voxels(table: pl.DataFrame, cases: CaseStore, proposals: ProposalStore) -> np.ndarray:
+    """Of each pair's D, f64 `[pair, 2]`: the share on which chosen is not the truth (NaN where all of it is unknown),
+    and the share on which the base differs from chosen."""
     rows = {case.case_id: case for case in cases.split("validation")}
-    found: list[tuple[float, float, float, float]] = []
-    sizes, groups = [], []
+    found = np.empty((len(table), 2))
     masks, label, last = np.zeros(0), np.zeros(0), ""
-    for case_id, chosen, rejected, size in table.select("case_id", "chosen", "rejected", "disagreement").iter_rows():
+    for index, (case_id, chosen, rejected) in enumerate(table.select("case_id", "chosen", "rejected").iter_rows()):
         if case_id != last:
             masks, label, last = proposals.masks(rows[case_id]), cases.label(rows[case_id]), case_id
         differ = region(masks[chosen], masks[rejected])
         known = differ & (label != schema.UNKNOWN)
-        gap = dice[case_id, chosen] - dice[case_id, rejected]
-        wrong = float((masks[chosen] != label)[known].mean()) if known.any() else np.nan
-        active = float((masks[0] != masks[chosen])[differ].mean())
-        found.append((0.5 if gap == 0 else float(gap < 0), wrong, active, dice[case_id, chosen] - dice[case_id, 0]))
-        sizes.append(size)
-        groups.append(group_of[case_id])
-    out: dict[str, object] = {"pairs": name, "judge": pairs.judge, "strategy": pairs.strategy.kind, "mined": len(table)}
-    columns = np.array(found).reshape(-1, 4).T
-    weight = np.array(sizes, np.float64)
-    for measure, values in zip(("noise_rate", "voxel_noise", "active_share", "lift"), columns, strict=True):
-        # A disagreement wholly in unknown truth has no voxel noise.
-        known_values = ~np.isnan(values)
-        estimate = interval(values[known_values], np.array(groups)[known_values], knobs.bootstrap, seed)
-        out.update(zip((measure, f"{measure}_low", f"{measure}_high"), estimate, strict=True))
-    weighted = weighted_interval(columns[0] * weight, weight, groups, knobs.bootstrap, seed)
-    out.update(zip(("weighted_noise", "weighted_noise_low", "weighted_noise_high"), weighted, strict=True))
-    return out
+        found[index, 0] = (masks[chosen] != label)[known].mean() if known.any() else np.nan
+        found[index, 1] = (masks[0] != masks[chosen])[differ].mean()
+    return found
+
+
+def _verdict(difference: Interval) -> str:
+    if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
+        return "undecided"
+    return "RN-DPO" if difference.low > 0 else "DPO"
+
+
+def _with(pairs: PairSet, **filters: float | None) -> PairSet:
+    return pairs.model_copy(update={"strategy": pairs.strategy.model_copy(update=filters)})
+
+
+def calibrate_pairs(
+    pairs: PairSet, panel: pl.LazyFrame, proposals: ProposalStore, knobs: Audit, seed: int
+) -> Calibrated:
+    """What the margins of a pair set are worth, on validation pairs of its strategy without the filters on them."""
+    unfiltered = _with(pairs, min_margin=0.0, min_p_correct=None, keep_fraction=1.0)
+    table = with_truth(mine(panel, proposals, unfiltered, "validation", seed)[0], panel)
+    tried = Tried(*(table[column].to_numpy() for column in ("margin", "right", "case", "group")))
+    return calibrate(tried, knobs.calibration, seed)
 
 
 def warnings(judges: pl.DataFrame, pairs: pl.DataFrame) -> list[str]:
@@ -204,22 +234,52 @@ def run_audit(
     seed: int,
     out: Path,
 ) -> None:
-    """Audit every judge and pair set and write `judges.parquet`, `pairs.parquet` and `summary.json`."""
-    table = schema.panel(judges)
-    panel = scan_table(panel_file, table)
-    validation = panel.filter(pl.col("split") == "validation").collect()
+    """Audit every judge and pair set, calibrate the pair sets, and write what is found into a folder.
+
+    `judges.parquet`, `pairs.parquet`, `calibration.parquet`, `reliability.parquet`, and `summary.json`: the number of
+    labelled validation cases, per pair set how its calibration went, and warnings. Without labelled validation cases
+    the tables are empty, and the one warning says so.
+    """
+    panel = scan_table(panel_file, schema.panel(judges))
+    validation = panel.filter(pl.col("split") == "validation", pl.col("true_dice").is_not_null()).collect()
+    mined = {name: pairs for name, pairs in pair_sets.items() if not isinstance(pairs.strategy, NoPairs)}
     if not len(validation):
-        raise BadInput(f"{panel_file}: no validation proposals; add 'validation' to propose.splits")
-    rows = [audit_judge(name, validation, knobs, seed) for name in judges]
-    judged = pl.DataFrame(rows, schema=schema.AUDIT_JUDGES.columns)
-    mined = [
-        audit_pairs(name, pairs, panel, cases, proposals, knobs, seed)
-        for name, pairs in pair_sets.items()
-        if not isinstance(pairs.strategy, NoPairs)
+        judges, mined = [], {}
+    calibrated = {
+        name: calibrate_pairs(pairs, validation.lazy(), proposals, knobs, seed) for name, pairs in mined.items()
+    }
+    paired = [
+        audit_pairs(name, pairs, validation.lazy(), cases, proposals, knobs, seed, calibrated[name].curve)
+        for name, pairs in mined.items()
     ]
-    paired = pl.DataFrame(mined, schema=schema.AUDIT_PAIRS.columns)
-    write_table(judged, schema.AUDIT_JUDGES, out / "judges.parquet", knobs)
-    write_table(paired, schema.AUDIT_PAIRS, out / "pairs.parquet", knobs)
+    judge_table = pl.DataFrame(
+        [audit_judge(name, validation, knobs, seed) for name in judges], schema=schema.AUDIT_JUDGES.columns
+    )
+    pair_table = pl.DataFrame(paired, schema=schema.AUDIT_PAIRS.columns)
+    curves = [knots(name, pairs.judge, pairs.strategy.kind, calibrated[name].curve) for name, pairs in mined.items()]
+    bins = [found.reliability.with_columns(pairs=pl.lit(name)) for name, found in calibrated.items()]
+    write_table(judge_table, schema.AUDIT_JUDGES, out / "judges.parquet", knobs)
+    write_table(pair_table, schema.AUDIT_PAIRS, out / "pairs.parquet", knobs)
+    for table, parts, file in ((schema.CALIBRATION, curves, "calibration"), (schema.RELIABILITY, bins, "reliability")):
+        empty = pl.DataFrame(schema=table.columns)
+        whole = pl.concat([empty, *(part.select(empty.columns).cast(empty.schema) for part in parts)])
+        write_table(whole, table, out / f"{file}.parquet", knobs.calibration)
+    found = warnings(judge_table, pair_table)
+    found += [
+        f"pair set '{name}': {part.summary['note']}"
+        for name, part in calibrated.items()
+        if part.curve and part.summary["note"]
+    ]
+    if not len(validation):
+        found = [
+            "nothing is known about the judges and the pair sets: no validation case with a label has proposals; "
+            "label some cases and add 'validation' to propose.splits"
+        ]
     write_json(
-        out / "summary.json", {"validation_cases": validation["case"].n_unique(), "warnings": warnings(judged, paired)}
+        out / "summary.json",
+        {
+            "validation_cases": validation["case"].n_unique(),
+            "calibration": {name: part.summary for name, part in calibrated.items()},
+            "warnings": found,
+        },
     )

@@ -22,9 +22,10 @@ from pipeline.judges import Judge
 from pipeline.judges.table import Table
 from pipeline.knobs import Knobs, Name
 from pipeline.metrics import Evaluation
-from pipeline.mining import NoPairs, PairSet
+from pipeline.mining import PairSet
 from pipeline.proposals import Propose
 from pipeline.recipe import Base, Compute
+from pipeline.strategies import NoPairs
 
 T = TypeVar("T")
 

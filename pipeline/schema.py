@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-VERSION = 1
+VERSION = 2
 """Version of the contract; a reader refuses files of another version."""
 
 UNKNOWN = 255
@@ -50,14 +50,15 @@ CASES = Table(
         "has_label": _FLAG,
         "shape": _INTS,  # voxels on the working grid; beyond it the arrays are padding
         "spacing_mm": _REALS,  # of the working grid; null if unknown
-        "original_shape": _INTS,  # voxels on the source's grid, in the same axis order
+        "original_shape": _INTS,  # voxels on the source's grid, in the source's order of axes
         "original_spacing_mm": _REALS,
-        "affine": _REALS,  # 16 numbers, row by row, of the source's grid; null if the format has none
+        "affine": _REALS,  # 16 numbers, row by row, of the source's grid; null if the file says none
+        "orientation": _INTS,  # per source axis its working axis, from 1, negative if reversed; null: the same axes
         "site": _TEXT,
-        "sources": _TEXTS,  # image, then label, relative to the data root
+        "sources": _TEXTS,  # image, label, then what else the case is read from, relative to the data root
         "sha256": _TEXTS,  # of the sources
     },
-    frozenset({"spacing_mm", "original_spacing_mm", "affine", "site"}),
+    frozenset({"spacing_mm", "original_spacing_mm", "affine", "orientation", "site"}),
 )
 
 PROPOSALS = Table(
@@ -140,12 +141,35 @@ EVALUATION = Table(
         "nsd": _REAL,
         "hd95": _REAL,
         "assd": _REAL,
+        "f1": _REAL,  # of connected components; null unless evaluation.components
         "distance_unit": pl.Enum(("mm", "px")),
         "volume_error": _REAL,  # 2 (V - T) / (V + T); null where the truth is empty
         "truth_empty": _FLAG,
         "prediction_empty": _FLAG,  # in at least one of the evaluated checkpoints
     },
-    frozenset({"volume_error"}),
+    frozenset({"f1", "volume_error"}),
+)
+
+_ENDS = ("", "_low", "_high")
+"""A measure and the ends of its 95 % interval."""
+_OF_JUDGES = (
+    "spearman",
+    "kendall",
+    "pair_error",
+    "lift",
+    "lift_over_fixed",
+    "lift_over_headroom",
+    "top_beats_base",
+    "headroom",
+)
+_OF_PAIRS = (
+    "noise_rate",
+    "weighted_noise",
+    "noise_difference",
+    "voxel_noise",
+    "active_share",
+    "lift",
+    "volume_bias",
 )
 
 AUDIT_JUDGES = Table(
@@ -156,21 +180,10 @@ AUDIT_JUDGES = Table(
         "judge": _TEXT,
         "cases": _COUNT,  # with at least two distinct, scored proposals
         "abstained": _REAL,  # share of proposals without a score
-        **{
-            f"{measure}{end}": _REAL
-            for measure in ("spearman", "pair_error", "lift", "lift_over_fixed", "top_beats_base", "headroom")
-            for end in ("", "_low", "_high")
-        },
+        **{f"{measure}{end}": _REAL for measure in _OF_JUDGES for end in _ENDS},
         "fixed_sampler": _TEXT,
     },
-    frozenset(
-        {
-            f"{measure}{end}"
-            for measure in ("spearman", "pair_error", "lift", "lift_over_fixed", "top_beats_base", "headroom")
-            for end in ("", "_low", "_high")
-        }
-        | {"fixed_sampler"}
-    ),
+    frozenset({f"{measure}{end}" for measure in _OF_JUDGES for end in _ENDS} | {"fixed_sampler"}),
 )
 
 AUDIT_PAIRS = Table(
@@ -182,20 +195,52 @@ AUDIT_PAIRS = Table(
         "judge": _TEXT,
         "strategy": _TEXT,
         "mined": _COUNT,
-        **{
-            f"{measure}{end}": _REAL
-            for measure in ("noise_rate", "weighted_noise", "voxel_noise", "active_share", "lift")
-            for end in ("", "_low", "_high")
-        },
+        **{f"{measure}{end}": _REAL for measure in _OF_PAIRS for end in _ENDS},
+        "verdict": _TEXT,  # whom the noise favours: DPO, RN-DPO or undecided
     },
-    frozenset(
-        f"{measure}{end}"
-        for measure in ("noise_rate", "weighted_noise", "voxel_noise", "active_share", "lift")
-        for end in ("", "_low", "_high")
-    ),
+    frozenset({f"{measure}{end}" for measure in _OF_PAIRS for end in _ENDS} | {"verdict"}),
 )
 
-TABLES = (CASES, PROPOSALS, SCORES, panel(["NAME"]), PAIRS, EVALUATION, AUDIT_JUDGES, AUDIT_PAIRS)
+CALIBRATION = Table(
+    "calibration",
+    "a knot of the curve from margin to P(the order is right)",
+    ("pairs", "knot"),
+    {
+        "pairs": _TEXT,
+        "knot": _INT,
+        "judge": _TEXT,
+        "strategy": _TEXT,
+        "margin": _REAL,  # increasing; linear in between, constant beyond
+        "p_correct": _REAL,
+    },
+)
+
+RELIABILITY = Table(
+    "reliability",
+    "a bin of P(the order is right), predicted for validation pairs that were held out of the fit",
+    ("pairs", "bin"),
+    {
+        "pairs": _TEXT,
+        "bin": _INT,  # of ten; bins without a pair have no row
+        "count": _COUNT,  # pairs
+        "cases": _REAL,  # their weight: the pairs of a case weigh one together
+        "predicted": _REAL,  # mean
+        "observed": _REAL,  # share of pairs whose order is right; equal masks count one half
+    },
+)
+
+TABLES = (
+    CASES,
+    PROPOSALS,
+    SCORES,
+    panel(["NAME"]),
+    PAIRS,
+    EVALUATION,
+    AUDIT_JUDGES,
+    AUDIT_PAIRS,
+    CALIBRATION,
+    RELIABILITY,
+)
 """Every table of the contract; the README's tables are checked against it."""
 
 

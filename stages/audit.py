@@ -1,4 +1,4 @@
-"""Panel -> how far each judge and each pair set can be believed (schemas `AUDIT_JUDGES`, `AUDIT_PAIRS`)."""
+"""Panel -> how far each judge and pair set can be believed (schemas `AUDIT_JUDGES`, `AUDIT_PAIRS`, `CALIBRATION`)."""
 
 from pathlib import Path
 

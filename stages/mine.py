@@ -11,16 +11,17 @@ from stages import FOLDER, stage
 @click.argument("name")
 @click.option("--panel", type=FOLDER, required=True)
 @click.option("--proposals", type=FOLDER, required=True)
+@click.option("--audit", type=FOLDER, default=None, help="Folder of the audit, whose calibration gives p_correct.")
 @click.option("--out", type=FOLDER, required=True)
 @stage
-def main(name: str, panel: Path, proposals: Path, out: Path, params_file: Path) -> None:
+def main(name: str, panel: Path, proposals: Path, audit: Path | None, out: Path, params_file: Path) -> None:
     from pipeline.dataset import ProposalStore
     from pipeline.mining import mine_to
     from pipeline.params import entry, load_params
 
     params = load_params(params_file)
     pairs = entry(params.pairs, name, "pairs")
-    mine_to(panel, params.judge_names, ProposalStore(proposals), pairs, params.seed, out)
+    mine_to(panel, params.judge_names, ProposalStore(proposals), pairs, params.seed, out, name, audit)
 
 
 if __name__ == "__main__":

@@ -16,16 +16,18 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import mining, schema
+from pipeline.calibration import Curve, knots
 from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
-from pipeline.mining import NoPairs, PairSet, Strategy, mine, mine_to
+from pipeline.mining import PairSet, mine, mine_to
 from pipeline.overlap import region
 from pipeline.schema import UNKNOWN
 from pipeline.store import read_table, write_table
+from pipeline.strategies import Mined
 from tests.builders import bars, case_store, panel_of, proposal_store
 
-KINDS = [kind for kind in get_args(get_args(Strategy)[0]) if kind is not NoPairs]
-NAMES = [get_args(kind.model_fields["kind"].annotation)[0] for kind in KINDS]
+NAMES = [get_args(kind.model_fields["kind"].annotation)[0] for kind in get_args(Mined)]
+BY_TOP = [name for name in NAMES if name.startswith("top_")]
 Scores = Sequence[Sequence[float | None]]
 
 
@@ -69,7 +71,7 @@ ABSTAIN: list[float | None] = [N] * 5
 # ---- by hand ---------------------------------------------------------------------------------------------------
 
 
-def test_top_bottom(scene):
+def test_pairs_with_their_disagreement_and_reasons(scene):
     """c0: .9 (slot 2, length 11) over .1 (slot 4, length 2): |D| = 9. c1: .8 (slot 3, 16) over .2 (slot 0, 8): 8."""
     scores = [[0.5, 0.6, 0.9, 0.3, 0.1], [0.2, 0.4, 0.6, 0.8, N], ABSTAIN, ABSTAIN]
     pairs, drops = mined(scene, scores, "top_bottom")
@@ -77,41 +79,12 @@ def test_top_bottom(scene):
     assert drops == {"cases": 4, "cases_with_pairs": 2, "pairs": 2, "dropped": {"fewer_than_two_scored": 2}}
 
 
-def test_top_bottom_goes_inwards(scene):
-    """Five scores make two pairs, best over worst and second over second worst; the middle stays single.
-
-    c0: .9 over .1 (11 against 2: 9) and .6 over .3 (10 against 5: 5). c1 has three scores: one pair.
-    """
-    scores = [[0.5, 0.6, 0.9, 0.3, 0.1], [0.2, 0.4, 0.6, N, N], ABSTAIN, ABSTAIN]
-    pairs, drops = mined(scene, scores, "top_bottom", max_pairs_per_case=3)
-    assert pairs == [(0, 1, 3, 5), (0, 2, 4, 9), (1, 2, 0, 4)]
-    assert (drops["pairs"], drops["cases_with_pairs"]) == (3, 2)
-
-
-def test_top_base(scene):
-    """c0: .9 (11) over the base at .5 (8): 3. c1: the base is the best. c2: no score for the base."""
-    scores = [[0.5, 0.6, 0.9, 0.3, 0.1], [0.9, 0.4, 0.6, 0.8, 0.1], [N, 0.4, 0.5, 0.6, 0.7], ABSTAIN]
+def test_a_base_on_top_has_its_own_reason(scene):
+    """c0: .9 (11) over the base at .5 (8): 3. c1: the base is the best. c2: no score for the base. c3: .5 ties it."""
+    scores = [[0.5, 0.6, 0.9, 0.3, 0.1], [0.9, 0.4, 0.6, 0.8, 0.1], [N, 0.4, 0.5, 0.6, 0.7], [0.5, 0.5, N, N, N]]
     pairs, drops = mined(scene, scores, "top_base")
     assert pairs == [(0, 2, 0, 3)]
-    assert drops["dropped"] == {"base_is_top": 1, "fewer_than_two_scored": 2}
-
-
-def test_top_base_takes_all_that_beat_the_base(scene):
-    """c0 at most 3: .9 and .6 beat .5, .3 does not: |D| = 11 - 8 and 10 - 8. c1 at .4, .4: the base ties the top."""
-    scores = [[0.5, 0.6, 0.9, 0.3, 0.1], [0.4, 0.4, 0.3, 0.2, 0.1], ABSTAIN, ABSTAIN]
-    pairs, drops = mined(scene, scores, "top_base", max_pairs_per_case=3)
-    assert pairs == [(0, 1, 0, 2), (0, 2, 0, 3)]
-    assert drops["dropped"] == {"tie": 1, "fewer_than_two_scored": 2}
-
-
-def test_top_random(scene):
-    """The top of c0 (slot 2) over all others: lengths 8, 10, 5, 2 against 11. At most 1: one of these, by the seed."""
-    scores = [[0.5, 0.6, 0.9, 0.3, 0.1], ABSTAIN, ABSTAIN, ABSTAIN]
-    everything, _ = mined(scene, scores, "top_random", max_pairs_per_case=9)
-    assert everything == [(0, 2, 0, 3), (0, 2, 1, 1), (0, 2, 3, 6), (0, 2, 4, 9)]
-    drawn = [mined(scene, scores, "top_random", seed=seed)[0] for seed in range(30)]
-    assert all(len(pairs) == 1 for pairs in drawn)
-    assert {pairs[0] for pairs in drawn} == set(everything)
+    assert drops["dropped"] == {"base_is_top": 1, "fewer_than_two_scored": 1, "tie": 1}
 
 
 def test_ties_are_dropped_and_never_broken_by_index(scene):
@@ -121,18 +94,9 @@ def test_ties_are_dropped_and_never_broken_by_index(scene):
     assert (pairs, drops["dropped"]) == ([], {"tie": 3, "fewer_than_two_scored": 1})
     pairs, drops = mined(scene, scores, "top_base")
     assert (pairs, drops["dropped"]) == ([(1, 2, 0, 4)], {"tie": 2, "fewer_than_two_scored": 1})
-    pairs, drops = mined(scene, scores, "top_random")
-    assert [case for case, *_ in pairs] == [1]
-    assert drops["dropped"] == {"tie": 2, "fewer_than_two_scored": 1}
 
 
-def test_a_tie_below_the_top_costs_its_own_pair_only(scene):
-    """c0: .9 beats the base at .1; the two at .5 tie for the second place, so only one pair is left."""
-    scores = [[0.1, 0.5, 0.9, 0.5, 0.0], ABSTAIN, ABSTAIN, ABSTAIN]
-    assert mined(scene, scores, "top_base", max_pairs_per_case=3)[0] == [(0, 2, 0, 3)]
-
-
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", BY_TOP)
 def test_duplicates_are_left_out(scene, kind):
     """c3: slot 4 is the mask of slot 1, so its score .9 (above all) is not there: slot 2 is the top."""
     scores = [ABSTAIN, ABSTAIN, ABSTAIN, [0.5, 0.4, 0.8, 0.1, 0.9]]
@@ -185,6 +149,76 @@ def test_a_row_of_the_table(scene):
     assert table.columns == list(schema.PAIRS.columns)
 
 
+RISING = Curve(np.array([0.0, 0.8]), np.array([0.4, 0.8]))
+"""P = .4 + margin / 2 up to a margin of .8."""
+
+
+def test_a_calibration_fills_p_correct_and_drops_nothing_by_itself(scene):
+    """top_base, margins .4, .1, .4, .5: p = .6, .45, .6, .65."""
+    scores = [[0.5, N, 0.9, N, N], [0.5, N, N, 0.6, N], [0.5, 0.9, N, N, N], [0.4, N, N, 0.9, N]]
+    panel = scene.panel(scores).lazy()
+    table, drops = mine(panel, scene.proposals, strategy("top_base"), "pool", 0, RISING)
+    assert table["p_correct"].to_list() == pytest.approx([0.6, 0.45, 0.6, 0.65])
+    assert drops["dropped"] == {}
+
+
+def test_pairs_that_are_too_likely_wrong_are_dropped(scene):
+    """At least .5 loses c1 (.45); at least .62 leaves c3 (.65) alone. The margin is looked at first."""
+    scores = [[0.5, N, 0.9, N, N], [0.5, N, N, 0.6, N], [0.5, 0.9, N, N, N], [0.4, N, N, 0.9, N]]
+    panel = scene.panel(scores).lazy()
+    for least, left, dropped in ((0.5, [0, 2, 3], 1), (0.62, [3], 3)):
+        wanted = strategy("top_base", min_p_correct=least)
+        table, drops = mine(panel, scene.proposals, wanted, "pool", 0, RISING)
+        assert (table["case"].to_list(), drops["dropped"]) == (left, {"p_correct": dropped})
+    wanted = strategy("top_base", min_p_correct=0.62, min_margin=0.2)
+    assert mine(panel, scene.proposals, wanted, "pool", 0, RISING)[1]["dropped"] == {"margin": 1, "p_correct": 2}
+
+
+def test_a_threshold_on_p_needs_a_calibration(scene):
+    wanted = strategy("top_base", min_p_correct=0.6)
+    message = r"min_p_correct is 0.6, but pairs of judge 'j' by 'top_base' are not calibrated; .* set it to null"
+    with pytest.raises(BadInput, match=message):
+        mine(scene.panel([ABSTAIN] * 4).lazy(), scene.proposals, wanted, "pool", 0)
+
+
+@pytest.mark.parametrize("least", [0.49, 1.0])
+def test_a_threshold_on_p_below_one_half_is_refused(least):
+    with pytest.raises(ValidationError):
+        strategy("top_base", min_p_correct=least)
+
+
+def test_the_cases_with_the_largest_margins_are_kept(scene):
+    """Widest margins .4, .1, .3, .5. Half of four cases: c0 and c3, with all of their pairs. .6 of 4 = 2.4: two
+    cases; .7 of 4 = 2.8: three; .01: at least one."""
+    scores = [[0.5, 0.6, 0.9, N, N], [0.5, N, N, 0.6, N], [0.5, 0.8, N, N, N], [0.25, N, N, 0.75, N]]
+    for fraction, left in (
+        (0.5, [0, 0, 3]),
+        (0.6, [0, 0, 3]),
+        (0.7, [0, 0, 2, 3]),
+        (0.01, [3]),
+        (1.0, [0, 0, 1, 2, 3]),
+    ):
+        pairs, drops = mined(scene, scores, "top_base", max_pairs_per_case=2, keep_fraction=fraction)
+        assert [case for case, *_ in pairs] == left
+        lost = 4 - len(set(left))
+        assert drops["dropped"] == ({"fraction": lost} if lost else {})
+
+
+def test_the_fraction_is_of_the_cases_that_have_a_pair_left(scene):
+    """c1 falls by its margin, c2 by |D| = 1; half of the two others is one, c3."""
+    scores = [[0.5, N, 0.9, N, N], [0.5, N, N, 0.6, N], [0.5, 0.9, N, N, N], [0.25, N, N, 0.75, N]]
+    pairs, drops = mined(scene, scores, "top_base", min_margin=0.2, min_disagreement=3, keep_fraction=0.5)
+    assert [case for case, *_ in pairs] == [3]
+    assert drops["dropped"] == {"margin": 1, "disagreement": 1, "fraction": 1}
+
+
+def test_cases_that_share_the_margin_at_the_cut_are_dropped_together(scene):
+    """Margins .5, .25, .25, .25: half of four would be c0 and one of three alike."""
+    scores = [[0.25, N, 0.75, N, N], [0.5, N, N, 0.75, N], [0.5, 0.75, N, N, N], [0.5, N, N, 0.75, N]]
+    pairs, drops = mined(scene, scores, "top_base", keep_fraction=0.5)
+    assert ([case for case, *_ in pairs], drops["dropped"]) == ([0], {"fraction": 3})
+
+
 def test_strategy_none_is_empty(scene):
     panel = scene.panel([ABSTAIN] * 4)
     table, drops = mine(panel.lazy(), scene.proposals, strategy("none"), "pool", 0)
@@ -217,10 +251,11 @@ def test_only_the_split_is_mined(scene):
 def test_blocks_of_cases_change_nothing(scene, monkeypatch, kind, cases):
     """One case or three at a time, where all four fit into one block."""
     scores = [[0.5, 0.6, 0.9, 0.3, 0.1], [0.9, 0.4, 0.6, 0.8, N], [0.1, 0.1, 0.1, 0.1, 0.1], [0.3, 0.9, 0.6, 0.3, 0.1]]
-    together = mined(scene, scores, kind, max_pairs_per_case=2)
+    filters = {"max_pairs_per_case": 2, "keep_fraction": 0.7}
+    together = mined(scene, scores, kind, **filters)
     assert together[0]
     monkeypatch.setattr(mining, "BLOCK", cases)
-    assert mined(scene, scores, kind, max_pairs_per_case=2) == together
+    assert mined(scene, scores, kind, **filters) == together
 
 
 def test_a_judge_outside_the_panel_is_named(scene):
@@ -229,7 +264,34 @@ def test_a_judge_outside_the_panel_is_named(scene):
         mine(scene.panel([ABSTAIN] * 4).lazy(), scene.proposals, wanted, "pool", 0)
 
 
-@pytest.mark.parametrize("bad", [{"min_margin": -0.1}, {"min_disagreement": 0}, {"max_pairs_per_case": 0}, {"top": 1}])
+def test_rows_in_another_order_are_refused(scene):
+    panel = scene.panel([[0.5, 0.6, 0.9, 0.3, 0.1]] * 4)
+    expected = (
+        r"panel: expected the rows in the order of case_id and proposal, with the proposals 0 to 4 of every case; "
+        r"found another order from case 'c0' on; run `dvc repro panel`"
+    )
+    for wrong in (panel.sort("proposal", descending=True).sort("case", maintain_order=True), panel[:-1]):
+        with pytest.raises(BadInput, match=expected):
+            mine(wrong.lazy(), scene.proposals, strategy("top_base"), "pool", 0)
+
+
+def test_an_infinite_score_is_refused(scene):
+    panel = scene.panel([ABSTAIN, [0.5, 0.6, float("-inf"), 0.3, 0.1], ABSTAIN, ABSTAIN]).lazy()
+    with pytest.raises(BadInput, match="judge 'j': case 'c1' has an infinite score; scores are finite, or null"):
+        mine(panel, scene.proposals, strategy("top_base"), "pool", 0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"min_margin": -0.1},
+        {"min_disagreement": 0},
+        {"max_pairs_per_case": 0},
+        {"keep_fraction": 0.0},
+        {"keep_fraction": 1.1},
+        {"top": 1},
+    ],
+)
 @pytest.mark.parametrize("kind", NAMES)
 def test_thresholds_outside_their_range_are_refused(kind, bad):
     with pytest.raises(ValidationError):
@@ -258,6 +320,34 @@ def test_the_pool_is_mined_to_files(scene, tmp_path: Path):
     }
 
 
+@pytest.fixture
+def files(scene, tmp_path: Path) -> Path:
+    """A panel file of one judge whose top pick beats the base by .4 in c0, and a calibration of the pair set `good`."""
+    scores = [[0.5, 0.6, 0.9, 0.3, 0.1], ABSTAIN, ABSTAIN, ABSTAIN]
+    write_table(scene.panel(scores), schema.panel(["j"]), tmp_path / "panel.parquet", "a test")
+    table = knots("good", "j", "top_base", RISING)
+    write_table(table, schema.CALIBRATION, tmp_path / "audit/calibration.parquet", "a test")
+    return tmp_path
+
+
+def test_the_audit_s_calibration_is_looked_up_by_name(scene, files):
+    for name, p in (("good", 0.6), ("unknown", None)):
+        out = files / f"{name}.parquet"
+        mine_to(files / "panel.parquet", ["j"], scene.proposals, strategy("top_base"), 0, out, name, files / "audit")
+        assert read_table(out, schema.PAIRS)["p_correct"].to_list() == [pytest.approx(p) if p else None]
+
+
+def test_a_calibration_of_another_strategy_is_refused(scene, files):
+    expected = (
+        r"calibration.parquet: pair set 'good' is calibrated for judge and strategy \('j', 'top_base'\), "
+        r"expected \('j', 'top_bottom'\); run `dvc repro audit`"
+    )
+    other = strategy("top_bottom")
+    with pytest.raises(BadInput, match=expected):
+        mine_to(files / "panel.parquet", ["j"], scene.proposals, other, 0, files / "x.parquet", "good", files / "audit")
+    assert not (files / "x.parquet").exists()
+
+
 # ---- properties ------------------------------------------------------------------------------------------------
 
 scored = st.lists(
@@ -276,11 +366,12 @@ scored = st.lists(
     most=st.integers(1, 4),
     margin=st.sampled_from([0.0, 0.3]),
     size=st.integers(1, 4),
+    fraction=st.sampled_from([0.5, 1.0]),
     seed=st.integers(0, 5),
 )
-def test_every_pair_set(scene, scores, kind, most, margin, size, seed):
+def test_every_pair_set(scene, scores, kind, most, margin, size, fraction, seed):
     """Chosen scores above rejected by the margin; |D| is that of the masks; no duplicate; every case is counted."""
-    knobs = {"max_pairs_per_case": most, "min_margin": margin, "min_disagreement": size}
+    knobs = {"max_pairs_per_case": most, "min_margin": margin, "min_disagreement": size, "keep_fraction": fraction}
     panel = scene.panel(scores)
     table, drops = mine(panel.lazy(), scene.proposals, strategy(kind, **knobs), "pool", seed)
     score = {(case, slot): value for case, row in enumerate(scores) for slot, value in enumerate(row)}
@@ -290,15 +381,14 @@ def test_every_pair_set(scene, scores, kind, most, margin, size, seed):
         assert row["margin"] == row["chosen_score"] - row["rejected_score"] >= margin
         assert row["disagreement"] == abs(LENGTHS[case][chosen] - LENGTHS[case][rejected]) >= size
         assert (case, 4) not in {(3, chosen), (3, rejected)}
-        assert row["chosen_score"] == max(s for s in scores[case] if s is not None) or most > 1 or case == 3
+        if most == 1 and case != 3 and kind in BY_TOP:
+            rivals = scores[case][kind == "top_base" :]
+            assert row["chosen_score"] == max(s for s in rivals if s is not None)
     counts = table["case"].value_counts()["count"]
     assert counts.max() is None or counts.max() <= most
     assert drops["cases"] == drops["cases_with_pairs"] + sum(drops["dropped"].values()) == 4
     assert drops["pairs"] == len(table)
-    again, _ = mine(
-        panel.sample(fraction=1, shuffle=True, seed=seed).lazy(), scene.proposals, strategy(kind, **knobs), "pool", seed
-    )
-    assert again.equals(table), "the order of the panel's rows plays no part"
+    assert table.equals(table.sort(schema.PAIRS.key))
 
 
 @settings(max_examples=15, deadline=None)

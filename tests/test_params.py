@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from pipeline.errors import BadInput
 from pipeline.judges import Judge
-from pipeline.mining import Strategy
+from pipeline.strategies import Strategy
 from pipeline.params import Params, entry, load_params
 from pipeline.samplers import Sampler
 
