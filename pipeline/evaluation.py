@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from pipeline import schema
 from pipeline.bootstrap import Interval, group_means, interval
-from pipeline.cases.preprocess import restore_probability
-from pipeline.dataset import Case, CaseStore
+from pipeline.dataset import Case, CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
 from pipeline.metrics import Evaluation, case_metrics, dice
+from pipeline.prediction import Predictions, Taken, predictions
 from pipeline.recipe import Compute
 from pipeline.store import MANIFEST, read_table, write_json, write_table
-
-if TYPE_CHECKING:
-    from pipeline.segmenter import Model
 
 Predict = Callable[[Case], np.ndarray]
 """A checkpoint at work: label map u8 `[*space]` of a case on the grid of its source image."""
@@ -31,6 +26,10 @@ SHARD = 16
 """Test cases measured in one task."""
 
 METRICS = ("dice", "nsd", "hd95", "assd")
+"""Always measured; `f1` of components joins them where `evaluation.components` asks for it."""
+
+UNITLESS = ("dice", "f1")
+"""Metrics with a mean over cases of which some are measured in mm and others in px."""
 
 
 def evaluate(
@@ -72,12 +71,13 @@ def rows_of(
                 f"case '{case.case_id}': expected a prediction of the truth's shape {truth.shape}, found {mask.shape}; "
                 "bring it back to the grid of the source image first"
             )
-    each = [case_metrics(mask, truth, n_classes, case.original_spacing_mm, knobs.nsd_tolerance) for mask in sustained]
+    each = [case_metrics(mask, truth, n_classes, case.original_spacing_mm, knobs) for mask in sustained]
+    names = (*METRICS, "f1") if knobs.components else METRICS
     known = truth != schema.UNKNOWN
     rows = []
     for checkpoints in zip(*each, strict=True):
         row = {"case_id": case.case_id, "group": case.group, **checkpoints[0]}
-        for name in (*METRICS, *(() if row["truth_empty"] else ("volume_error",))):
+        for name in (*names, *(() if row["truth_empty"] else ("volume_error",))):
             row[name] = float(np.mean([checkpoint[name] for checkpoint in checkpoints]))
         row["prediction_empty"] = any(checkpoint["prediction_empty"] for checkpoint in checkpoints)
         label = row["class"]
@@ -91,28 +91,30 @@ def summary(evaluation: pl.DataFrame, base: pl.DataFrame | None, knobs: Evaluati
 
     A case's value is the mean over its classes, the mean is over patients, intervals resample patients.
     Where some cases are measured in mm and others in px, NSD and distances have no common unit: their means are null.
+    `f1` and `component_overlap` are there only where components were measured in every row, the gain in F1 only where
+    they were for the base too.
     Raises `BadInput` for an empty table and where base and student were measured on different cases.
     """
     if evaluation.is_empty():
         raise BadInput("evaluation: expected at least one test case, found none; check `splits` in params.yaml")
     evaluation = evaluation.sort(schema.EVALUATION.key)
     units = evaluation["distance_unit"].cast(pl.String).unique().to_list()
-    measured = METRICS if len(units) == 1 else ("dice",)
-    per_case = _per_case(evaluation)
-    with_truth = _per_case(evaluation.filter(~pl.col("truth_empty")))
-    peak, sustained = _mean(per_case, "dice_peak"), _mean(per_case, "dice")
+    comparable = {name: len(units) == 1 or name in UNITLESS for name in _names(evaluation)}
+    per_case = means_per_case(evaluation)
+    with_truth = means_per_case(evaluation.filter(~pl.col("truth_empty")))
+    peak, sustained = mean_over_patients(per_case, "dice_peak"), mean_over_patients(per_case, "dice")
     content: dict = {
-        **_intervals(per_case, measured, knobs),
+        **_intervals(per_case, comparable, knobs),
         "dice_with_truth": _interval(with_truth, "dice", knobs)._asdict(),
         "absolute_volume_error": _interval(with_truth, "absolute_volume_error", knobs)._asdict(),
         "classes": {
-            str(label): _of_class(evaluation.filter(pl.col("class") == label), measured)
+            str(label): _of_class(evaluation.filter(pl.col("class") == label), comparable)
             for label in evaluation["class"].unique().sort()
         },
         "peak": peak,
         "sustained": sustained,
         "drop": peak - sustained,
-        "worst_5_percent": float(np.mean(np.sort(per_case["dice"])[: max(1, per_case.height // 20)])),
+        "worst_5_percent": worst_5_percent(per_case),
         "empty": _empty(evaluation),
         "cases": per_case.height,
         "groups": per_case["group"].n_unique(),
@@ -120,23 +122,33 @@ def summary(evaluation: pl.DataFrame, base: pl.DataFrame | None, knobs: Evaluati
         "worse_by": knobs.worse_by,
         "distance_unit": units[0] if len(units) == 1 else "mixed",
     }
+    if "f1" in comparable:
+        content["component_overlap"] = knobs.component_overlap
     if base is not None:
-        gain = _gain(per_case, evaluation, base)
-        content["gain_over_base"] = _intervals(gain, measured, knobs)
-        # The margin keeps out a case at exactly `worse_by`: .90 - .92 is below -.02 in binary fractions.
-        content["cases_worse"] = int((gain["dice"] < -knobs.worse_by - 1e-9).sum())
+        gain = gain_per_case(evaluation, base)
+        shared = {name: kept for name, kept in comparable.items() if name in gain.columns}
+        content["gain_over_base"] = _intervals(gain, shared, knobs)
+        content["cases_worse"] = cases_worse(gain, knobs)
     return content
 
 
-def _per_case(evaluation: pl.DataFrame) -> pl.DataFrame:
-    """Means over the classes of each case, with its group."""
-    means = [pl.col(name).mean() for name in (*METRICS, "dice_peak")]
+def _names(evaluation: pl.DataFrame) -> tuple[str, ...]:
+    """Metrics that every row has."""
+    return METRICS if evaluation["f1"].null_count() else (*METRICS, "f1")
+
+
+def means_per_case(evaluation: pl.DataFrame) -> pl.DataFrame:
+    """Means over the classes of each case, with its group, by case id; a table of `schema.EVALUATION`."""
+    means = [pl.col(name).mean() for name in (*_names(evaluation), "dice_peak")]
     volume = pl.col("volume_error").abs().mean().alias("absolute_volume_error")
     return evaluation.group_by("case_id").agg(pl.col("group").first(), *means, volume).sort("case_id")
 
 
-def _gain(per_case: pl.DataFrame, evaluation: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
-    """Metrics of each case minus the base segmenter's, with its group."""
+def gain_per_case(evaluation: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
+    """Metrics of each case minus the base segmenter's, with its group, by case id; tables of `schema.EVALUATION`.
+
+    A case's metric is the mean over its classes. Raises `BadInput` where the tables differ in cases or classes.
+    """
     key = list(schema.EVALUATION.key)
     student_only, base_only = evaluation.join(base, key, "anti"), base.join(evaluation, key, "anti")
     if differing := student_only.height + base_only.height:
@@ -146,31 +158,44 @@ def _gain(per_case: pl.DataFrame, evaluation: pl.DataFrame, base: pl.DataFrame) 
             f"{evaluation.height} rows of which {differing} are in one table only, e.g. {example}; "
             "evaluate both on the same test split with `dvc repro`"
         )
-    reference = _per_case(base.sort(key))
-    return per_case.select("case_id", "group", *(pl.col(name) - reference[name] for name in METRICS))
+    student, reference = means_per_case(evaluation.sort(key)), means_per_case(base.sort(key))
+    shared = [name for name in _names(evaluation) if name in reference.columns]
+    return student.select("case_id", "group", *(pl.col(name) - reference[name] for name in shared))
+
+
+def worst_5_percent(per_case: pl.DataFrame) -> float:
+    """Mean Dice of the worst twentieth of the cases, of one case at least."""
+    return float(np.mean(np.sort(per_case["dice"])[: max(1, per_case.height // 20)]))
+
+
+def cases_worse(gain: pl.DataFrame, knobs: Evaluation) -> int:
+    """Cases whose gain in Dice is below -`worse_by`."""
+    # The margin keeps out a case at exactly `worse_by`: .90 - .92 is below -.02 in binary fractions.
+    return int((gain["dice"] < -knobs.worse_by - 1e-9).sum())
 
 
 def _interval(per_case: pl.DataFrame, name: str, knobs: Evaluation) -> Interval:
     return interval(per_case[name].to_numpy(), per_case["group"].to_list(), knobs.bootstrap, knobs.seed)
 
 
-def _intervals(per_case: pl.DataFrame, measured: Sequence[str], knobs: Evaluation) -> dict[str, dict]:
+def _intervals(per_case: pl.DataFrame, comparable: Mapping[str, bool], knobs: Evaluation) -> dict[str, dict]:
+    """Per metric; null where its values have no common unit."""
     unknown = Interval(None, None, None)
-    found = {name: _interval(per_case, name, knobs) if name in measured else unknown for name in METRICS}
+    found = {name: _interval(per_case, name, knobs) if kept else unknown for name, kept in comparable.items()}
     return {name: value._asdict() for name, value in found.items()}
 
 
-def _mean(per_case: pl.DataFrame, name: str) -> float:
+def mean_over_patients(per_case: pl.DataFrame, name: str) -> float:
     """Mean over patients of the mean over their cases."""
     return float(group_means(per_case[name].to_numpy(), per_case["group"].to_list()).mean())
 
 
-def _of_class(rows: pl.DataFrame, measured: Sequence[str]) -> dict[str, float | None]:
+def _of_class(rows: pl.DataFrame, comparable: Mapping[str, bool]) -> dict[str, float | None]:
     """Means over patients for one class, and its Dice over the cases that have it."""
     with_truth = rows.filter(~pl.col("truth_empty"))
     return {
-        **{name: _mean(rows, name) if name in measured else None for name in METRICS},
-        "dice_with_truth": None if with_truth.is_empty() else _mean(with_truth, "dice"),
+        **{name: mean_over_patients(rows, name) if kept else None for name, kept in comparable.items()},
+        "dice_with_truth": None if with_truth.is_empty() else mean_over_patients(with_truth, "dice"),
     }
 
 
@@ -191,34 +216,21 @@ def _empty(evaluation: pl.DataFrame) -> dict[str, int]:
 @dataclass(frozen=True)
 class _Evaluating:
     cases: CaseStore
-    sustained: tuple[Model, ...]
-    best: Model | None
+    predictions: Predictions
     knobs: Evaluation
-    compute: Compute
 
     def __call__(self, shard: Shard) -> pl.DataFrame:
         import torch
 
         # One thread whatever the number of workers: thread counts move the last bits.
         torch.set_num_threads(1)
-        best = None if self.best is None else self._predict(self.best)
-        sustained = [self._predict(model) for model in self.sustained]
-        return evaluate(self.cases, shard.members, sustained, best, self.knobs)
-
-    def _predict(self, model: Model) -> Predict:
-        from pipeline.segmenter import predict, probability
-
-        def at_work(case: Case) -> np.ndarray:
-            logits = predict(model.shared(), self.cases.image(case), model.architecture.window, self.compute)
-            whole = restore_probability(probability(logits).cpu().numpy(), case.original_shape)
-            return whole.argmax(0).astype(np.uint8)
-
-        return at_work
+        return evaluate(self.cases, shard.members, self.predictions.sustained, self.predictions.best, self.knobs)
 
 
 def evaluate_model(
     name: str,
     cases: CaseStore,
+    proposals: ProposalStore,
     model: Path,
     base: Path | None,
     knobs: Evaluation,
@@ -227,16 +239,17 @@ def evaluate_model(
     metrics: Path,
     execution: Execution,
 ) -> None:
-    """Measure a base or student folder on the test cases: `evaluation/NAME.parquet` and `metrics/NAME.json`."""
-    from pipeline.segmenter import Model
+    """Measure a base or student folder on the test cases: `evaluation/NAME.parquet` and `metrics/NAME.json`.
 
-    record = model / "student.json"
-    late = json.loads(record.read_text())["late"] if record.is_file() else ["base"]
-    best = Model(model, "best", compute.device) if record.is_file() else None
-    test = cases.split("test")
-    with workspace(f"evaluate_{name}", (knobs, compute), [cases.folder / MANIFEST, model / MANIFEST]) as work:
-        task = _Evaluating(cases, tuple(Model(model, step, compute.device) for step in late), best, knobs, compute)
-        rows = run(task, shards_of(test, SHARD), work, execution, f"evaluate {name}")
+    Proposals are read for an arm that takes one of them.
+    """
+    found = predictions(model, cases, proposals, compute)
+    inputs = [cases.folder / MANIFEST, model / MANIFEST]
+    if any(isinstance(each, Taken) for each in found.sustained):
+        inputs.append(proposals.folder / MANIFEST)
+    with workspace(f"evaluate_{name}", (knobs, compute), inputs) as work:
+        task = _Evaluating(cases, found, knobs)
+        rows = run(task, shards_of(cases.split("test"), SHARD), work, execution, f"evaluate {name}")
         write_table(rows, schema.EVALUATION, out, (knobs, compute))
         reference = None if base is None else read_table(base, schema.EVALUATION)
         write_json(metrics, summary(read_table(out, schema.EVALUATION), reference, knobs))

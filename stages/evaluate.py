@@ -10,19 +10,38 @@ from stages import FOLDER, stage
 @click.command(help=__doc__)
 @click.argument("name")
 @click.option("--cases", type=FOLDER, required=True)
+@click.option("--proposals", type=FOLDER, default="data/proposals", show_default=True)
 @click.option("--model", type=FOLDER, required=True)
 @click.option("--base", type=FOLDER, help="Evaluation of the base, for paired differences.")
 @click.option("--out", type=FOLDER, required=True)
 @click.option("--metrics", type=FOLDER, required=True)
 @stage
-def main(name: str, cases: Path, model: Path, base: Path | None, out: Path, metrics: Path, params_file: Path) -> None:
-    from pipeline.dataset import CaseStore
+def main(
+    name: str,
+    cases: Path,
+    proposals: Path,
+    model: Path,
+    base: Path | None,
+    out: Path,
+    metrics: Path,
+    params_file: Path,
+) -> None:
+    from pipeline.dataset import CaseStore, ProposalStore
     from pipeline.evaluation import evaluate_model
     from pipeline.params import load_params
 
     params = load_params(params_file)
     evaluate_model(
-        name, CaseStore(cases), model, base, params.evaluation, params.compute, out, metrics, params.execution
+        name,
+        CaseStore(cases),
+        ProposalStore(proposals),
+        model,
+        base,
+        params.evaluation,
+        params.compute,
+        out,
+        metrics,
+        params.execution,
     )
 
 

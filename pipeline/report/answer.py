@@ -52,14 +52,16 @@ def _arms_table(arms: list[Arm]) -> Table:
     ceiling = next((arm for arm in arms if arm.student and arm.student.objective.kind == "full"), None)
     full = ceiling.gain if ceiling else None
     unit = arms[0].metrics["distance_unit"]
+    f1 = _has_f1(arms)
     rows = [
-        [Cell(arm.name, tag=RESEARCH if arm.research else ""), *_results(arm, full, arm is ceiling), *_recipe(arm)]
+        [Cell(arm.name, tag=RESEARCH if arm.research else ""), *_results(arm, full, arm is ceiling, f1), *_recipe(arm)]
         for arm in arms
     ]
+    recipe = ("pair set", "judge", "objective", "anchor")
     columns = [
         *("arm", "test Dice, sustained", "gain over base", "gap recovered", "peak", "drop"),
-        *("NSD", f"HD95, {unit}", f"ASSD, {unit}", "cases worse", "missed", "invented"),
-        *("pair set", "judge", "objective", "anchor"),
+        *("NSD", f"HD95, {unit}", f"ASSD, {unit}", *(["F1"] if f1 else []), "cases worse", "missed", "invented"),
+        *recipe,
     ]
     if ceiling is None:
         gap = "it needs an arm with objective full, and there is none"
@@ -75,32 +77,50 @@ def _arms_table(arms: list[Arm]) -> Table:
         f"({arms[0].metrics['worse_by']:g}). Missed and invented: masks of a case and class that "
         f"are empty where the truth is not, and the reverse. An arm marked '{RESEARCH}' learned from truth of the pool."
     )
-    return Table("Test results of all arms", columns, rows, frozenset({12, 13, 14, 15}), note=note)
+    if f1:
+        note += (
+            " F1: of connected components, in points; a predicted one matches a true one if their IoU is above "
+            f"{arms[0].metrics['component_overlap']:g}, and objects that touch are one component."
+        )
+    words = frozenset(columns.index(name) for name in recipe)
+    return Table("Test results of all arms", columns, rows, words, note=note)
+
+
+def _has_f1(arms: list[Arm]) -> bool:
+    """Whether F1 of components was measured: it is an option of `evaluation:`."""
+    return all("f1" in arm.metrics for arm in arms)
 
 
 def _recipe(arm: Arm) -> list[Cell | str]:
     if arm.student is None:
         return [UNKNOWN] * 4
     paired = arm.student.objective.feeds == "pairs"
+    pooled = paired or arm.student.objective.feeds == "pool"
     anchor = arm.student.anchor.model_dump(mode="json") if arm.student.anchor else {}
     return [
         arm.student.pairs if paired else UNKNOWN,
         arm.judge if paired else UNKNOWN,
         objective_text(arm.student.objective.model_dump(mode="json")),
-        ", ".join(f"{name} {weight:g}" for name, weight in anchor.items()) or ("none" if paired else UNKNOWN),
+        ", ".join(f"{name} {weight:g}" for name, weight in anchor.items() if weight) or ("none" if pooled else UNKNOWN),
     ]
 
 
 def objective_text(knobs: dict[str, Any]) -> str:
     """`link x normaliser` with the link's own knobs, or the kind of an objective that has none."""
     if "link" not in knobs:
-        return knobs["kind"]
-    own = ", ".join(f"{name} {value:g}" for name, value in knobs["link"].items() if name != "kind")
+        return f"{knobs['kind']} ({knobs['pick']})" if "pick" in knobs else knobs["kind"]
+    own = ", ".join(
+        f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"
+        for name, value in knobs["link"].items()
+        if name != "kind"
+    )
     link = knobs["link"]["kind"] + (f" ({own})" if own else "")
-    return f"{link} \N{MULTIPLICATION SIGN} {knobs['normaliser']}"
+    more = [f"dr {knobs['dr']:g}"] if knobs.get("dr") is not None else []
+    more += [key.replace("_", " ") for key in ("per_class", "reference_free", "divide_by_beta") if knobs.get(key)]
+    return ", ".join([f"{link} \N{MULTIPLICATION SIGN} {knobs['normaliser']}", *more])
 
 
-def _results(arm: Arm, full: Estimate | None, is_full: bool) -> list[Cell | str]:
+def _results(arm: Arm, full: Estimate | None, is_full: bool, f1: bool) -> list[Cell | str]:
     metrics = arm.metrics
     dice, nsd, hd95, assd = (Estimate.read(metrics[name]) for name in ("dice", "nsd", "hd95", "assd"))
     student = arm.student is not None
@@ -114,6 +134,7 @@ def _results(arm: Arm, full: Estimate | None, is_full: bool) -> list[Cell | str]
         cell(nsd),
         cell(hd95, 1, 1),
         cell(assd, 1, 2),
+        *([cell(Estimate.read(metrics["f1"]))] if f1 else []),
         f"{metrics['cases_worse']} of {metrics['cases']}" if student else UNKNOWN,
         str(metrics["empty"]["missed"]),
         str(metrics["empty"]["invented"]),
@@ -202,6 +223,8 @@ def _class_tables(run: Run) -> list[Block]:
         (f"HD95 by class, {unit}", "hd95", lambda value: decimal(value, 2)),
         (f"ASSD by class, {unit}", "assd", lambda value: decimal(value, 2)),
     ]
+    if _has_f1(run.arms):
+        measures.append(("F1 of components by class, points", "f1", points))
     return [
         Table(
             caption,

@@ -64,12 +64,14 @@ class Run:
         found = [Arm("base", read_json(self.metrics / "base.json"))]
         for name, student in self.params.students.items():
             judge = self.params.pairs[student.pairs].judge
-            truth = student.objective.feeds == "truth" or self.reads_truth(judge)
+            truth = student.objective.kind == "full" or self.reads_truth(judge)
             found.append(Arm(name, read_json(self.metrics / f"{name}.json"), student, judge, truth))
         return found
 
     def reads_truth(self, judge: str) -> bool:
-        """Whether a judge looks at the truth of the cases that it scores."""
+        """Whether a judge, or one that a consensus entry names, looks at the truth of the cases that it scores."""
+        if judge in self.params.consensus:
+            return any(self.reads_truth(one) for one in self.params.consensus[judge].judges)
         return judge in self.params.judges and self.params.judges[judge].research
 
     @cached_property
