@@ -43,6 +43,30 @@ def interval(values: Sequence[float] | np.ndarray, groups: Sequence | np.ndarray
     )
 
 
+def crossed_interval(
+    values: Sequence[Sequence[float]] | np.ndarray, groups: Sequence | np.ndarray, draws: int, seed: int
+) -> Interval:
+    """Mean over seeds and patients, f64 `[seeds, n]` and the group of each of the n cases, with its interval.
+
+    Patients are crossed with seeds, since every seed is measured on the same ones. A draw takes as many patients as
+    there are, the same ones for all of its seeds, and independently as many seeds: its value is the mean over the
+    drawn seeds of the mean over the drawn patients. Of two seeds or a few the interval is too narrow: resampling S
+    values gives (S - 1) / S of their variance. One seed: `interval` over patients alone, which says nothing about
+    the spread between seeds. One patient: low and high are None. No seed or no case: all three are None.
+    """
+    values = np.asarray(values, np.float64)
+    if len(values) < 2 or not values.size:
+        return interval(values.ravel(), groups if values.size else [], draws, seed)
+    means = np.stack([group_means(row, groups) for row in values])
+    generator = numpy_generator(seed, "bootstrap seeds", len(means))
+    drawn = []
+    for chosen in _resamples(means.shape[1], draws, seed):
+        of_seed = np.stack([row[chosen].mean(axis=1) for row in means], axis=1)
+        seeds = generator.integers(len(means), size=of_seed.shape)
+        drawn.append(np.take_along_axis(of_seed, seeds, axis=1).mean(axis=1))
+    return _with_ends(float(means.mean()), drawn)
+
+
 def weighted_interval(
     numerator: Sequence[float] | np.ndarray,
     denominator: Sequence[float] | np.ndarray,

@@ -1,4 +1,4 @@
-"""How well a predicted mask matches the truth: overlap, distances between surfaces, volume.
+"""How well a predicted mask matches the truth: overlap, distances between surfaces, volume, components.
 
 Surfaces are the voxels of a mask with a face neighbour outside it, as in MONAI; beyond the image is outside.
 Never NaN: both masks empty is a perfect answer, one empty the worst answer possible.
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field
+from scipy.ndimage import label as numbered
 from scipy.spatial import cKDTree
 
 from pipeline.errors import BadInput
@@ -28,6 +29,10 @@ class Evaluation(Knobs):
     """Resamples of the patients behind each interval."""
     worse_by: Annotated[float, Field(ge=0)] = 0.02
     """A case is worse if its Dice is more than this below the base segmenter's."""
+    components: bool = False
+    """Whether F1 of connected components is measured too: for data with many objects in an image."""
+    component_overlap: Annotated[float, Field(ge=0.5, lt=1)] = 0.5
+    """A predicted component matches a true one if their IoU is above this; from one half on, a match is unique."""
     seed: int = 0
     """Seed of the resamples."""
 
@@ -64,6 +69,30 @@ def surface_metrics(
     return nsd, float(max(np.percentile(there, 95), np.percentile(back, 95))), float(both.mean())
 
 
+def component_f1(prediction: np.ndarray, truth: np.ndarray, overlap: float) -> float:
+    """F1 of the connected components of two boolean masks `[*space]`: 2 TP / (2 TP + FP + FN), without units.
+
+    A predicted and a true component are a true positive if their IoU is above `overlap`; from 0.5 on no component can
+    have two matches, so nothing has to be assigned. Both masks empty: 1. One empty: 0.
+    Components touch by face, edge or corner (8 or 26 neighbours): by faces alone, every voxel that hangs on a ragged
+    outline by its corner would be a false positive. Objects that touch are one component: two touching nuclei count
+    once, and a prediction that parts them has at most one match. Components are of masks, not of annotated instances.
+    Costs up to 0.1 s per million voxels of the box around both masks, half of `surface_metrics`, and 20 bytes each.
+    """
+    both = prediction | truth
+    if not both.any():
+        return 1.0
+    box = _bounding_box(both)
+    touching = np.ones((3,) * truth.ndim)
+    (ours, n_ours), (theirs, n_theirs) = (numbered(mask[box], touching) for mask in (prediction, truth))
+    shared = prediction[box] & truth[box]
+    # One number per pair of overlapping components; int64, since there may be more pairs than int32 holds.
+    pair, intersection = np.unique(ours[shared].astype(np.int64) * (n_theirs + 1) + theirs[shared], return_counts=True)
+    first, second = np.divmod(pair, n_theirs + 1)
+    union = np.bincount(ours.ravel())[first] + np.bincount(theirs.ravel())[second] - intersection
+    return 2 * int(np.count_nonzero(intersection / union > overlap)) / (n_ours + n_theirs)
+
+
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     box = []
     for axis in range(mask.ndim):
@@ -97,12 +126,13 @@ def _distances(surface: np.ndarray, other: np.ndarray, spacing: Sequence[float])
 
 
 def case_metrics(
-    prediction: np.ndarray, truth: np.ndarray, n_classes: int, spacing_mm: Sequence[float] | None, tolerance: float
+    prediction: np.ndarray, truth: np.ndarray, n_classes: int, spacing_mm: Sequence[float] | None, knobs: Evaluation
 ) -> list[dict]:
     """One row per foreground class for label maps u8 `[*space]`: the metric columns of `schema.EVALUATION`.
 
-    Voxels that are 255 in the truth belong to neither mask. Unknown spacing counts as 1, and the unit is then px.
-    The volume error is 2 (V - T) / (V + T), null where the truth is empty. Raises `BadInput` for unequal shapes.
+    Voxels that are 255 in the truth belong to neither mask; where they run through an object they cut it in two
+    components. Unknown spacing counts as 1, and the unit is then px. The volume error is 2 (V - T) / (V + T), null
+    where the truth is empty; `f1` is null unless `knobs.components`. Raises `BadInput` for unequal shapes.
     """
     if prediction.shape != truth.shape:
         raise BadInput(
@@ -115,7 +145,7 @@ def case_metrics(
     for label in range(1, n_classes):
         predicted, true = (prediction == label) & known, truth == label
         volume, true_volume = int(np.count_nonzero(predicted)), int(np.count_nonzero(true))
-        nsd, hd95, assd = surface_metrics(predicted, true, spacing, tolerance)
+        nsd, hd95, assd = surface_metrics(predicted, true, spacing, knobs.nsd_tolerance)
         rows.append(
             {
                 "class": label,
@@ -123,6 +153,7 @@ def case_metrics(
                 "nsd": nsd,
                 "hd95": hd95,
                 "assd": assd,
+                "f1": component_f1(predicted, true, knobs.component_overlap) if knobs.components else None,
                 "distance_unit": "mm" if spacing_mm else "px",
                 "volume_error": 2 * (volume - true_volume) / (volume + true_volume) if true_volume else None,
                 "truth_empty": true_volume == 0,

@@ -9,15 +9,14 @@ import polars as pl
 import pytest
 
 from pipeline import schema
-from pipeline.bootstrap import Interval, interval, weighted_interval
 from pipeline.dataset import Case, CaseStore
 from pipeline.errors import BadInput
 from pipeline.evaluation import evaluate, rows_of, summary
 from pipeline.metrics import Evaluation
-from pipeline.seeding import numpy_generator
 from pipeline.store import write_table
 
 KNOBS = Evaluation(nsd_tolerance=1.0, bootstrap=2000)
+WITH_F1 = Evaluation(nsd_tolerance=1.0, bootstrap=2000, components=True)
 
 
 def case_of(case_id: str, group: str = "p1", spacing: tuple[float, ...] | None = None) -> Case:
@@ -83,6 +82,15 @@ def test_predictions_of_another_shape_name_the_case(wrong):
         rows_of(case_of("a"), mask_of(0), sustained, best, 2, KNOBS)
 
 
+def test_f1_is_a_mean_over_sustained_where_it_is_asked_for():
+    """Truth rows 0 and 2, two components. Exact: 1. Row 0 alone: TP 1, FN 1, so 2/3. Mean 5/6."""
+    truth, predictions = mask_of(0, 2), [mask_of(0, 2), mask_of(0)]
+    (row,) = rows_of(case_of("a"), truth, predictions, None, 2, WITH_F1)
+    assert row["f1"] == pytest.approx(5 / 6)
+    (row,) = rows_of(case_of("a"), truth, predictions, None, 2, KNOBS)
+    assert row["f1"] is None
+
+
 @dataclass
 class ToyCases:
     """Stands for a case store whose truth is row 0 of every case."""
@@ -98,8 +106,10 @@ TOY = cast(CaseStore, ToyCases())
 
 def test_evaluate_makes_a_table_of_the_contract(tmp_path):
     rows = [case_of("b", "p2", (1.0, 1.0)), case_of("a")]
-    table = evaluate(TOY, rows, [lambda case: mask_of(0, 1)], lambda case: mask_of(0), KNOBS)
-    write_table(table, schema.EVALUATION, tmp_path / "student.parquet", KNOBS)
+    for knobs, f1 in ((WITH_F1, [0.0, 0.0]), (KNOBS, [None, None])):  # an IoU of 4/8 is no match
+        table = evaluate(TOY, rows, [lambda case: mask_of(0, 1)], lambda case: mask_of(0), knobs)
+        write_table(table, schema.EVALUATION, tmp_path / "student.parquet", knobs)
+        assert table["f1"].to_list() == f1
     assert table["dice_peak"].to_list() == [1.0, 1.0]
     assert table["distance_unit"].to_list() == ["mm", "px"]
 
@@ -145,6 +155,8 @@ BASE = table_of(
     *rows_for("a2", "A", (0.63, 0.63), 0.63, hd95=5.0),
     *rows_for("b", "B", (0.3, 0.3), 0.3, hd95=5.0),
 )
+STUDENT_F1 = STUDENT.with_columns(f1=pl.Series([0.8, 0.6, 0.5, 0.5, 0.0, 0.2]))
+BASE_F1 = BASE.with_columns(f1=pl.Series([0.4, 0.4, 0.5, 0.5, 0.3, 0.3]))
 
 
 def test_summary_worked_by_hand():
@@ -222,24 +234,55 @@ def test_worst_twentieth_of_forty_cases_is_two():
 
 
 def test_distances_of_mixed_units_are_null_and_the_rest_is_kept():
-    table = STUDENT.with_columns(
+    table = STUDENT_F1.with_columns(
         pl.when(pl.col("case_id") == "b")
         .then(pl.lit("mm"))
         .otherwise(pl.lit("px"))
         .cast(schema.EVALUATION.columns["distance_unit"])
         .alias("distance_unit")
     )
-    found = summary(table, BASE, KNOBS)
+    found = summary(table, BASE_F1, WITH_F1)
     assert found["distance_unit"] == "mixed"
     assert found["hd95"] == found["gain_over_base"]["nsd"] == {"mean": None, "low": None, "high": None}
     assert found["classes"]["1"]["assd"] is None
     assert found["dice"]["mean"] == pytest.approx(0.55)
+    assert found["f1"]["mean"] == pytest.approx(0.35)
+    assert found["gain_over_base"]["f1"]["mean"] == pytest.approx(-0.025)
+
+
+def test_f1_is_summarised_as_the_other_metrics():
+    """Cases .7, .5 (A: .6) and .1 (B): mean .35. Class 1: A .65, B 0; class 2: A .55, B .2.
+
+    Gains: .3, 0 (A: .15) and -.2 (B): mean -.025.
+    """
+    found = summary(STUDENT_F1, BASE_F1, WITH_F1)
+    assert found["f1"] == pytest.approx({"mean": 0.35, "low": 0.1, "high": 0.6})
+    assert (found["classes"]["1"]["f1"], found["classes"]["2"]["f1"]) == pytest.approx((0.325, 0.375))
+    assert found["gain_over_base"]["f1"] == pytest.approx({"mean": -0.025, "low": -0.2, "high": 0.15})
+    assert found["component_overlap"] == 0.5
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_f1_is_left_out_where_a_row_lacks_it(partial):
+    """A mean over the rows that have it would be of other cases."""
+    lacking = STUDENT_F1.with_columns(
+        f1=pl.when((pl.col("case_id") != "b") & partial).then(pl.col("f1")),
+    )
+    found = summary(lacking, BASE_F1, WITH_F1)
+    assert "f1" not in found
+    assert "component_overlap" not in found
+    assert "f1" not in found["gain_over_base"]
+    assert "f1" not in found["classes"]["1"]
+    whole = summary(STUDENT_F1, lacking, WITH_F1)
+    assert whole["f1"]["mean"] == pytest.approx(0.35)
+    assert "f1" not in whole["gain_over_base"]
 
 
 @pytest.mark.parametrize(
     "table",
     [
         STUDENT,
+        STUDENT_F1,
         table_of({"case_id": "a", "group": "1", "dice": 0.0, "truth_empty": True, "volume_error": None}),
     ],
 )
@@ -262,71 +305,3 @@ def test_other_cases_than_the_base_are_refused(student, base):
         BadInput, match=r"in one table only, e\.g\. \('\w+', \d\); evaluate both on the same test split"
     ):
         summary(student, base, KNOBS)
-
-
-# ---- intervals -------------------------------------------------------------------------------------------------
-
-
-def test_degenerate_intervals():
-    """One patient with cases 1 and 2 has a mean and no spread; nothing at all has no mean."""
-    assert interval([1.0, 2.0], ["a", "a"], 100, 0) == Interval(1.5, None, None)
-    assert interval([], [], 100, 0) == Interval(None, None, None)
-    assert interval([3.0, 3.0], ["a", "b"], 100, 0) == Interval(3.0, 3.0, 3.0)
-    assert weighted_interval([1.0], [4.0], ["a"], 100, 0) == Interval(0.25, None, None)
-    assert weighted_interval([0.0, 0.0], [0.0, 0.0], ["a", "b"], 100, 0) == Interval(None, None, None)
-    assert weighted_interval([], [], [], 100, 0) == Interval(None, None, None)
-
-
-def test_mean_is_over_patients_and_not_over_cases():
-    """Patient a with cases 0, 0, 0 and b with 1: 1/2, not 1/4."""
-    assert interval([0, 0, 0, 1], ["a", "a", "a", "b"], 500, 0) == Interval(0.5, 0.0, 1.0)
-
-
-def test_interval_is_seeded():
-    values, groups = list(range(9)), list(range(9))
-    assert interval(values, groups, 200, 1) == interval(values, groups, 200, 1)
-    assert interval(values, groups, 200, 1) != interval(values, groups, 200, 2)
-
-
-def test_blocks_of_resamples_cover_all_draws(monkeypatch):
-    """Memory is bounded by blocks, and their size does not show in the result."""
-    values, groups = np.linspace(0, 1, 30), list(range(30))
-    whole = interval(values, groups, 500, 0)
-    monkeypatch.setattr("pipeline.bootstrap.BLOCK", 30 * 64)
-    assert interval(values, groups, 500, 0) == whole
-
-
-def test_ratio_of_sums():
-    """Wrong |D| 10 of 10 + 30 in patient a, 0 of 60 in b: 10/100. Resamples: 10/40, 10/100 or 0."""
-    found = weighted_interval([10, 0, 0], [10, 30, 60], ["a", "a", "b"], 2000, 0)
-    assert found == pytest.approx(Interval(0.1, 0.0, 0.25))
-
-
-def test_difference_of_two_ratios_shares_its_resamples():
-    """e_D = 10/100 against e = 1/3. Only a: 1/4 - 1/2; only b: 0 - 0."""
-    found = weighted_interval([10, 0, 0], [10, 30, 60], ["a", "a", "b"], 2000, 0, minus=([1, 0, 0], [1, 1, 1]))
-    assert found == pytest.approx(Interval(0.1 - 1 / 3, -0.25, 0.0))
-
-
-def test_resamples_without_weight_are_left_out():
-    """Patient b has no weight: draws of b alone have no ratio, all others give 1/2."""
-    assert weighted_interval([1, 0], [2, 0], ["a", "b"], 500, 0) == Interval(0.5, 0.5, 0.5)
-
-
-def test_ends_are_the_outer_fortieths():
-    """Resampled means of 50 zeros and 50 ones are Binomial(100, 1/2) / 100: 2.5 % lie up to .40 and from .60."""
-    found = interval(np.repeat([0, 1], 50), np.arange(100), 8000, 0)
-    assert found == pytest.approx(Interval(0.5, 0.4, 0.6), abs=0.0101)
-
-
-def test_interval_covers_the_known_mean():
-    """100 sets of 40 patients with 2 cases each, mean 0: about 95 of the intervals hold 0."""
-    covered = 0
-    for repeat in range(100):
-        generator = numpy_generator(repeat, "coverage")
-        values = generator.standard_normal((40, 1)) + 0.3 * generator.standard_normal((40, 2))
-        _, low, high = interval(values.ravel(), np.repeat(np.arange(40), 2), 500, repeat)
-        assert low is not None
-        assert high is not None
-        covered += low <= 0 <= high
-    assert 90 <= covered <= 99

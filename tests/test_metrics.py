@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pydantic import ValidationError
 from scipy.ndimage import gaussian_filter
+from skimage.measure import label
 
 from pipeline.errors import BadInput
-from pipeline.metrics import Evaluation, case_metrics, dice, surface_metrics
+from pipeline.metrics import Evaluation, case_metrics, component_f1, dice, surface_metrics
 from pipeline.overlap import dice_to, disagreement, pairwise_dice
 from pipeline.schema import EVALUATION, UNKNOWN
 from pipeline.seeding import numpy_generator
+
+KNOBS = Evaluation(nsd_tolerance=1.0)
 
 
 def filled(shape: tuple[int, ...], *boxes: Any) -> np.ndarray:
@@ -105,6 +108,85 @@ def test_distance_equal_to_the_tolerance_counts():
     assert surface_metrics(prediction, truth, (1.0, 0.1), 0.1)[0] == 1
 
 
+# ---- components ------------------------------------------------------------------------------------------------
+
+
+def test_found_missed_and_invented_components():
+    """Truth: 2x2, 2x2, 1x4. Found exactly; 2x2 with one row more, IoU 4/6; the line missed; one pixel invented.
+
+    TP 2, FP 1, FN 1: F1 4/6. At an overlap of .7 the second is not found either: TP 1, FP 2, FN 2: 2/6.
+    """
+    truth = filled((12, 12), np.s_[0:2, 0:2], np.s_[0:2, 6:8], np.s_[8, 0:4])
+    prediction = filled((12, 12), np.s_[0:2, 0:2], np.s_[0:3, 6:8], np.s_[11, 11])
+    assert component_f1(prediction, truth, 0.5) == 4 / 6
+    assert component_f1(prediction, truth, 0.7) == 2 / 6
+
+
+@pytest.mark.parametrize(("columns", "overlap"), [(6, 0.5), (7, 0.7)])
+def test_an_iou_at_the_overlap_is_no_match(columns, overlap):
+    """`columns` of a line of 12 or 10 pixels: IoU exactly the overlap; one more pixel is a match."""
+    length = round(columns / overlap)
+    truth = filled((1, length), np.s_[:, :])
+    assert component_f1(filled((1, length), np.s_[:, :columns]), truth, overlap) == 0
+    assert component_f1(filled((1, length), np.s_[:, : columns + 1]), truth, overlap) == 1
+
+
+def test_components_that_touch_are_one():
+    """Two true squares of 9 pixels, a column apart; predicted with the gap filled, they are one component of 21.
+
+    IoU with either is 9/21: TP 0 of 1 and 2. The other way round too. A bridge costs 3 of 21 pixels in Dice.
+    """
+    parted = filled((5, 9), np.s_[1:4, 1:4], np.s_[1:4, 5:8])
+    merged = filled((5, 9), np.s_[1:4, 1:8])
+    assert component_f1(merged, parted, 0.5) == component_f1(parted, merged, 0.5) == 0
+    assert dice(merged, parted) == 36 / 39
+
+
+def test_a_larger_part_may_still_match():
+    """Of a true line of 10 pixels 7 and 2 are predicted: IoU 7/10 is a match, 2/10 is not: F1 2/(2 + 1)."""
+    truth, prediction = filled((1, 10), np.s_[:, :]), filled((1, 10), np.s_[:, :7], np.s_[:, 8:])
+    assert component_f1(prediction, truth, 0.5) == 2 / 3
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_corners_connect(dimensions):
+    """A voxel that hangs on a square or cube by its corner is no component of its own, so no false positive."""
+    shape = (5,) * dimensions
+    truth = filled(shape, (slice(0, 3),) * dimensions)
+    prediction = truth | filled(shape, (3,) * dimensions)
+    assert component_f1(prediction, truth, 0.5) == 1
+
+
+def test_f1_of_a_case_is_measured_on_request():
+    """Rows 0 and 2 predicted, row 0 true, row 2 unknown: one component each. Else TP 1, FP 1: 2/3."""
+    truth, prediction = np.zeros((2, 4, 4), np.uint8)
+    truth[0] = 1
+    prediction[[0, 2]] = 1
+    assert case_metrics(prediction, truth, 2, None, KNOBS)[0]["f1"] is None
+    asked = Evaluation(nsd_tolerance=1.0, components=True)
+    assert case_metrics(prediction, truth, 2, None, asked)[0]["f1"] == 2 / 3
+    truth[2] = UNKNOWN
+    assert case_metrics(prediction, truth, 2, None, asked)[0]["f1"] == 1
+    one, two = case_metrics(prediction, truth, 3, None, asked)
+    assert (one["f1"], two["f1"]) == (1, 1)  # class 2 is in neither
+    assert case_metrics(np.full_like(truth, 2), truth, 3, None, asked)[1]["f1"] == 0
+
+
+def test_the_overlap_of_a_case_is_the_knob_s():
+    """IoU 3/4 is a match above .5 and none above .8."""
+    truth, prediction = np.zeros((2, 4, 4), np.uint8)
+    truth[0], prediction[0, :3] = 1, 1
+    for overlap, found in ((0.5, 1), (0.8, 0)):
+        knobs = Evaluation(nsd_tolerance=1.0, components=True, component_overlap=overlap)
+        assert case_metrics(prediction, truth, 2, None, knobs)[0]["f1"] == found
+
+
+@pytest.mark.parametrize("overlap", [0.49, 1.0])
+def test_overlaps_that_allow_two_matches_or_none_are_refused(overlap):
+    with pytest.raises(ValidationError, match="component_overlap"):
+        Evaluation.model_validate_json(f'{{"nsd_tolerance": 1.0, "component_overlap": {overlap}}}')
+
+
 # ---- empty masks, unknown voxels, units ------------------------------------------------------------------------
 
 
@@ -114,6 +196,8 @@ def test_empty_masks(spacing):
     empty, some = np.zeros((3, 4), bool), filled((3, 4), np.s_[1, 1])
     assert dice(empty, empty) == 1
     assert dice(empty, some) == dice(some, empty) == 0
+    assert component_f1(empty, empty, 0.5) == 1
+    assert component_f1(empty, some, 0.5) == component_f1(some, empty, 0.5) == 0
     assert surface_metrics(empty, empty, spacing, 1) == (1, 0, 0)
     worst = (0, 5 * spacing[0], 5 * spacing[0])
     assert surface_metrics(empty, some, spacing, 1) == worst
@@ -127,7 +211,7 @@ def test_case_metrics_per_class():
     prediction[0, :6] = 1
     truth[2, 2] = 2
     prediction[4, 4] = 3
-    one, two, three, four = case_metrics(prediction, truth, 5, None, 1)
+    one, two, three, four = case_metrics(prediction, truth, 5, None, KNOBS)
     assert (one["dice"], one["volume_error"], one["distance_unit"]) == (0.5, 1.0, "px")
     assert (two["class"], two["dice"], two["volume_error"]) == (2, 0, -2)
     assert (two["truth_empty"], two["prediction_empty"]) == (False, True)
@@ -141,7 +225,7 @@ def test_case_metrics_per_class():
 def test_known_spacing_is_millimetres():
     truth, prediction = np.zeros((2, 4, 4), np.uint8)
     truth[0, 0] = prediction[0, 2] = 1
-    (row,) = case_metrics(prediction, truth, 2, (1.0, 2.5), 1)
+    (row,) = case_metrics(prediction, truth, 2, (1.0, 2.5), KNOBS)
     assert (row["hd95"], row["distance_unit"]) == (5.0, "mm")
 
 
@@ -152,17 +236,17 @@ def test_unknown_voxels_of_the_truth_belong_to_neither_mask():
     prediction = truth.copy()
     truth[4:] = UNKNOWN
     prediction[4:] = 1
-    (row,) = case_metrics(prediction, truth, 2, None, 1)
+    (row,) = case_metrics(prediction, truth, 2, None, KNOBS)
     assert (row["dice"], row["hd95"], row["volume_error"]) == (1, 0, 0)
     truth[:4] = 0
     prediction[:4] = 0
-    (row,) = case_metrics(prediction, truth, 2, None, 1)
+    (row,) = case_metrics(prediction, truth, 2, None, KNOBS)
     assert (row["dice"], row["truth_empty"], row["prediction_empty"]) == (1, True, True)
 
 
 def test_shapes_must_agree():
     with pytest.raises(BadInput, match=r"truth's shape \(4, 4\), found \(4, 5\).*grid of the source image"):
-        case_metrics(np.zeros((4, 5), np.uint8), np.zeros((4, 4), np.uint8), 2, None, 1)
+        case_metrics(np.zeros((4, 5), np.uint8), np.zeros((4, 4), np.uint8), 2, None, KNOBS)
 
 
 def test_tolerance_has_no_default():
@@ -193,6 +277,32 @@ def test_symmetry_identity_and_bounds(masks):
     assert 0 <= nsd <= 1
     assert 0 <= hd95 <= math.hypot(*np.multiply(one.shape, spacing))
     assert 0 <= assd <= math.hypot(*np.multiply(one.shape, spacing))
+
+
+def naive_f1(one: np.ndarray, other: np.ndarray, overlap: float) -> float:
+    """Every component of one mask with every component of the other."""
+    first, second = (
+        [found == number for number in range(1, found.max() + 1)]
+        for found in (label(mask, connectivity=mask.ndim) for mask in (one, other))
+    )
+    matches = sum((a & b).sum() / (a | b).sum() > overlap for a in first for b in second)
+    return 2 * matches / (len(first) + len(second)) if first or second else 1.0
+
+
+@given(two_masks, st.sampled_from([0.5, 0.6, 0.75]))
+def test_f1_equals_a_naive_loop(masks, overlap):
+    one, other = masks
+    assert component_f1(one, other, overlap) == naive_f1(one, other, overlap)
+    assert component_f1(other, one, overlap) == component_f1(one, other, overlap)
+    assert component_f1(one, one, overlap) == 1
+
+
+@pytest.mark.parametrize("shape", [(60, 50), (16, 18, 20)])
+def test_f1_of_many_objects_equals_a_naive_loop(shape):
+    one, other = blobs(1, shape, 1.0), blobs(1, shape, 1.4)
+    found = component_f1(one, other, 0.5)
+    assert found == naive_f1(one, other, 0.5)
+    assert 0 < found < 1
 
 
 @given(two_masks, st.lists(st.integers(0, 4), min_size=3, max_size=3))

@@ -1,0 +1,27 @@
+"""Finished runs of several seeds -> what each arm gains over its base, over seeds and patients together."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, stage
+
+
+@click.command(help=__doc__)
+@click.argument("runs", type=FOLDER, nargs=-1, required=True)
+@click.option("--arm", "arms", multiple=True, help="Students to compare; repeat it.  [default: all of params.yaml]")
+@click.option("--out", type=FOLDER, help="Where to write the table too: a .parquet or .csv file.")
+@stage
+def main(runs: tuple[Path, ...], arms: tuple[str, ...], out: Path | None, params_file: Path) -> None:
+    from pipeline.comparison import compare, printed, write_comparison
+    from pipeline.params import load_params
+
+    params = load_params(params_file)
+    table = compare(runs, arms or tuple(params.students), params.evaluation)
+    if out is not None:
+        write_comparison(table, out, params.evaluation)
+    click.echo(printed(table))
+
+
+if __name__ == "__main__":
+    main()
