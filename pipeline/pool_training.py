@@ -166,6 +166,14 @@ def _pool(
         members = [case for case in cases.split("pool") if case.case_id in paired]
     else:
         members = cases.split("pool")
+    anchor = student.anchor
+    probability = objective.needs_probability or bool(anchor and anchor.distill)
+    proposed = set(proposals.case_ids()) if probability else set()
+    if probability and (without := [case.case_id for case in members if case.case_id not in proposed]):
+        raise BadInput(
+            f"{proposals.folder}: student '{name}' learns the mean of the proposals, and {len(without)} pool cases "
+            f"have none (first: '{without[0]}'); add 'pool' to propose.splits"
+        )
     kept: list[Case] = []
     if student.stopping is not None:
         order = numpy_generator(seed, "held_out").permutation(len(members))
@@ -177,7 +185,6 @@ def _pool(
             )
         kept = [members[i] for i in sorted(order[:count])]
         members = [members[i] for i in sorted(order[count:])]
-    anchor = student.anchor
 
     def batches(of: list[Case]) -> PoolBatches:
         return PoolBatches(
@@ -191,7 +198,7 @@ def _pool(
             augmentation,
             compute,
             seed_of(seed, "student"),
-            probability=objective.needs_probability or bool(anchor and anchor.distill),
+            probability=probability,
             votes=objective.needs_votes,
             noise=objective.image_noise,
         )

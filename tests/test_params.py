@@ -12,9 +12,9 @@ from ruamel.yaml import YAML
 
 from pipeline.errors import BadInput
 from pipeline.judges import Judge
-from pipeline.strategies import Strategy
 from pipeline.params import Params, entry, load_params
 from pipeline.samplers import Sampler
+from pipeline.strategies import Strategy
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 GONE = object()

@@ -20,8 +20,9 @@ from pipeline.objectives.pseudo_label import PseudoLabel
 from pipeline.overlap import dice_to
 from pipeline.pool_batches import drift, kl_outside, regions
 from pipeline.pool_training import stop_rule
-from pipeline.recipe import Consistency
+from pipeline.recipe import Compute, Consistency
 from pipeline.segmenter import Model, predict, probability
+from tests.builders import proposal_store
 from tests.students import SPACE, Setting, made
 
 
@@ -58,16 +59,10 @@ def test_pseudo_labels_are_the_base_of_the_same_view(setting):
     rows = setting.train(PseudoLabel(kind="pseudo_label", confidence=0.6), [], steps=1)
     shares = []
     for row in (2, 3):
-        logits = predict(setting.base.load(), setting.cases.image(setting.cases.all[row]), SPACE, setting_compute())
+        logits = predict(setting.base.load(), setting.cases.image(setting.cases.all[row]), SPACE, Compute())
         shares.append(float((probability(logits).max(0).values >= 0.6).float().mean()))
     assert 0 < np.mean(shares) < 1
     assert rows[-1]["pseudo_labelled"] == pytest.approx(np.mean(shares))
-
-
-def setting_compute():
-    from pipeline.recipe import Compute
-
-    return Compute()
 
 
 def test_distillation_learns_the_mean_probability(setting):
@@ -76,6 +71,18 @@ def test_distillation_learns_the_mean_probability(setting):
     case = setting.cases.all[2]
     target = (setting.proposals.masks(case).mean(0) >= 0.5).astype(np.uint8)
     assert dice_to(target, setting.predicted("last", 2)[None], 2)[0] > 0.8
+
+
+def test_distillation_needs_proposals_of_the_pool(setting):
+    """The store has proposals of two cases only, none of them of the pool."""
+    discs = [setting.proposals.masks(case) for case in setting.cases.all[:2]]
+    setting.proposals = proposal_store(setting.folder / "few", discs)
+    with pytest.raises(
+        BadInput,
+        match=r"few: student 'tried' learns the mean of the proposals, and 2 pool cases have none \(first: 'c2'\); add "
+        r"'pool' to propose.splits",
+    ):
+        setting.train(Distill(kind="distill"), [])
 
 
 def test_mean_teacher_keeps_the_average(setting):
