@@ -181,6 +181,35 @@ def test_every_knob_says_what_it_means():
             {"students__base": {"pairs": "none", "objective": {"kind": "supervised"}}},
             "students.base: 'base' is the base segmenter; choose another name",
         ),
+        (
+            {"students__pseudo": {"pairs": "none", "objective": {"kind": "pseudo_label"}}},
+            "students.pseudo.anchor: missing: {supervised: 1.0}, or null for the unsafe way",
+        ),
+        (
+            {"students__supervised__stopping": {"kl": 0.1}},
+            "students.supervised.stopping: 'supervised' takes no pool images; remove it",
+        ),
+        (
+            {"students__full__average": 0.9},
+            "students.full.average: 'full' is not trained like the others; remove it",
+        ),
+        (
+            {"students__mt": {"pairs": "none", "objective": {"kind": "mean_teacher"}, "anchor": None, "average": 0.9}},
+            "students.mt.average: 'mean_teacher' has its own moving average; remove it",
+        ),
+        (
+            {"students__sft__stopping": {"patience": 2}},
+            "students.sft.stopping.patience: 'sft' has no rewards; use kl or volume_ratio",
+        ),
+        ({"base": None}, "students: without a model (base: null) there is nothing to train; set students: {}"),
+        (
+            {"consensus": {"both": {"kind": "rank_mean", "judges": ["agreement", "expected"]}}},
+            "consensus.both.judges: no judge 'expected'; there are ['agreement', 'expected_dice', 'oracle']",
+        ),
+        (
+            {"consensus": {"oracle": {"kind": "rank_mean", "judges": ["agreement", "expected_dice"]}}},
+            "consensus.oracle: a judge or score table has the same name; choose another",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
