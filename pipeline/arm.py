@@ -31,7 +31,7 @@ class Stopping(Knobs):
     """
 
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the pool images of the objective that are kept from training for this."""
+    """Share of the groups (patients) of the objective's pool images that are kept from training for this."""
     kl: Annotated[float, Field(gt=0)] | None = None
     """Stop where KL(student || base) outside the disagreement regions is above this, in nats per voxel."""
     volume_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None

@@ -81,6 +81,31 @@ def architecture_of(cases: CaseStore, network: Network) -> Architecture:
     return Architecture.of(network, cases.channels, len(cases.class_names), cases.padded)
 
 
+def _try(path: str, architecture: Architecture, compute: Compute) -> None:
+    """One forward pass of an empty window: what does not fit is said before any training."""
+    network = architecture.build(0)
+    try:
+        device = torch.device(compute.device)
+        network = network.to(device).train()
+        # Two images, because batch normalisation refuses one.
+        images = torch.zeros((2, architecture.channels, *architecture.window), device=device)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            found = network(images)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(
+            f"{path}: {architecture.name} does not run on a window of {list(architecture.window)} on device "
+            f"'{compute.device}': {reason}; correct `multiple`, `window` or `arguments`, or compute.device"
+        ) from error
+    expected = (2, architecture.outputs, *architecture.window)
+    if not isinstance(found, torch.Tensor) or tuple(found.shape) != expected:
+        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise BadInput(
+            f"{path}: {architecture.name} expected logits of shape {expected}, found {shape}; switch deep supervision "
+            "and further outputs off in `arguments`"
+        )
+
+
 def train_supervised(
     cases: CaseStore,
     labelled: list[Case],
@@ -175,8 +200,11 @@ def train_base(
         pl.DataFrame(schema=["model", "step", *_CURVES, "best"]).write_csv(history)
         return
     architecture = architecture_of(cases, knobs.network)
-    for network in (knobs.network, *knobs.others.values()):
-        architecture_of(cases, network).build(0)
+    for path, network in {
+        "base.network": knobs.network,
+        **{f"base.others.{n}": o for n, o in knobs.others.items()},
+    }.items():
+        _try(path, architecture_of(cases, network), compute)
     if beyond := [axis for axis in augmentation.flips if not 0 <= axis < architecture.dimensions]:
         raise BadInput(
             f"augmentation.flips: expected axes 0 to {architecture.dimensions - 1} of this data, found {beyond}"

@@ -58,7 +58,7 @@ def mine(
     score = f"score_{pairs.judge}"
     if score not in panel.collect_schema():
         raise BadInput(f"pairs: judge '{pairs.judge}' is not in the panel; name an entry of judges or tables")
-    if strategy.min_p_correct is not None and calibration is None:
+    if strategy.min_p_correct and calibration is None:
         raise BadInput(
             f"pairs: min_p_correct is {strategy.min_p_correct}, but pairs of judge '{pairs.judge}' by "
             f"'{strategy.kind}' are not calibrated; the audit does so from labelled validation cases: label some, "
@@ -155,12 +155,13 @@ def _mined(
     chosen_score, rejected_score = scores[found.row, found.chosen], scores[found.row, found.rejected]
     margin = chosen_score - rejected_score
     p = None if calibration is None else calibration(margin)
+    least = 0.5 if strategy.min_p_correct is None else strategy.min_p_correct
     failed = np.select(
         [
             margin < 0,
             found.tie | (margin == 0),
             margin < strategy.min_margin,
-            np.zeros(len(margin), bool) if p is None or strategy.min_p_correct is None else p < strategy.min_p_correct,
+            np.zeros(len(margin), bool) if p is None else p < least,
         ],
         range(4),
         default=-1,

@@ -15,6 +15,12 @@ def region(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
     return (chosen != rejected) & (chosen != UNKNOWN) & (rejected != UNKNOWN)
 
 
+def first_equal(masks: np.ndarray) -> np.ndarray:
+    """First slot with the very same mask, i64 `[K]`, for u8 `[K, *space]`; |D| = 0 is not that where voxels are 255."""
+    seen: dict[bytes, int] = {}
+    return np.array([seen.setdefault(mask.tobytes(), slot) for slot, mask in enumerate(masks)], np.int64)
+
+
 def _packed(masks: np.ndarray) -> np.ndarray:
     """Booleans `[K, *space]` as words u64 `[K, words]`, filled up with zeros."""
     packed = np.packbits(masks.reshape(len(masks), -1), axis=1)

@@ -17,6 +17,7 @@ from pipeline.augmentation import Augmentation, flip
 from pipeline.dataset import Case, CaseStore, ProposalStore
 from pipeline.losses import disagreement_region, kl_to_reference
 from pipeline.objectives.objective import PairStatistics, PoolBatch, Row
+from pipeline.overlap import first_equal
 from pipeline.recipe import Compute
 from pipeline.seeding import numpy_generator, torch_generator
 from pipeline.segmenter import Architecture, pad_to
@@ -201,9 +202,8 @@ class PoolBatches:
 
         def count() -> Tensor:
             masks = self._masks(case)
-            every = torch.from_numpy(self.proposals.masks(case))
-            first = (self.proposals.disagreement(case) == 0).argmax(1)
-            every = every[torch.from_numpy(first == np.arange(len(first)))]
+            proposed = self.proposals.masks(case)
+            every = torch.from_numpy(proposed[np.unique(first_equal(proposed))])
             half = len(masks) // 2
             shares = []
             for chosen, rejected in zip(masks[:half], masks[half:], strict=True):

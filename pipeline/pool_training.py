@@ -176,17 +176,19 @@ def _pool(
         )
     kept: list[Case] = []
     if student.stopping is not None:
-        order = numpy_generator(seed, "held_out").permutation(len(members))
-        count = max(1, round(student.stopping.held_out * len(members)))
-        if count >= len(members):
+        groups = sorted({case.group for case in members})
+        count = max(1, round(student.stopping.held_out * len(groups)))
+        if count >= len(groups):
             raise BadInput(
-                f"student '{name}': stopping needs pool images to keep from training, and there are {len(members)}; "
+                f"student '{name}': stopping needs pool groups to keep from training, and there are {len(groups)}; "
                 "mine more pairs, or remove `stopping`"
             )
-        kept = [members[i] for i in sorted(order[:count])]
-        members = [members[i] for i in sorted(order[count:])]
+        # Images of one patient are not independent: a group is kept whole.
+        chosen = {groups[i] for i in numpy_generator(seed, "held_out").permutation(len(groups))[:count]}
+        kept = [case for case in members if case.group in chosen]
+        members = [case for case in members if case.group not in chosen]
 
-    def batches(of: list[Case]) -> PoolBatches:
+    def batches(of: list[Case], noise: float) -> PoolBatches:
         return PoolBatches(
             cases,
             proposals,
@@ -200,10 +202,11 @@ def _pool(
             seed_of(seed, "student"),
             probability=probability,
             votes=objective.needs_votes,
-            noise=objective.image_noise,
+            noise=noise,
         )
 
-    return batches(members), batches(kept) if kept else None
+    # What is watched is compared with the base on the clean image.
+    return batches(members, objective.image_noise), batches(kept, 0.0) if kept else None
 
 
 def watched(pool: PoolBatches, network: nn.Module, bound: Any) -> Row:

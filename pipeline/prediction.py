@@ -19,11 +19,27 @@ if TYPE_CHECKING:
 
 
 def on_source_grid(mask: np.ndarray, case: Case, classes: int) -> np.ndarray:
-    """Label map u8 on the grid of the source image, by interpolating the indicator of each class."""
+    """Label map u8 on the grid of the source image: the class with the largest signed distance to its border.
+
+    Distances are interpolated, not indicators, whose borders would stay steps: on discs resized from 256 to 360 pixels
+    that is worth 2 points of Dice.
+    """
     if not case.resampled:
         return mask
-    one_hot = (mask == np.arange(classes).reshape(-1, *([1] * mask.ndim))).astype(np.float32)
-    return to_source(one_hot, case).argmax(0).astype(np.uint8)
+    inside = [mask == label for label in range(classes)]
+    return to_source(np.stack([_signed_distance(one) for one in inside]), case).argmax(0).astype(np.uint8)
+
+
+def _signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Voxels f32 `[*space]` to the border of a bool mask, above 0 inside; far outside everywhere for an empty mask."""
+    from scipy.ndimage import distance_transform_edt
+
+    far = float(sum(mask.shape))
+    if not mask.any() or mask.all():
+        return np.full(mask.shape, far if mask.any() else -far, np.float32)
+    # Centres next to the border are half a voxel away from it.
+    distance = np.where(mask, distance_transform_edt(mask) - 0.5, 0.5 - distance_transform_edt(~mask))
+    return distance.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.knobs import Knobs, Name
 
@@ -102,3 +102,10 @@ class Base(Knobs):
     """Models that each leave out one part of the labelled cases, by group; learned judges need at least 2."""
     snapshots: Annotated[int, Field(ge=0)] = 0
     """Checkpoints of the base kept at equal distances, for the sampler `snapshots`."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Base:
+        for name in self.others:
+            if name in ("base", "mean", "mean_teacher") or name.startswith(("member_", "fold_", "snapshot_")):
+                raise ValueError(f"base.others.{name}: the base stage uses this name itself; choose another")
+        return self

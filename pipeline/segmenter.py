@@ -153,8 +153,9 @@ class Model:
 
 
 def member_models(folder: Path, device: str = "cpu") -> dict[str, Model]:
-    """Further models of a base folder by name; one of another architecture has a folder of its own."""
-    names = json.loads((folder / MODELS).read_text())["members"]
+    """Further models of a base folder by name, folds last; one of another architecture has a folder of its own."""
+    models = json.loads((folder / MODELS).read_text())
+    names = [*models["members"], *models["folds"]]
     return {
         name: Model(folder / name, "base", device) if (folder / name).is_dir() else Model(folder, name, device)
         for name in names

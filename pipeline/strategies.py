@@ -33,8 +33,9 @@ class _Strategy(Knobs):
 
     min_margin: Annotated[float, Field(ge=0)] = 0.0
     """Least difference of the two scores; equal scores never make a pair."""
-    min_p_correct: Annotated[float, Field(ge=0.5, lt=1)] | None = None
-    """Least calibrated probability that the order is right; null reports `p_correct` and drops no pair by it."""
+    min_p_correct: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Least calibrated probability that the order is right. Null: one half where the audit could calibrate, and no
+    filter where it could not; 0 reports `p_correct` and keeps even pairs that are more likely wrong than right."""
     min_disagreement: Annotated[int, Field(ge=1)] = 1
     """Least |D| in voxels of the working grid."""
     max_pairs_per_case: Annotated[int, Field(ge=1)] = 1

@@ -110,11 +110,16 @@ class Setting:
         return logits.argmax(0).numpy().astype(np.uint8)
 
 
-def made(folder: Path, without_label: Sequence[int] = ()) -> Setting:
+def made(folder: Path, without_label: Sequence[int] = (), groups: Sequence[str] | None = None) -> Setting:
     truths = [disc(SPACE, 2 + 0.5 * (i % 3)) for i in range(5)]
     images = [(truth + 0.3 * noise(SPACE, f"c{i}")[0])[None].astype(np.float32) for i, truth in enumerate(truths)]
     cases = case_store(
-        folder / "cases", [None if i in without_label else t for i, t in enumerate(truths)], SPLITS, images, SPACE
+        folder / "cases",
+        [None if i in without_label else t for i, t in enumerate(truths)],
+        SPLITS,
+        images,
+        SPACE,
+        groups=groups,
     )
     masks = [np.stack([t, 1 - t, disc(SPACE, 4)]) for t in truths]
     base = folder / "base"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,23 @@ def test_an_image_keeps_its_orientation_against_the_source(tmp_path):
     mask[1, 0] = 1
     export_proposals(*stores(tmp_path, [mask]), ["pool"], tmp_path / "out")
     assert png(tmp_path / "out/c0/01.png").tolist() == [[1] * 6, *[[0] * 6] * 3]
+
+
+def test_borders_of_a_mask_are_not_steps(tmp_path):
+    """A disc of radius 10 on 32x32, brought to 48x48, against the disc drawn there: interpolated indicators would give
+    a Dice of about .96."""
+    small, large = disc((32, 32), 10), disc((48, 48), 15)
+    cases = resized_store(tmp_path, small, large)
+    found = on_source_grid(small, cases.all[0], 2)
+    assert dice_to(large, found[None], 2)[0] > 0.985
+    empty = np.zeros_like(small)
+    assert not on_source_grid(empty, cases.all[0], 2).any()
+    assert on_source_grid(empty + 1, cases.all[0], 2).all()
+
+
+def resized_store(folder: Path, working: np.ndarray, source: np.ndarray) -> CaseStore:
+    """One case whose working grid has the shape of `working`, and its source's that of `source`."""
+    store = case_store(folder / "resized", [working], splits=["test"])
+    case = replace(store.all[0], original_shape=source.shape)
+    store.__dict__["all"] = [case]
+    return store

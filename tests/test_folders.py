@@ -178,3 +178,21 @@ def test_dicom_is_told_by_suffix_or_content(tmp_path: Path) -> None:
             refuse_dicom(tmp_path / name)
     (tmp_path / "b.nii").write_bytes(b"DICM" + bytes(200))
     refuse_dicom(tmp_path / "b.nii")
+
+
+def test_folders_one_bit_masks_are_bright(tmp_path: Path) -> None:
+    """A mask of one bit per pixel is white where its class is: with foreground_above it must not become background."""
+    root = write_folders(tmp_path / "raw", cases=1)
+    label = disc((20, 24), 4)
+    Image.fromarray(label.astype(bool)).save(root / "masks" / "case_00.png")
+    reader = Folders(path=root, foreground_above=127)
+    _, found = reader.read(reader.scan()[0])
+    assert found is not None
+    assert (found == label).all()
+
+
+def test_folders_class_indices_are_not_bright(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "raw", cases=1)
+    reader = Folders(path=root, foreground_above=127)
+    with pytest.raises(BadInput, match=r"expected a mask of 0 and 255 \(foreground_above: 127\), found 0 and 1"):
+        reader.read(reader.scan()[0])

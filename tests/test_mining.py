@@ -153,11 +153,14 @@ RISING = Curve(np.array([0.0, 0.8]), np.array([0.4, 0.8]))
 """P = .4 + margin / 2 up to a margin of .8."""
 
 
-def test_a_calibration_fills_p_correct_and_drops_nothing_by_itself(scene):
-    """top_base, margins .4, .1, .4, .5: p = .6, .45, .6, .65."""
+def test_a_calibration_fills_p_correct_and_drops_what_is_more_likely_wrong(scene):
+    """top_base, margins .4, .1, .4, .5: p = .6, .45, .6, .65. Below one half is dropped, but for a threshold of 0."""
     scores = [[0.5, N, 0.9, N, N], [0.5, N, N, 0.6, N], [0.5, 0.9, N, N, N], [0.4, N, N, 0.9, N]]
     panel = scene.panel(scores).lazy()
     table, drops = mine(panel, scene.proposals, strategy("top_base"), "pool", 0, RISING)
+    assert table["p_correct"].to_list() == pytest.approx([0.6, 0.6, 0.65])
+    assert drops["dropped"] == {"p_correct": 1}
+    table, drops = mine(panel, scene.proposals, strategy("top_base", min_p_correct=0.0), "pool", 0, RISING)
     assert table["p_correct"].to_list() == pytest.approx([0.6, 0.45, 0.6, 0.65])
     assert drops["dropped"] == {}
 
@@ -181,8 +184,8 @@ def test_a_threshold_on_p_needs_a_calibration(scene):
         mine(scene.panel([ABSTAIN] * 4).lazy(), scene.proposals, wanted, "pool", 0)
 
 
-@pytest.mark.parametrize("least", [0.49, 1.0])
-def test_a_threshold_on_p_below_one_half_is_refused(least):
+@pytest.mark.parametrize("least", [-0.1, 1.0])
+def test_a_threshold_on_p_is_a_probability_below_1(least):
     with pytest.raises(ValidationError):
         strategy("top_base", min_p_correct=least)
 

@@ -159,7 +159,7 @@ def test_every_knob_says_what_it_means():
         ({"pairs__none__judge": "oracle"}, "pairs.none: judge 'none' and strategy 'none' go together"),
         (
             {"students__dpo__pairs": "agrement"},
-            "students.dpo.pairs: no pair set 'agrement'; there are ['none', 'agreement', 'oracle']",
+            "students.dpo.pairs: no pair set 'agrement'; there are ['none', 'agreement', 'agreement_top', 'oracle']",
         ),
         (
             {"students__dpo__pairs": "none"},

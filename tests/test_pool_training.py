@@ -282,5 +282,12 @@ def test_stopping_rules_that_make_no_sense(knobs, message):
 
 
 def test_stopping_needs_images_to_keep(setting):
-    with pytest.raises(BadInput, match="stopping needs pool images to keep from training, and there are 1"):
+    with pytest.raises(BadInput, match="stopping needs pool groups to keep from training, and there are 1"):
         setting.train(preference(), [(2, 0, 1)], student={"stopping": Stopping(kl=1.0)})
+
+
+def test_a_patient_is_kept_from_training_as_a_whole(tmp_path):
+    """Both pool images are of one patient: nothing would be left to train on."""
+    here = made(tmp_path, groups=["a", "b", "p", "p", "v"])
+    with pytest.raises(BadInput, match="stopping needs pool groups to keep from training, and there are 1"):
+        here.train(preference(), student={"stopping": Stopping(kl=1.0)})

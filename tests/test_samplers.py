@@ -16,6 +16,7 @@ from torch import nn
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
+from pipeline.overlap import first_equal
 from pipeline.samplers import Sampler
 from pipeline.samplers.consensus import Consensus
 from pipeline.samplers.ensemble import Ensemble
@@ -284,3 +285,9 @@ def test_a_consensus_of_masks_that_do_not_know_a_voxel():
 def test_what_needs_a_draw_before_it(kind):
     with pytest.raises(BadInput, match=r"propose.samplers.c: .* list it after"):
         list(sampler_of(kind).draw("c", case_of((3, 3))))
+
+
+def test_the_first_of_equal_masks():
+    """Unknown voxels make |D| 0 between different masks; only the very same mask is a duplicate."""
+    masks = np.array([[1, 1, 0], [255, 255, 0], [0, 0, 0], [1, 1, 0]], np.uint8)
+    assert first_equal(masks).tolist() == [0, 1, 2, 0]

@@ -14,6 +14,7 @@ from pipeline.schema import UNKNOWN
 
 _CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _DICOM_PREAMBLE = 128
+_ROUNDING = 1e-4
 
 
 def check_case_id(case_id: str, file: object) -> None:
@@ -69,13 +70,27 @@ def refuse_other_shape(found: tuple[int, ...], expected: tuple[int, ...], file: 
         )
 
 
+def brighter(values: np.ndarray, above: int, file: Path, case_id: str) -> np.ndarray:
+    """Label u8: 1 where a mask is brighter than this. Refuses a mask of 0 and 1, which would be all background."""
+    if above >= 1 and values.max(initial=0) == 1:
+        raise BadInput(
+            f"{file}: case '{case_id}': expected a mask of 0 and 255 (foreground_above: {above}), found 0 and 1; "
+            "it holds class indices, so that foreground_above must be removed"
+        )
+    return (values > above).astype(np.uint8)
+
+
 def class_indices(
     values: np.ndarray, classes: int, file: Path, case_id: str, ignore: int | None = UNKNOWN
 ) -> np.ndarray:
     """Label u8 of the same shape: class indices below `classes`, and 255 for voxels that hold `ignore`.
 
-    Raises `BadInput` for fractions, NaN, infinity and values outside the declared classes.
+    What NIfTI's scale factor moved off a whole number by rounding is that number. Raises `BadInput` for fractions, NaN,
+    infinity and values outside the declared classes.
     """
+    if np.issubdtype(values.dtype, np.floating):
+        whole = np.round(values)
+        values = np.where(np.abs(values - whole) < _ROUNDING, whole, values)
     found = np.unique(values)
     wrong = [value for value in found.tolist() if value != ignore and value not in range(classes)]
     if wrong:

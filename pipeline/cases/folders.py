@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.cases import image_file, picture, tiff
-from pipeline.cases.checks import inside, refuse_dicom, refuse_other_shape
+from pipeline.cases.checks import brighter, inside, refuse_dicom, refuse_other_shape
 from pipeline.cases.reader import CaseTable, Source
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures
@@ -98,7 +98,7 @@ class Folders(Knobs):
         stack = file.suffix.lower() in tiff.ENDINGS
         values = tiff.mask(file, source.case_id) if stack else picture.brightness(file, source.case_id)
         refuse_other_shape(values.shape, source.shape, file, source.case_id)
-        return (values > self.foreground_above).astype(np.uint8)
+        return brighter(values, self.foreground_above, file, source.case_id)
 
     def _images(self) -> dict[str, str]:
         images = self._stems(self.images)

@@ -37,9 +37,12 @@ def image(file: Path, case_id: str) -> np.ndarray:
 
 
 def brightness(file: Path, case_id: str) -> np.ndarray:
-    """Grey values `[row, column]` of a mask that is bright where its class is, in any colour or format."""
+    """Grey values `[row, column]` of a mask that is bright where its class is, in any colour or format.
+
+    One bit per pixel is 0 and 255, as viewers show it.
+    """
     with _opened(file, case_id) as picture:
-        plain = picture.mode in _GREY_MODES and picture.mode != "LA"
+        plain = picture.mode in _GREY_MODES and picture.mode not in ("LA", "1")
         return _array(picture, file, case_id, None if plain else "L")
 
 

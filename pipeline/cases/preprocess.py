@@ -98,7 +98,10 @@ class Preprocess(Knobs):
             )
         turned = (_turned(channel, case.orientation) for channel in image)
         return np.stack(
-            [_normalised(_resized(channel, case.shape), how) for channel, how in zip(turned, hows, strict=True)]
+            [
+                _normalised(_resized(channel, case.shape), how, case.case_id)
+                for channel, how in zip(turned, hows, strict=True)
+            ]
         )
 
 
@@ -205,13 +208,13 @@ def _resized(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return resize(channel, shape, order=1, mode="edge", anti_aliasing=True, preserve_range=True).astype(np.float32)
 
 
-def _normalised(channel: np.ndarray, how: Normalise) -> np.ndarray:
+def _normalised(channel: np.ndarray, how: Normalise, case_id: str) -> np.ndarray:
     values = channel.astype(np.float64)
     if how == "unit":
         if values.min() < 0 or values.max() > _UNIT:
             raise BadInput(
-                f"preprocess.normalise: 'unit' expected intensities from 0 to 255, found {values.min():g} to "
-                f"{values.max():g}; use another normalisation"
+                f"case '{case_id}': preprocess.normalise 'unit' expected intensities from 0 to 255, found "
+                f"{values.min():g} to {values.max():g}; use another normalisation"
             )
         return (values / _UNIT).astype(np.float32)
     if how == "percentile":

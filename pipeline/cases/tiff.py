@@ -27,14 +27,14 @@ _SLICE = "ZIQ"
 def header(file: Path, case_id: str) -> Header:
     """Channels, then rows and columns, or slices, rows and columns; no spacing.
 
-    Raises `BadInput` for other axes (time), several images in one file, colours by table and inverted grey.
+    Raises `BadInput` for other axes (time) and several images in one file.
     """
     with _opened(file, case_id) as series:
         return _header(series, file, case_id)
 
 
 def image(file: Path, case_id: str) -> np.ndarray:
-    """Image f32 `[channel, *space]` with intensities as stored."""
+    """Image f32 `[channel, *space]` with intensities as stored; refuses colours by table and inverted grey."""
     with _opened(file, case_id) as series:
         found = _header(series, file, case_id)
         if series.keyframe.photometric not in (1, 2):  # MINISBLACK, RGB

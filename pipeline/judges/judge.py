@@ -15,6 +15,7 @@ from pipeline.dataset import Case, CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
 from pipeline.knobs import Knobs
+from pipeline.overlap import first_equal
 from pipeline.store import MANIFEST, cases_per_shard, write_table
 
 
@@ -73,7 +74,7 @@ class Evidence:
     @property
     def originals(self) -> np.ndarray:
         """i64 `[proposal]`: the first slot with the same mask; its own slot for all but duplicates."""
-        return (self.disagreement == 0).argmax(1)
+        return first_equal(self.masks)
 
     @property
     def samplers(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -57,24 +57,12 @@ class LabelledBatch:
     labels: Tensor  # u8 [image, *space]
 
 
-class Bound(Protocol):
-    """An objective that knows its pair set."""
-
-    def __call__(self, batch: PoolBatch) -> tuple[Tensor, Row]:
-        """Loss to minimise and numbers for the history."""
-        ...
-
-    def diagnose(self, batch: PoolBatch) -> Row:
-        """Numbers that are worth computing at evaluations only; no gradients are kept."""
-        ...
-
-    def summary(self) -> dict[str, float | None]:
-        """Numbers for the student's record, such as the effective beta."""
-        ...
-
-
 class ObjectiveKnobs(Knobs):
-    """Knobs of an objective: what most objectives need, which is little."""
+    """Knobs of an objective: what most objectives need, which is little.
+
+    One fed by pairs, pool or labelled cases is called with a batch, and returns the loss to minimise and numbers
+    for the history. `diagnose` gives numbers worth computing at evaluations only, `summary` those of the record.
+    """
 
     feeds: ClassVar[Feed]
     needs_probability: ClassVar[bool] = False

@@ -20,6 +20,8 @@ REASONS = {
     "tie": "tie of scores",
     "base_is_top": "base is the top pick",
     "margin": "margin too small",
+    "p_correct": "order too likely wrong",
+    "fraction": "not among the widest margins",
     "disagreement": "disagreement too small",
 }
 
@@ -65,7 +67,7 @@ def _judges_table(run: Run, rows: list[dict[str, Any]]) -> Table:
     cells = [
         [
             Cell(row["judge"], tag="research only" if run.reads_truth(row["judge"]) else ""),
-            run.params.judges[row["judge"]].kind if row["judge"] in run.params.judges else "table",
+            run.kind_of(row["judge"]),
             str(row["cases"]),
             cell(Estimate.column(row, "lift"), signed=True),
             cell(Estimate.column(row, "lift_over_fixed"), signed=True),

@@ -68,6 +68,11 @@ class Run:
             found.append(Arm(name, read_json(self.metrics / f"{name}.json"), student, judge, truth))
         return found
 
+    def kind_of(self, judge: str) -> str:
+        """Kind of a judge, a score table or a consensus entry."""
+        known = {**self.params.judges, **self.params.tables, **self.params.consensus}
+        return known[judge].kind
+
     def reads_truth(self, judge: str) -> bool:
         """Whether a judge, or one that a consensus entry names, looks at the truth of the cases that it scores."""
         if judge in self.params.consensus:

@@ -60,7 +60,7 @@ def training(run: Run) -> Section:
         title: {name: _curve(base.filter(pl.col("model") == name), column, scale) for name in models}
         for title, column, scale in (("loss", "loss", 1.0), ("validation Dice, points", "validation_dice", 100.0))
     }
-    caption = "Training of the base and its companions on the labelled split alone."
+    caption = "Training of the base and its companions on the labelled split; a mean teacher also sees the pool."
     blocks.append(curves(of_base, models, f"Line charts. {caption}", caption, columns=2, size=(4.8, 2.8)))
     how = (
         "A student that rises and then falls is over-optimised: compare its peak with its end. Curves that still rise "

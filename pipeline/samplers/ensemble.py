@@ -11,8 +11,8 @@ from pipeline.samplers.sampler import CaseModels, Draw, Setup, drawn
 
 
 class Ensemble(Knobs):
-    """One proposal per member of the base stage (other seeds, other architectures, a mean teacher), and one of the
-    mean of the base and these members."""
+    """One proposal per member of the base stage (other seeds, other architectures, a mean teacher, folds), and one of
+    the mean of the base and these members."""
 
     kind: Literal["ensemble"]
     members: tuple[str, ...] | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.cases.checks import inside
+from pipeline.cases.checks import brighter, inside
 from pipeline.cases.image_file import read_mask
 from pipeline.cases.preprocess import to_working
 from pipeline.dataset import Case
@@ -85,7 +85,7 @@ class Masks(Knobs):
 
     def _label(self, values: np.ndarray, file: Path, case_id: str, classes: int) -> np.ndarray:
         if self.foreground_above is not None:
-            return (values > self.foreground_above).astype(np.uint8)
+            return brighter(values, self.foreground_above, file, case_id)
         if self.values is not None:
             table = np.zeros(UNKNOWN + 1, np.uint8)
             table[list(self.values)] = list(self.values.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -60,6 +61,9 @@ class TTA(Knobs):
             yield f"flip={''.join(map(str, axes))}", case.predict_flipped(base, axes)
         for turn in self.quarter_turns:
             image = np.rot90(case.image, turn, (-2, -1))
-            yield f"turn={turn}", torch.rot90(case.predict(base, image), -turn, (-2, -1))
+            # The window turns with the image: else the network would see other cuts of it than of the case.
+            window = base.window if turn == 2 else (*base.window[:-2], base.window[-1], base.window[-2])
+            turned = case.predict(replace(base, window=window), image)
+            yield f"turn={turn}", torch.rot90(turned, -turn, (-2, -1))
         for factor in self.intensity:
             yield f"intensity={factor:g}", case.predict(base, (case.image * factor).astype(np.float32))
