@@ -29,6 +29,7 @@ TINY: dict[str, Any] = {
         "members": 1,
     },
     "propose": {
+        "imports": "pipeline/samplers/imported.py",
         "samplers": {
             "dropout": {"kind": "mc_dropout", "rates": [0.3, 0.6], "at": "all"},
             "thresholds": {"kind": "threshold", "thresholds": [0.3, 0.7]},
@@ -38,10 +39,12 @@ TINY: dict[str, Any] = {
     },
     "judges": {"agreement": {"kind": "agreement"}, "expected_dice": {"kind": "expected_dice"}},
     "tables": {},
+    "consensus": {},
     "audit": {"bootstrap": 50},
     "pairs": {
         "none": {"judge": "none", "strategy": {"kind": "none"}},
-        "mined": {"judge": "agreement", "strategy": {"kind": "top_bottom"}},
+        # A judge of such small networks may be worse than a coin; the chain goes on all the same.
+        "mined": {"judge": "agreement", "strategy": {"kind": "top_bottom", "min_p_correct": 0.0}},
     },
     "training": {
         "optimisation": {"steps": 4, "learning_rate": 1e-3, "evaluate_every": 2},

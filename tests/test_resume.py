@@ -70,7 +70,7 @@ def test_a_killed_stage_resumes_with_equal_bytes_but_not_after_a_change_of_code(
     params = with_changes(
         data={**TINY["data"], "cases": 120},
         splits={"labelled": 6, "pool": 90, "validation": 10, "test": 6},
-        propose={"samplers": {"dropout": many}},
+        propose={"imports": "pipeline/samplers/imported.py", "samplers": {"dropout": many}},
     )
     folder = tmp_path / "project"
     checkout(folder, params)

@@ -34,7 +34,7 @@ def test_a_judge_swap_runs_exactly_what_must_run(dvc_run: Path) -> None:
         return stages_run(dvc(dvc_run, "repro", *TARGETS))
 
     def pairs(judge: str) -> dict[str, Any]:
-        return {**TINY["pairs"], "mined": {"judge": judge, "strategy": {"kind": "top_bottom"}}}
+        return {**TINY["pairs"], "mined": {**TINY["pairs"]["mined"], "judge": judge}}
 
     judges = {**TINY["judges"], "spare": {"kind": "agreement"}}
     assert repro(with_changes(judges=judges)) == set(), "nothing changed"
