@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -17,7 +18,7 @@ from pipeline.judges import Judge
 from pipeline.judges.judge import Evidence, JudgeKnobs, LabelFree, judge
 from pipeline.seeding import numpy_generator
 from pipeline.store import read_table
-from tests.builders import bars
+from tests.builders import bars, case_store
 from tests.judging import Scene, evidence_of, noisy_labels, scene, scorer_of, scores_of, seen_by
 from tests.phantoms import disc
 
@@ -28,6 +29,8 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "expected_dice": [{}],
     "likelihood": [{}],
     "oracle": [{}],
+    "rca": [{}, {"aggregate": "mean", "position": True, "voxels": 16, "references": 1}],
+    "shape": [{}, {"position": False, "fewest": 2}],
     "synthetic": [{}, {"gaussian": 0.1, "flip": 0.3, "size_bias": 0.2, "large_above": 0.1}],
     "table": [{}],  # with the path of the scene's table
 }
@@ -68,23 +71,53 @@ def scenes(tmp_path_factory) -> dict[Any, Scene]:
     """Scenes by what is in them; no judge changes one."""
     folder = tmp_path_factory.mktemp("scenes")
     three = [bars([8, 4, 2]), bars([3, 9, 12])]
-    truth = {"one": noisy_labels(1, 2, (1, 16), 2), "other": noisy_labels(2, 2, (1, 16), 2), "none": [None, None]}
+    truth: dict[str, Sequence[np.ndarray | None]] = {
+        "one": noisy_labels(1, 2, (1, 16), 2),
+        "other": noisy_labels(2, 2, (1, 16), 2),
+        "none": [None, None],
+    }
     same = [np.full((4, 5, 5), fill, np.uint8) for fill in (0, 1, schema.UNKNOWN)]
     return {
-        **{which: scene(folder / str(n), [blobs(*which)], classes=which[1]) for n, which in enumerate(SPACES)},
-        **{name: scene(folder / name, three, labels=labels) for name, labels in truth.items()},
-        "same": scene(folder / "same", same),
-        "single": scene(folder / "single", [bars([8]), bars([0]), bars([16])]),
-        "unknown": scene(folder / "unknown", [unknowns()], classes=3),
+        **{which: learnable(folder / str(n), [blobs(*which)], classes=which[1]) for n, which in enumerate(SPACES)},
+        **{name: learnable(folder / name, three, labels=labels) for name, labels in truth.items()},
+        "same": learnable(folder / "same", same),
+        "single": learnable(folder / "single", [bars([8]), bars([0]), bars([16])]),
+        "unknown": learnable(folder / "unknown", [unknowns()], classes=3),
         "island": island(folder / "island"),
     }
+
+
+def learnable(
+    folder: Path,
+    masks: Sequence[np.ndarray],
+    classes: int = 2,
+    labels: Sequence[np.ndarray | None] | None = None,
+    references: Sequence[np.ndarray] | None = None,
+) -> Scene:
+    """A scene with images, and three labelled cases without proposals, for judges that learn from labels.
+
+    Without `references` all is noise, else the images are labels in noise.
+    """
+    space = masks[0].shape[1:]
+    at = scene(folder, masks, classes=classes, labels=labels)
+    truth = noisy_labels(0, len(masks), space, classes) if labels is None else labels
+    learned = noisy_labels(3, 3, space, classes) if references is None else references
+    shown = [np.zeros(space) if references is None or label is None else label for label in [*truth, *learned]]
+    images = [
+        (label + 0.3 * numpy_generator("images", row).normal(size=space)).astype(np.float32)[None]
+        for row, label in enumerate(shown)
+    ]
+    splits = ["pool"] * len(masks) + ["labelled"] * len(learned)
+    cases = case_store(folder / "learnable", [*truth, *learned], splits, images, space, classes)
+    return Scene(cases, at.proposals, at.table)
 
 
 def island(folder: Path) -> Scene:
     """Five members see the disc that is there, two of them also an island that is not; in 2 of 5 proposals."""
     there, false = disc((20, 20), 4, -4), disc((20, 20), 3, 6)
     both = there | false
-    return scene(folder, [np.stack([there, both, there, both, there])], labels=[there])
+    references = [disc((20, 20), radius, -4) for radius in (3.5, 4, 4.5)]
+    return learnable(folder, [np.stack([there, both, there, both, there])], labels=[there], references=references)
 
 
 # ---- the contract ----------------------------------------------------------------------------------------------

@@ -9,10 +9,12 @@ from pipeline.judges.entropy import Entropy
 from pipeline.judges.expected_dice import ExpectedDice
 from pipeline.judges.likelihood import Likelihood
 from pipeline.judges.oracle import Oracle
+from pipeline.judges.rca import Rca
+from pipeline.judges.shape import Shape
 from pipeline.judges.synthetic import Synthetic
 from pipeline.judges.table import Table
 
 Judge = Annotated[
-    Agreement | Entropy | ExpectedDice | Likelihood | Oracle | Synthetic | Table,
+    Agreement | Entropy | ExpectedDice | Likelihood | Oracle | Rca | Shape | Synthetic | Table,
     Field(discriminator="kind"),
 ]
