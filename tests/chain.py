@@ -35,7 +35,7 @@ TINY: dict[str, Any] = {
             "thresholds": {"kind": "threshold", "thresholds": [0.3, 0.7]},
             "ensemble": {"kind": "ensemble"},
             "consensus": {"kind": "consensus"},
-        }
+        },
     },
     "judges": {"agreement": {"kind": "agreement"}, "expected_dice": {"kind": "expected_dice"}},
     "tables": {},

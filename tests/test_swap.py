@@ -40,7 +40,8 @@ def test_a_judge_swap_runs_exactly_what_must_run(dvc_run: Path) -> None:
     assert repro(with_changes(judges=judges)) == set(), "nothing changed"
 
     swapped = with_changes(judges=judges, pairs=pairs("expected_dice"))
-    assert repro(swapped) == {"audit", "mine@mined"} | student, "another judge for a pair set"
+    # The curves of all pair sets are one file: all are mined again, and those with equal bytes stop there.
+    assert repro(swapped) == {"audit"} | mines | student, "another judge for a pair set"
 
     removed = with_changes(pairs=pairs("expected_dice"))
     assert repro(removed) == base | mines, "a removed judge: pairs have equal bytes, so no student is trained"
