@@ -54,7 +54,7 @@ def base_folder(folder: Path, size: tuple[int, ...]) -> Model:
     architecture = Architecture("UNet", arguments, len(size), 1, 2, "softmax", size)
     architecture.save(folder)
     save_weights(architecture.build(0), folder / "base.safetensors")
-    write_json(folder / MODELS, {"members": [], "folds": [], "fold_of": {}, "snapshots": []})
+    write_json(folder / MODELS, {"members": [], "folds": {}, "fold_of": {}, "snapshots": []})
     write_manifest(folder, "benchmark")
     return Model(folder)
 

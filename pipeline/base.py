@@ -42,7 +42,7 @@ class _Training:
         torch.set_num_threads(self.compute.threads)
         # Dropout layers of a network draw from the global generator; this task has the process for itself.
         torch.manual_seed(seed_of(self.seed, "base", name))
-        fold = int(name.removeprefix("fold_")) if name.startswith("fold_") else None
+        fold = int(name.split("_")[1]) if name.startswith("fold_") else None
         labelled = [case for case in self.cases.split("labelled") if fold is None or self.fold_of[case.case_id] != fold]
         other = self.knobs.others.get(name)
         trained = train_supervised(
@@ -52,12 +52,13 @@ class _Training:
             self.augmentation,
             self.compute,
             seed_of(self.seed, "base", name),
-            snapshots=self.knobs.snapshots if name == "base" else 0,
+            snapshots=self.knobs.snapshots if name == "base" or name in fold_names(self.knobs) else 0,
             mean_teacher=self.knobs.mean_teacher if name == TEACHER else None,
         )
         architecture = architecture_of(self.cases, other or self.knobs.network)
         network = architecture.build(0)
-        states = {name: trained.best, **{f"snapshot_{step:06d}": s for step, s in trained.snapshots.items()}}
+        of_fold = f"{name}_" if fold is not None else ""
+        states = {name: trained.best, **{f"{of_fold}snapshot_{step:06d}": s for step, s in trained.snapshots.items()}}
         if other is not None:
             architecture.save(self.work / name)
             states = {f"{name}/base": trained.best}
@@ -74,6 +75,11 @@ class _Training:
 
 
 _CURVES = ("loss", "validation_dice")
+
+
+def fold_names(knobs: Base) -> list[str]:
+    """Names of the models that leave a part of the labelled cases out."""
+    return [f"fold_{i}" for i in range(knobs.folds)]
 
 
 def architecture_of(cases: CaseStore, network: Network) -> Architecture:
@@ -195,7 +201,7 @@ def train_base(
     """
     history.parent.mkdir(parents=True, exist_ok=True)
     if knobs is None:
-        write_json(out / MODELS, {"members": [], "folds": [], "fold_of": {}, "snapshots": []})
+        write_json(out / MODELS, {"members": [], "folds": {}, "fold_of": {}, "snapshots": []})
         write_manifest(out, None)
         pl.DataFrame(schema=["model", "step", *_CURVES, "best"]).write_csv(history)
         return
@@ -219,23 +225,36 @@ def train_base(
     if knobs.folds == 1 or knobs.folds > len(groups):
         raise BadInput(f"base.folds: expected 0 or 2 to {len(groups)} (labelled groups), found {knobs.folds}")
     order = numpy_generator(seed, "folds").permutation(len(groups))
-    fold_of_group = {groups[g]: i % knobs.folds for i, g in enumerate(order)} if knobs.folds else {}
-    fold_of = {case.case_id: fold_of_group[case.group] for case in labelled} if knobs.folds else {}
-    members = [f"member_{i}" for i in range(1, knobs.members + 1)]
-    members += [*knobs.others, *([TEACHER] if knobs.mean_teacher else [])]
-    folds = [f"fold_{i}" for i in range(knobs.folds)]
+    folds = fold_names(knobs)
+    fold_of_group = {groups[g]: i % knobs.folds for i, g in enumerate(order)} if folds else {}
+    fold_of = {case.case_id: fold_of_group[case.group] for case in labelled} if folds else {}
+    seeds = [f"member_{i}" for i in range(1, knobs.members + 1)]
+    members = [*seeds, *knobs.others, *([TEACHER] if knobs.mean_teacher else [])]
+    of_folds = [f"{fold}_{member}" for fold in folds for member in seeds[: knobs.fold_members]]
     block = (knobs, augmentation, compute, seed)
     with workspace("base", block, [cases.folder / MANIFEST]) as work:
         task = _Training(cases, knobs, augmentation, compute, seed, fold_of, work)
-        rows = run(task, shards_of(["base", *members, *folds], 1), work, execution, "base", isolated=True)
-        snapshots = sorted(path.stem for path in work.glob("snapshot_*.safetensors"))
+        rows = run(task, shards_of(["base", *members, *folds, *of_folds], 1), work, execution, "base", isolated=True)
+        snapshots = sorted(path.stem for path in work.glob("*snapshot_*.safetensors"))
         out.mkdir(parents=True, exist_ok=True)
-        for name in ("base", *members, *folds, *snapshots):
+        for name in ("base", *members, *folds, *of_folds, *snapshots):
             if name in knobs.others:
                 publish(work / name, out / name)
             else:
                 publish(work / f"{name}.safetensors", out / f"{name}.safetensors")
         architecture.save(out)
-        write_json(out / MODELS, {"members": members, "folds": folds, "fold_of": fold_of, "snapshots": snapshots})
+        models = {
+            "members": members,
+            "folds": {
+                fold: {
+                    "members": seeds[: knobs.fold_members],
+                    "snapshots": [name.removeprefix(f"{fold}_") for name in snapshots if name.startswith(f"{fold}_")],
+                }
+                for fold in folds
+            },
+            "fold_of": {case_id: folds[fold] for case_id, fold in fold_of.items()},
+            "snapshots": [name for name in snapshots if name.startswith("snapshot_")],
+        }
+        write_json(out / MODELS, models)
         write_manifest(out, block)
         rows.write_csv(history)

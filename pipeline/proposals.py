@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,7 +33,7 @@ from pipeline.store import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.segmenter import Model
+    from pipeline.segmenter import Family, Model
 
 BASE = "base"
 """Sampler and setting of slot 0, where there is a base segmenter."""
@@ -55,9 +55,8 @@ class Propose(Knobs):
 @dataclass(frozen=True)
 class _Proposing:
     cases: CaseStore
-    base: Model | None
-    members: dict[str, Model]
-    snapshots: dict[str, Model]
+    family: Family
+    families: dict[str, Family]  # by case id, instead of `family`
     knobs: Propose
     swap_labels: tuple[tuple[int, int, int], ...]
     compute: Compute
@@ -90,13 +89,14 @@ class _Proposing:
         return pl.DataFrame(rows, schema=schema.PROPOSALS.columns)
 
     def _propose(self, case: Case, blocks: dict[str, np.ndarray], row: int) -> list[dict[str, object]]:
+        family = self.families.get(case.case_id, self.family)
         seen = CaseModels(
             case,
             self.cases.image(case),
             len(self.cases.class_names),
-            _loaded(self.base) if self.base else None,
-            {name: _loaded(model) for name, model in self.members.items()},
-            {name: _loaded(model) for name, model in self.snapshots.items()},
+            _loaded(family.base) if family.base else None,
+            {name: _loaded(model) for name, model in family.members.items()},
+            {name: _loaded(model) for name, model in family.snapshots.items()},
             self.compute,
             self.seed,
             self.swap_labels,
@@ -172,14 +172,74 @@ def propose(
 
     Raises `BadInput` naming every case that failed, after the others have finished; a rerun does only what is missing.
     """
-    from pipeline.segmenter import ARCHITECTURE, Model, member_models, snapshot_models
+    from pipeline.segmenter import family
 
     check_manifest(base)
-    model = Model(base, "base", compute.device) if (base / ARCHITECTURE).is_file() else None
-    members, snapshots = member_models(base, compute.device), snapshot_models(base, compute.device)
-    n_cases, padded, classes = len(cases.all), cases.padded, len(cases.class_names)
+    models = family(base, compute.device)
     proposed_for = tuple(cases.split(*knobs.splits))
-    setup = Setup(classes, model is not None, tuple(members), tuple(snapshots), proposed_for, knobs.imports)
+    _make("propose", cases, proposed_for, base, models, {}, knobs, compute, seed, out, execution, swap_labels)
+
+
+def propose_out_of_fold(
+    cases: CaseStore,
+    base: Path,
+    knobs: Propose,
+    compute: Compute,
+    seed: int,
+    out: Path,
+    execution: Execution,
+    swap_labels: tuple[tuple[int, int, int], ...] = (),
+) -> None:
+    """The same for every labelled case, by models that have not seen it: what learned judges learn from.
+
+    Samplers draw from the fold's model instead of the base, and from the members and snapshots that the folds have;
+    a sampler that they leave nothing to draw from is left out, as are imported masks, of which nobody knows what they
+    have seen. Without folds, an empty table and no array.
+    """
+    from pipeline.segmenter import fold_families
+
+    check_manifest(base)
+    families = fold_families(base, compute.device)
+    if not families:
+        write_table(pl.DataFrame(schema=schema.PROPOSALS.columns), schema.PROPOSALS, out / "proposals.parquet", knobs)
+        write_manifest(out, knobs)
+        return
+    labelled = tuple(case for case in cases.split("labelled") if case.case_id in families)
+    first = families[labelled[0].case_id]
+    knobs = knobs.model_copy(update={"samplers": _of_folds(knobs.samplers, first), "splits": ("labelled",)})
+    _make("out_of_fold", cases, labelled, base, first, families, knobs, compute, seed, out, execution, swap_labels)
+
+
+def _of_folds(samplers: dict[str, Sampler], family: Family) -> dict[str, Sampler]:
+    """The samplers that can draw from the models of a fold, ensembles of those members that it has."""
+    kept: dict[str, Sampler] = {}
+    for name, sampler in samplers.items():
+        if isinstance(sampler, Ensemble):
+            members = tuple(m for m in family.members if sampler.members is None or m in sampler.members)
+            if members:
+                kept[name] = sampler.model_copy(update={"members": members})
+        elif not (isinstance(sampler, Imported) or (isinstance(sampler, Snapshots) and not family.snapshots)):
+            kept[name] = sampler
+    return kept
+
+
+def _make(
+    stage: str,
+    cases: CaseStore,
+    proposed_for: tuple[Case, ...],
+    base: Path,
+    family: Family,
+    families: dict[str, Family],
+    knobs: Propose,
+    compute: Compute,
+    seed: int,
+    out: Path,
+    execution: Execution,
+    swap_labels: tuple[tuple[int, int, int], ...],
+) -> None:
+    n_cases, padded, classes = len(cases.all), cases.padded, len(cases.class_names)
+    names = tuple(family.members), tuple(family.snapshots)
+    setup = Setup(classes, family.base is not None, *names, proposed_for, knobs.imports)
     slots = _slots(knobs, setup)
     voxels = int(np.prod(padded))
     size = cases_per_shard(n_cases, voxels * (slots + classes))
@@ -187,7 +247,7 @@ def propose(
     imported = [
         file for sampler in knobs.samplers.values() if isinstance(sampler, Imported) for file in sampler.files(setup)
     ]
-    with workspace("propose", block, [cases.folder / MANIFEST, base / MANIFEST, *imported]) as work:
+    with workspace(stage, block, [cases.folder / MANIFEST, base / MANIFEST, *imported]) as work:
         for array, shape in (
             (schema.MASKS, (n_cases, slots, *padded)),
             (schema.PROBABILITY, (n_cases, classes, *padded)),
@@ -195,23 +255,23 @@ def propose(
         ):
             if not (work / f"{array.name}.zarr" / "zarr.json").is_file():
                 create_array(work, array, shape, size)
-        ensembles = [sampler for sampler in knobs.samplers.values() if isinstance(sampler, Ensemble)]
-        task = _Proposing(
-            cases,
-            model,
-            {n: m for n, m in members.items() if any(e.members is None or n in e.members for e in ensembles)},
-            snapshots if any(isinstance(sampler, Snapshots) for sampler in knobs.samplers.values()) else {},
-            knobs,
-            swap_labels,
-            compute,
-            seed,
-            work,
-        )
+        used = {case_id: _used(models, knobs) for case_id, models in families.items()}
+        task = _Proposing(cases, _used(family, knobs), used, knobs, swap_labels, compute, seed, work)
         shards = shards_of(proposed_for, size, key=lambda case: case.case)
         # The blocks of a shard twice, as they are and as they are written; of one case, masks and probabilities.
         bytes_per_shard = voxels * (2 * size * (slots + classes) + 2 * slots + 24 * classes)
-        rows = run(task, shards, work, execution, "propose", bytes_per_shard)
+        rows = run(task, shards, work, execution, stage, bytes_per_shard)
         for array in (schema.MASKS, schema.PROBABILITY, schema.DISAGREEMENT):
             publish(work / f"{array.name}.zarr", out / f"{array.name}.zarr")
         write_table(rows, schema.PROPOSALS, out / "proposals.parquet", block)
         write_manifest(out, block)
+
+
+def _used(family: Family, knobs: Propose) -> Family:
+    """Only the models that a sampler draws from are loaded."""
+    names = tuple(family.members)
+    ensembles = [sampler for sampler in knobs.samplers.values() if isinstance(sampler, Ensemble)]
+    drawn_from = {name for ensemble in ensembles for name in ensemble.chosen(names)}
+    members = {name: model for name, model in family.members.items() if name in drawn_from}
+    by_snapshots = any(isinstance(sampler, Snapshots) for sampler in knobs.samplers.values())
+    return replace(family, members=members, snapshots=family.snapshots if by_snapshots else {})

@@ -99,13 +99,21 @@ class Base(Knobs):
     mean_teacher: Consistency | None = None
     """A further model, `mean_teacher`, that also learns from the images of the pool, for the same sampler."""
     folds: Annotated[int, Field(ge=0)] = 0
-    """Models that each leave out one part of the labelled cases, by group; learned judges need at least 2."""
+    """Models that each leave out one part of the labelled cases, by group, so that every labelled case has a model that
+    has not seen it; learned judges need at least 2."""
+    fold_members: Annotated[int, Field(ge=0)] = 0
+    """Of the `members`, how many every fold has too: out-of-fold proposals then have an ensemble, as the pool's do."""
     snapshots: Annotated[int, Field(ge=0)] = 0
-    """Checkpoints of the base kept at equal distances, for the sampler `snapshots`."""
+    """Checkpoints of the base and of each fold kept at equal distances, for the sampler `snapshots`."""
 
     @model_validator(mode="after")
     def _names(self) -> Base:
         for name in self.others:
             if name in ("base", "mean", "mean_teacher") or name.startswith(("member_", "fold_", "snapshot_")):
                 raise ValueError(f"base.others.{name}: the base stage uses this name itself; choose another")
+        most = self.members if self.folds else 0
+        if self.fold_members > most:
+            raise ValueError(
+                f"base.fold_members: expected at most {most} (members of folds), found {self.fold_members}"
+            )
         return self

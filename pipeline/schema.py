@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-VERSION = 2
+VERSION = 3
 """Version of the contract; a reader refuses files of another version."""
 
 UNKNOWN = 255
@@ -161,14 +161,23 @@ _OF_JUDGES = (
     "lift_over_headroom",
     "top_beats_base",
     "headroom",
+    "regret",
+    "gap_weighted_accuracy",
+    "auroc",
+    "aurc",
 )
 _OF_PAIRS = (
     "noise_rate",
     "weighted_noise",
     "noise_difference",
     "voxel_noise",
+    "weighted_voxel_noise",
+    "rejected_right",
+    "neither_right",
     "active_share",
     "lift",
+    "lift_top_quarter",
+    "lift_rest",
     "volume_bias",
 )
 
@@ -182,6 +191,7 @@ AUDIT_JUDGES = Table(
         "abstained": _REAL,  # share of proposals without a score
         **{f"{measure}{end}": _REAL for measure in _OF_JUDGES for end in _ENDS},
         "fixed_sampler": _TEXT,
+        "verdict": _TEXT,  # in plain language
     },
     frozenset({f"{measure}{end}" for measure in _OF_JUDGES for end in _ENDS} | {"fixed_sampler"}),
 )
@@ -199,6 +209,36 @@ AUDIT_PAIRS = Table(
         "verdict": _TEXT,  # whom the noise favours: DPO, RN-DPO or undecided
     },
     frozenset({f"{measure}{end}" for measure in _OF_PAIRS for end in _ENDS} | {"verdict"}),
+)
+
+AUDIT_STRATEGIES = Table(
+    "audit_strategies",
+    "a judge and a standard strategy tried on validation cases",
+    ("judge", "strategy"),
+    {
+        "judge": _TEXT,
+        "strategy": _TEXT,  # its name in audit.strategies
+        "mined": _COUNT,
+        **{f"{measure}{end}": _REAL for measure in _OF_PAIRS for end in _ENDS},
+        "verdict": _TEXT,
+    },
+    frozenset({f"{measure}{end}" for measure in _OF_PAIRS for end in _ENDS} | {"verdict"}),
+)
+
+AUDIT_BINS = Table(
+    "audit_bins",
+    "pairs of proposals of one validation case that are alike in size of gap or of disagreement",
+    ("judge", "by", "bin"),
+    {
+        "judge": _TEXT,
+        "by": pl.Enum(("gap", "disagreement")),  # of true Dice; |D| as a share of the voxels of the case
+        "bin": _INT,
+        "above": _REAL,
+        "up_to": _REAL,
+        "count": _COUNT,  # pairs
+        **{f"accuracy{end}": _REAL for end in _ENDS},  # P(the judge orders them rightly)
+    },
+    frozenset({f"accuracy{end}" for end in _ENDS}),
 )
 
 CALIBRATION = Table(
@@ -238,6 +278,8 @@ TABLES = (
     EVALUATION,
     AUDIT_JUDGES,
     AUDIT_PAIRS,
+    AUDIT_STRATEGIES,
+    AUDIT_BINS,
     CALIBRATION,
     RELIABILITY,
 )

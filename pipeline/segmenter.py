@@ -168,6 +168,39 @@ def snapshot_models(folder: Path, device: str = "cpu") -> dict[str, Model]:
     return {name: Model(folder, name, device) for name in names}
 
 
+@dataclass(frozen=True)
+class Family:
+    """A base with its members and snapshots, by name: what proposals are drawn from."""
+
+    base: Model | None
+    members: dict[str, Model]
+    snapshots: dict[str, Model]
+
+
+def family(folder: Path, device: str = "cpu") -> Family:
+    """The base of a folder and all its relatives; of `base: null`, none."""
+    base = Model(folder, "base", device) if (folder / ARCHITECTURE).is_file() else None
+    return Family(base, member_models(folder, device), snapshot_models(folder, device))
+
+
+def fold_families(folder: Path, device: str = "cpu") -> dict[str, Family]:
+    """By labelled case id, the models that have not seen it: those of its fold, under the names of their like in the
+    base. Of snapshots, those that all folds have: a fold whose training stopped early has fewer."""
+    models = json.loads((folder / MODELS).read_text())
+    folds = models["folds"]
+    kept = [set(fold["snapshots"]) for fold in folds.values()]
+    common = sorted(set.intersection(*kept)) if kept else []
+    families = {
+        fold: Family(
+            Model(folder, fold, device),
+            {name: Model(folder, f"{fold}_{name}", device) for name in relatives["members"]},
+            {name: Model(folder, f"{fold}_{name}", device) for name in common},
+        )
+        for fold, relatives in folds.items()
+    }
+    return {case_id: families[fold] for case_id, fold in models["fold_of"].items()}
+
+
 def pad_to(image: Tensor, window: Sequence[int], value: float = 0.0) -> Tensor:
     """Pad the last axes of an image at their ends up to the window; axes that are longer stay."""
     n = len(window)

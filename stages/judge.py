@@ -11,17 +11,23 @@ from stages import FOLDER, stage
 @click.argument("name")
 @click.option("--cases", type=FOLDER, required=True)
 @click.option("--proposals", type=FOLDER, required=True)
+@click.option(
+    "--out-of-fold", type=FOLDER, default="data/out_of_fold", show_default=True, help="What judges learn from."
+)
 @click.option("--models", type=FOLDER, default="models/judges", show_default=True, help="Where learned judges live.")
 @click.option("--out", type=FOLDER, required=True)
 @stage
-def main(name: str, cases: Path, proposals: Path, models: Path, out: Path, params_file: Path) -> None:
+def main(
+    name: str, cases: Path, proposals: Path, out_of_fold: Path, models: Path, out: Path, params_file: Path
+) -> None:
     from pipeline.dataset import CaseStore, ProposalStore
     from pipeline.judges.judge import judge
     from pipeline.params import entry, load_params
 
     params = load_params(params_file)
     knobs = entry({**params.judges, **params.tables}, name, "judges or tables")
-    judge(name, knobs, CaseStore(cases), ProposalStore(proposals), models / name, params.seed, out, params.execution)
+    stores = CaseStore(cases), ProposalStore(proposals), ProposalStore(out_of_fold)
+    judge(name, knobs, *stores, models / name, params.compute, params.seed, out, params.execution)
 
 
 if __name__ == "__main__":

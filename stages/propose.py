@@ -1,4 +1,6 @@
-"""Base segmenter, images and imported masks -> several masks per case (schema `PROPOSALS`) and their arrays."""
+"""Base segmenter, images and imported masks -> several masks per case (schema `PROPOSALS`) and their arrays.
+
+For labelled cases out of fold too, where the base has folds."""
 
 from pathlib import Path
 
@@ -11,15 +13,18 @@ from stages import FOLDER, stage
 @click.option("--cases", type=FOLDER, required=True)
 @click.option("--base", type=FOLDER, required=True)
 @click.option("--out", type=FOLDER, required=True)
+@click.option("--out-of-fold", type=FOLDER, default="data/out_of_fold", show_default=True, help="Of labelled cases.")
 @stage
-def main(cases: Path, base: Path, out: Path, params_file: Path) -> None:
+def main(cases: Path, base: Path, out: Path, out_of_fold: Path, params_file: Path) -> None:
     from pipeline.dataset import CaseStore
     from pipeline.params import load_params
-    from pipeline.proposals import propose
+    from pipeline.proposals import propose, propose_out_of_fold
 
     params = load_params(params_file)
     swap_labels = params.augmentation.swap_labels
-    propose(CaseStore(cases), base, params.propose, params.compute, params.seed, out, params.execution, swap_labels)
+    block = (params.propose, params.compute, params.seed)
+    propose(CaseStore(cases), base, *block, out, params.execution, swap_labels)
+    propose_out_of_fold(CaseStore(cases), base, *block, out_of_fold, params.execution, swap_labels)
 
 
 if __name__ == "__main__":

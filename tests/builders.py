@@ -113,6 +113,13 @@ def proposal_store(
     return ProposalStore(folder)
 
 
+def no_proposals(folder: Path) -> ProposalStore:
+    """What the propose stage writes out of fold for a base without folds."""
+    write_table(pl.DataFrame(schema=schema.PROPOSALS.columns), schema.PROPOSALS, folder / "proposals.parquet", "a test")
+    write_manifest(folder, "a test")
+    return ProposalStore(folder)
+
+
 def panel_of(
     cases: CaseStore, proposals: ProposalStore, scores: Mapping[str, Sequence[Sequence[float | None]]]
 ) -> pl.DataFrame:

@@ -11,9 +11,10 @@ import numpy as np
 import polars as pl
 
 from pipeline.dataset import CaseStore, ProposalStore
-from pipeline.judges.judge import Evidence, LabelFree
+from pipeline.judges.judge import Evidence, Given, LabelFree
+from pipeline.recipe import Compute
 from pipeline.seeding import numpy_generator
-from tests.builders import case_store, proposal_store
+from tests.builders import case_store, no_proposals, proposal_store
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Scene:
     cases: CaseStore
     proposals: ProposalStore
     table: Path
+    out_of_fold: ProposalStore | None = None
 
 
 def scene(
@@ -56,8 +58,24 @@ def seen_by(knobs: Any, at: Scene) -> CaseStore:
     return at.cases if knobs.research else LabelFree(at.cases.folder)
 
 
+def folds_of(at: Scene) -> ProposalStore:
+    """Out-of-fold proposals, or none, as of a base without folds."""
+    return at.out_of_fold or no_proposals(at.table.parent / "no_folds")
+
+
+def given(cases: CaseStore, proposals: ProposalStore, folder: Path) -> Given:
+    """What a judge may learn from beside a base without folds; its models go below `folder`."""
+    return _given(cases, proposals, no_proposals(folder / "no_folds"), folder, 0)
+
+
+def _given(cases: CaseStore, proposals: ProposalStore, folds: ProposalStore, folder: Path, seed: int) -> Given:
+    models = folder / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    return Given(cases, proposals, folds, models, Compute(), seed)
+
+
 def scorer_of(knobs: Any, at: Scene, seed: int = 0) -> Any:
-    return knobs.ready(seen_by(knobs, at), at.proposals, at.table.parent / "models", seed)
+    return knobs.ready(_given(seen_by(knobs, at), at.proposals, folds_of(at), at.table.parent, seed))
 
 
 def scores_of(knobs: Any, at: Scene, row: int = 0, seed: int = 0) -> np.ndarray:

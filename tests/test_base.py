@@ -18,7 +18,7 @@ from pipeline.dataset import CaseStore
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
 from pipeline.recipe import MODELS, Base, Compute, Consistency, Network, Optimisation
-from pipeline.segmenter import Model, member_models, snapshot_models
+from pipeline.segmenter import Model, fold_families, member_models, snapshot_models
 from tests.builders import case_store
 from tests.networks import noise
 from tests.phantoms import disc
@@ -59,12 +59,14 @@ def test_relatives_of_the_base(tmp_path):
 
     Windows: 10 rounded up to a multiple of 2 is 10, of 4 is 12. Snapshots after steps 2 and 4.
     """
-    base = knobs(members=1, others={"attention": OTHER}, mean_teacher=Consistency(), folds=2, snapshots=2)
+    base = knobs(
+        members=1, others={"attention": OTHER}, mean_teacher=Consistency(), folds=2, fold_members=1, snapshots=2
+    )
     out = train(tmp_path, base, cases_of(tmp_path / "cases"))
     models = json.loads((out / MODELS).read_text())
     assert models["members"] == ["member_1", "attention", TEACHER]
     assert models["snapshots"] == ["snapshot_000002", "snapshot_000004"]
-    assert sorted(models["fold_of"].values()) == [0, 1]
+    assert sorted(models["fold_of"].values()) == ["fold_0", "fold_1"]
     members = member_models(out)
     assert list(members) == ["member_1", "attention", TEACHER, "fold_0", "fold_1"]
     assert members["attention"].architecture.window == (12, 12)
@@ -76,7 +78,40 @@ def test_relatives_of_the_base(tmp_path):
             assert (one == two) == torch.equal(first[one], first[two])
     assert len(snapshot_models(out)) == 2
     history = pl.read_csv(tmp_path / "base.csv")
-    assert history["model"].unique(maintain_order=True).to_list() == ["base", *members]
+    of_folds = ["fold_0_member_1", "fold_1_member_1"]
+    assert history["model"].unique(maintain_order=True).to_list() == ["base", *members, *of_folds]
+    for case_id, fold in models["fold_of"].items():
+        unseen = fold_families(out)[case_id]
+        assert unseen.base == Model(out, fold)
+        assert unseen.members == {"member_1": Model(out, f"{fold}_member_1")}
+        assert unseen.snapshots == {name: Model(out, f"{fold}_{name}") for name in models["snapshots"]}
+        assert all(model.weights.is_file() for model in [*unseen.members.values(), *unseen.snapshots.values()])
+
+
+def test_a_labelled_case_teaches_no_model_of_its_own_fold(tmp_path):
+    """With another label of one case, other models change. Not all must: the best of a model may be its start."""
+    weights = []
+    for turn, radius in enumerate((2.0, 4.0)):
+        here = tmp_path / str(turn)
+        labels = [disc((10, 10), 2 + 0.5 * (i % 3)) for i in range(5)]
+        labels[0] = disc((10, 10), radius)
+        images = [noise((10, 10), f"c{i}") for i in range(5)]
+        cases = case_store(here / "cases", labels, SPLITS, images)
+        out = train(here, knobs(members=1, folds=2, fold_members=1, snapshots=1), cases)
+        weights.append({path.name: path.read_bytes() for path in out.glob("*.safetensors")})
+    own = json.loads((out / MODELS).read_text())["fold_of"]["c0"]
+    unchanged = {name for name in weights[0] if weights[0][name] == weights[1][name]}
+    of_fold = {f"{own}.safetensors", f"{own}_member_1.safetensors", f"{own}_snapshot_000004.safetensors"}
+    assert of_fold == {name for name in weights[0] if name.startswith(own)}
+    assert of_fold <= unchanged
+    assert "snapshot_000004.safetensors" not in unchanged
+
+
+def test_members_of_folds_are_members():
+    with pytest.raises(ValidationError, match=r"base.fold_members: expected at most 0 \(members of folds\), found 1"):
+        knobs(members=1, fold_members=1)
+    with pytest.raises(ValidationError, match=r"base.fold_members: expected at most 1 \(members of folds\), found 2"):
+        knobs(members=1, folds=2, fold_members=2)
 
 
 def test_only_the_mean_teacher_sees_the_pool(tmp_path):

@@ -21,6 +21,7 @@ from pipeline.overlap import dice_to
 from pipeline.prediction import on_source_grid
 from pipeline.store import read_table, write_manifest, write_table
 from tests.builders import case_store, proposal_store
+from tests.judging import given
 from tests.phantoms import disc
 
 
@@ -185,7 +186,7 @@ def test_the_sheet_comes_back_as_scores(tmp_path):
     assert sheet["mask"].n_unique() == 3, "both cases have the same three masks"
     assert sheet["sampler"].to_list() == ["base", "s", "s"] * 2
     sheet.with_columns(pl.Series("score", [0.0, 1.0, None, 10.0, 11.0, 12.0])).write_csv(path)
-    ready = Table(kind="table", path=path).ready(cases, proposals, tmp_path, 0)
+    ready = Table(kind="table", path=path).ready(given(cases, proposals, tmp_path))
     assert ready.scores == {"c0": {0: 0.0, 1: 1.0}, "c1": {0: 10.0, 1: 11.0, 2: 12.0}}
 
 
@@ -197,7 +198,7 @@ def test_a_sheet_of_other_masks_is_refused(tmp_path):
     pl.read_csv(path).with_columns(score=pl.lit(0.5)).write_csv(path)
     cases, anew = stores(tmp_path / "new", [three((5, 5))[::-1]], classes=3)
     with pytest.raises(BadInput, match=r"case 'c0', proposal 0: the score is of another mask"):
-        Table(kind="table", path=path).ready(cases, anew, tmp_path, 0)
+        Table(kind="table", path=path).ready(given(cases, anew, tmp_path))
 
 
 def test_an_image_keeps_its_orientation_against_the_source(tmp_path):

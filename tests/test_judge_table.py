@@ -16,6 +16,7 @@ from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence
 from pipeline.judges.table import Table
 from tests.builders import bars, case_store, proposal_store
+from tests.judging import given
 
 ROWS = ("c0,0,0.5", "c0,1,0.25", "c1,0,2", "c1,1,-1")
 
@@ -45,7 +46,7 @@ def write_scores(at: Scene, *rows: str, header: str = "case_id,proposal,score") 
 
 def table_scores(at: Scene, **knobs: Any) -> list[list[float]]:
     table = Table(kind="table", path=at.table, **knobs)
-    scorer = table.ready(at.cases, at.proposals, at.table.parent / "models", 0)
+    scorer = table.ready(given(at.cases, at.proposals, at.table.parent))
     return [scorer.score(Evidence(at.cases, at.proposals, case)).tolist() for case in at.cases.all]
 
 

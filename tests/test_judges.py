@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from pipeline import schema
-from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
 from pipeline.judges import Judge
-from pipeline.judges.judge import Evidence, JudgeKnobs, LabelFree, judge
+from pipeline.judges.judge import Evidence, Given, JudgeKnobs, LabelFree, judge
+from pipeline.recipe import Compute
 from pipeline.seeding import numpy_generator
 from pipeline.store import read_table
-from tests.builders import bars, case_store
-from tests.judging import Scene, evidence_of, noisy_labels, scene, scorer_of, scores_of, seen_by
+from tests.builders import bars, case_store, proposal_store
+from tests.judging import Scene, evidence_of, folds_of, noisy_labels, scene, scorer_of, scores_of, seen_by
 from tests.phantoms import disc
 
 KINDS = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get_args(get_args(Judge)[0])}
@@ -94,9 +94,10 @@ def learnable(
     labels: Sequence[np.ndarray | None] | None = None,
     references: Sequence[np.ndarray] | None = None,
 ) -> Scene:
-    """A scene with images, and three labelled cases without proposals, for judges that learn from labels.
+    """A scene with images, and three labelled cases with out-of-fold proposals, for judges that learn from labels.
 
-    Without `references` all is noise, else the images are labels in noise.
+    Without `references` all is noise, else the images are labels in noise. The proposals are the label, each with
+    another share of its voxels drawn anew.
     """
     space = masks[0].shape[1:]
     at = scene(folder, masks, classes=classes, labels=labels)
@@ -109,7 +110,16 @@ def learnable(
     ]
     splits = ["pool"] * len(masks) + ["labelled"] * len(learned)
     cases = case_store(folder / "learnable", [*truth, *learned], splits, images, space, classes)
-    return Scene(cases, at.proposals, at.table)
+    anew = [
+        np.stack([redrawn(label, 0.1 * slot, classes, row, slot) for slot in range(4)])
+        for row, label in enumerate([*(np.zeros(m.shape[1:], np.uint8) for m in masks), *learned])
+    ]
+    return Scene(cases, at.proposals, at.table, proposal_store(folder / "out_of_fold", anew, classes=classes))
+
+
+def redrawn(label: np.ndarray, share: float, classes: int, *seed: int) -> np.ndarray:
+    draw = numpy_generator("redrawn", *seed)
+    return np.where(draw.random(label.shape) < share, draw.integers(classes, size=label.shape), label).astype(np.uint8)
 
 
 def island(folder: Path) -> Scene:
@@ -197,7 +207,7 @@ def test_every_judge_writes_a_table_of_equal_bytes(tmp_path, monkeypatch, scenes
     found = []
     for number, execution in enumerate([SYNCHRONOUS, Execution(scheduler="threads", progress="none")]):
         out = tmp_path / f"{number}.parquet"
-        judge("j", knobs, at.cases, at.proposals, tmp_path / "models", 0, out, execution)
+        judge("j", knobs, at.cases, at.proposals, folds_of(at), tmp_path / "models", Compute(), 0, out, execution)
         found.append(out.read_bytes())
     assert found[0] == found[1]
     table = read_table(tmp_path / "0.parquet", schema.SCORES)
@@ -222,7 +232,7 @@ class Fixed(JudgeKnobs):
 
 def judged_by(knobs: Any, at: Scene, out: Path) -> dict[str, list[float | None]]:
     """Scores by case, as written."""
-    judge("j", knobs, at.cases, at.proposals, out.parent / "models", 0, out, SYNCHRONOUS)
+    judge("j", knobs, at.cases, at.proposals, folds_of(at), out.parent / "models", Compute(), 0, out, SYNCHRONOUS)
     table = read_table(out, schema.SCORES)
     return {str(case[0]): rows["score"].to_list() for case, rows in table.group_by("case_id", maintain_order=True)}
 
@@ -250,10 +260,10 @@ class Peeking(JudgeKnobs):
     split: str = "pool"
     when: str = "truth"
 
-    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> Peeking:
+    def ready(self, given: Given) -> Peeking:
         if self.when == "ready":
-            (case,) = cases.split(self.split)
-            cases.label(case)
+            (case,) = given.cases.split(self.split)
+            given.cases.label(case)
         return self
 
     def score(self, evidence: Evidence) -> np.ndarray:

@@ -17,7 +17,7 @@ from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.execution import WORK, Execution
 from pipeline.knobs import Knobs
-from pipeline.proposals import Propose, propose
+from pipeline.proposals import Propose, propose, propose_out_of_fold
 from pipeline.recipe import MODELS, Compute, Network
 from pipeline.samplers.ensemble import Ensemble
 from pipeline.samplers.sampler import CaseModels, Draw, Setup
@@ -48,7 +48,7 @@ def base_folder(
                 for weight in built.parameters():
                     weight.copy_(torch.tensor([-1.0, 1.0]) if weight.shape == (2,) else torch.zeros_like(weight))
         save_weights(built, folder / f"{name}.safetensors")
-    write_json(folder / MODELS, {"members": names, "folds": [], "fold_of": {}, "snapshots": list(snapshots)})
+    write_json(folder / MODELS, {"members": names, "folds": {}, "fold_of": {}, "snapshots": list(snapshots)})
     write_manifest(folder, "a test")
     return folder
 
@@ -125,6 +125,61 @@ def test_the_mean_probability_is_of_predictions_only(cases, tmp_path):
     stored = found.probability(cases.all[1]) * 255
     assert stored[:, 0, 0] == pytest.approx([30, 225])
     assert (stored == stored[:, :1, :1]).all()
+
+
+def out_of_fold(cases: CaseStore, base: Path, knobs: Propose) -> ProposalStore:
+    propose_out_of_fold(cases, base, knobs, Compute(), 0, Path("folds"), ONE)
+    return ProposalStore(Path("folds"))
+
+
+def test_out_of_fold_proposals_come_from_the_models_of_the_fold(tmp_path, monkeypatch):
+    """Labelled cases alone; slot 0 is the fold's model, the ensemble that of the members which the folds have.
+
+    The base has two members and the folds one; one fold has kept both snapshots, the other one stopped before the last.
+    """
+    monkeypatch.chdir(tmp_path)
+    images = [noise((6, 6), f"c{i}") for i in range(4)]
+    cases = case_store(
+        tmp_path / "cases", [np.zeros((6, 6), np.uint8)] * 4, ["labelled", "labelled", "pool", "validation"], images
+    )
+    folder = base_folder(tmp_path / "base", members=2, snapshots=("snapshot_000002", "snapshot_000004"))
+    names = [f"fold_{f}{of}" for f in (0, 1) for of in ("", "_member_1", "_snapshot_000002")]
+    for seed, name in enumerate(names, start=10):
+        save_weights(Model(folder).architecture.build(seed), folder / f"{name}.safetensors")
+    listed = json.loads((folder / MODELS).read_text())
+    kept = {"members": ["member_1"], "snapshots": ["snapshot_000002"]}
+    listed["folds"] = {"fold_0": {**kept, "snapshots": listed["snapshots"]}, "fold_1": kept}
+    listed["fold_of"] = {"c0": "fold_1", "c1": "fold_0"}
+    write_json(folder / MODELS, listed)
+    samplers: dict[str, Any] = {"others": {"kind": "ensemble"}, "early": {"kind": "snapshots"}}
+    knobs = Propose.model_validate({"samplers": samplers})
+    found = out_of_fold(cases, folder, knobs)
+    assert found.case_ids() == ["c0", "c1"]
+    settings = [("base", "base"), ("others", "member_1"), ("others", "mean"), ("early", "snapshot_000002")]
+    for case, fold in zip(cases.split("labelled"), ("fold_1", "fold_0"), strict=True):
+        assert found.table.filter(case_id=case.case_id).select("sampler", "setting").rows() == settings
+        for slot, model in ((0, fold), (1, f"{fold}_member_1"), (3, f"{fold}_snapshot_000002")):
+            network = Model(folder, model).load()
+            expected = labels(probability(predict(network, cases.image(case), (6, 6), Compute())))
+            assert (found.masks(case)[slot] == expected).all()
+    assert len(proposed(cases, folder, knobs).table.filter(case_id="c2")) == 6, "base, two members, mean, two snapshots"
+
+
+def test_out_of_fold_samplers_that_have_nothing_to_draw_from_are_left_out(cases, tmp_path):
+    folder = base_folder(tmp_path / "base", members=1)
+    save_weights(Model(folder).architecture.build(5), folder / "fold_0.safetensors")
+    listed = json.loads((folder / MODELS).read_text())
+    listed |= {"folds": {"fold_0": {"members": [], "snapshots": []}}, "fold_of": {"c0": "fold_0"}}
+    write_json(folder / MODELS, listed)
+    samplers: dict[str, Any] = {"others": {"kind": "ensemble"}, "cut": {"kind": "threshold", "thresholds": (0.3,)}}
+    found = out_of_fold(cases, folder, Propose.model_validate({"samplers": samplers}))
+    assert found.table.select("case_id", "sampler").rows() == [("c0", "base"), ("c0", "cut")]
+
+
+def test_without_folds_there_is_no_out_of_fold_proposal(cases, tmp_path):
+    found = out_of_fold(cases, base_folder(tmp_path / "base"), with_toy())
+    assert found.case_ids() == []
+    assert not list(Path("folds").glob("*.zarr"))
 
 
 def test_slot_0_is_the_base_prediction(cases, tmp_path):

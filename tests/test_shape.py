@@ -16,7 +16,7 @@ from pipeline.judges.judge import Evidence
 from pipeline.judges.shape import Shape, ShapeScores
 from pipeline.store import write_manifest, write_table
 from tests.builders import bars, case_store, proposal_store, rows_of
-from tests.judging import Scene, scores_of
+from tests.judging import Scene, given, scores_of
 from tests.phantoms import disc
 
 
@@ -236,5 +236,5 @@ def test_scores_need_no_truth_of_what_is_judged(tmp_path):
     """Evidence without research, and one bar among equals."""
     cases = case_store(tmp_path / "cases", [None, *[bars([4])[0]] * 3], ["pool"] + ["labelled"] * 3, space=(1, 16))
     proposals = proposal_store(tmp_path / "proposals", [bars([4])])
-    ready = Shape(kind="shape").ready(cases, proposals, tmp_path, 0)
+    ready = Shape(kind="shape").ready(given(cases, proposals, tmp_path))
     assert ready.score(Evidence(cases, proposals, cases.all[0])) == pytest.approx([log(1 - 0.5 / 4)])

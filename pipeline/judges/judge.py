@@ -13,10 +13,14 @@ import polars as pl
 from pipeline import schema
 from pipeline.dataset import Case, CaseStore, ProposalStore
 from pipeline.errors import BadInput
-from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
+from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
 from pipeline.knobs import Knobs
 from pipeline.overlap import first_equal
-from pipeline.store import MANIFEST, cases_per_shard, write_table
+from pipeline.recipe import Compute
+from pipeline.store import MANIFEST, cases_per_shard, write_json, write_table
+
+RECORD = "judge.json"
+"""Beside what a judge has learned: which judge it is."""
 
 
 class LabelFree(CaseStore):
@@ -98,6 +102,32 @@ class Evidence:
         return self.cases.label(self.case) if self.case.has_label else None
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a judge may learn from before it scores."""
+
+    cases: CaseStore
+    """Labels of the labelled split alone can be read, but by judges for research."""
+    proposals: ProposalStore
+    out_of_fold: ProposalStore
+    """Proposals of labelled cases by models that have not seen them; empty where the base has no folds."""
+    models: Path
+    """Folder for what is learned. What a killed run of the same knobs and inputs has finished is still there."""
+    compute: Compute
+    seed: int
+
+    def learned_from(self, kind: str) -> list[Case]:
+        """Labelled cases that have out-of-fold proposals; raises `BadInput` where there is none."""
+        known = set(self.out_of_fold.case_ids())
+        found = [case for case in self.cases.split("labelled") if case.case_id in known]
+        if not found:
+            raise BadInput(
+                f"{self.out_of_fold.folder}: a judge of kind '{kind}' learns from out-of-fold proposals of "
+                "labelled cases, found none; expected base.folds of at least 2"
+            )
+        return found
+
+
 class Scorer(Protocol):
     """A judge that is ready to score; picklable."""
 
@@ -120,8 +150,8 @@ class Judge(Protocol):
         """Name of the kind in `params.yaml`."""
         ...
 
-    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> Scorer:
-        """Read, check or learn what scoring needs; learned weights go to `models`. Raises `BadInput`."""
+    def ready(self, given: Given) -> Scorer:
+        """Read, check or learn what scoring needs. Raises `BadInput`."""
         ...
 
 
@@ -135,7 +165,7 @@ class JudgeKnobs(Knobs):
         """Files beyond cases and proposals that scores follow from."""
         return []
 
-    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> Any:
+    def ready(self, given: Given) -> Any:
         return self
 
 
@@ -178,26 +208,34 @@ def judge(
     knobs: Judge,
     cases: CaseStore,
     proposals: ProposalStore,
+    out_of_fold: ProposalStore,
     models: Path,
+    compute: Compute,
     seed: int,
     out: Path,
     execution: Execution,
 ) -> None:
     """Score every proposal but those of test cases with one judge and write `data/scores/NAME.parquet`.
 
-    Raises `BadInput` naming every case that failed and where a judge's scores do not match the proposals.
+    What it has learned goes to the folder `models`, beside `judge.json`, which says what judge it is. Raises `BadInput`
+    naming every case that failed and where a judge's scores do not match the proposals.
     """
     seen = cases if knobs.research else LabelFree(cases.folder)
-    scorer = knobs.ready(seen, proposals, models, seed)
     expected = judged(cases, proposals).select("case_id", "proposal")
     known = set(expected["case_id"].unique().to_list())
     rows = [case for case in cases.all if case.case_id in known]
-    inputs = [cases.folder / MANIFEST, proposals.folder / MANIFEST, *knobs.inputs()]
-    with workspace(f"judge_{name}", (name, knobs, seed), inputs) as work:
+    stores = (cases, proposals, out_of_fold)
+    inputs = [*(store.folder / MANIFEST for store in stores), *knobs.inputs()]
+    with workspace(f"judge_{name}", (name, knobs, compute, seed), inputs) as work:
+        learned = work / "models"
+        learned.mkdir(exist_ok=True)
+        scorer = knobs.ready(Given(seen, proposals, out_of_fold, learned, compute, seed))
         shards = shards_of(rows, cases_per_shard(len(cases.all), 1))
         scores = run(_Scoring(seen, proposals, scorer, name, knobs.research), shards, work, execution, f"judge {name}")
         if not scores.select("case_id", "proposal").sort("case_id", "proposal").equals(expected):
             raise BadInput(
                 f"judge '{name}': gave {len(scores)} scores, expected one for each of {len(expected)} proposals"
             )
+        write_json(learned / RECORD, {"judge": name, "knobs": repr(knobs)})
+        publish(learned, models)
         write_table(scores, schema.SCORES, out, knobs)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
-from pipeline.dataset import Case, CaseStore, ProposalStore
+from pipeline.dataset import Case, CaseStore
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Evidence, JudgeKnobs
+from pipeline.judges.judge import Evidence, Given, JudgeKnobs
 from pipeline.schema import UNKNOWN
 from pipeline.seeding import numpy_generator
 
@@ -52,7 +51,8 @@ class Rca(JudgeKnobs):
     ridge: Annotated[float, Field(gt=0)] = 0.01
     """Added to the variance of every feature, as a share of it."""
 
-    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> RcaScores:
+    def ready(self, given: Given) -> RcaScores:
+        cases, seed = given.cases, given.seed
         chosen = self._chosen(cases, seed)
         return RcaScores(self, seed, tuple(self._reference(cases, case, seed) for case in chosen))
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
-from pipeline.dataset import Case, CaseStore, ProposalStore
-from pipeline.judges.judge import Evidence, JudgeKnobs
+from pipeline.dataset import Case
+from pipeline.judges.judge import Evidence, Given, JudgeKnobs
 from pipeline.schema import UNKNOWN
 
 
@@ -43,7 +42,8 @@ class Shape(JudgeKnobs):
     position: bool = True
     """Whether the place in the image counts: false for data without a common field of view."""
 
-    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> ShapeScores:
+    def ready(self, given: Given) -> ShapeScores:
+        cases = given.cases
         physical = all(case.spacing_mm is not None for case in cases.all)
         labelled = [case for case in cases.split("labelled") if case.has_label]
         classes = len(cases.class_names)

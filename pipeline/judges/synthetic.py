@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from pipeline.dataset import CaseStore, ProposalStore
-from pipeline.judges.judge import Evidence, JudgeKnobs
+from pipeline.judges.judge import Evidence, Given, JudgeKnobs
 from pipeline.overlap import dice_to
 from pipeline.schema import UNKNOWN
 from pipeline.seeding import numpy_generator
@@ -43,8 +41,8 @@ class Synthetic(JudgeKnobs):
     """Judges with the same number share their draws, so that more noise is more of the same; another number is
     independent noise."""
 
-    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> SyntheticScores:
-        return SyntheticScores(self, seed)
+    def ready(self, given: Given) -> SyntheticScores:
+        return SyntheticScores(self, given.seed)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import polars as pl
 
 from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Evidence, JudgeKnobs, judged
+from pipeline.judges.judge import Evidence, Given, JudgeKnobs, judged
 from pipeline.store import read_foreign_table
 
 
@@ -35,8 +35,9 @@ class Table(JudgeKnobs):
     def inputs(self) -> list[Path]:
         return [self.path]
 
-    def ready(self, cases: CaseStore, proposals: ProposalStore, models: Path, seed: int) -> TableScores:
+    def ready(self, given: Given) -> TableScores:
         """Check the file against the proposals: columns, types, repeated and unknown rows, missing rows."""
+        cases, proposals = given.cases, given.proposals
         frame = read_foreign_table(self.path)
         for column in (self.case, self.proposal, self.score):
             if column not in frame.columns:
