@@ -6,7 +6,7 @@ Platt, Probabilistic outputs for support vector machines, 1999; Zadrozny and Elk
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -123,7 +123,7 @@ class Calibrated(NamedTuple):
 
     curve: Curve | None  # fitted on all validation cases; None without a pair
     reliability: pl.DataFrame  # `bin`, `count`, `cases`, `predicted`, `observed` of `RELIABILITY`
-    summary: dict[str, object]  # `kind`, `cases`, `groups`, `shrinkage`, `ece`, `brier`, `note`
+    summary: dict[str, Any]  # `kind`, `cases`, `groups`, `shrinkage`, `ece`, `brier`, `note`
 
 
 def calibrate(tried: Tried, knobs: Calibration, seed: int) -> Calibrated:
@@ -148,7 +148,7 @@ def calibrate(tried: Tried, knobs: Calibration, seed: int) -> Calibrated:
     reliability = _reliability(tried, held_out)
     share = reliability["cases"] / max(1.0, reliability["cases"].sum())
     gap = (reliability["predicted"] - reliability["observed"]).abs()
-    summary: dict[str, object] = {
+    summary: dict[str, Any] = {
         "kind": knobs.kind,
         "cases": len(np.unique(tried.case)),
         "groups": groups,
@@ -213,9 +213,3 @@ def curve_of(calibration: pl.DataFrame, pairs_name: str) -> Curve | None:
     """The curve of a pair set from the rows of `CALIBRATION`; None where they lack it."""
     rows = calibration.filter(pl.col("pairs") == pairs_name).sort("knot")
     return Curve(rows["margin"].to_numpy(), rows["p_correct"].to_numpy()) if len(rows) else None
-
-
-def p_correct(calibration: pl.DataFrame, pairs_name: str, margins: np.ndarray) -> np.ndarray | None:
-    """P(the order is right) at margins `[n]` by the rows of `CALIBRATION`; None where they lack the pair set."""
-    curve = curve_of(calibration, pairs_name)
-    return None if curve is None else curve(margins)

@@ -59,6 +59,12 @@ class Params(Knobs):
         """Judges, score tables and consensus entries, in the order of the panel's columns."""
         return [*self.judges, *self.tables, *self.consensus]
 
+    def reads_truth(self, judge: str) -> bool:
+        """Whether a judge, or one that a consensus entry names, looks at the truth of the cases that it scores."""
+        if judge in self.consensus:
+            return any(self.reads_truth(one) for one in self.consensus[judge].judges)
+        return judge in self.judges and self.judges[judge].research
+
     @model_validator(mode="after")
     def _names(self) -> Params:
         for name, judge in self.judges.items():

@@ -28,6 +28,7 @@ def main(cases: Path, proposals: Path, panel: Path, out: Path, params_file: Path
         params.audit,
         params.seed,
         out,
+        [name for name in params.judge_names if params.reads_truth(name)],
     )
 
 

@@ -23,7 +23,6 @@ from pipeline.calibration import (
     curve_of,
     folds_by_group,
     knots,
-    p_correct,
 )
 
 KINDS = get_args(get_args(Calibration)[0])
@@ -176,10 +175,8 @@ def test_the_curve_comes_back_from_its_table():
     again = curve_of(table[::-1], "p")
     assert again is not None
     assert again.margin.tolist() == [0.1, 0.3]
-    found = p_correct(table, "p", np.array([0.0, 0.2, 1.0]))
-    assert found is not None
-    assert found == pytest.approx([0.5, 0.7, 0.9])
-    assert p_correct(table, "q", np.array([0.2])) is None
+    assert again(np.array([0.0, 0.2, 1.0])) == pytest.approx([0.5, 0.7, 0.9])
+    assert curve_of(table, "q") is None
 
 
 # ---- contract --------------------------------------------------------------------------------------------------
