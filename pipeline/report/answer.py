@@ -9,10 +9,10 @@ import polars as pl
 
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
 from pipeline.report.figures import forest
+from pipeline.report.measures import RESEARCH
 from pipeline.report.numbers import UNKNOWN, Estimate, cell, decimal, inline, percent, points
 from pipeline.report.run import Arm, Run, read_json
 
-RESEARCH = "research only"
 WORST = 6
 """Test cases that are named."""
 

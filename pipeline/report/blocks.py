@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -17,6 +17,8 @@ class Cell:
     """1 or -1 where the 95 % interval lies above or below 0: the number is then printed bold, with an arrow."""
     tag: str = ""
     """A label after the text, such as `research only`."""
+    why: str = ""
+    """Why the text is a dash."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Table:
     folded: bool = False
     """Whether the reader opens it."""
     note: str = ""
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    """What columns mean, a sentence each: shown over their heads, and in a list that the reader opens."""
 
     @property
     def cells(self) -> list[list[Cell]]:

@@ -46,6 +46,7 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "figure.constrained_layout.h_pad": 0.09,
+    "figure.constrained_layout.w_pad": 0.07,
     "axes.prop_cycle": "cycler('color', ['black'])",
 }
 

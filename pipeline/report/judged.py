@@ -1,4 +1,4 @@
-"""How far judges and pair sets can be believed, from the audit on validation cases."""
+"""How far each judge can be believed, from the audit on validation cases."""
 
 from __future__ import annotations
 
@@ -9,113 +9,178 @@ import numpy as np
 import polars as pl
 
 from pipeline import schema
+from pipeline.report.audit_figures import accuracies, lifts
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
 from pipeline.report.figures import scatters
-from pipeline.report.numbers import Estimate, case_means, cell, inline, interval, percent
-from pipeline.report.run import Run, read_json
-from pipeline.store import read_table
+from pipeline.report.measures import HEADROOM, LIFT, OF_ORDER, OF_TOP_PICK, RESEARCH, SCORED, gaps, meanings
+from pipeline.report.numbers import Estimate, case_means, inline, percent, points
+from pipeline.report.run import Run
 
-REASONS = {
-    "fewer_than_two_scored": "fewer than two scored proposals",
-    "tie": "tie of scores",
-    "base_is_top": "base is the top pick",
-    "margin": "margin too small",
-    "p_correct": "order too likely wrong",
-    "fraction": "not among the widest margins",
-    "disagreement": "disagreement too small",
+BY = {
+    "gap": ("gap in true Dice, points", "the gap in true Dice between the two masks, in points"),
+    "disagreement": ("|D|, % of the case", "the size of the disagreement region |D|, in per cent of the case's voxels"),
 }
 
 
 def judges(run: Run) -> Section:
-    """Judges and pair sets against the truth of validation cases, and what was mined from the pool."""
-    blocks: list[Block] = []
-    audited = read_table(run.audit / "judges.parquet", schema.AUDIT_JUDGES)
-    found = {row["judge"]: row for row in audited.iter_rows(named=True)}
+    """Verdict and lift of every judge, all of its measures, and where it errs."""
+    found = {row["judge"]: row for row in run.audited("judges", schema.AUDIT_JUDGES).iter_rows(named=True)}
     rows = [found[name] for name in run.params.judge_names if name in found]
+    rows.sort(key=lambda row: (run.reads_truth(row["judge"]), row["lift"] is None, -(row["lift"] or 0.0)))
+    blocks: list[Block] = []
     if rows:
-        blocks += [_judges_table(run, rows), Note([judge_sentence(row) for row in rows])]
-        clouds = {name: cloud for name in run.params.judge_names if len((cloud := _cloud(run, name))[0])}
-        if clouds:
-            caption = (
-                "One point per validation proposal: score and true Dice, each minus the mean of its case. A judge that "
-                "orders the proposals of a case rightly gives a cloud that rises to the right."
-            )
-            blocks.append(
-                scatters(
-                    clouds,
-                    "score, centred",
-                    "true Dice, points",
-                    f"Scatter plots of score against true Dice for {', '.join(clouds)}. {caption}",
-                    caption,
-                )
-            )
+        blocks += [_verdicts(run, rows), *_forest(run, rows), *_measures(run, rows), *_bins(run, rows)]
+        blocks += _clouds(run, [row["judge"] for row in rows])
+    elif run.params.judge_names:
+        blocks.append(Note(["The audit measured no judge: it found no labelled validation case with proposals."]))
     else:
         blocks.append(Note(["params.yaml has no judges and no score tables."]))
-    blocks += _pair_sets(run)
     how = (
+        f"Measured on {run.summary['validation_cases']} labelled validation cases, proposed for exactly as the pool. "
         "Lift is what decides: the true Dice of a judge's top pick minus that of the base, in points. Rank correlation "
         "and errors can look good when one bad proposal is always ranked last. Brackets are 95 % intervals by patient."
     )
-    return Section("judges", "Judges and pair sets", how, blocks)
+    return Section("judges", "Judges: can they be believed?", how, blocks)
 
 
-def _judges_table(run: Run, rows: list[dict[str, Any]]) -> Table:
-    columns = [
-        *("judge", "kind", "cases", "lift", "lift over best fixed", "best fixed proposal", "headroom"),
-        *("top beats base, %", "pair error, %", "Spearman", "abstained"),
-    ]
-    cells = [
+def fixed_lift(row: Mapping[str, Any]) -> float | None:
+    """Lift of always taking the best fixed sampler, on the cases of this judge."""
+    if row["lift"] is None or row["lift_over_fixed"] is None:
+        return None
+    return row["lift"] - row["lift_over_fixed"]
+
+
+def _name(run: Run, judge: str) -> Cell:
+    return Cell(judge, tag=RESEARCH if run.reads_truth(judge) else "")
+
+
+def _verdicts(run: Run, rows: list[dict[str, Any]]) -> Table:
+    cells: list[list[Cell | str]] = [
         [
-            Cell(row["judge"], tag="research only" if run.reads_truth(row["judge"]) else ""),
-            run.kind_of(row["judge"]),
-            str(row["cases"]),
-            cell(Estimate.column(row, "lift"), signed=True),
-            cell(Estimate.column(row, "lift_over_fixed"), signed=True),
-            row["fixed_sampler"] or "",
-            cell(Estimate.column(row, "headroom")),
-            cell(Estimate.column(row, "top_beats_base"), digits=0),
-            cell(Estimate.column(row, "pair_error"), digits=0),
-            cell(Estimate.column(row, "spearman"), 1, 2),
-            percent(row["abstained"]),
+            _name(run, row["judge"]),
+            row["verdict"],
+            LIFT.cell(row),
+            HEADROOM.cell(row),
+            Cell(points(fixed_lift(row), signed=True), row["fixed_sampler"] or "", why=_why_no_fixed(row)),
         ]
         for row in rows
     ]
-    note = (
-        "Best fixed: always taking the same sampler and setting, chosen on other validation cases; a judge that does "
-        "not beat it is not needed. Headroom: best proposal minus base. Pair error: share of two proposals of a case "
-        "that the score orders wrongly; a coin has 50 %."
-    )
-    return Table("Judges on validation cases", columns, cells, frozenset({1, 5}), note=note)
-
-
-def judge_sentence(row: Mapping[str, Any]) -> str:
-    """What a row of `AUDIT_JUDGES` says, in plain words."""
-    name = row["judge"]
-    lift, fixed, wrong = (Estimate.column(row, measure) for measure in ("lift", "lift_over_fixed", "pair_error"))
-    if lift.mean is None:
-        return f"{name}: no validation case has two distinct proposals that it scored, so nothing is known about it."
-    verdict = {1: "is better than the base", -1: "is worse than the base", 0: "is not shown to differ from the base"}
-    parts = [f"{name}: its top pick {verdict[lift.sign]} ({inline(lift, signed=True)} points)"]
-    if row["headroom"]:
-        parts.append(f"finds {percent(lift.mean / row['headroom'])} of the headroom")
-    if fixed.mean is not None:
-        against = {1: "beats", -1: "is worse than", 0: "is not shown to differ from"}
-        parts.append(f"{against[fixed.sign]} always taking '{row['fixed_sampler']}'")
-    if wrong.mean is not None:
-        coin = Estimate(*(None if end is None else end - 0.5 for end in wrong)).sign
-        than = {1: "worse than a coin", -1: "better than a coin", 0: "not shown to differ from a coin"}
-        parts.append(
-            f"orders {percent(wrong.mean)} {interval(wrong, digits=0)} of proposals wrongly against each other, "
-            f"{than[coin]}"
+    columns = ["judge", "verdict", LIFT.title, HEADROOM.title, "best fixed sampler"]
+    note = " ".join(
+        part
+        for part in (
+            "The judge with the largest lift comes first; those that read the truth come last, as ceilings.",
+            gaps((LIFT, HEADROOM), {row["judge"]: row for row in rows}),
         )
-    return ", ".join(parts[:-1]) + f" and {parts[-1]}." if len(parts) > 1 else f"{parts[0]}."
+        if part
+    )
+    said = {
+        **meanings((LIFT, HEADROOM)),
+        "best fixed sampler": "Lift of always taking one sampler and setting without asking a judge, chosen on other "
+        "validation cases; its name is that of the choice on all of them.",
+    }
+    return Table("Verdict of the audit on each judge", columns, cells, frozenset({1}), note=note, meanings=said)
+
+
+def _why_no_fixed(row: Mapping[str, Any]) -> str:
+    return f"needs {SCORED}" if fixed_lift(row) is None else ""
+
+
+def _forest(run: Run, rows: list[dict[str, Any]]) -> list[Block]:
+    known = [row for row in rows if row["lift"] is not None]
+    if not known:
+        return []
+    spoken = "; ".join(f"{row['judge']} {inline(Estimate.column(row, 'lift'), signed=True)}" for row in known)
+    caption = (
+        "Lift@1 with its 95 % interval; filled and coloured where the interval excludes 0. Dashed: the best fixed "
+        "sampler on the cases of that judge. Diamond: headroom, what a perfect judge would reach. "
+        "Below the grey line: judges that read the truth."
+    )
+    return [lifts(known, [run.reads_truth(row["judge"]) for row in known], f"Forest plot: {spoken}.", caption)]
+
+
+def _measures(run: Run, rows: list[dict[str, Any]]) -> list[Block]:
+    """All measures: those of the top pick, then those of the order of proposals and of cases."""
+    named = {row["judge"]: row for row in rows}
+    top: list[list[Cell | str]] = [
+        [
+            _name(run, row["judge"]),
+            run.kind_of(row["judge"]),
+            str(row["cases"]),
+            percent(row["abstained"]),
+            *(measure.cell(row) for measure in OF_TOP_PICK),
+        ]
+        for row in rows
+    ]
+    order: list[list[Cell | str]] = [
+        [_name(run, row["judge"]), *(measure.cell(row) for measure in OF_ORDER)] for row in rows
+    ]
+    said = {
+        "cases": "Validation cases with at least two distinct proposals that the judge scored.",
+        "abstained": "Share of the proposals without a score.",
+        **meanings(OF_TOP_PICK),
+    }
+    return [
+        Table(
+            "What the top pick is worth",
+            ["judge", "kind", "cases", "abstained", *(measure.title for measure in OF_TOP_PICK)],
+            top,
+            frozenset({1}),
+            note=gaps(OF_TOP_PICK, named),
+            meanings=said,
+        ),
+        Table(
+            "How well proposals and cases are ordered",
+            ["judge", *(measure.title for measure in OF_ORDER)],
+            order,
+            note=gaps(OF_ORDER, named),
+            meanings=meanings(OF_ORDER),
+        ),
+    ]
+
+
+def _bins(run: Run, rows: list[dict[str, Any]]) -> list[Block]:
+    """Pair accuracy of every judge by gap, and by |D|."""
+    bins = run.audited("bins", schema.AUDIT_BINS)
+    found: list[Block] = []
+    for by, (label, words) in BY.items():
+        panels = {
+            row["judge"]: of_judge.sort("bin").to_dicts()
+            for row in rows
+            if len(of_judge := bins.filter((pl.col("judge") == row["judge"]) & (pl.col("by") == by)))
+        }
+        if not panels:
+            found.append(Note([f"The audit has no pairs of proposals to sort by {words}."]))
+            continue
+        caption = (
+            f"Pair accuracy by {words}: of two proposals of a case, how often the judge puts the truly better one "
+            "first, with its 95 % interval. The dotted line is a coin, pale lines are the other judges, grey numbers "
+            "count pairs."
+        )
+        found.append(accuracies(panels, label, f"Charts for {', '.join(panels)}. {caption}", caption))
+    return found
+
+
+def _clouds(run: Run, names: list[str]) -> list[Block]:
+    clouds = {name: cloud for name in names if len((cloud := _cloud(run, name))[0])}
+    if not clouds:
+        return []
+    caption = (
+        "One point per validation proposal: score and true Dice, each minus the mean of its case. A judge that "
+        "orders the proposals of a case rightly gives a cloud that rises to the right."
+    )
+    alt = f"Scatter plots of score against true Dice for {', '.join(clouds)}. {caption}"
+    return [scatters(clouds, "score, centred", "true Dice, points", alt, caption)]
 
 
 def _cloud(run: Run, judge: str) -> tuple[np.ndarray, np.ndarray]:
     """Score and true Dice (points) of validation proposals, each minus its case mean; duplicates count once."""
     column = pl.col(f"score_{judge}")
     rows = run.panel.filter(
-        (pl.col("split") == "validation") & pl.col("duplicate_of").is_null() & column.is_not_null()
+        (pl.col("split") == "validation")
+        & pl.col("duplicate_of").is_null()
+        & column.is_not_null()
+        & pl.col("true_dice").is_not_null()
     ).select("case", "proposal", column.alias("score"), pl.col("true_dice") * 100)
     found = rows.collect().sort("case", "proposal")
     score, dice = (_centred(found["case"].to_numpy(), found[name].to_numpy()) for name in ("score", "true_dice"))
@@ -125,55 +190,3 @@ def _cloud(run: Run, judge: str) -> tuple[np.ndarray, np.ndarray]:
 def _centred(cases: np.ndarray, values: np.ndarray) -> np.ndarray:
     means, member = case_means(cases, values)
     return values - means[member]
-
-
-def _pair_sets(run: Run) -> list[Block]:
-    if not run.mined:
-        return [Note(["params.yaml has no pair sets."])]
-    audited = read_table(run.audit / "pairs.parquet", schema.AUDIT_PAIRS)
-    found = {row["pairs"]: row for row in audited.iter_rows(named=True)}
-    noise = [
-        [
-            row["pairs"],
-            row["judge"],
-            row["strategy"],
-            str(row["mined"]),
-            *(
-                cell(Estimate.column(row, measure), digits=0)
-                for measure in ("noise_rate", "weighted_noise", "voxel_noise", "active_share")
-            ),
-            cell(Estimate.column(row, "lift"), signed=True),
-        ]
-        for row in (found[name] for name in run.mined if name in found)
-    ]
-    drops = {name: read_json(run.pairs / f"{name}.drops.json") for name in run.mined}
-    mined = [
-        [name, str(drop["pairs"]), f"{drop['cases_with_pairs']} of {drop['cases']}", _reasons(drop["dropped"])]
-        for name, drop in drops.items()
-    ]
-    return [
-        Table(
-            "Pair sets, mined the same way on validation cases",
-            [
-                *("pair set", "judge", "strategy", "pairs", "noise rate, %", "noise weighted by |D|, %"),
-                *("voxel noise, %", "active share, %", "lift of chosen"),
-            ],
-            noise,
-            frozenset({1, 2}),
-            note=(
-                "Noise rate: pairs whose chosen mask is truly worse; RN-DPO feels it. Weighted by |D|: the same with "
-                "large regions counting more; DPO feels it. Voxel noise: share of D on which chosen is not the truth. "
-                "Active share: share of D on which the base differs from chosen, the only place to learn something."
-            ),
-        ),
-        Table(
-            "Pairs mined from the pool",
-            ["pair set", "pairs", "cases with pairs", "why the other cases have none"],
-            mined,
-            frozenset({3}),
-        ),
-    ]
-
-
-def _reasons(dropped: Mapping[str, int]) -> str:
-    return ", ".join(f"{REASONS.get(reason, reason)}: {n}" for reason, n in dropped.items()) or "every case has pairs"

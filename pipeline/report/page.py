@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.report.answer import answer, worst_cases
 from pipeline.report.blocks import Section
+from pipeline.report.calibrated import calibration
 from pipeline.report.data import proposals, splits
 from pipeline.report.examples import examples
 from pipeline.report.judged import judges
-from pipeline.report.run import Run, read_json
+from pipeline.report.paired import pair_sets
+from pipeline.report.picks import picks
+from pipeline.report.run import Run, Warned
 from pipeline.report.training import training
 
-SECTIONS = (answer, splits, proposals, judges, examples, training, worst_cases)
+SECTIONS = (answer, splits, proposals, judges, pair_sets, calibration, picks, examples, training, worst_cases)
 
 
 def write_report(run: Run, out: Path) -> None:
@@ -27,8 +30,7 @@ def write_report(run: Run, out: Path) -> None:
         "cases": str(len(run.cases.all)),
         "students": str(len(run.params.students)),
     }
-    warnings = read_json(run.audit / "summary.json")["warnings"]
-    page = render([section(run) for section in SECTIONS], facts, warnings)
+    page = render([section(run) for section in SECTIONS], facts, run.warnings)
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(page, encoding="utf-8", newline="\n")
 
@@ -38,7 +40,7 @@ def _unbroken(value: Any) -> Any:
     return value.replace(" %", "\N{NO-BREAK SPACE}%") if isinstance(value, str) else value
 
 
-def render(sections: list[Section], facts: Mapping[str, Any], warnings: list[str]) -> str:
+def render(sections: list[Section], facts: Mapping[str, Any], warnings: Sequence[Warned]) -> str:
     """HTML of the page. Every text is escaped: case ids and class names are data."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

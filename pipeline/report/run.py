@@ -15,6 +15,7 @@ from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.report.numbers import Estimate
 from pipeline.store import read_foreign_table, read_table, scan_table
+from pipeline.verdicts import LEAST
 
 if TYPE_CHECKING:
     from pipeline.arm import Student
@@ -40,6 +41,15 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Warned:
+    """A warning of the audit, the pair set that it is about, and the students that train on that."""
+
+    text: str
+    pairs: str | None = None
+    students: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Run:
     """Folders and files of a run, as `dvc.yaml` names them, and the parameters."""
 
@@ -53,6 +63,8 @@ class Run:
     history: Path
     metrics: Path
     students: Path
+    judge_models: Path = Path("models/judges")
+    """What judges have learned, and the error maps that they stored."""
 
     @cached_property
     def panel(self) -> pl.LazyFrame:
@@ -75,17 +87,57 @@ class Run:
 
     def reads_truth(self, judge: str) -> bool:
         """Whether a judge, or one that a consensus entry names, looks at the truth of the cases that it scores."""
-        if judge in self.params.consensus:
-            return any(self.reads_truth(one) for one in self.params.consensus[judge].judges)
-        return judge in self.params.judges and self.params.judges[judge].research
+        return self.params.reads_truth(judge)
 
     @cached_property
     def mined(self) -> list[str]:
         """Names of the pair sets that are mined from something."""
         return [name for name, pairs in self.params.pairs.items() if pairs.strategy.kind != "none"]
 
+    @property
+    def rgb(self) -> bool:
+        """Whether images are shown in colour."""
+        return self.cases.info["channel_names"] == ["red", "green", "blue"]
+
     def pairs_of(self, name: str) -> pl.DataFrame:
         return read_table(self.pairs / f"{name}.parquet", schema.PAIRS)
+
+    def drops_of(self, name: str) -> dict[str, Any]:
+        """How many cases of the pool were looked at, and the counted reasons of those without a pair."""
+        return read_json(self.pairs / f"{name}.drops.json")
+
+    def audited(self, file: str, table: schema.Table) -> pl.DataFrame:
+        """A table of the audit, without the ends of intervals where its verdicts do not believe them either."""
+        found = read_table(self.audit / f"{file}.parquet", table)
+        if self.patients >= LEAST:
+            return found
+        return found.with_columns(
+            pl.lit(None, pl.Float64).alias(c) for c in found.columns if c.endswith(("_low", "_high"))
+        )
+
+    @cached_property
+    def patients(self) -> int:
+        """Groups of the labelled validation cases that have proposals."""
+        known = self.panel.filter((pl.col("split") == "validation") & pl.col("true_dice").is_not_null())
+        return known.select(pl.col("group").n_unique()).collect().item()
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """`summary.json` of the audit."""
+        return read_json(self.audit / "summary.json")
+
+    @cached_property
+    def warnings(self) -> list[Warned]:
+        """What the audit warns of, in its order."""
+        found = []
+        for warning in self.summary["warnings"]:
+            text, pairs = (warning, None) if isinstance(warning, str) else (warning["text"], warning["pairs"])
+            found.append(Warned(text, pairs, self.trained_on(pairs)))
+        return found
+
+    def trained_on(self, pairs: str | None) -> tuple[str, ...]:
+        """Students that train on a pair set."""
+        return tuple(name for name, student in self.params.students.items() if student.pairs == pairs)
 
     def evaluated(self, name: str) -> pl.DataFrame:
         return read_table(self.evaluation / f"{name}.parquet", schema.EVALUATION)

@@ -1,0 +1,111 @@
+"""Slices of images and masks as they are laid on a page, and outlines drawn on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from pipeline import schema
+from pipeline.report.figures import GREEN, ORANGE, PURPLE, SKY, YELLOW
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OUTLINES = (ORANGE, SKY, YELLOW, PURPLE, GREEN)
+"""Of the foreground classes, in order and then again."""
+MARGIN = 0.25
+"""Of the picture around the masks, as a share of their extent."""
+LEAST = 24
+"""Voxels of the shortest edge of a picture, where the image has them."""
+
+
+class Plane(NamedTuple):
+    """An image and maps of one slice: rows and columns on the page."""
+
+    image: np.ndarray  # [row, column] or [row, column, 3], 0 to 1
+    masks: np.ndarray  # u8 [mask, row, column]
+    maps: np.ndarray  # [map, row, column]
+    aspect: float  # height of a voxel over its width
+    where: str  # the slice of a volume
+
+
+def plane_of(
+    image: np.ndarray,
+    masks: np.ndarray,
+    differ: np.ndarray,
+    spacing: tuple[float, ...] | None,
+    colour: bool,
+    maps: np.ndarray | None = None,
+) -> Plane:
+    """The picture of an image f32 `[channel, *space]` with masks u8 `[mask, *space]` and maps `[map, *space]`.
+
+    A volume is cut across its coarsest axis, the last of equals, where most voxels of `differ` (bool `[*space]`) lie.
+    The picture is cropped to the masks and to `differ`, with a margin. `colour` shows three channels as red, green and
+    blue, otherwise the first is shown. Unknown spacing counts as 1.
+    """
+    steps = spacing or (1.0,) * differ.ndim
+    shown = image if colour else image[:1]
+    maps = np.zeros((0, *differ.shape)) if maps is None else maps
+    where = ""
+    if differ.ndim == 3:
+        axis = max(range(3), key=lambda a: (steps[a], a))
+        others = tuple(a for a in range(3) if a != axis)
+        index = int(differ.sum(axis=others).argmax())
+        where = f", slice {index + 1} of {differ.shape[axis]} along axis {axis + 1}"
+        # Volumes store x first and y upwards; a page has rows first and downwards.
+        shown, masks, maps, differ = (
+            np.take(block, index, block.ndim - 3 + axis).swapaxes(-1, -2)[..., ::-1, :]
+            for block in (shown, masks, maps, differ)
+        )
+        steps = (steps[others[1]], steps[others[0]])
+    box = _box(differ | _foreground(masks).any(axis=0))
+    low, high = np.percentile(shown, (1, 99))
+    scaled = np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1)
+    picture = np.moveaxis(scaled, 0, -1) if colour else scaled[0]
+    return Plane(picture[box], masks[:, *box], maps[:, *box], steps[0] / steps[1], where)
+
+
+def _foreground(masks: np.ndarray) -> np.ndarray:
+    return (masks != 0) & (masks != schema.UNKNOWN)
+
+
+def _box(inside: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a region, with a margin."""
+    ends = []
+    for axis, length in enumerate(inside.shape):
+        filled = np.flatnonzero(inside.any(axis=1 - axis))
+        first, last = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, length)
+        extra = max(int(MARGIN * (last - first)), (LEAST - (last - first) + 1) // 2)
+        ends.append(slice(max(0, first - extra), min(length, last + extra)))
+    return ends[0], ends[1]
+
+
+def show(at: Axes, plane: Plane, title: str) -> None:
+    """The image of a plane."""
+    at.imshow(plane.image, cmap="gray", vmin=0, vmax=1, aspect=plane.aspect, interpolation="nearest")
+    at.set_title(title)
+    at.set_axis_off()
+
+
+def outline(at: Axes, mask: np.ndarray, classes: int) -> None:
+    """The outline of every foreground class of a mask u8 `[row, column]`."""
+    height, width = mask.shape
+    # The border closes outlines at the edge of the picture.
+    rows, columns = np.arange(-1, height + 1), np.arange(-1, width + 1)
+    for label in range(1, classes):
+        inside = np.pad(mask == label, 1)
+        if inside.any():
+            at.contour(columns, rows, inside, levels=[0.5], colors=colour_of(label), linewidths=1.8)
+    at.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+
+
+def colour_of(label: int) -> str:
+    """Colour of a foreground class."""
+    return OUTLINES[(label - 1) % len(OUTLINES)]
+
+
+def height_of(plane: Plane, width: float) -> float:
+    """Inches that a picture of this width is high, within what fits a page."""
+    rows, columns = plane.masks.shape[1:]
+    return min(max(width * rows * plane.aspect / columns, 0.5 * width), 1.5 * width)
