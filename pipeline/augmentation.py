@@ -32,6 +32,11 @@ class Augmentation(Knobs):
     noise: float = 0.1
     """Largest standard deviation of added noise, in units of the normalised image."""
 
+    @property
+    def unsided(self) -> tuple[int, ...]:
+        """Axes of `flips` across which no class is sided: flipped along these, labels keep their classes."""
+        return tuple(axis for axis in self.flips if axis not in {axis for axis, _, _ in self.swap_labels})
+
     def views(self) -> list[tuple[int, ...]]:
         """Every combination of flips, the identity first."""
         return [view for view in chain.from_iterable(combinations(self.flips, n) for n in range(len(self.flips) + 1))]

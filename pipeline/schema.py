@@ -305,8 +305,10 @@ PROBABILITY = Array("probability", "uint8", ("case", "class", "*space"), 0)
 """Mean probability times 255, rounded."""
 DISAGREEMENT = Array("disagreement", "uint32", ("case", "proposal", "proposal"), 0)
 """Voxels on which two proposals differ; voxels that are 255 in either do not count."""
+ERROR = Array("error", "uint8", ("case", "proposal", "*space"), UNKNOWN)
+"""Probability that a voxel of a proposal is wrong, as a learned judge sees it, times 254, rounded."""
 
-ARRAYS = (IMAGES, LABELS, TRUTH, MASKS, PROBABILITY, DISAGREEMENT)
+ARRAYS = (IMAGES, LABELS, TRUTH, MASKS, PROBABILITY, DISAGREEMENT, ERROR)
 
 CHUNK = {2: 256, 3: 64}
 """Longest chunk edge per number of spatial axes: the padding of a large volume is never written."""

@@ -27,7 +27,8 @@ def main(
     params = load_params(params_file)
     knobs = entry({**params.judges, **params.tables}, name, "judges or tables")
     stores = CaseStore(cases), ProposalStore(proposals), ProposalStore(out_of_fold)
-    judge(name, knobs, *stores, models / name, params.compute, params.seed, out, params.execution)
+    flips = params.augmentation.unsided
+    judge(name, knobs, *stores, models / name, params.compute, params.seed, out, params.execution, flips)
 
 
 if __name__ == "__main__":

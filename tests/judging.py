@@ -13,7 +13,7 @@ import polars as pl
 from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.judges.judge import Evidence, Given, LabelFree
 from pipeline.recipe import Compute
-from pipeline.seeding import numpy_generator
+from pipeline.seeding import numpy_generator, seed_of
 from tests.builders import case_store, no_proposals, proposal_store
 
 
@@ -65,17 +65,18 @@ def folds_of(at: Scene) -> ProposalStore:
 
 def given(cases: CaseStore, proposals: ProposalStore, folder: Path) -> Given:
     """What a judge may learn from beside a base without folds; its models go below `folder`."""
-    return _given(cases, proposals, no_proposals(folder / "no_folds"), folder, 0)
+    return _given(cases, proposals, no_proposals(folder / "no_folds"), folder / "models", 0)
 
 
-def _given(cases: CaseStore, proposals: ProposalStore, folds: ProposalStore, folder: Path, seed: int) -> Given:
-    models = folder / "models"
+def _given(cases: CaseStore, proposals: ProposalStore, folds: ProposalStore, models: Path, seed: int) -> Given:
     models.mkdir(parents=True, exist_ok=True)
     return Given(cases, proposals, folds, models, Compute(), seed)
 
 
 def scorer_of(knobs: Any, at: Scene, seed: int = 0) -> Any:
-    return knobs.ready(_given(seen_by(knobs, at), at.proposals, folds_of(at), at.table.parent, seed))
+    # A folder per knobs and seed, as a workspace is: what another judge has learned there would be taken for its own.
+    models = at.table.parent / "models" / f"{seed_of(repr(knobs), seed):x}"
+    return knobs.ready(_given(seen_by(knobs, at), at.proposals, folds_of(at), models, seed))
 
 
 def scores_of(knobs: Any, at: Scene, row: int = 0, seed: int = 0) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -23,12 +24,27 @@ from tests.judging import Scene, evidence_of, folds_of, noisy_labels, scene, sco
 from tests.phantoms import disc
 
 KINDS = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get_args(get_args(Judge)[0])}
+TINY_ERROR_MAP = {
+    "networks": 2,
+    "network": {"arguments": {"channels": [2, 4], "strides": [2]}, "multiple": 2},
+    "optimisation": {"steps": 2, "learning_rate": 0.001, "evaluate_every": 1},
+    "batch": 4,
+}
+TINY_QUALITY = {
+    "networks": 1,
+    "network": {"name": "DenseNet", "arguments": {"init_features": 4, "growth_rate": 2, "block_config": [1, 1]}},
+    "optimisation": {"steps": 2, "learning_rate": 0.001, "evaluate_every": 1},
+    "batch": 4,
+}
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "agreement": [{}, {"duplicates": "drop", "balanced": True}],
     "entropy": [{}, {"region": "interior", "band": 1}],
+    "error_map": [TINY_ERROR_MAP, {**TINY_ERROR_MAP, "given_mask": True, "networks": 1}],
     "expected_dice": [{}],
     "likelihood": [{}],
     "oracle": [{}],
+    "pairwise": [{}, {"samplers": False, "weigh": "equal"}],
+    "quality": [TINY_QUALITY, {**TINY_QUALITY, "networks": 2, "ranking": 0.0}],
     "rca": [{}, {"aggregate": "mean", "position": True, "voxels": 16, "references": 1}],
     "shape": [{}, {"position": False, "fewest": 2}],
     "synthetic": [{}, {"gaussian": 0.1, "flip": 0.3, "size_bias": 0.2, "large_above": 0.1}],
@@ -262,12 +278,12 @@ class Peeking(JudgeKnobs):
 
     def ready(self, given: Given) -> Peeking:
         if self.when == "ready":
-            (case,) = given.cases.split(self.split)
+            case = given.cases.split(self.split)[0]
             given.cases.label(case)
         return self
 
     def score(self, evidence: Evidence) -> np.ndarray:
-        (case,) = evidence.cases.split(self.split)
+        case = evidence.cases.split(self.split)[0]
         if self.when == "truth":
             evidence.truth()
         if self.when == "label":
@@ -285,9 +301,11 @@ class Researching(Peeking):
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory) -> Scene:
-    """A case of each split, all with label and proposals."""
-    masks = [bars([8, 4])] * 4
-    return scene(tmp_path_factory.mktemp("splits"), masks, splits=["pool", "test", "validation", "labelled"])
+    """A case of each split and two labelled ones, all with label and proposals, which are also out of fold."""
+    masks = [bars([8, 4])] * 5
+    names = ["pool", "test", "validation", "labelled", "labelled"]
+    at = scene(tmp_path_factory.mktemp("splits"), masks, splits=names)
+    return replace(at, out_of_fold=at.proposals)
 
 
 @pytest.mark.parametrize("split", ["pool", "validation", "test"])
@@ -298,8 +316,8 @@ def test_a_judge_that_is_not_for_research_gets_no_label(tmp_path, monkeypatch, s
     message = f"a judge without `research = True` asked for the label of a {split} case; expected labels of the label"
     with pytest.raises(BadInput, match=message):
         judged_by(Peeking(split=split, when=when), splits, out)
-    assert judged_by(Peeking(split="labelled", when=when), splits, out).keys() == {"c0", "c2", "c3"}
-    assert judged_by(Researching(split=split, when=when), splits, out).keys() == {"c0", "c2", "c3"}
+    assert judged_by(Peeking(split="labelled", when=when), splits, out).keys() == {"c0", "c2", "c3", "c4"}
+    assert judged_by(Researching(split=split, when=when), splits, out).keys() == {"c0", "c2", "c3", "c4"}
 
 
 def test_a_judge_that_is_not_for_research_gets_no_truth(tmp_path, monkeypatch, splits):
@@ -307,9 +325,9 @@ def test_a_judge_that_is_not_for_research_gets_no_truth(tmp_path, monkeypatch, s
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput) as caught:
         judged_by(Peeking(), splits, tmp_path / "j.parquet")
-    for row in (0, 2, 3):
+    for row in (0, 2, 3, 4):
         assert f"case 'c{row}': a judge without `research = True` asked for the truth; " in str(caught.value)
-    assert judged_by(Researching(), splits, tmp_path / "j.parquet").keys() == {"c0", "c2", "c3"}
+    assert judged_by(Researching(), splits, tmp_path / "j.parquet").keys() == {"c0", "c2", "c3", "c4"}
 
 
 def test_cases_without_labels_stay_so_in_a_worker(splits):
@@ -321,7 +339,7 @@ def test_cases_without_labels_stay_so_in_a_worker(splits):
 @pytest.mark.parametrize("kind", KINDS)
 def test_test_cases_are_not_judged(tmp_path, monkeypatch, splits, kind):
     monkeypatch.chdir(tmp_path)
-    assert judged_by(configured(kind, splits), splits, tmp_path / "j.parquet").keys() == {"c0", "c2", "c3"}
+    assert judged_by(configured(kind, splits), splits, tmp_path / "j.parquet").keys() == {"c0", "c2", "c3", "c4"}
 
 
 class FromFile(JudgeKnobs):

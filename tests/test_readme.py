@@ -24,7 +24,9 @@ def test_every_table_and_column_is_in_the_readme() -> None:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[2] == table.row
         assert re.findall(r"`(\w+)`", cells[3]) == list(table.key)
-        assert set(re.findall(r"`([\w.]+)`", cells[4])) == set(table.columns) - set(table.key), table.name
+        named = re.findall(r"`([\w.]+)`(±?)", cells[4])
+        columns = {f"{name}{end}" for name, ends in named for end in (("", "_low", "_high") if ends else ("",))}
+        assert columns == set(table.columns) - set(table.key), table.name
 
 
 def test_every_array_is_in_the_readme() -> None:
