@@ -86,7 +86,10 @@ class Quality(JudgeKnobs):
 
         classes = len(given.cases.class_names)
         channels = input_channels(given.cases.channels, classes)
-        architecture = Architecture.of(self.network, channels, classes - 1, given.cases.padded)
+        # Small cases are padded to what is left of a multiple after shrinking: normalisation needs more than one voxel.
+        least = self.network.multiple * self.shrink
+        padded = [max(length, least) for length in given.cases.padded]
+        architecture = Architecture.of(self.network, channels, classes - 1, padded)
         if any(have > want for have, want in zip(given.cases.padded, architecture.window, strict=True)):
             raise BadInput(
                 f"judges: kind 'quality': network.window {list(architecture.window)} does not hold the largest case "
