@@ -153,3 +153,9 @@ def dvc(folder: Path, *arguments: str) -> str:
 def stages_run(output: str) -> set[str]:
     """Names of the stages that a `dvc repro` ran."""
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+def locked(folder: Path, *stages: str) -> dict[str, list[dict[str, Any]]]:
+    """What `dvc.lock` says of the outputs of these stages, hashes included."""
+    found = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
+    return {stage: found[stage]["outs"] for stage in stages}
