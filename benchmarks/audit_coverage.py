@@ -189,9 +189,13 @@ def _proposals(folder: Path, masks: np.ndarray) -> ProposalStore:
 # ---- what is planted --------------------------------------------------------------------------------------------
 
 
-def planted(population: Population, measures: Sequence[Measure]) -> dict[Measure, float]:
-    """The expectation of every measure over the patients of all seeds, before any noise is drawn."""
-    of_judge = {name: _of_cases(JUDGES[name], population) for name in sorted({measure.judge for measure in measures})}
+def planted(population: Population, measures: Sequence[Measure], n_cases: int | None = None) -> dict[Measure, float]:
+    """The expectation of every measure over the patients of all seeds, before any noise is drawn.
+
+    `n_cases`: over so many cases only.
+    """
+    judges = sorted({measure.judge for measure in measures})
+    of_judge = {name: _of_cases(JUDGES[name], population, n_cases) for name in judges}
     return {measure: _expected(measure, of_judge[measure.judge]) for measure in measures}
 
 
@@ -210,10 +214,11 @@ class Expected(NamedTuple):
     """|D| of top and bottom, voxels."""
 
 
-def _of_cases(knobs: Synthetic, population: Population) -> Expected:
+def _of_cases(knobs: Synthetic, population: Population, n_cases: int | None) -> Expected:
     noisy, unturned = SyntheticScores(knobs, 0), SyntheticScores(knobs.model_copy(update={"flip": 0.0}), 0)
-    found = np.full((len(population.cases.all), len(Expected._fields)), np.nan)
-    for row, case in enumerate(population.cases.all):
+    cases = population.cases.all[:n_cases]
+    found = np.full((len(cases), len(Expected._fields)), np.nan)
+    for row, case in enumerate(cases):
         evidence = Evidence(population.cases, population.proposals, case, research=True)
         distinct = np.flatnonzero(evidence.originals == np.arange(SLOTS))
         if len(distinct) < 2:
@@ -276,10 +281,15 @@ def audited(
     return found
 
 
-def coverage(seeds: int, knobs: Audit, measures: Sequence[Measure] = MEASURES) -> pl.DataFrame:
-    """Per measure: what was planted, how many intervals cover it, lie below or above it, and their mean width."""
+def coverage(
+    seeds: int, knobs: Audit, measures: Sequence[Measure] = MEASURES, n_cases: int | None = None
+) -> pl.DataFrame:
+    """Per measure: what was planted, how many intervals cover it, lie below or above it, and their mean width.
+
+    `n_cases`: as for `planted`.
+    """
     with drawn_and_judged(seeds, sorted({measure.judge for measure in measures})) as population:
-        truth = planted(population, measures)
+        truth = planted(population, measures, n_cases)
         found = [audited(population, seed, knobs, measures) for seed in range(seeds)]
     rows = []
     for measure, value in truth.items():

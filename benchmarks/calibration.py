@@ -28,7 +28,13 @@ from pipeline.store import scan_table
 
 BUDGET = 0.05
 """Largest ECE, on at least 3,000 pairs."""
-JUDGES = ("agreement", "expected_dice", "likelihood")
+JUDGES: dict[str, dict[str, Any]] = {
+    "agreement": {"kind": "agreement"},
+    "expected_dice": {"kind": "expected_dice"},
+    "likelihood": {"kind": "likelihood"},
+    # Its margins say much about the order, so that P takes many values.
+    "true_dice_and_noise": {"kind": "synthetic", "gaussian": 0.1},
+}
 STRATEGIES: dict[str, dict[str, Any]] = {
     "top_bottom": {"kind": "top_bottom", "max_pairs_per_case": 4},
     "all_pairs": {"kind": "all_pairs", "max_pairs_per_case": 12},
@@ -44,7 +50,7 @@ def parameters(validation: int, pool: int, steps: int) -> dict[str, Any]:
     params["splits"] = {"labelled": 16, "validation": validation, "pool": pool, "test": "rest"}
     params["base"] |= {"members": 1, "folds": 0}
     params["base"]["optimisation"] |= {"steps": steps, "patience": None, "evaluate_every": steps // 2}
-    params["judges"] = {name: {"kind": name} for name in JUDGES}
+    params["judges"] = JUDGES
     params |= {"consensus": {}, "tables": {}, "students": {}}
     params["pairs"] = {"none": {"judge": "none", "strategy": {"kind": "none"}}}
     params["execution"] = {"scheduler": "synchronous", "workers": 1, "progress": "none"}

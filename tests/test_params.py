@@ -56,7 +56,7 @@ def kinds(union: Any) -> str:
 def test_the_shipped_file_loads():
     """Its judges are those of the panel, and its knobs are frozen."""
     params = load_params(SHIPPED)
-    assert params.judge_names == [*params.judges, *params.tables]
+    assert params.judge_names == [*params.judges, *params.tables, *params.consensus]
     assert params.pairs["none"].strategy.kind == "none"
     assert all(student.pairs in params.pairs for student in params.students.values())
     with pytest.raises(ValidationError, match="frozen"):
@@ -153,7 +153,8 @@ def test_every_knob_says_what_it_means():
         ({"tables": {"oracle": {"kind": "table", "path": "x.csv"}}}, "tables.oracle: a judge has the same name"),
         (
             {"pairs__agreement__judge": "agrement"},
-            "pairs.agreement.judge: no judge 'agrement'; there are ['agreement', 'expected_dice', 'oracle']",
+            "pairs.agreement.judge: no judge 'agrement'; there are ['agreement', 'expected_dice', "
+            "'pairwise', 'oracle', 'together']",
         ),
         ({"pairs__agreement__judge": "none"}, "pairs.agreement: judge 'none' and strategy 'none' go together"),
         ({"pairs__none__judge": "oracle"}, "pairs.none: judge 'none' and strategy 'none' go together"),
@@ -204,7 +205,8 @@ def test_every_knob_says_what_it_means():
         ({"base": None}, "students: without a model (base: null) there is nothing to train; set students: {}"),
         (
             {"consensus": {"both": {"kind": "rank_mean", "judges": ["agreement", "expected"]}}},
-            "consensus.both.judges: no judge 'expected'; there are ['agreement', 'expected_dice', 'oracle']",
+            "consensus.both.judges: no judge 'expected'; there are ['agreement', 'expected_dice', "
+            "'pairwise', 'oracle']",
         ),
         (
             {"consensus": {"oracle": {"kind": "rank_mean", "judges": ["agreement", "expected_dice"]}}},
@@ -227,7 +229,7 @@ def test_all_mistakes_are_reported_together(tmp_path):
 def test_a_table_may_be_the_judge_of_pairs(tmp_path):
     table = {"kind": "table", "path": "qc.csv"}
     params = load_params(changed(tmp_path, tables={"expert": table}, pairs__agreement__judge="expert"))
-    assert params.judge_names[-1] == "expert"
+    assert params.judge_names[-2:] == ["expert", "together"]
     assert params.tables["expert"].path == Path("qc.csv")
 
 

@@ -32,7 +32,7 @@ def kill_after_a_shard(folder: Path, target: str, work: str) -> list[str]:
 def kill_after_more(folder: Path, target: str, work: str, known: int) -> list[str]:
     """The same once there are more finished shards than before."""
     running = start(folder, target)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     done: list[Path] = []
     while len(done) <= known:
         assert running.poll() is None, "the stage ended before it could be killed; make it longer"
