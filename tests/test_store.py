@@ -195,7 +195,7 @@ def test_an_array_that_is_missing_or_another_is_refused(tmp_path, monkeypatch):
         open_array(tmp_path, schema.LABELS)
     (tmp_path / "labels.zarr").rename(tmp_path / "masks.zarr")
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
-    with pytest.raises(BadInput, match=r"masks.zarr: expected \('masks', 3\), found \('masks', 2\); run `dvc repro`"):
+    with pytest.raises(BadInput, match=r"masks.zarr: expected \('masks', 4\), found \('masks', 3\); run `dvc repro`"):
         open_array(tmp_path, schema.MASKS)
 
 
