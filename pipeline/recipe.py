@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +13,9 @@ from pipeline.knobs import Knobs, Name
 
 MODELS = "models.json"
 """Lists the models of a base folder by role: members, folds, snapshots."""
+
+TRAINER = Path("pipeline/base.py")
+"""What DVC watches in place of a model where the base is trained here."""
 
 RECORD = "student.json"
 """Beside a student's weights: what it is and how it is used."""
@@ -43,14 +47,16 @@ class Network(Knobs):
     name: str = "UNet"
     """Class name; it takes an image and returns logits."""
     arguments: dict[str, Any] = {}
-    """Arguments of the class, except the numbers of spatial axes, channels and classes."""
+    """Arguments of the class, except the numbers of spatial axes, channels and classes, and sizes that are the window.
+    With deep supervision, supervised losses take all heads; all else is the main head."""
     head: Literal["softmax", "sigmoid"] = "softmax"
     """`sigmoid` is one output channel, for two classes only."""
     window: tuple[Annotated[int, Field(gt=0)], ...] | None = None
     """Voxels that the network sees at once; larger cases are cropped in training and slid over in inference.
     Null: the largest case."""
-    multiple: Annotated[int, Field(gt=0)] = 16
-    """The window is rounded up to a multiple of this; the network's total stride, or a multiple of it."""
+    multiple: Annotated[int, Field(gt=0)] | None = None
+    """The window is rounded up to a multiple of this. Null: of the smallest power of two to 128 (or, failing
+    these, three times one) with which the network runs and gives logits of the window's size."""
 
 
 class Optimisation(Knobs):
@@ -86,8 +92,9 @@ class Consistency(Knobs):
 
 
 class Base(Knobs):
-    """The base segmenter and its relatives."""
+    """A base segmenter that is trained here, and its relatives."""
 
+    kind: Literal["trained"] = "trained"
     network: Network
     optimisation: Optimisation
     batch: Annotated[int, Field(gt=0)] = 8

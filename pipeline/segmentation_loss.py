@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import exp
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import interpolate, one_hot
 
 from pipeline.schema import UNKNOWN
 
@@ -28,6 +29,19 @@ def dice_ce(logits: Tensor, labels: Tensor) -> Tensor:
     space = tuple(range(2, p.ndim))
     dice = (2 * (p * t).sum(space) + 1) / (p.sum(space) + t.sum(space) + 1)
     return entropy + (1 - dice).mean()
+
+
+def deep_dice_ce(heads: Sequence[tuple[float, Tensor]], labels: Tensor) -> Tensor:
+    """Weighted sum of `dice_ce` over heads `(weight, logits)`; labels u8 `[image, *space]` are brought to the size of
+    each head by nearest neighbour, as nnU-Net does."""
+    losses = [weight * dice_ce(logits, _resized(labels, logits.shape[2:])) for weight, logits in heads]
+    return torch.stack(losses).sum()
+
+
+def _resized(labels: Tensor, space: Sequence[int]) -> Tensor:
+    if labels.shape[1:] == tuple(space):
+        return labels
+    return interpolate(labels[:, None].float(), tuple(space), mode="nearest-exact")[:, 0].to(labels.dtype)
 
 
 def soft_cross_entropy(logits: Tensor, probability: Tensor, known: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
-"""Segmentation networks by name from MONAI, their weights on disk, and inference on whole cases."""
+"""Trained networks: their weights on disk, and what their logits say."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,79 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.architecture import ARCHITECTURE, Architecture
 from pipeline.errors import BadInput
-from pipeline.recipe import MODELS, Compute, Network
-from pipeline.store import write_json
-
-ARCHITECTURE = "network.json"
-_BUILDING = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """All that is needed to rebuild a network: stored as JSON beside its weights."""
-
-    name: str
-    arguments: dict[str, Any]
-    dimensions: int
-    channels: int
-    classes: int
-    head: str
-    window: tuple[int, ...]
-
-    @classmethod
-    def of(cls, knobs: Network, channels: int, classes: int, padded: Sequence[int]) -> Architecture:
-        """The network of these knobs for images of `channels` whose largest case is `padded`."""
-        if knobs.head == "sigmoid" and classes != 2:
-            raise BadInput(f"base.network.head: 'sigmoid' is for 2 classes, the data has {classes}; use 'softmax'")
-        window = tuple(padded) if knobs.window is None else knobs.window
-        if len(window) != len(padded):
-            raise BadInput(f"base.network.window: expected {len(padded)} numbers for this data, found {list(window)}")
-        window = tuple(-(-length // knobs.multiple) * knobs.multiple for length in window)
-        return cls(knobs.name, knobs.arguments, len(padded), channels, classes, knobs.head, window)
-
-    @property
-    def outputs(self) -> int:
-        """Output channels: one for a sigmoid head, else one per class."""
-        return 1 if self.head == "sigmoid" else self.classes
-
-    def build(self, seed: int) -> nn.Module:
-        """The network with initial weights drawn from `seed`; torch's global generator is left as it was."""
-        from monai.networks import nets
-
-        kind = getattr(nets, self.name, None)
-        if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
-            raise BadInput(f"base.network.name: MONAI has no network '{self.name}'; see monai.networks.nets")
-        sizes = {"spatial_dims": self.dimensions, "in_channels": self.channels, "out_channels": self.outputs}
-        # The generator is global, so networks are built one at a time.
-        with _BUILDING, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            try:
-                return kind(**sizes, **self.arguments)
-            except (TypeError, ValueError) as error:
-                raise BadInput(f"base.network.arguments: {self.name} refuses {self.arguments}: {error}") from error
-
-    def save(self, folder: Path) -> None:
-        """Write `network.json`."""
-        write_json(folder / ARCHITECTURE, asdict(self))
-
-    @classmethod
-    def load(cls, folder: Path) -> Architecture:
-        """Read `network.json`."""
-        path = folder / ARCHITECTURE
-        if not path.is_file():
-            raise BadInput(f"{path}: no such model; run the stage that trains it with `dvc repro`")
-        content = json.loads(path.read_text())
-        return cls(**{**content, "window": tuple(content["window"])})
+from pipeline.program import FORMATS, load_program
+from pipeline.recipe import MODELS
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write the network's state as safetensors, renamed into place."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    save_file({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}, partial)
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    # A DynUNet holds its layers under two names each: safetensors takes no tensor twice.
+    seen: set[int] = set()
+    for name, value in state.items():
+        state[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    # Not `save_file`, whose files only their owner can read.
+    partial.write_bytes(save(state))
     partial.replace(path)
 
 
@@ -102,6 +48,11 @@ def load_weights(network: nn.Module, path: Path) -> nn.Module:
         found = load_file(path)
     except SafetensorError as error:
         raise BadInput(f"{path}: not a readable safetensors file ({error})") from error
+    return load_state(network, found, str(path))
+
+
+def load_state(network: nn.Module, found: Mapping[str, Tensor], path: str) -> nn.Module:
+    """Load a state into the network; a mismatch names the file's path, keys and shapes. Returns the network."""
     expected = network.state_dict()
     wrong = [f"missing '{name}' {tuple(expected[name].shape)}" for name in expected.keys() - found.keys()]
     wrong += [f"unexpected '{name}' {tuple(found[name].shape)}" for name in found.keys() - expected.keys()]
@@ -112,7 +63,7 @@ def load_weights(network: nn.Module, path: Path) -> nn.Module:
     ]
     if wrong:
         raise BadInput(f"{path}: weights of another network: " + "; ".join(sorted(wrong)[:10]))
-    network.load_state_dict(found)
+    network.load_state_dict(dict(found))
     return network
 
 
@@ -136,10 +87,14 @@ class Model:
 
     @property
     def weights(self) -> Path:
-        return self.folder / f"{self.name}.safetensors"
+        """The file of the weights, or of the program."""
+        suffix = FORMATS[self.architecture.arguments["format"]] if self.architecture.program else ".safetensors"
+        return self.folder / f"{self.name}{suffix}"
 
     def load(self) -> nn.Module:
         """A network of its own, in eval mode."""
+        if self.architecture.program:
+            return load_program(self.weights, self.device)
         return load_weights(self.architecture.build(seed=0), self.weights).to(self.device).eval()
 
     def shared(self) -> nn.Module:
@@ -201,38 +156,19 @@ def fold_families(folder: Path, device: str = "cpu") -> dict[str, Family]:
     return {case_id: families[fold] for case_id, fold in models["fold_of"].items()}
 
 
-def pad_to(image: Tensor, window: Sequence[int], value: float = 0.0) -> Tensor:
-    """Pad the last axes of an image at their ends up to the window; axes that are longer stay."""
-    n = len(window)
-    missing = [max(0, want - have) for want, have in zip(window, image.shape[-n:], strict=True)]
-    return nn.functional.pad(image, [edge for length in reversed(missing) for edge in (0, length)], value=value)
-
-
-@torch.no_grad()
-def predict(network: nn.Module, image: np.ndarray, window: Sequence[int], compute: Compute) -> Tensor:
-    """Logits f32 `[output, *space]` of one case `[channel, *space]` of any size, on the compute device.
-
-    One case is one forward pass of the window, whatever else is running: batches would move the last bits.
-    Larger cases slide the window with half overlap and Gaussian blending.
-    """
-    space = image.shape[1:]
-    whole = pad_to(torch.from_numpy(np.ascontiguousarray(image)), window)[None].to(compute.device)
-    with compute.autocast():
-        if tuple(whole.shape[2:]) == tuple(window):
-            logits = network(whole)
-        else:
-            from monai.inferers import sliding_window_inference
-
-            logits = sliding_window_inference(whole, tuple(window), 1, network, overlap=0.5, mode="gaussian")
-    return logits[0].float()[(slice(None), *(slice(0, length) for length in space))]
-
-
 def probability(logits: Tensor) -> Tensor:
     """Class probabilities `[class, *space]` of logits `[output, *space]`; one output is a sigmoid head."""
     if logits.shape[0] == 1:
         foreground = torch.sigmoid(logits)
         return torch.cat([1 - foreground, foreground])
     return torch.softmax(logits, dim=0)
+
+
+def predicted_classes(logits: Tensor) -> Tensor:
+    """Most probable class u8 `[image, *space]` of a batch of logits `[image, output, *space]`."""
+    if logits.shape[1] == 1:
+        return (logits[:, 0] > 0).to(torch.uint8)
+    return logits.max(dim=1).indices.to(torch.uint8)
 
 
 def shifted(logits: Tensor, offsets: Sequence[float]) -> Tensor:

@@ -31,6 +31,12 @@ def small(dimensions: int, outputs: int, seed: int = 0) -> nn.Module:
     return seeded(lambda: nn.Sequential(conv(1, 4, 3, padding=1), nn.ReLU(), conv(4, outputs, 3, padding=1)), seed)
 
 
+def same(one: nn.Module, two: nn.Module) -> bool:
+    """Whether all their weights are equal, by name."""
+    first, second = one.state_dict(), two.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
 class Constant(nn.Module):
     """Logits of these class probabilities at every voxel; a single number is the foreground of a sigmoid head."""
 
