@@ -59,7 +59,11 @@ class Training(Knobs):
     reference: Literal["cached", "recomputed"] = "cached"
     """Whether logits of the frozen base are kept per image and flip. Crops of larger cases are always recomputed."""
     cache_gb: Annotated[float, Field(gt=0)] = 4.0
-    """Memory for images, masks and reference logits; the least recently used leave first."""
+    """Memory for images, masks and reference logits; the least recently used leave first. Crops of larger cases are
+    read from disk each time."""
+    random_crops: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of the crops of cases larger than the window that lie anywhere, all others around a voxel on which a pair
+    differs. Pairs that agree in a crop do not count there."""
 
 
 class Student(Knobs):

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.crops import Spots, around
+from pipeline.dataset import Values, fits
+from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 from pipeline.schema import UNKNOWN
 
@@ -31,6 +34,11 @@ class Augmentation(Knobs):
     """Largest relative change of contrast, and of brightness in units of the batch's standard deviation."""
     noise: float = 0.1
     """Largest standard deviation of added noise, in units of the normalised image."""
+
+    def check(self, dimensions: int) -> None:
+        """Raise `BadInput` for flips along axes that the data does not have."""
+        if beyond := [axis for axis in self.flips if not 0 <= axis < dimensions]:
+            raise BadInput(f"augmentation.flips: expected axes 0 to {dimensions - 1} of this data, found {beyond}")
 
     @property
     def unsided(self) -> tuple[int, ...]:
@@ -73,8 +81,8 @@ class LabelledBatches:
 
     def __init__(
         self,
-        images: Sequence[np.ndarray],
-        labels: Sequence[np.ndarray],
+        images: Sequence[Values],
+        labels: Sequence[Values],
         window: Sequence[int],
         knobs: Augmentation,
         batch: int,
@@ -82,6 +90,7 @@ class LabelledBatches:
     ) -> None:
         self.images, self.labels, self.window, self.knobs, self.batch = images, labels, tuple(window), knobs, batch
         self.generator = np.random.default_rng(seed)
+        self.spots: dict[int, Spots] = {}  # foreground by position, of cases larger than the window
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rounds = self._order()
@@ -96,21 +105,20 @@ class LabelledBatches:
     def _placed(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """One case cut or padded to the window."""
         image, label = self.images[index], self.labels[index]
+        space = label.shape
         centre = None
-        if (
-            any(have > want for have, want in zip(label.shape, self.window, strict=True))
-            and self.generator.random() < 0.5
-        ):
-            foreground = np.argwhere((label > 0) & (label != UNKNOWN))
-            centre = foreground[self.generator.integers(len(foreground))] if len(foreground) else None
-        slices = []
-        for axis, (have, want) in enumerate(zip(label.shape, self.window, strict=True)):
-            last = max(0, have - want)
-            start = self.generator.integers(last + 1) if centre is None else centre[axis] - want // 2
-            slices.append(slice(int(np.clip(start, 0, last)), int(np.clip(start, 0, last)) + want))
-        image, label = image[(slice(None), *slices)], label[tuple(slices)]
-        ends = [(0, want - have) for have, want in zip(label.shape, self.window, strict=True)]
-        return np.pad(image, [(0, 0), *ends]), np.pad(label, ends, constant_values=UNKNOWN)
+        if not fits(space, self.window) and self.generator.random() < 0.5:
+            if index not in self.spots:
+                self.spots[index] = Spots(space, lambda where: (label[where] > 0) & (label[where] != UNKNOWN))
+            centre = self.spots[index].draw(self.generator)
+        if centre is None:
+            lasts = [max(0, have - want) for have, want in zip(space, self.window, strict=True)]
+            starts = [int(self.generator.integers(last + 1)) for last in lasts]
+            centre = [start + want // 2 for start, want in zip(starts, self.window, strict=True)]
+        where = around(centre, space, self.window)
+        ends = [(0, want - min(have, want)) for have, want in zip(space, self.window, strict=True)]
+        placed = np.pad(image[(slice(None), *where)], [(0, 0), *ends])
+        return placed, np.pad(label[where], ends, constant_values=UNKNOWN)
 
     def _varied(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
         import torch

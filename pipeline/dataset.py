@@ -16,10 +16,22 @@ import polars as pl
 
 from pipeline import schema
 from pipeline.errors import BadInput
-from pipeline.store import check_manifest, open_array, read_table
+from pipeline.store import check_manifest, open_array, read_table, write_json
 
 if TYPE_CHECKING:
     import zarr
+
+INPUT = "input.json"
+"""Beside the weights of a model: what its images are, and how they are brought to it."""
+
+INPUT_KEYS = ("class_names", "channel_names", "preprocess", "orientation", "convert", "files")
+"""Names of classes and channels; the knobs of `preprocess`; the orientation that volumes have on the working grid
+(`RAS` and the like, `unknown` where files do not say it, null for images); `grey` or `rgb` if the reader converts;
+`nifti` or `pictures`, null for phantoms."""
+
+
+Where = tuple[slice, ...]
+"""A box of the working grid, one slice per spatial axis."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,34 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Volume:
+    """A case's part of an array, `[*lead, *space]` without padding, read where it is asked for."""
+
+    array: zarr.Array
+    case: Case
+    space: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.array.shape[1 : self.array.ndim - len(self.space)], *self.space)
+
+    def __getitem__(self, where: Any) -> np.ndarray:
+        """One slice per axis, or one for all; they end where the case ends."""
+        every = where if isinstance(where, tuple) else (where,) * len(self.shape)
+        ends: Any = (slice(*part.indices(length)[:2]) for part, length in zip(every, self.shape, strict=True))
+        return np.asarray(self.array[(self.case.case, *ends)])
+
+
+Values = Volume | np.ndarray
+"""Of one case, on disk or in memory: what is needed is read by slices."""
+
+
+def fits(space: Sequence[int], window: Sequence[int]) -> bool:
+    """Whether a case is no larger than the window."""
+    return all(have <= want for have, want in zip(space, window, strict=True))
+
+
+@dataclass(frozen=True)
 class CaseStore:
     """The folder that `prepare` writes: `cases.parquet`, images, labels and, after resampling, truth."""
 
@@ -71,8 +111,14 @@ class CaseStore:
 
     @cached_property
     def info(self) -> dict:
-        """`cases.json`: class names, channel names."""
+        """`cases.json`: what the reader says of the data set, and `INPUT_KEYS`."""
         return json.loads((self.folder / "cases.json").read_text())
+
+    def write_input(self, folder: Path) -> None:
+        """Write `input.json` beside the weights of a model of these cases: with it, the folder alone can predict."""
+        if missing := [key for key in INPUT_KEYS if key not in self.info]:
+            raise BadInput(f"{self.folder / 'cases.json'}: lacks {missing}; run `dvc repro` to prepare the cases again")
+        write_json(folder / INPUT, {key: self.info[key] for key in INPUT_KEYS})
 
     @property
     def class_names(self) -> list[str]:
@@ -115,13 +161,29 @@ class CaseStore:
         """f32 `[channel, *space]` on the working grid, without padding."""
         return np.asarray(self._images[(case.case, slice(None), *case.space)])
 
+    def volume(self, case: Case) -> Volume:
+        """The image f32 `[channel, *space]` on the working grid, left on disk."""
+        return Volume(self._images, case, case.shape)
+
     def label(self, case: Case) -> np.ndarray:
         """u8 `[*space]` on the working grid; raises `BadInput` where there is none."""
+        return self.label_volume(case)[:]
+
+    def label_volume(self, case: Case) -> Volume:
+        """The label u8 `[*space]` on the working grid, left on disk; raises `BadInput` where there is none."""
         if not case.has_label:
             raise BadInput(
                 f"{self.folder}: case '{case.case_id}' has no label; only labelled cases have a truth to read"
             )
-        return np.asarray(self._labels[(case.case, *case.space)])
+        return Volume(self._labels, case, case.shape)
+
+    def image_for(self, case: Case, window: Sequence[int]) -> Values:
+        """The image, in memory if it fits the window, else left on disk."""
+        return self.image(case) if fits(case.shape, window) else self.volume(case)
+
+    def label_for(self, case: Case, window: Sequence[int]) -> Values:
+        """The label, in memory if it fits the window, else left on disk; raises `BadInput` where there is none."""
+        return self.label(case) if fits(case.shape, window) else self.label_volume(case)
 
     def truth(self, case: Case) -> np.ndarray:
         """u8 `[*space]` on the source's grid: what metrics are measured on."""
@@ -165,18 +227,35 @@ class ProposalStore:
         """Cases that have proposals."""
         return self.table["case_id"].unique(maintain_order=True).to_list()
 
-    def masks(self, case: Case, slots: Sequence[int] | None = None) -> np.ndarray:
-        """u8 `[proposal, *space]`, without padding; `slots` chooses and orders proposals."""
-        block = np.asarray(self._masks[(case.case, slice(None), *case.space)])
-        return block if slots is None else block[list(slots)]
+    def masks(self, case: Case, slots: Sequence[int] | None = None, where: Where | None = None) -> np.ndarray:
+        """u8 `[proposal, *space]`, without padding; `slots` chooses and orders proposals, `where` is a box of it."""
+        box: Any = case.space if where is None else where
+        if slots is None or self._masks.chunks[1] > 1:
+            block = np.asarray(self._masks[(case.case, slice(None), *box)])
+            return block if slots is None else block[list(slots)]
+        # A chunk holds one proposal: only those asked for are read.
+        read = sorted(set(slots))
+        block = np.asarray(self._masks.oindex[(case.case, np.array(read), *box)])
+        return block[[read.index(slot) for slot in slots]]
+
+    @cached_property
+    def _distinct(self) -> dict[str, list[int]]:
+        first = self.table.filter(pl.col("duplicate_of").is_null()).sort("case_id", "proposal")
+        groups = first.group_by("case_id", maintain_order=True).agg("proposal")
+        return dict(zip(groups["case_id"], groups["proposal"].to_list(), strict=True))
+
+    def distinct(self, case: Case) -> list[int]:
+        """Slots of a case that are no duplicate of an earlier one."""
+        return self._distinct[case.case_id]
 
     def mask_hashes(self, case: Case) -> list[str]:
         """One short hash per proposal: whether a score that came from outside is of this very mask."""
         return [hashlib.blake2b(mask.tobytes(), digest_size=8).hexdigest() for mask in self.masks(case)]
 
-    def probability(self, case: Case) -> np.ndarray:
+    def probability(self, case: Case, where: Where | None = None) -> np.ndarray:
         """f32 `[class, *space]`, the mean over proposals that have probabilities, in steps of 1/255."""
-        return np.asarray(self._probability[(case.case, slice(None), *case.space)]).astype(np.float32) / 255
+        box: Any = case.space if where is None else where
+        return np.asarray(self._probability[(case.case, slice(None), *box)]).astype(np.float32) / 255
 
     def disagreement(self, case: Case) -> np.ndarray:
         """u32 `[proposal, proposal]`: voxels on which two proposals differ."""

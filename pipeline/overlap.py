@@ -5,6 +5,9 @@ One bit per voxel: counts are exact for any number of voxels, and faster than on
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 from pipeline.schema import UNKNOWN
@@ -32,7 +35,7 @@ def _shared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.stack([np.bitwise_count(row & second).sum(axis=1, dtype=np.int64) for row in first])
 
 
-def _mean_dice(overlaps: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def _mean_dice(overlaps: Iterable[Any]) -> np.ndarray:
     """Mean over classes of 2 shared / total, which is 1 where the total is 0."""
     return np.mean([np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0) for both, total in overlaps], axis=0)
 
@@ -69,15 +72,28 @@ def disagreement(masks: np.ndarray) -> np.ndarray:
     return counts
 
 
-def dice_to(mask: np.ndarray, masks: np.ndarray, n_classes: int) -> np.ndarray:
-    """Dice of one label map u8 `[*space]`, often the truth, with each of u8 `[K, *space]`: f64 `[K]`.
+def overlaps_to(mask: np.ndarray, masks: np.ndarray, n_classes: int) -> np.ndarray:
+    """Voxels shared by one label map u8 `[*space]` with each of u8 `[K, *space]`, and voxels of both together.
 
-    Mean over the foreground classes; a class that is empty in both counts as 1; 255 in either does not count.
+    i64 `[foreground class, 2, K]`; 255 in either does not count. Counts of the parts of a case add up.
     """
     known, each_known = _packed(mask[None] != UNKNOWN), _packed(masks != UNKNOWN)
     overlaps = []
     for label in range(1, n_classes):
         one, each = _packed(mask[None] == label), _packed(masks == label)
         total = _shared(one, each_known) + _shared(known, each)
-        overlaps.append((_shared(one, each), total))
-    return _mean_dice(overlaps)[0]
+        overlaps.append((_shared(one, each)[0], total[0]))
+    return np.array(overlaps)
+
+
+def dice_of(overlaps: np.ndarray) -> np.ndarray:
+    """Dice f64 `[K]` of what `overlaps_to` counts: mean over the classes, 1 for a class that is empty in both."""
+    return _mean_dice(overlaps)
+
+
+def dice_to(mask: np.ndarray, masks: np.ndarray, n_classes: int) -> np.ndarray:
+    """Dice of one label map u8 `[*space]`, often the truth, with each of u8 `[K, *space]`: f64 `[K]`.
+
+    Mean over the foreground classes; a class that is empty in both counts as 1; 255 in either does not count.
+    """
+    return dice_of(overlaps_to(mask, masks, n_classes))

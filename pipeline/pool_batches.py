@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from pipeline import schema
 from pipeline.arm import Training
 from pipeline.augmentation import Augmentation, flip
-from pipeline.dataset import Case, CaseStore, ProposalStore
+from pipeline.crops import Spots, anywhere, around
+from pipeline.dataset import Case, CaseStore, ProposalStore, Where, fits
 from pipeline.losses import disagreement_region, kl_to_reference
 from pipeline.objectives.objective import PairStatistics, PoolBatch, Row
-from pipeline.overlap import first_equal
+from pipeline.overlap import region
 from pipeline.recipe import Compute
 from pipeline.seeding import numpy_generator, torch_generator
-from pipeline.segmenter import Architecture, pad_to
+from pipeline.segmenter import Architecture
+from pipeline.sliding import pad_to
 from pipeline.training import Average
 
 ERROR = (0.02, 0.45)
@@ -72,6 +74,7 @@ class PoolBatches:
 
     def __post_init__(self) -> None:
         self.cache = _Cache(self.knobs.cache_gb * 2**30)
+        self.spots: dict[tuple[int, ...], Spots] = {}
         self.slots: dict[str, list[tuple[int, int]]] = {}
         self.e: dict[str, list[float]] = {}
         columns = self.pairs.select("case_id", "chosen", "rejected", "p_correct").iter_rows()
@@ -87,14 +90,12 @@ class PoolBatches:
         crops = numpy_generator(self.seed, "statistics")
         size, voxels = [], []
         for case in self.pool:
-            masks = self._masks(case)
             # As in training: of a case larger than the window, what a crop holds.
-            where = self._crop(case, masks, crops)
-            seen = masks if where is None else masks[(slice(None), *where)]
-            half = len(seen) // 2
+            masks = self._masks(case, self._crop(case, crops))
+            half = len(masks) // 2
             if half:
-                size += disagreement_region(seen[:half], seen[half:]).flatten(1).sum(1).tolist()
-                voxels += [seen[0].numel()] * half
+                size += disagreement_region(masks[:half], masks[half:]).flatten(1).sum(1).tolist()
+                voxels += [masks[0].numel()] * half
         return PairStatistics(np.array(size, np.int64), np.array(voxels, np.int64), self.architecture.dimensions)
 
     def draws(self) -> Iterator[Drawn]:
@@ -125,19 +126,16 @@ class PoolBatches:
         index, voxels, e, errors, probability = [], [], [], [], []
         window = self.architecture.window
         for position, (case, view) in enumerate(drawn):
-            image, masks = self._image(case), self._masks(case)
-            where = self._crop(case, masks, crops)
+            where = self._crop(case, crops)
+            image, masks = self._image(case, where), self._masks(case, where)
             half = len(masks) // 2
 
-            def placed(
-                part: Tensor, value: float = 0.0, where: tuple[slice, ...] | None = where, view: tuple[int, ...] = view
-            ) -> Tensor:
-                cut = part if where is None else part[(slice(None), *where)]
-                return pad_to(flip(cut, view, len(window)), window, value)
+            def placed(part: Tensor, value: float = 0.0, view: tuple[int, ...] = view) -> Tensor:
+                return pad_to(flip(part, view, len(window)), window, value)
 
+            known.append(placed(torch.ones((1, *image.shape[1:]), dtype=torch.bool))[0])
             image = placed(image)
             masks = self.augmentation.swap(placed(masks, schema.UNKNOWN), view)
-            known.append(placed(torch.ones((1, *case.shape), dtype=torch.bool))[0])
             images.append(image)
             references.append(self._reference(image, None if where else (case.case, view)))
             chosen.append(masks[:half])
@@ -146,9 +144,9 @@ class PoolBatches:
             voxels += [int(known[-1].sum())] * half
             e += self.e.get(case.case_id, [])
             if self.votes:
-                errors.append(placed(self._errors(case)))
+                errors.append(placed(self._errors(case, where)))
             if self.probability:
-                probability.append(self.augmentation.swap_classes(placed(self._probability(case)), view))
+                probability.append(self.augmentation.swap_classes(placed(self._probability(case, where)), view))
         device = self.compute.device
         clean = torch.stack(images).to(device)
         batch = clean
@@ -171,39 +169,49 @@ class PoolBatches:
             torch.cat(errors).to(device) if self.votes else None,
             self.classes,
             progress,
+            clean,
         )
 
-    def _image(self, case: Case) -> Tensor:
-        return self.cache.get(("image", case.case), lambda: torch.from_numpy(self.cases.image(case)))
+    # Of cases larger than the window only the crop is read, anew each time: whole cases would not stay in the cache.
 
-    def _masks(self, case: Case) -> Tensor:
-        """u8 `[chosen of every pair, then rejected of every pair, *space]`."""
+    def _kept(self, what: str, case: Case, where: Where | None, make: Callable[[], Tensor]) -> Tensor:
+        return make() if where is not None else self.cache.get((what, case.case), make)
+
+    def _image(self, case: Case, where: Where | None) -> Tensor:
+        def read() -> Tensor:
+            return torch.from_numpy(self.cases.volume(case)[(slice(None), *(where or case.space))])
+
+        return self._kept("image", case, where, read)
+
+    def _masks(self, case: Case, where: Where | None) -> Tensor:
+        """u8 `[chosen of every pair, then rejected of every pair, *space]`, of the case or of a box of it."""
 
         def read() -> Tensor:
             pairs = self.slots.get(case.case_id, [])
             if not pairs:
-                return torch.zeros((0, *case.shape), dtype=torch.uint8)
+                return torch.zeros((0, *(part.stop - part.start for part in where or case.space)), dtype=torch.uint8)
             slots = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
-            return torch.from_numpy(self.proposals.masks(case, slots))
+            return torch.from_numpy(self.proposals.masks(case, slots, where))
 
-        return self.cache.get(("masks", case.case), read)
+        return self._kept("masks", case, where, read)
 
-    def _probability(self, case: Case) -> Tensor:
+    def _probability(self, case: Case, where: Where | None) -> Tensor:
         """f32 `[class, *space]`, the mean over the proposals."""
-        return self.cache.get(
-            ("probability", case.case), lambda: torch.from_numpy(self.proposals.probability(case)).contiguous()
-        )
 
-    def _errors(self, case: Case) -> Tensor:
+        def read() -> Tensor:
+            return torch.from_numpy(self.proposals.probability(case, where)).contiguous()
+
+        return self._kept("probability", case, where, read)
+
+    def _errors(self, case: Case, where: Where | None) -> Tensor:
         """f32 `[pair, *space]`: among the votes for chosen's or rejected's class at a voxel, the share for rejected's.
 
         Votes are those of all proposals, each distinct mask once; clipped to `ERROR`.
         """
 
         def count() -> Tensor:
-            masks = self._masks(case)
-            proposed = self.proposals.masks(case)
-            every = torch.from_numpy(proposed[np.unique(first_equal(proposed))])
+            masks = self._masks(case, where)
+            every = torch.from_numpy(self.proposals.masks(case, self.proposals.distinct(case), where))
             half = len(masks) // 2
             shares = []
             for chosen, rejected in zip(masks[:half], masks[half:], strict=True):
@@ -211,25 +219,28 @@ class PoolBatches:
                 shares.append((wrong / (right + wrong).clamp(min=1)).clamp(*ERROR))
             return torch.stack(shares)
 
-        return self.cache.get(("errors", case.case), count)
+        return self._kept("errors", case, where, count)
 
-    def _crop(self, case: Case, masks: Tensor, crops: np.random.Generator) -> tuple[slice, ...] | None:
-        """A window around a voxel of one pair's disagreement (anywhere without pairs); None where the case fits."""
+    def _crop(self, case: Case, crops: np.random.Generator) -> Where | None:
+        """A window around a voxel of one pair's disagreement or, for some and without pairs, anywhere; None where the
+        case fits."""
         window = self.architecture.window
-        if all(have <= want for have, want in zip(case.shape, window, strict=True)):
+        if fits(case.shape, window):
             return None
-        half = len(masks) // 2
-        if half:
-            pair = int(crops.integers(half))
-            region = disagreement_region(masks[pair], masks[half + pair]).nonzero()
-            centre = region[int(crops.integers(len(region)))].tolist()
-        else:
-            centre = [int(crops.integers(length)) for length in case.shape]
-        starts = [
-            int(np.clip(middle - want // 2, 0, max(0, have - want)))
-            for middle, have, want in zip(centre, case.shape, window, strict=True)
-        ]
-        return tuple(slice(start, start + want) for start, want in zip(starts, window, strict=True))
+        pairs = self.slots.get(case.case_id, [])
+        if pairs and crops.random() >= self.knobs.random_crops:
+            centre = self._disagreement(case, pairs[int(crops.integers(len(pairs)))]).draw(crops)
+            if centre is not None:
+                return around(centre, case.shape, window)
+        return anywhere(case.shape, window, crops)
+
+    def _disagreement(self, case: Case, pair: tuple[int, int]) -> Spots:
+        """The voxels on which a pair differs: counts per chunk, which are kept whatever the budget."""
+        if (case.case, *pair) not in self.spots:
+            self.spots[(case.case, *pair)] = Spots(
+                case.shape, lambda where: region(*self.proposals.masks(case, pair, where))
+            )
+        return self.spots[(case.case, *pair)]
 
     def _reference(self, image: Tensor, key: Hashable | None) -> Tensor:
         @torch.no_grad()

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
 
 from pipeline import schema
 from pipeline.dataset import Case, CaseStore
+from pipeline.drawing import BASE, draw_case
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
 from pipeline.knobs import Knobs, Name
-from pipeline.overlap import dice_to, disagreement
 from pipeline.recipe import Compute
 from pipeline.samplers import Sampler
 from pipeline.samplers.ensemble import Ensemble
 from pipeline.samplers.imported import Imported
-from pipeline.samplers.sampler import CaseModels, Loaded, Setup, drawn
+from pipeline.samplers.sampler import CaseModels, Loaded, Setup
 from pipeline.samplers.snapshots import Snapshots
 from pipeline.store import (
     MANIFEST,
+    Slabs,
     cases_per_shard,
     check_manifest,
     create_array,
@@ -34,9 +35,6 @@ from pipeline.store import (
 
 if TYPE_CHECKING:
     from pipeline.segmenter import Family, Model
-
-BASE = "base"
-"""Sampler and setting of slot 0, where there is a base segmenter."""
 
 
 class Propose(Knobs):
@@ -62,6 +60,7 @@ class _Proposing:
     compute: Compute
     seed: int
     work: Path
+    slabs: Slabs | None  # how large cases are cut
 
     def __call__(self, shard: Shard) -> pl.DataFrame:
         import torch
@@ -74,25 +73,42 @@ class _Proposing:
         per_shard = shard_cases(arrays["masks"])
         start = shard.index * per_shard
         stop = min(start + per_shard, arrays["masks"].shape[0])
-        blocks = {
-            name: np.full((stop - start, *array.shape[1:]), array.fill_value, array.dtype)
+        # A large case writes its slabs itself; the small cases of a shard are written together.
+        blocks: dict[str, Any] = {
+            name: array
+            if self.slabs is not None and name != "disagreement"
+            else np.full((stop - start, *array.shape[1:]), array.fill_value, array.dtype)
             for name, array in arrays.items()
         }
         rows: list[dict[str, object]] = []
         failures = CaseFailures()
         for case in shard.members:
             with failures.of(case.case_id):
-                rows += self._propose(case, blocks, case.case - start)
+                place = case.case - (start if self.slabs is None else 0)
+                slots = arrays["masks"].shape[1]
+                found, differ = draw_case(
+                    self._models(case),
+                    self.knobs.samplers,
+                    slots,
+                    blocks["masks"],
+                    blocks["probability"],
+                    place,
+                    self.slabs,
+                    self.work,
+                )
+                blocks["disagreement"][case.case - start] = differ
+                rows += found
         failures.raise_any()
         for name, array in arrays.items():
-            array[start:stop] = blocks[name]
+            if blocks[name] is not array:
+                array[start:stop] = blocks[name]
         return pl.DataFrame(rows, schema=schema.PROPOSALS.columns)
 
-    def _propose(self, case: Case, blocks: dict[str, np.ndarray], row: int) -> list[dict[str, object]]:
+    def _models(self, case: Case) -> CaseModels:
         family = self.families.get(case.case_id, self.family)
-        seen = CaseModels(
+        return CaseModels(
             case,
-            self.cases.image(case),
+            self.cases.image(case) if self.slabs is None else self.cases.volume(case),
             len(self.cases.class_names),
             _loaded(family.base) if family.base else None,
             {name: _loaded(model) for name, model in family.members.items()},
@@ -102,43 +118,10 @@ class _Proposing:
             self.swap_labels,
             self.knobs.imports,
         )
-        if seen.base is not None:
-            seen.keep(drawn(BASE, BASE, seen.predict(seen.base)))
-        for name, sampler in self.knobs.samplers.items():
-            for draw in sampler.draw(name, seen):
-                seen.keep(draw)
-        masks = np.stack([draw.mask for draw in seen.draws])
-        differ = disagreement(masks)
-        dice = dice_to(masks[0], masks, seen.classes)
-        blocks["masks"][(row, slice(None), *case.space)] = masks
-        blocks["probability"][(row, slice(None), *case.space)] = (seen.mean_probability() * 255).round().numpy()
-        blocks["disagreement"][row] = differ
-        # Masks that only differ where one of them is unknown are two masks, although no voxel tells them apart.
-        first = ((differ == 0) & _same_unknown(masks)).argmax(1)
-        return [
-            {
-                "case_id": case.case_id,
-                "proposal": slot,
-                "sampler": draw.sampler,
-                "setting": draw.setting,
-                "voxels": np.bincount(draw.mask[draw.mask != schema.UNKNOWN], minlength=seen.classes).tolist(),
-                "dice_to_base": float(dice[slot]),
-                "duplicate_of": int(first[slot]) if first[slot] < slot else None,
-            }
-            for slot, draw in enumerate(seen.draws)
-        ]
 
 
 def _loaded(model: Model) -> Loaded:
     return Loaded(model.shared(), model.architecture.window)
-
-
-def _same_unknown(masks: np.ndarray) -> np.ndarray:
-    """bool `[K, K]`: whether two masks u8 `[K, *space]` are 255 at the same voxels."""
-    unknown = (masks == schema.UNKNOWN).reshape(len(masks), -1)
-    if not unknown.any():
-        return np.ones((len(masks), len(masks)), bool)
-    return np.stack([(unknown == one).all(1) for one in unknown])
 
 
 def _slots(knobs: Propose, setup: Setup) -> int:
@@ -243,6 +226,7 @@ def _make(
     slots = _slots(knobs, setup)
     voxels = int(np.prod(padded))
     size = cases_per_shard(n_cases, voxels * (slots + classes))
+    slabs = Slabs.of(padded, slots + classes)
     block = (knobs, swap_labels, compute, seed)
     imported = [
         file for sampler in knobs.samplers.values() if isinstance(sampler, Imported) for file in sampler.files(setup)
@@ -254,12 +238,14 @@ def _make(
             (schema.DISAGREEMENT, (n_cases, slots, slots)),
         ):
             if not (work / f"{array.name}.zarr" / "zarr.json").is_file():
-                create_array(work, array, shape, size)
+                create_array(work, array, shape, size, slabs)
         used = {case_id: _used(models, knobs) for case_id, models in families.items()}
-        task = _Proposing(cases, _used(family, knobs), used, knobs, swap_labels, compute, seed, work)
+        task = _Proposing(cases, _used(family, knobs), used, knobs, swap_labels, compute, seed, work, slabs)
         shards = shards_of(proposed_for, size, key=lambda case: case.case)
-        # The blocks of a shard twice, as they are and as they are written; of one case, masks and probabilities.
-        bytes_per_shard = voxels * (2 * size * (slots + classes) + 2 * slots + 24 * classes)
+        # The blocks of a shard twice, as they are and as they are written; of one case (or of the rows of a slab, which
+        # are no fewer than those that a window holds, as a rule), masks and probabilities.
+        held = voxels if slabs is None else voxels * slabs.rows // padded[slabs.axis]
+        bytes_per_shard = held * (2 * size * (slots + classes) + 2 * slots + 24 * classes)
         rows = run(task, shards, work, execution, stage, bytes_per_shard)
         for array in (schema.MASKS, schema.PROBABILITY, schema.DISAGREEMENT):
             publish(work / f"{array.name}.zarr", out / f"{array.name}.zarr")

@@ -313,6 +313,9 @@ ARRAYS = (IMAGES, LABELS, TRUTH, MASKS, PROBABILITY, DISAGREEMENT, ERROR)
 CHUNK = {2: 256, 3: 64}
 """Longest chunk edge per number of spatial axes: the padding of a large volume is never written."""
 SHARD_BYTES = 256 * 2**20
-"""A shard is whole cases, at most this many raw bytes, else one case."""
+"""A shard is whole cases, at most this many raw bytes."""
+SLAB_BYTES = 32 * 2**20
+"""A case of more raw bytes in all arrays that are written together is alone in its shards. Proposals of such a case are
+cut along its longest axis: a shard is a slab, whole chunks of at most this many raw bytes, at least one chunk thick."""
 SHARDS = 16
 """Shards that a store aims at: the grain of parallel work and of resuming, whatever the number of workers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,7 @@ def made_by(path: Path) -> str:
 
 
 def _layout(array: Array, shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Chunk and shard shape: a chunk is one case (many for the small matrices), a shard is whole cases."""
+    """Chunk shape, one case deep (many for the small matrices), and the shape of whole chunks that hold a case."""
     if array is schema.DISAGREEMENT:
         chunk = [1, *shape[1:]]
     else:
@@ -111,17 +112,43 @@ def _layout(array: Array, shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[
 
 def cases_per_shard(n_cases: int, bytes_per_case: int) -> int:
     """Cases in one shard; it depends on the data alone, so any number of workers writes the same files."""
+    if bytes_per_case > schema.SLAB_BYTES:
+        return 1
     return max(1, min(-(-n_cases // schema.SHARDS), schema.SHARD_BYTES // max(1, bytes_per_case)))
 
 
-def create_array(folder: Path, array: Array, shape: Sequence[int], cases: int) -> None:
-    """Create an empty array whose shards hold `cases` cases; until a shard is written it reads as the fill value."""
+@dataclass(frozen=True)
+class Slabs:
+    """How large cases are cut into shards: `rows` voxels each along the spatial axis `axis`."""
+
+    axis: int
+    rows: int
+
+    @classmethod
+    def of(cls, space: Sequence[int], bytes_per_voxel: int) -> Slabs | None:
+        """Slabs of cases padded to `space`, or None where a case is small enough to be written at once."""
+        if np.prod(space) * bytes_per_voxel <= schema.SLAB_BYTES:
+            return None
+        axis = int(np.argmax(space))
+        edge = min(schema.CHUNK[len(space)], space[axis])
+        thin = edge * bytes_per_voxel * int(np.prod(space)) // space[axis]
+        return cls(axis, edge * max(1, schema.SLAB_BYTES // thin))
+
+
+def create_array(folder: Path, array: Array, shape: Sequence[int], cases: int, slabs: Slabs | None = None) -> None:
+    """Create an empty array whose shards hold `cases` cases, or one slab; until a shard is written it reads as fill."""
     import zarr
     from zarr.codecs import BloscCodec
 
     chunk, case_shape = _layout(array, shape)
     if array is schema.DISAGREEMENT:
         chunk = (cases, *chunk[1:])
+    elif slabs is not None:
+        n_space = len(shape) - (len(array.axes) - 1)
+        along = len(case_shape) - n_space + slabs.axis
+        case_shape = tuple(
+            min(slabs.rows, length) if axis == along else length for axis, length in enumerate(case_shape)
+        )
     zarr.create_array(
         zarr.storage.LocalStore(folder / f"{array.name}.zarr"),
         shape=tuple(shape),

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline.augmentation import Augmentation, LabelledBatches, flip
+from pipeline.dataset import Volume
+from tests.builders import case_store
 from tests.networks import noise
 from tests.phantoms import disc
 
@@ -202,3 +204,19 @@ def test_cases_are_seen_equally_often():
     assert np.bincount(seen).tolist() == [6, 6, 6, 6]
     assert all(sorted(seen[i : i + 4]) == [0, 1, 2, 3] for i in range(0, 24, 4))
     assert len({tuple(seen[i : i + 4]) for i in range(0, 24, 4)}) > 1
+
+
+def test_volumes_on_disk_give_the_batches_of_volumes_in_memory(tmp_path):
+    """Cases larger than the window are left on disk: the same bytes, of crops around foreground and of others."""
+    labels = [disc((20, 12), 3), disc((15, 30), 4)]
+    images = [noise(label.shape, f"c{row}") for row, label in enumerate(labels)]
+    store = case_store(tmp_path, labels, images=images)
+    volumes = [(store.image_for(case, (8, 8)), store.label_for(case, (8, 8))) for case in store.all]
+    on_disk = [image for image, _ in volumes], [label for _, label in volumes]
+    assert all(isinstance(volume, Volume) for volume in (*on_disk[0], *on_disk[1]))
+
+    def first(images: Sequence[Any], labels: Sequence[Any]) -> list[bytes]:
+        stream = islice(LabelledBatches(images, labels, (8, 8), Augmentation(), 3, 0), 4)
+        return [part.numpy().tobytes() for batch in stream for part in batch]
+
+    assert first(*on_disk) == first(images, labels)

@@ -18,6 +18,7 @@ from pipeline.augmentation import Augmentation
 from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.losses import disagreement_region, pair_terms
 from pipeline.objectives.objective import PoolBatch
+from pipeline.objectives.preference import Preference
 from pipeline.pool_batches import PoolBatches, drift
 from pipeline.recipe import Compute, Optimisation
 from pipeline.seeding import numpy_generator
@@ -48,6 +49,7 @@ def pool(
     kind: Literal["cached", "recomputed"] = "cached",
     per_step: int = 1,
     cache_gb: float = 1.0,
+    random_crops: float = 0.0,
 ) -> PoolBatches:
     """Pool cases with these masks u8 `[proposal, *space]`; images of noise unless given."""
     shapes = [m.shape[1:] for m in masks]
@@ -67,7 +69,11 @@ def pool(
         architecture,
         reference or small(len(window), architecture.outputs),
         Training(
-            optimisation=Optimisation(steps=1, learning_rate=1e-3), images=per_step, reference=kind, cache_gb=cache_gb
+            optimisation=Optimisation(steps=1, learning_rate=1e-3),
+            images=per_step,
+            reference=kind,
+            cache_gb=cache_gb,
+            random_crops=random_crops,
         ),
         augmentation or Augmentation(flips=(0, 1)),
         Compute(),
@@ -391,3 +397,72 @@ def test_noise_depends_on_the_step_and_spares_the_reference(tmp_path):
     assert torch.equal(one.logits, again.logits)
     assert not torch.equal(one.logits, other.logits)
     assert 0.1 < float((one.logits - clean.logits).std()) < 1.0
+
+
+def test_random_crops_have_their_share(tmp_path):
+    """One voxel of 400 differs: of 200 crops of 8, half are around it, and of the others 8 / 393 hold it by chance."""
+    masks = np.zeros((2, 1, 400), np.uint8)
+    masks[1, 0, 200] = 1
+    found = pool(tmp_path, [masks], pairs_of(("c0", 1, 0, 1)), (1, 8), random_crops=0.5)
+    generator, policy = crops(), small(2, 2)
+    batches = [found.batch([(found.pool[0], ())], policy, generator) for _ in range(200)]
+    holding = sum(int(disagreement_region(b.chosen, b.rejected).sum()) for b in batches)
+    assert 75 <= holding <= 130
+    again = [found.batch([(found.pool[0], ())], policy, generator) for generator in (crops(), crops())]
+    assert content(again[0]) == content(again[1])
+
+
+def test_a_pair_that_agrees_in_a_crop_leaves_numerator_and_count(tmp_path):
+    """Two pairs at the two ends of a line: the loss of a crop that holds one is that of the one alone.
+
+    Policy logits are the image's 2 everywhere, the reference's 0; chosen is foreground: the shift is 2 on |D| = 1,
+    h = 3 * 2 / 16 (the floor), and the loss log(1 + e^-h).
+    """
+    masks = np.zeros((3, 1, 40), np.uint8)
+    masks[1, 0, 1] = masks[2, 0, 38] = 1
+    image = np.full((1, 1, 40), 2, np.float32)
+    pairs = pairs_of(("c0", 1, 0, 1), ("c0", 2, 0, 1))
+    found = pool(tmp_path, [masks], pairs, (1, 8), [image], reference=Zero(), head="sigmoid")
+    batch = found.batch([(found.pool[0], ())], nn.Identity(), crops())
+    assert len(batch.image) == 2
+    objective = Preference(kind="preference", beta=3, beta_unit="own").bind(found.statistics())
+    assert float(objective(batch)[0]) == pytest.approx(float(np.log1p(np.exp(-6 / 16))), abs=1e-6)
+
+
+def test_a_step_whose_crops_hold_no_disagreement_moves_nothing(tmp_path):
+    """A crop anywhere, away from the one voxel that differs: the loss is 0 exactly, and so is every gradient."""
+    masks = np.zeros((2, 1, 400), np.uint8)
+    masks[1, 0, 399] = 1
+    found = pool(tmp_path, [masks], pairs_of(("c0", 1, 0, 1)), (1, 8), random_crops=1.0)
+    policy, generator = small(2, 2), crops()
+    batch = found.batch([(found.pool[0], ())], policy, generator)
+    assert not disagreement_region(batch.chosen, batch.rejected).any()
+    loss, row = Preference(kind="preference").bind(found.statistics())(batch)
+    loss.backward()
+    assert (loss.item(), row) == (0.0, {})
+    assert all((weight.grad == 0).all() for weight in policy.parameters())
+
+
+def test_of_a_large_case_only_crops_are_read(tmp_path, monkeypatch):
+    """Nothing of it is kept in the cache, and no read but the counting of chunks is larger than a chunk of 256."""
+    masks = np.zeros((2, 1, 1000), np.uint8)
+    masks[1, 0, 600] = 1
+    found = pool(tmp_path, [masks], pairs_of(("c0", 1, 0, 1)), (1, 8))
+    read: list[int] = []
+    whole = ProposalStore.masks
+
+    def watched(self, case, slots=None, where=None):
+        assert where is not None
+        read.append(where[-1].stop - where[-1].start)
+        return whole(self, case, slots, where)
+
+    monkeypatch.setattr(ProposalStore, "masks", watched)
+    for _ in range(3):
+        found.batch([(found.pool[0], ())], small(2, 2), crops())
+    assert read == [256, 256, 256, 232, *(3 * [256, 8])]
+    assert found.cache.held == 0
+
+
+class Zero(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.zeros_like(image)

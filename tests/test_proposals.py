@@ -24,7 +24,8 @@ from pipeline.samplers.sampler import CaseModels, Draw, Setup
 from pipeline.samplers.snapshots import Snapshots
 from pipeline.samplers.threshold import Threshold
 from pipeline.samplers.tta import TTA
-from pipeline.segmenter import Architecture, Model, labels, predict, probability, save_weights
+from pipeline.segmenter import Architecture, Model, labels, probability, save_weights
+from pipeline.sliding import predict
 from pipeline.store import open_array, write_json, write_manifest
 from tests.builders import case_store
 from tests.networks import noise

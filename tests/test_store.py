@@ -18,6 +18,7 @@ from pipeline.errors import BadInput
 from pipeline.seeding import numpy_generator
 from pipeline.store import (
     MANIFEST,
+    Slabs,
     cases_per_shard,
     check_manifest,
     create_array,
@@ -156,12 +157,23 @@ def test_layout(tmp_path, array, shape, chunk, shard):
 
 
 def test_cases_per_shard():
-    """About 16 shards: 260 / 16 is 17 cases. At most 256 MB: two cases of 100 MB, one of 300 MB."""
+    """About 16 shards: 260 / 16 is 17 cases. At most 256 MB: eight cases of 30 MB, but one of 33 MB, which is
+    large."""
     assert cases_per_shard(260, 1000) == 17
     assert cases_per_shard(5, 1000) == 1
-    assert cases_per_shard(260, 100 * 2**20) == 2
-    assert cases_per_shard(260, 300 * 2**20) == 1
+    assert cases_per_shard(260, 30 * 2**20) == 8
+    assert cases_per_shard(260, 33 * 2**20) == 1
     assert cases_per_shard(0, 0) == 1
+
+
+def test_slabs_of_large_cases():
+    """256x256x160 at 7 bytes is 70 MB: 64 rows are 17.5 MB and 128 rows 35. 160x256x300 at 4 bytes is 47 MB: 64 rows of
+    its longest axis are 10 MB, and three times that fit in 32. 4096x4096 at 4 bytes is 64 MB: 2048 rows are 32."""
+    assert Slabs.of((128, 128, 128), 7) is None
+    assert Slabs.of((256, 256, 160), 7) == Slabs(0, 64)
+    assert Slabs.of((160, 256, 300), 4) == Slabs(2, 192)
+    assert Slabs.of((4096, 4096), 1) is None
+    assert Slabs.of((4096, 4096), 4) == Slabs(0, 2048)
 
 
 def test_an_unwritten_shard_reads_as_unknown(tmp_path):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.architecture import Architecture
+from pipeline.errors import BadInput
 from pipeline.samplers.tta import TTA
 from tests.networks import Ramp, models, noise, seeded
 
@@ -35,6 +37,26 @@ def test_a_turned_image_that_is_not_square_is_undone_too():
     case = models(seeded(lambda: nn.Conv2d(1, 3, 1)), noise((8, 12)))
     (draw,) = tta(quarter_turns=(1,)).draw("t", case)
     assert draw.probability.numpy() == pytest.approx(case.base_probability().numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "wide", "square"),
+    [
+        ("UNETR", {"feature_size": 4, "hidden_size": 12, "mlp_dim": 8, "num_heads": 2}, (16, 32), (16, 16)),
+        ("DynUNet", {"filters": [4] * 4}, (12, 32), (16, 16)),
+    ],
+)
+def test_a_network_with_fixed_sizes_turns_in_a_square_window_only(network, arguments, wide, square):
+    """DynUNet plans to halve 12x32 to 6x16, 6x8 and 6x4: of 32x12, the second axis would be 1.5 long."""
+
+    def case(window):
+        made = Architecture(network, arguments, 2, 1, 2, "softmax", window).rounded(1)
+        return models(made.build(0).eval(), noise(window))
+
+    with pytest.raises(BadInput, match=r"case 'c0': sampler 't': .* window \[1., 32\] .*, \[32, 1.\], found an error"):
+        list(tta(quarter_turns=(1,)).draw("t", case(wide)))
+    assert len(list(tta(quarter_turns=(2,)).draw("t", case(wide)))) == 1
+    assert len(list(tta(quarter_turns=(1, 2, 3)).draw("t", case(square)))) == 3
 
 
 def test_what_a_varied_image_answers():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -146,10 +147,16 @@ class Imported(Knobs):
             if self.missing == "slot_0" and case.draws and not all(file.is_file() for file in files):
                 yield Draw(case.draws[0].mask, name, source)
                 continue
-            mask = to_working(masks.read(case.imports, case.row, case.classes), case.row)
-            if (mask == UNKNOWN).all():
-                raise BadInput(f"{next(iter(files))}: case '{case.case_id}': every voxel is unknown (255); remove it")
+            mask = case.whole_mask((name, source), partial(self._read, masks, case))
             yield Draw(mask, name, source, _votes(mask, case.classes) if case.base is None else None)
+
+    @staticmethod
+    def _read(masks: Masks, case: CaseModels) -> np.ndarray:
+        mask = to_working(masks.read(case.imports, case.row, case.classes), case.row)
+        if (mask == UNKNOWN).all():
+            file = next(iter(masks.files(case.imports, case.case_id)))
+            raise BadInput(f"{file}: case '{case.case_id}': every voxel is unknown (255); remove it")
+        return mask
 
     def files(self, setup: Setup) -> list[Path]:
         """The files that proposals follow from: those of all cases and sources that are there."""

@@ -9,11 +9,11 @@ from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from weakref import WeakKeyDictionary
 
-import numpy as np
 from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
+from pipeline.recipe import Compute
 from pipeline.samplers.sampler import CaseModels, Draw, Setup, drawn
 from pipeline.seeding import torch_generator
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Place = Literal["bottleneck", "decoder", "all", "own"]
-_BYTES = 2**28
+_BYTES = 2**26
 """Most bytes of the logits of the passes that are made together; it does not change them."""
 
 
@@ -46,16 +46,20 @@ class MCDropout(Knobs):
         return [setting for setting, _ in self._sweep()]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
-        from pipeline.segmenter import predict, probability
+        from pipeline.segmenter import probability
+        from pipeline.sliding import PLAIN
 
         plan = plan_of(case, self.at)
         sweep = self._sweep()
         together = max(1, _BYTES // (4 * case.classes * prod(case.image.shape[1:])))
         for start in range(0, len(sweep), together):
             part = sweep[start : start + together]
-            drops = [(rate, torch_generator(case.seed, case.case_id, name, setting)) for setting, rate in part]
-            network = dropped(case.segmenter.network, plan, drops)
-            logits = predict(network, case.image, case.segmenter.window, case.compute)
+
+            def network(part: Sequence[tuple[str, float]] = part) -> nn.Module:
+                drops = [(rate, torch_generator(case.seed, case.case_id, name, setting)) for setting, rate in part]
+                return dropped(case.segmenter.network, plan, drops)
+
+            logits = case.logits((name, start), network, case.segmenter.window, PLAIN)
             for (setting, _), of_pass in zip(part, logits.chunk(len(part)), strict=True):
                 yield drawn(name, setting, probability(of_pass).cpu())
 
@@ -121,21 +125,28 @@ def injected_dropout(layers: Sequence[nn.Module], rate: float, generator: torch.
 
 
 def plan_of(case: CaseModels, at: Place) -> Plan:
-    """The plan of the base; found by one forward pass and kept for the network's life.
+    """The plan of the base."""
+    loaded = case.segmenter
+    return plan_for(loaded.network, case.image.shape[0], loaded.window, case.compute, at)
+
+
+def plan_for(network: nn.Module, channels: int, window: Sequence[int], compute: Compute, at: Place) -> Plan:
+    """The plan of a network in eval mode; found by one forward pass of a blank window and kept for its life.
 
     Raises `BadInput` for a network without such a layer.
     """
+    import torch
     from torch import nn
 
     from pipeline.samplers.passes import done_before, trace
+    from pipeline.sliding import forward
 
-    network, window = case.segmenter.network, case.segmenter.window
     known = _PLANS.setdefault(network, {})
     if at not in known:
         linear = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
         dropout = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-        blank = np.zeros((case.image.shape[0], *window), np.float32)
-        calls = trace(network, lambda: case.predict(case.segmenter, blank))
+        blank = torch.zeros((channels, *window))
+        calls = trace(network, lambda: forward(network, blank, window, compute))
         kinds = dropout if at == "own" else linear
         seen: dict[nn.Module, tuple[int, int]] = {}
         seen |= {call.module: _size(call.module, call.shape) for call in calls if isinstance(call.module, kinds)}
@@ -145,7 +156,8 @@ def plan_of(case: CaseModels, at: Place) -> Plan:
             deepest = [layer for layer in layers if seen[layer][0] == lowest]
             layers = deepest if at == "bottleneck" else layers[layers.index(deepest[-1]) + 1 :]
         if not layers:
-            raise BadInput(f"propose: sampler mc_dropout at '{at}': the network has no such layer; use at: all")
+            hint = "use at: all" if at != "all" else "remove the sampler (the layers of a program cannot be seen)"
+            raise BadInput(f"propose: sampler mc_dropout at '{at}': the network has no such layer; {hint}")
         first = next(position for position, call in enumerate(calls) if call.module in layers)
         known[at] = Plan(tuple(layers), tuple(done_before(calls, first)))
     return known[at]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -54,16 +55,24 @@ class Morphology(Knobs):
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         if not case.draws:
             raise BadInput(f"propose.samplers.{name}: there is no slot 0 yet; list it after the imported masks")
-        mask = case.draws[0].mask
+        for setting, change in self._changes():
+
+            def changed(change: Callable[[np.ndarray], np.ndarray] = change) -> np.ndarray:
+                return change(case.first_mask())
+
+            yield Draw(case.whole_mask((name, setting), changed), name, setting)
+
+    def _changes(self) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
+        """Setting and what is done to the mask of the whole case."""
         for kind in _OUTLINES:
             for radius in getattr(self, kind):
-                yield Draw(moved(mask, kind, radius), name, f"{kind}={radius:g}")
+                yield f"{kind}={radius:g}", partial(moved, kind=kind, radius=radius)
         if self.largest_component:
-            yield Draw(without_components(mask, None), name, "largest_component")
+            yield "largest_component", partial(without_components, rank=None)
         if self.fill_holes:
-            yield Draw(filled(mask), name, "fill_holes")
+            yield "fill_holes", filled
         for rank in self.drop_component:
-            yield Draw(without_components(mask, rank), name, f"drop_component={rank}")
+            yield f"drop_component={rank}", partial(without_components, rank=rank)
 
 
 def moved(mask: np.ndarray, kind: str, radius: float) -> np.ndarray:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pipeline.dataset import Case
+from pipeline.dataset import Case, Values, Where
 from pipeline.errors import BadInput
 from pipeline.recipe import Compute
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from pipeline.sliding import Sliding, View
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,33 @@ class Loaded:
 
 
 @dataclass
+class OnDisk:
+    """What lasts while a large case is drawn band by band: windows that slide along it, and whole masks in files."""
+
+    folder: Path
+    axis: int
+    """The axis along which bands follow each other."""
+    sliding: dict[Hashable, Sliding] = field(default_factory=dict)
+    masks: dict[Hashable, Path] = field(default_factory=dict)
+
+    def mask(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """A mask of the whole case, made once; only what is read of it takes memory."""
+        if key not in self.masks:
+            made = make()  # it may keep a mask of its own, so the file is named afterwards
+            self.masks[key] = self.folder / f"mask_{len(self.masks)}.npy"
+            np.save(self.masks[key], made)
+        return np.load(self.masks[key], mmap_mode="r")
+
+
+@dataclass
 class CaseModels:
-    """One case with the models that may propose for it, and what was drawn so far.
+    """One case, or a band of a large one, with the models that may propose for it, and what was drawn so far.
 
     Of the probabilities only the base's and a running sum are kept: memory does not grow with them.
     """
 
     row: Case
-    image: np.ndarray  # f32 [channel, *space]
+    image: Values  # f32 [channel, *space], of the whole case
     classes: int
     base: Loaded | None
     members: dict[str, Loaded]
@@ -77,6 +98,10 @@ class CaseModels:
     swap_labels: tuple[tuple[int, int, int], ...] = ()  # (axis, class, class) that change places in a flip
     imports: Path = Path()
     draws: list[Draw] = field(default_factory=list)
+    band: tuple[int, int] | None = None
+    """First and last row, exclusive, that are drawn: bands come in order. None: the whole case."""
+    disk: OnDisk | None = None
+    """Of a case that is drawn in bands."""
     _base_probability: Tensor | None = None
     _total: Tensor | None = None
 
@@ -98,17 +123,70 @@ class CaseModels:
             self._total = draw.probability if self._total is None else self._total + draw.probability
         self.draws.append(replace(draw, probability=None))
 
-    def predict(self, model: Loaded, image: np.ndarray | None = None) -> Tensor:
-        """Class probabilities `[class, *space]` of this case, or of a varied image of it."""
-        from pipeline.segmenter import predict, probability
+    @property
+    def where(self) -> Where:
+        """The box of the case that is drawn."""
+        box = [slice(0, length) for length in self.image.shape[1:]]
+        if self.band is not None and self.disk is not None:
+            box[self.disk.axis] = slice(*self.band)
+        return tuple(box)
 
-        image = self.image if image is None else image
-        return probability(predict(model.network, image, model.window, self.compute)).cpu()
+    def at(self, start: int, stop: int) -> CaseModels:
+        """The next band, without draws."""
+        return replace(self, band=(start, stop), draws=[], _base_probability=None, _total=None)
+
+    def logits(self, key: Hashable, network: Callable[[], nn.Module], window: Sequence[int], view: View) -> Tensor:
+        """Logits f32 `[output, *space]` of the network that `network` makes, here; `key` names it within the case."""
+        from pipeline.sliding import Sliding, predict
+
+        if self.disk is None or self.band is None:
+            return predict(network(), self.image, window, self.compute, view)
+        if key not in self.disk.sliding:
+            park = self.disk.folder / f"rows_{len(self.disk.sliding)}"
+            self.disk.sliding[key] = Sliding(
+                network(), self.image, window, self.compute, view, axis=self.disk.axis, park=park
+            )
+        return self.disk.sliding[key].rows(*self.band)
+
+    def predict(self, model: Loaded, view: View | None = None) -> Tensor:
+        """Class probabilities `[class, *space]` of this case as it is, or as the view shows it to the network."""
+        from pipeline.segmenter import probability
+        from pipeline.sliding import PLAIN
+
+        view = view or PLAIN
+        found = self.logits((id(model.network), view), lambda: model.network, model.window, view)
+        return probability(found).cpu()
+
+    def whole_mask(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Mask u8 `[*space]`, here, of one that `make` makes of the whole case."""
+        if self.disk is None:
+            return make()
+        return np.array(self.disk.mask(key, make)[self.where])
+
+    def first_mask(self) -> np.ndarray:
+        """Slot 0 of the whole case, u8 `[*space]`: where it is drawn in bands, it is predicted once more."""
+        from pipeline.segmenter import labels, probability
+        from pipeline.sliding import bands
+
+        disk, base = self.disk, self.base
+        if disk is None:
+            return self.draws[0].mask
+        if base is None:
+            return np.load(next(iter(disk.masks.values())))
+
+        def predicted() -> np.ndarray:
+            mask = np.empty(self.image.shape[1:], np.uint8)
+            for where, logits in bands(base.network, self.image, base.window, self.compute, disk.axis):
+                mask[where] = labels(probability(logits))
+            return mask
+
+        return np.array(disk.mask("slot 0", predicted))
 
     def predict_flipped(self, model: Loaded, axes: Sequence[int]) -> Tensor:
         """Class probabilities `[class, *space]` of the image flipped along these axes, brought back to this case."""
-        image = np.flip(self.image, tuple(axis + 1 for axis in axes))
-        found = self.predict(model, image).flip([axis + 1 for axis in axes])
+        from pipeline.sliding import View
+
+        found = self.predict(model, View(flips=tuple(axes)))
         order = list(range(len(found)))
         for axis, first, second in self.swap_labels:
             if axis in axes:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from pipeline.errors import BadInput
@@ -16,6 +14,8 @@ from pipeline.samplers.sampler import CaseModels, Draw, Setup, drawn
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.sliding import View
+
 
 class TTA(Knobs):
     """One proposal per varied image, and one of their mean with the base."""
@@ -24,7 +24,8 @@ class TTA(Knobs):
     flips: tuple[tuple[int, ...], ...] = ((0,), (1,), (0, 1))
     """Sets of spatial axes flipped together; sided classes (`augmentation.swap_labels`) change places with them."""
     quarter_turns: tuple[Literal[1, 2, 3], ...] = ()
-    """Rotations by 90 degrees in the plane of the last two axes."""
+    """Rotations by 90 degrees in the plane of the last two axes; the window turns too, so that a network with fixed
+    sizes needs one that is square in this plane."""
     intensity: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Factors on the normalised image."""
     mean: bool = True
@@ -40,30 +41,44 @@ class TTA(Knobs):
         ]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
-        if beyond := {axis for axes in self.flips for axis in axes if not 0 <= axis < case.image.ndim - 1}:
+        dimensions = len(case.image.shape) - 1
+        if beyond := {axis for axes in self.flips for axis in axes if not 0 <= axis < dimensions}:
             raise BadInput(
                 f"case '{case.case_id}': sampler '{name}' flips axes {sorted(beyond)}, the image has axes 0 to "
-                f"{case.image.ndim - 2}; correct `flips`"
+                f"{dimensions - 1}; correct `flips`"
             )
         total, count = case.base_probability(), 1
-        for setting, probability in self._varied(case):
+        for setting, probability in self._varied(name, case):
             total, count = total + probability, count + 1
             yield drawn(name, setting, probability)
         if self.mean:
             yield drawn(name, "mean", total / count, own=False)
 
-    def _varied(self, case: CaseModels) -> Iterator[tuple[str, Tensor]]:
+    def _varied(self, name: str, case: CaseModels) -> Iterator[tuple[str, Tensor]]:
         """Setting and class probabilities `[class, *space]` of each varied image, brought back to this case."""
-        import torch
+        from pipeline.sliding import View
 
         base = case.segmenter
         for axes in self.flips:
             yield f"flip={''.join(map(str, axes))}", case.predict_flipped(base, axes)
         for turn in self.quarter_turns:
-            image = np.rot90(case.image, turn, (-2, -1))
-            # The window turns with the image: else the network would see other cuts of it than of the case.
-            window = base.window if turn == 2 else (*base.window[:-2], base.window[-1], base.window[-2])
-            turned = case.predict(replace(base, window=window), image)
-            yield f"turn={turn}", torch.rot90(turned, -turn, (-2, -1))
+            yield f"turn={turn}", _turned(name, case, View(turns=turn))
         for factor in self.intensity:
-            yield f"intensity={factor:g}", case.predict(base, (case.image * factor).astype(np.float32))
+            yield f"intensity={factor:g}", case.predict(base, View(factor=factor))
+
+
+def _turned(name: str, case: CaseModels, view: View) -> Tensor:
+    """What the base says of the turned image; raises `BadInput` where it does not run on the turned window."""
+    base = case.segmenter
+    seen = view.window(base.window)
+    try:
+        return case.predict(base, view)
+    except (RuntimeError, ValueError, AssertionError, TypeError, LookupError) as error:
+        if seen == tuple(base.window):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(
+            f"case '{case.case_id}': sampler '{name}': expected a network that runs on its window {list(base.window)} "
+            f"turned by a quarter, {list(seen)}, found an error: {reason}; give the base a window whose last two sizes "
+            "are equal, or remove the odd `quarter_turns`"
+        ) from error

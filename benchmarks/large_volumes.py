@@ -1,0 +1,204 @@
+"""Peak memory of every stage on volumes larger than the window: `python -m benchmarks.large_volumes`.
+
+Phantoms of 256x256x160 with 3 classes, a window of 64x64x64, 4 proposals (the base, one with dropout, one flipped, one
+of another member), one preference step with anchor, and the evaluation of the base. Each stage is a process of its own;
+its peak is the largest resident memory above what is resident once its libraries are imported. Then `propose` alone on
+one volume of another depth. The networks are untrained. What the volumes would take in memory is printed beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+CLASSES, SLOTS = 3, 4
+WINDOW = (64, 64, 64)
+SIZE = (256, 256, 160)
+DEPTHS = (80, 160, 320)
+CASES = 8  # drawn from; 5 are used, since patients are not split
+STAGES = ("prepare", "propose", "train", "evaluate")
+
+
+def _prepare(size: tuple[int, ...]) -> Callable[[], Any]:
+    from benchmarks.proposals import ONE
+    from pipeline.cases.phantom import Phantom
+    from pipeline.cases.prepare import prepare
+    from pipeline.cases.preprocess import Preprocess
+    from pipeline.cases.splits import Splits
+
+    content = {"cases": CASES, "size": size, "classes": CLASSES, "empty": 0, "seed": 1}
+    data = Phantom.model_validate_json(json.dumps(content))
+    splits = Splits(labelled=1, pool=2, validation=1, test=1)
+    return lambda: prepare(data, Preprocess(normalise="zscore", resize=None), splits, Path("cases"), ONE)
+
+
+def _networks() -> None:
+    """An untrained base, and a member with other weights."""
+    from pipeline.recipe import MODELS
+    from pipeline.segmenter import Architecture, save_weights
+    from pipeline.store import write_json, write_manifest
+
+    arguments = {"channels": [8, 16, 32], "strides": [2, 2]}
+    architecture = Architecture("UNet", arguments, len(WINDOW), 1, CLASSES, "softmax", WINDOW)
+    architecture.save(Path("base"))
+    for seed, name in enumerate(("base", "member_1")):
+        save_weights(architecture.build(seed), Path("base") / f"{name}.safetensors")
+    models = {"members": ["member_1"], "folds": {}, "fold_of": {}, "snapshots": []}
+    write_json(Path("base") / MODELS, models)
+    write_manifest(Path("base"), "benchmark")
+
+
+def _propose(splits: tuple[str, ...]) -> Callable[[], Any]:
+    from benchmarks.proposals import ONE
+    from pipeline.dataset import CaseStore
+    from pipeline.proposals import Propose, propose
+    from pipeline.recipe import Compute
+    from pipeline.samplers.ensemble import Ensemble
+    from pipeline.samplers.mc_dropout import MCDropout
+    from pipeline.samplers.tta import TTA
+
+    _networks()
+    samplers = {
+        "dropout": MCDropout(kind="mc_dropout", rates=(0.3,)),
+        "flips": TTA(kind="tta", flips=((0,),), mean=False),
+        "ensemble": Ensemble(kind="ensemble", mean=False),
+    }
+    knobs = Propose.model_validate({"samplers": samplers, "splits": splits})
+    cases = CaseStore(Path("cases"))
+    return lambda: propose(cases, Path("base"), knobs, Compute(), 0, Path("proposals"), ONE)
+
+
+def _pairs() -> None:
+    """The flipped proposal rather than the base's, for every pool case."""
+    import polars as pl
+
+    from pipeline import schema
+    from pipeline.dataset import CaseStore, ProposalStore
+    from pipeline.store import write_table
+
+    proposals = ProposalStore(Path("proposals"))
+    rows = [
+        {
+            "case_id": case.case_id,
+            "case": case.case,
+            "chosen": 2,
+            "rejected": 0,
+            "chosen_score": 1.0,
+            "rejected_score": 0.5,
+            "margin": 0.5,
+            "p_correct": None,
+            "disagreement": int(proposals.disagreement(case)[2, 0]),
+            "chosen_sampler": "flips",
+            "rejected_sampler": "base",
+            "judge": "oracle",
+            "strategy": "top_base",
+        }
+        for case in CaseStore(Path("cases")).split("pool")
+    ]
+    write_table(pl.DataFrame(rows, schema=schema.PAIRS.columns), schema.PAIRS, Path("pairs.parquet"), "benchmark")
+
+
+def _train() -> Callable[[], Any]:
+    from pipeline.arm import Anchor, Student, Training
+    from pipeline.augmentation import Augmentation
+    from pipeline.dataset import CaseStore, ProposalStore
+    from pipeline.objectives.preference import Preference
+    from pipeline.recipe import Compute, Optimisation
+    from pipeline.segmenter import Model
+    from pipeline.student import train_student
+
+    _pairs()
+    steps = Optimisation(steps=1, learning_rate=1e-4, evaluate_every=1)
+    student = Student(pairs="pairs", objective=Preference(kind="preference"), anchor=Anchor())
+    training = Training(optimisation=steps, images=2, labelled=2)
+    stores = CaseStore(Path("cases")), ProposalStore(Path("proposals"))
+    rest = Path("pairs.parquet"), Model(Path("base")), training, Augmentation(flips=(0, 1, 2)), Compute(), 0
+    return lambda: train_student("student", student, *stores, *rest, Path("student"), Path("student.csv"))
+
+
+def _evaluate() -> Callable[[], Any]:
+    from benchmarks.proposals import ONE
+    from pipeline.dataset import CaseStore, ProposalStore
+    from pipeline.evaluation import evaluate_model
+    from pipeline.metrics import Evaluation
+    from pipeline.recipe import Compute
+
+    stores = CaseStore(Path("cases")), ProposalStore(Path("proposals"))
+    rest = Path("base"), None, Evaluation(nsd_tolerance=2), Compute(), Path("base.parquet"), Path("base.json"), ONE
+    return lambda: evaluate_model("base", *stores, *rest)
+
+
+def _measured(stage: str, size: tuple[int, ...]) -> None:
+    """Run one stage in this process and print its peak and its seconds as JSON."""
+    import torch
+    from monai.inferers import sliding_window_inference  # noqa: F401
+    from monai.networks import nets  # noqa: F401
+
+    torch.set_num_threads(1)
+    splits = ("pool", "validation") if size == SIZE else ("validation",)
+    stages = {
+        "prepare": lambda: _prepare(size),
+        "propose": lambda: _propose(splits),
+        "train": _train,
+        "evaluate": _evaluate,
+    }
+    work = stages[stage]()
+    imported = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    start = time.perf_counter()
+    work()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"peak": peak, "above": peak - imported, "seconds": time.perf_counter() - start}))
+
+
+def _run(stage: str, size: tuple[int, ...]) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.large_volumes", "--stage", stage, "--size", *map(str, size)]
+    folder = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    found = subprocess.run(command, env={**os.environ, **folder}, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def _print(what: str, size: tuple[int, ...], found: dict[str, float]) -> None:
+    shown = "x".join(map(str, size))
+    print(
+        f"{what:<10}{shown:>14}{found['above'] / 2**20:>14.0f}{found['peak'] / 2**20:>12.0f}{found['seconds']:>10.1f}"
+        f"{4 * prod(size) * SLOTS * CLASSES / 2**20:>18.0f}",
+        flush=True,
+    )
+
+
+def main(depths: tuple[int, ...]) -> None:
+    print(f"{'stage':<10}{'case':>14}{'peak above, MB':>14}{'in all, MB':>12}{'seconds':>10}{'K x classes f32':>18}")
+    for depth in dict.fromkeys((SIZE[-1], *depths)):
+        size = (*SIZE[:-1], depth)
+        with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+            for stage in STAGES if depth == SIZE[-1] else STAGES[:2]:
+                _print(stage, size, _run(stage, size))
+    voxels = prod(SIZE)
+    sizes = {"image f32": 4, "label": 1, "masks": SLOTS, "probability u8": CLASSES}
+    sizes["logits f32 of all proposals"] = 4 * SLOTS * CLASSES
+    print(
+        ", ".join(f"{what} {each * voxels / 2**20:.0f} MB" for what, each in sizes.items()), f"per case; {CASES} cases"
+    )
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser()
+    options.add_argument("--stage", choices=STAGES)
+    options.add_argument("--size", type=int, nargs=3)
+    options.add_argument("--depths", type=int, nargs="*", default=DEPTHS)
+    chosen = options.parse_args()
+    if chosen.stage:
+        _measured(chosen.stage, tuple(chosen.size))
+    else:
+        main(tuple(chosen.depths))
