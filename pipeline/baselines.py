@@ -16,9 +16,10 @@ from pipeline.objectives.proposal import Proposal
 from pipeline.objectives.threshold import TunedThreshold
 from pipeline.objectives.validation_labels import ValidationLabels
 from pipeline.overlap import dice_to
-from pipeline.recipe import Base, Compute
+from pipeline.recipe import Compute
 from pipeline.seeding import seed_of
-from pipeline.segmenter import Model, labels, predict, probability, shifted
+from pipeline.segmenter import Model, labels, probability, shifted
+from pipeline.sliding import predict
 from pipeline.training import Trained
 
 
@@ -26,7 +27,6 @@ def retrained(
     objective: Full | ValidationLabels,
     cases: CaseStore,
     base: Model,
-    base_knobs: Base,
     augmentation: Augmentation,
     compute: Compute,
     seed: int,
@@ -43,12 +43,13 @@ def retrained(
     trained = train_supervised(
         cases,
         [*cases.split("labelled"), *further],
-        base_knobs.model_copy(update={"batch": objective.batch}),
+        base.architecture,
+        objective.optimisation,
+        objective.batch,
         augmentation,
         compute,
         seed_of(seed, objective.kind),
         start=base.weights,
-        optimisation=objective.optimisation,
     )
     if objective.split == "validation":
         # A step chosen on its own training cases would be chosen by overfitting.

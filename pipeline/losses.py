@@ -38,6 +38,8 @@ class Terms:
 
     def total(self, values: Tensor) -> Tensor:
         """Sum of `[voxel]` over the D of each pair: `[pair]`, 0 where D is empty."""
+        if not len(self.size):
+            return values.new_zeros(0)
         # Pieces and not `index_add`, whose order of summation is not fixed on a GPU.
         return torch.stack([piece.sum() for piece in values.split(self.size.tolist())])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -33,6 +33,9 @@ class PairSet(Knobs):
     judge: Name
     """Name of a judge, of a score table, or `none`."""
     strategy: Strategy
+    split: Literal["pool", "labelled"] = "pool"
+    """Whose cases are compared. `labelled` needs their proposals (`propose.splits`); with judge `oracle` it is the
+    offline form of MAPO."""
 
 
 def mine(
@@ -225,13 +228,13 @@ def mine_to(
     name: str = "",
     audit: Path | None = None,
 ) -> None:
-    """Mine the pool and write `NAME.parquet` and, beside it, `NAME.drops.json`.
+    """Mine the cases of its split and write `NAME.parquet` and, beside it, `NAME.drops.json`.
 
     `name` is the pair set's entry in `audit`/calibration.parquet; without an entry `p_correct` is null.
     """
     panel = scan_table(panel_file, schema.panel(judges)).drop("true_dice")
     calibration = None if audit is None else _calibration(audit / "calibration.parquet", name, pairs)
-    table, drops = mine(panel, proposals, pairs, "pool", seed, calibration)
+    table, drops = mine(panel, proposals, pairs, pairs.split, seed, calibration)
     write_table(table, schema.PAIRS, out, pairs)
     write_json(out.with_suffix(".drops.json"), drops)
 

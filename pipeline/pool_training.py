@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import schema
-from pipeline.arm import Stopping, Student, Training
+from pipeline.arm import Student, Training
 from pipeline.augmentation import Augmentation, LabelledBatches
 from pipeline.dataset import Case, CaseStore, ProposalStore
 from pipeline.errors import BadInput
-from pipeline.losses import disagreement_region
+from pipeline.heads import all_heads
+from pipeline.objectives.mapo import Mapo
 from pipeline.objectives.objective import LabelledBatch, PoolBatch, Row
+from pipeline.online_pairs import OnlinePairs
 from pipeline.pool_batches import PoolBatches, drift, kl_outside
 from pipeline.recipe import Compute
 from pipeline.seeding import numpy_generator, seed_of
-from pipeline.segmentation_loss import dice_ce, soft_cross_entropy
+from pipeline.segmentation_loss import deep_dice_ce, soft_cross_entropy
 from pipeline.segmenter import Model
 from pipeline.store import read_table
 from pipeline.training import Average, Trained, interpolated, optimise, validation_dice
-
-PROBE = 32
-"""Pool cases on which a trained student is compared with its base."""
+from pipeline.watching import PROBE, moved_on_disagreement, stop_rule, validation_measures, watched
 
 
 def train_on_pool(
@@ -47,40 +49,88 @@ def train_on_pool(
     architecture = base.architecture
     policy = base.load()
     labelled = cases.split("labelled")
-    # Arms share the labelled batches and the pool's order: they differ in the objective alone.
-    labelled_batches = iter(
-        LabelledBatches(
-            [cases.image(case) for case in labelled],
-            [cases.label(case) for case in labelled],
-            architecture.window,
-            augmentation,
-            training.labelled,
-            seed_of(seed, "student", "labelled"),
+    anchor = student.anchor
+    if not labelled and (objective.feeds == "labelled" or (anchor and anchor.supervised)):
+        raise BadInput(
+            f"{cases.folder}: student '{name}' learns from labels, and no case is in split 'labelled'; give it some in "
+            "`splits`, or an objective on pairs or the pool with an anchor that has supervised: 0"
         )
-    )
     pool, held_out = None, None
     if objective.feeds in ("pairs", "pool"):
         pool, held_out = _pool(name, student, cases, proposals, pairs_file, base, training, augmentation, compute, seed)
-    bound: Any = objective if pool is None else objective.bind(pool.statistics())
     draws = None if pool is None else pool.draws()
+    online = None
+    if isinstance(objective, Mapo):
+        online = OnlinePairs(objective, base.load(), policy, architecture, compute, seed_of(seed, "online"))
     crops = numpy_generator(seed, "student", "crops")
     decay = objective.teacher_decay or student.average
     average = None if decay is None else Average(policy, decay)
     teacher = average if objective.teacher_decay else None
-    anchor = student.anchor
     last: dict[str, PoolBatch] = {}
+    labelled_images, labelled_truths = (
+        [cases.image_for(case, architecture.window) for case in labelled],
+        [cases.label_for(case, architecture.window) for case in labelled],
+    )
 
-    def labelled_batch() -> LabelledBatch:
-        images, truth = (part.to(compute.device) for part in next(labelled_batches))
+    def batches_of_labels(what: str) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(
+            LabelledBatches(
+                labelled_images,
+                labelled_truths,
+                architecture.window,
+                augmentation,
+                training.labelled,
+                seed_of(seed, "student", what),
+            )
+        )
+
+    # Arms share the labelled batches and the pool's order: they differ in the objective alone.
+    labelled_batches = batches_of_labels("labelled")
+
+    def labelled_batch(source: Iterator[tuple[Tensor, Tensor]] = labelled_batches) -> LabelledBatch:
+        images, truth = (part.to(compute.device) for part in next(source))
         with compute.autocast():
-            return LabelledBatch(policy(images), truth)
+            return LabelledBatch(all_heads(policy, images), truth, images)
+
+    def first_batches() -> Iterator[PoolBatch]:
+        """Batches of as many images as `PROBE`, with the pairs that the base makes of them online."""
+        assert online is not None
+        probe_draws = None if pool is None else pool.draws()
+        probe_crops, probe_labels = numpy_generator(seed, "probe"), batches_of_labels("probe")
+        for turn in range(-(-PROBE // (training.labelled if pool is None else training.images))):
+            with torch.no_grad():
+                if pool is None or probe_draws is None:
+                    yield online.of_labelled(labelled_batch(probe_labels), -turn)[0]
+                else:
+                    yield online.of_pool(pool.batch(next(probe_draws), policy, probe_crops), -turn)[0]
+
+    bound: Any = objective
+    if online is not None:
+        bound = objective.bind(online.statistics(list(first_batches())))
+    elif pool is not None:
+        bound = objective.bind(pool.statistics())
 
     def step_loss(step: int) -> tuple[Tensor, Row]:
+        if online is not None and step > 1:
+            online.follow()
         if pool is None or draws is None:
-            return objective(labelled_batch())
+            labels = labelled_batch()
+            if online is None:
+                return objective(labels)
+            batch, made = online.of_labelled(labels, step)
+            last["batch"] = batch
+            supervised = deep_dice_ce(labels.heads, labels.labels)
+            loss, numbers = bound(batch)
+            row = {**made, **numbers, "supervised": float(supervised.detach())}
+            return supervised + objective.weight * loss, row
         progress = step / training.optimisation.steps
         batch = pool.batch(next(draws), policy, crops, teacher, step, progress)
+        made = {}
+        if online is not None:
+            batch, made = online.of_pool(batch, step)
         loss, numbers = bound(batch)
+        if online is not None:
+            loss, numbers = objective.weight * loss, {**made, **numbers}
         last["batch"] = batch
         if anchor is not None:
             for term, weight in (("supervised", anchor.supervised), ("kl", anchor.kl), ("distill", anchor.distill)):
@@ -88,7 +138,7 @@ def train_on_pool(
                     continue
                 if term == "supervised":
                     labels = labelled_batch()
-                    value = dice_ce(labels.logits, labels.labels)
+                    value = deep_dice_ce(labels.heads, labels.labels)
                 elif term == "kl":
                     value = kl_outside(batch)
                 else:
@@ -100,8 +150,10 @@ def train_on_pool(
         return loss, numbers
 
     validation = cases.split("validation")
-    images = [cases.image(case) for case in validation]
-    truths = [cases.label(case) for case in validation]
+    images = [cases.image_for(case, architecture.window) for case in validation]
+    truths = [cases.label_for(case, architecture.window) for case in validation]
+    spacings = [case.spacing_mm for case in validation]
+    measure = partial(validation_measures, window=architecture.window, classes=architecture.classes, compute=compute)
 
     def dice_of(network: nn.Module) -> float:
         return validation_dice(network, images, truths, architecture.window, architecture.classes, compute)
@@ -114,7 +166,10 @@ def train_on_pool(
                 row = {**drift(batch), **bound.diagnose(batch)}
         if held_out is not None:
             row |= watched(held_out, network, bound)
-        return {**row, "validation_dice": dice_of(network)}
+        if labelled:
+            seen = labelled_images, labelled_truths, architecture.window, architecture.classes
+            row["labelled_dice"] = validation_dice(network, *seen, compute)
+        return {**row, **measure(network, images, truths, spacings)}
 
     trained = optimise(
         policy,
@@ -132,7 +187,7 @@ def train_on_pool(
         summary |= {"pairs_mined": len(pool.pairs), "images": len(pool.pool)}
         if objective.feeds == "pairs":
             policy.load_state_dict(trained.last)
-            summary |= _probe(pool, policy.to(compute.device).eval())
+            summary |= moved_on_disagreement(pool, policy.to(compute.device).eval())
     return trained, summary
 
 
@@ -163,7 +218,7 @@ def _pool(
                 f"{len(pairs)} have no p_correct; see audit/summary.json for why, or give the link a number as `e`"
             )
         paired = set(pairs["case_id"])
-        members = [case for case in cases.split("pool") if case.case_id in paired]
+        members = [case for case in cases.split("pool", "labelled") if case.case_id in paired]
     else:
         members = cases.split("pool")
     anchor = student.anchor
@@ -207,66 +262,3 @@ def _pool(
 
     # What is watched is compared with the base on the clean image.
     return batches(members, objective.image_noise), batches(kept, 0.0) if kept else None
-
-
-def watched(pool: PoolBatches, network: nn.Module, bound: Any) -> Row:
-    """What label-free stopping looks at: means over held-out images, unflipped, of drift and of reward accuracy."""
-    sums: dict[str, list[float]] = {}
-    crops = numpy_generator(pool.seed, "watched")
-    for case in pool.pool:
-        with torch.no_grad():
-            batch = pool.batch([(case, ())], network, crops)
-            row = drift(batch)
-            if len(batch.image):
-                row["accuracy"] = bound(batch)[1].get("rewards/accuracies")
-        for key, value in row.items():
-            if value is not None:
-                sums.setdefault(f"held_out/{key}", []).append(value)
-    return {key: sum(values) / len(values) for key, values in sums.items()}
-
-
-def stop_rule(stopping: Stopping | None) -> Any:
-    """A function of a history row that gives the reason to stop, or None; it remembers the best reward accuracy."""
-    best, waited = -1.0, 0
-
-    def rule(row: Row) -> str | None:
-        nonlocal best, waited
-        if stopping is None:
-            return None
-        kl, ratio = row.get("held_out/kl_outside"), row.get("held_out/volume_ratio")
-        accuracy = row.get("held_out/accuracy")
-        if stopping.kl is not None and kl is not None and kl > stopping.kl:
-            return f"KL outside the disagreement regions {kl:.3g} above {stopping.kl:g}"
-        if stopping.volume_ratio is not None and ratio is not None:
-            low, high = stopping.volume_ratio
-            if not low <= ratio <= high:
-                return f"volume ratio {ratio:.3g} outside {low:g} to {high:g}"
-        if stopping.patience is not None and accuracy is not None:
-            best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
-            if waited >= stopping.patience:
-                return f"reward accuracy on held-out pairs not above {best:.3g} for {waited} evaluations"
-        return None
-
-    return rule
-
-
-def _probe(pool: PoolBatches, policy: nn.Module) -> dict[str, float | None]:
-    """Median base margin on D, and the share of D on which the student predicts another class than the base."""
-    margins, flipped, total = [], 0, 0
-    crops = numpy_generator(pool.seed, "probe")
-    for case in pool.pool[:PROBE]:
-        with torch.no_grad():
-            batch = pool.batch([(case, ())], policy, crops)
-        region = disagreement_region(batch.chosen, batch.rejected).any(0)
-        reference, logits = (
-            torch.cat([torch.zeros_like(x), x], dim=1)[0] if x.shape[1] == 1 else x[0]
-            for x in (batch.reference, batch.logits)
-        )
-        top = reference.float().topk(2, dim=0).values
-        margins.append((top[0] - top[1])[region])
-        flipped += int((reference.argmax(0) != logits.argmax(0))[region].sum())
-        total += int(region.sum())
-    return {
-        "base_margin_on_disagreement": float(torch.cat(margins).median()),
-        "flipped_share": flipped / max(1, total),
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.dataset import Values, Where
 from pipeline.errors import BadInput
-from pipeline.overlap import dice_to
+from pipeline.overlap import dice_of, overlaps_to
 from pipeline.recipe import Compute, Optimisation
-from pipeline.segmenter import labels, predict
+from pipeline.segmenter import predicted_classes
+from pipeline.sliding import bands
 
 State = dict[str, Tensor]
 Row = dict[str, float | None]
@@ -38,15 +40,17 @@ class Trained:
 class Average:
     """Exponential moving average of a network's weights (Polyak & Juditsky 1992; the teacher of mean teacher)."""
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float, warm_up: bool = True) -> None:
         self.network, self.decay, self.steps = deepcopy(network).eval(), decay, 0
+        self.warm_up = warm_up
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take a step's weights in; early steps weigh more, as the average has nothing of its own yet."""
+        """Take a step's weights in; under `warm_up` early steps weigh more: the average has nothing of its own yet."""
         self.steps += 1
-        keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for mine, new in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
+        keep = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.warm_up else self.decay
+        # Not by the names of the state, of which a DynUNet has two for every weight.
+        for mine, new in zip(_weights(self.network), _weights(network), strict=True):
             if mine.dtype.is_floating_point:
                 mine.lerp_(new, 1 - keep)
             else:
@@ -59,27 +63,38 @@ class Average:
             return self.network(images).float()
 
 
+def _weights(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
+
+
 def validation_dice(
     network: nn.Module,
-    images: Sequence[np.ndarray],
-    truths: Sequence[np.ndarray],
+    images: Sequence[Values],
+    truths: Sequence[Values],
     window: Sequence[int],
     classes: int,
     compute: Compute,
 ) -> float:
     """Mean over cases of the mean Dice over foreground classes, on the working grid."""
-    return float(
-        np.mean(
-            [
-                dice_to(truth, labels(_classes(predict(network, image, window, compute)))[None], classes)[0]
-                for image, truth in zip(images, truths, strict=True)
-            ]
-        )
-    )
+
+    def dice(image: Values, truth: Values) -> float:
+        counts = [
+            overlaps_to(truth[where], found[None], classes)
+            for where, found in predicted_labels(network, image, window, compute)
+        ]
+        return dice_of(np.sum(counts, axis=0))[0]
+
+    return float(np.mean([dice(image, truth) for image, truth in zip(images, truths, strict=True)]))
 
 
-def _classes(logits: Tensor) -> Tensor:
-    return torch.cat([torch.zeros_like(logits), logits]) if logits.shape[0] == 1 else logits
+def predicted_labels(
+    network: nn.Module, image: Values, window: Sequence[int], compute: Compute
+) -> Iterator[tuple[Where, np.ndarray]]:
+    """Boxes that make up a case `[channel, *space]`, and the most probable class u8 `[*box]` in each, on the working
+    grid."""
+    for where, logits in bands(network, image, window, compute):
+        yield where, predicted_classes(logits[None])[0].cpu().numpy()
 
 
 def _copy(network: nn.Module) -> State:

@@ -16,8 +16,9 @@ from pipeline import schema
 from pipeline.arm import Anchor, Student, Training
 from pipeline.augmentation import Augmentation
 from pipeline.dataset import CaseStore, ProposalStore
-from pipeline.recipe import RECORD, Base, Compute, Network, Optimisation
-from pipeline.segmenter import Architecture, Model, predict, save_weights
+from pipeline.recipe import RECORD, Compute, Network, Optimisation
+from pipeline.segmenter import Architecture, Model, save_weights
+from pipeline.sliding import predict
 from pipeline.store import write_table
 from pipeline.student import train_student
 from tests.builders import case_store, proposal_store
@@ -90,7 +91,6 @@ class Setting:
             self.pairs(*pairs, p_correct=p_correct),
             self.base,
             Training(optimisation=optimisation, images=2, labelled=2),
-            Base(network=NETWORK, optimisation=optimisation, batch=2),
             augmentation,
             Compute(),
             0,

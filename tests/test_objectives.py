@@ -30,6 +30,7 @@ KINDS = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get
 OWN = {"optimisation": {"steps": 2, "learning_rate": 0.01, "evaluate_every": 1}, "batch": 2}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "preference": {"link": {"kind": "cdpo", "e": 0.2}},
+    "mapo": {"hypotheses": 2, "at": "all", "tau": 0.001},
     "sft": {},
     "distill": {},
     "pseudo_label": {"confidence": 0.3},
@@ -151,7 +152,7 @@ def test_imitation_is_supervision_by_the_chosen_mask():
 
 def test_supervision():
     logits, labels = torch.linspace(-1, 2, 128).reshape(2, 1, 64), bars(20, 40)
-    loss, row = Supervised(kind="supervised")(LabelledBatch(logits, labels))
+    loss, row = Supervised(kind="supervised")(LabelledBatch([(1.0, logits)], labels, logits))
     assert (loss.item(), row) == (pytest.approx(dice_ce(logits, labels).item()), {})
 
 

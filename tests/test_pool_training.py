@@ -19,9 +19,10 @@ from pipeline.objectives.preference import Preference
 from pipeline.objectives.pseudo_label import PseudoLabel
 from pipeline.overlap import dice_to
 from pipeline.pool_batches import drift, kl_outside, regions
-from pipeline.pool_training import stop_rule
 from pipeline.recipe import Compute, Consistency
-from pipeline.segmenter import Model, predict, probability
+from pipeline.segmenter import Model, probability
+from pipeline.sliding import predict
+from pipeline.watching import stop_rule
 from tests.builders import proposal_store
 from tests.students import SPACE, Setting, made
 

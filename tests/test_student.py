@@ -136,6 +136,7 @@ def test_what_a_student_leaves(setting):
     out = setting.folder / "student"
     assert {path.name for path in out.iterdir()} == {
         "network.json",
+        "input.json",
         "student.json",
         "manifest.json",
         "last.safetensors",
@@ -168,7 +169,7 @@ def test_columns_that_do_not_apply_are_empty(setting):
     rows = setting.train(Supervised(kind="supervised"), [])
     assert tuple(rows[0]) == HISTORY
     filled = {name for name, value in rows[-1].items() if value is not None}
-    assert filled == {"step", "loss", "validation_dice"}
+    assert filled == {"step", "loss", "labelled_dice", "validation_assd", "validation_dice"}
     assert setting.record()["anchor"] is None
     assert "pairs_mined" not in setting.record()
 

@@ -10,10 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline import sliding
 from pipeline.errors import BadInput
+from pipeline.overlap import dice_to
 from pipeline.recipe import Compute, Optimisation
+from pipeline.segmenter import labels
+from pipeline.sliding import predict
 from pipeline.training import Average, Trained, interpolated, optimise, validation_dice
-from tests.networks import Ramp, seeded
+from tests.builders import case_store
+from tests.networks import Ramp, noise, seeded, small
+from tests.phantoms import disc
 
 
 class Number(nn.Module):
@@ -258,6 +264,18 @@ def test_a_moving_average_by_hand():
     assert network.w.item() == pytest.approx(0.3, abs=1e-5)
 
 
+def test_a_weight_under_two_names_is_averaged_once():
+    """From 0 to 1 with 2/11 of itself kept: 9/11, and not 1 - (2/11)^2 as of two updates."""
+    layer = nn.Linear(1, 1, bias=False)
+    network = nn.ModuleDict({"one": layer, "two": layer})
+    nn.init.zeros_(layer.weight)
+    average = Average(network, 0.5)
+    nn.init.ones_(layer.weight)
+    average.update(network)
+    (weight,) = average.network.parameters()
+    assert weight.item() == pytest.approx(9 / 11)
+
+
 def test_what_stops_a_training_is_not_kept():
     """Stopped at step 4: kept are the steps up to 3, of which the last fifth is one; step 0 is never a reason."""
     network = Number()
@@ -295,3 +313,15 @@ def test_interpolation_by_hand():
 def test_of_equal_shares_the_smallest():
     trained = train([0.1, 0.2], knobs(1, 1))
     assert interpolated(trained, Number(), [1.0, 0.5], lambda network: 0.5) == 0.5
+
+
+def test_validation_dice_of_a_large_case_is_counted_in_bands(tmp_path, monkeypatch):
+    """20x9 under a window of 8x8, in bands of one row: the Dice of the whole prediction with the whole truth."""
+    truth, image = disc((20, 9), 4), noise((20, 9))
+    store = case_store(tmp_path, [truth], images=[image])
+    network = small(2, 2)
+    expected = dice_to(truth, labels(predict(network, image, (8, 8), Compute()))[None], 2)[0]
+    monkeypatch.setattr(sliding, "BAND_BYTES", 4 * 9)
+    volumes = [store.image_for(store.all[0], (8, 8))], [store.label_for(store.all[0], (8, 8))]
+    assert 0 < expected < 1
+    assert validation_dice(network, *volumes, (8, 8), 2, Compute()) == expected

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from pipeline.objectives.distill import Distill
 from pipeline.objectives.full import Full
+from pipeline.objectives.mapo import Mapo
 from pipeline.objectives.mean_teacher import MeanTeacher
 from pipeline.objectives.preference import Preference
 from pipeline.objectives.proposal import Proposal
@@ -17,6 +18,7 @@ from pipeline.objectives.validation_labels import ValidationLabels
 
 Objective = Annotated[
     Preference
+    | Mapo
     | Imitation
     | Distill
     | PseudoLabel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -38,6 +39,7 @@ class PoolBatch:
     voxel_e: Tensor | None = None  # f32 [pair, *space], error probability on D by the votes of the proposals
     classes: tuple[str, ...] = ()  # names of the classes, background first
     progress: float = 1.0  # share of the steps that are done
+    images: Tensor | None = None  # f32 [image, channel, *space], without noise
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,14 @@ class PairStatistics:
 class LabelledBatch:
     """One forward pass of labelled cases."""
 
-    logits: Tensor
+    heads: Sequence[tuple[float, Tensor]]  # weight and logits of every head, the main one first
     labels: Tensor  # u8 [image, *space]
+    images: Tensor  # f32 [image, channel, *space]
+
+    @property
+    def logits(self) -> Tensor:
+        """Of the main head."""
+        return self.heads[0][1]
 
 
 class ObjectiveKnobs(Knobs):

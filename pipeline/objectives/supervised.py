@@ -17,6 +17,6 @@ class Supervised(ObjectiveKnobs):
     feeds: ClassVar[Feed] = "labelled"
 
     def __call__(self, batch: LabelledBatch) -> tuple[Tensor, Row]:
-        from pipeline.segmentation_loss import dice_ce
+        from pipeline.segmentation_loss import deep_dice_ce
 
-        return dice_ce(batch.logits, batch.labels), {}
+        return deep_dice_ce(batch.heads, batch.labels), {}
