@@ -9,15 +9,17 @@ import numpy as np
 import polars as pl
 import torch
 
+from pipeline.architecture import Architecture
 from pipeline.augmentation import Augmentation, LabelledBatches
 from pipeline.dataset import Case, CaseStore
 from pipeline.errors import BadInput
 from pipeline.execution import Execution, Shard, publish, run, shards_of, workspace
+from pipeline.heads import all_heads
 from pipeline.recipe import MODELS, Base, Compute, Consistency, Network, Optimisation
 from pipeline.schema import UNKNOWN
 from pipeline.seeding import numpy_generator, seed_of, torch_generator
-from pipeline.segmentation_loss import consistency, dice_ce, ramp_up
-from pipeline.segmenter import Architecture, load_weights, save_weights
+from pipeline.segmentation_loss import consistency, deep_dice_ce, ramp_up
+from pipeline.segmenter import load_weights, save_weights
 from pipeline.store import MANIFEST, write_json, write_manifest
 from pipeline.training import Average, Trained, optimise, validation_dice
 
@@ -45,22 +47,25 @@ class _Training:
         fold = int(name.split("_")[1]) if name.startswith("fold_") else None
         labelled = [case for case in self.cases.split("labelled") if fold is None or self.fold_of[case.case_id] != fold]
         other = self.knobs.others.get(name)
+        architecture = architecture_of(self.cases, other or self.knobs.network)
         trained = train_supervised(
             self.cases,
             labelled,
-            self.knobs if other is None else self.knobs.model_copy(update={"network": other}),
+            architecture,
+            self.knobs.optimisation,
+            self.knobs.batch,
             self.augmentation,
             self.compute,
             seed_of(self.seed, "base", name),
             snapshots=self.knobs.snapshots if name == "base" or name in fold_names(self.knobs) else 0,
             mean_teacher=self.knobs.mean_teacher if name == TEACHER else None,
         )
-        architecture = architecture_of(self.cases, other or self.knobs.network)
         network = architecture.build(0)
         of_fold = f"{name}_" if fold is not None else ""
         states = {name: trained.best, **{f"{of_fold}snapshot_{step:06d}": s for step, s in trained.snapshots.items()}}
         if other is not None:
             architecture.save(self.work / name)
+            self.cases.write_input(self.work / name)
             states = {f"{name}/base": trained.best}
         for title, state in states.items():
             network.load_state_dict(state)
@@ -89,58 +94,41 @@ def architecture_of(cases: CaseStore, network: Network) -> Architecture:
 
 def _try(path: str, architecture: Architecture, compute: Compute) -> None:
     """One forward pass of an empty window: what does not fit is said before any training."""
-    network = architecture.build(0)
-    try:
-        device = torch.device(compute.device)
-        network = network.to(device).train()
-        # Two images, because batch normalisation refuses one.
-        images = torch.zeros((2, architecture.channels, *architecture.window), device=device)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            found = network(images)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    if objection := architecture.objection(compute.device):
         raise BadInput(
             f"{path}: {architecture.name} does not run on a window of {list(architecture.window)} on device "
-            f"'{compute.device}': {reason}; correct `multiple`, `window` or `arguments`, or compute.device"
-        ) from error
-    expected = (2, architecture.outputs, *architecture.window)
-    if not isinstance(found, torch.Tensor) or tuple(found.shape) != expected:
-        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-        raise BadInput(
-            f"{path}: {architecture.name} expected logits of shape {expected}, found {shape}; switch deep supervision "
-            "and further outputs off in `arguments`"
+            f"'{compute.device}': {objection}; correct `multiple`, `window` or `arguments`, or compute.device"
         )
 
 
 def train_supervised(
     cases: CaseStore,
     labelled: list[Case],
-    knobs: Base,
+    architecture: Architecture,
+    optimisation: Optimisation,
+    batch_size: int,
     augmentation: Augmentation,
     compute: Compute,
     seed: int,
     start: Path | None = None,
     snapshots: int = 0,
-    optimisation: Optimisation | None = None,
     mean_teacher: Consistency | None = None,
 ) -> Trained:
     """DiceCE on labelled cases with augmentation, early stopping on validation; from `start` or from new weights.
 
     With `mean_teacher`, images of the pool are learnt from too, and the weights are those of the moving average.
     """
-    optimisation = optimisation or knobs.optimisation
-    architecture = architecture_of(cases, knobs.network)
     network = architecture.build(seed_of(seed, "weights"))
     if start is not None:
         load_weights(network, start)
     network.to(compute.device)
     batches = iter(
         LabelledBatches(
-            [cases.image(case) for case in labelled],
-            [cases.label(case) for case in labelled],
+            [cases.image_for(case, architecture.window) for case in labelled],
+            [cases.label_for(case, architecture.window) for case in labelled],
             architecture.window,
             augmentation,
-            knobs.batch,
+            batch_size,
             seed_of(seed, "batches"),
         )
     )
@@ -148,25 +136,25 @@ def train_supervised(
     pool = cases.split("pool") if mean_teacher is not None else []
     unlabelled = iter(
         LabelledBatches(
-            [cases.image(case) for case in pool],
+            [cases.image_for(case, architecture.window) for case in pool],
             # Nothing is known of them: only where a turned image has come in from outside is 255.
-            [np.zeros(case.shape, np.uint8) for case in pool],
+            [np.broadcast_to(np.uint8(0), case.shape) for case in pool],
             architecture.window,
             augmentation,
-            knobs.batch,
+            batch_size,
             seed_of(seed, "unlabelled"),
         )
     )
     noise = torch_generator(seed, "noise")
     validation = cases.split("validation")
-    images = [cases.image(case) for case in validation]
-    truths = [cases.label(case) for case in validation]
+    images = [cases.image_for(case, architecture.window) for case in validation]
+    truths = [cases.label_for(case, architecture.window) for case in validation]
 
     def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float | None]]:
         batch, truth = (part.to(compute.device) for part in next(batches))
         with compute.autocast():
-            logits = network(batch)
-        loss = dice_ce(logits, truth)
+            heads = all_heads(network, batch)
+        loss = deep_dice_ce(heads, truth)
         if mean_teacher is not None and average is not None:
             batch, valid = (part.to(compute.device) for part in next(unlabelled))
             blurred = batch + mean_teacher.noise * torch.randn(batch.shape, generator=noise).to(batch)
@@ -211,10 +199,7 @@ def train_base(
         **{f"base.others.{n}": o for n, o in knobs.others.items()},
     }.items():
         _try(path, architecture_of(cases, network), compute)
-    if beyond := [axis for axis in augmentation.flips if not 0 <= axis < architecture.dimensions]:
-        raise BadInput(
-            f"augmentation.flips: expected axes 0 to {architecture.dimensions - 1} of this data, found {beyond}"
-        )
+    augmentation.check(architecture.dimensions)
     labelled = cases.split("labelled")
     for split in ("labelled", "validation", *(["pool"] if knobs.mean_teacher else [])):
         if not cases.split(split):
@@ -243,6 +228,7 @@ def train_base(
             else:
                 publish(work / f"{name}.safetensors", out / f"{name}.safetensors")
         architecture.save(out)
+        cases.write_input(out)
         models = {
             "members": members,
             "folds": {

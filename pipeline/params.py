@@ -12,6 +12,7 @@ from pydantic import ValidationError, model_validator
 from pipeline.arm import Student, Training
 from pipeline.audit import Audit
 from pipeline.augmentation import Augmentation
+from pipeline.bases import AnyBase, Program
 from pipeline.cases import Reader
 from pipeline.cases.preprocess import Preprocess
 from pipeline.cases.splits import Splits
@@ -24,7 +25,7 @@ from pipeline.knobs import Knobs, Name
 from pipeline.metrics import Evaluation
 from pipeline.mining import PairSet
 from pipeline.proposals import Propose
-from pipeline.recipe import Base, Compute
+from pipeline.recipe import TRAINER, Base, Compute
 from pipeline.strategies import NoPairs
 
 T = TypeVar("T")
@@ -39,7 +40,10 @@ class Params(Knobs):
     preprocess: Preprocess
     splits: Splits
     augmentation: Augmentation
-    base: Base | None
+    model: Path = TRAINER
+    """Of a base that is not trained here: its file or folder, which DVC watches. Else the code that trains it, as DVC
+    needs a file that is there."""
+    base: AnyBase | None
     """Null where there is no model: all masks are imported, and there are no students."""
     propose: Propose
     judges: dict[Name, Judge]
@@ -81,7 +85,25 @@ class Params(Knobs):
                 raise ValueError(f"pairs.{name}.judge: no judge '{pairs.judge}'; there are {self.judge_names}")
         if self.base is None and self.students:
             raise ValueError("students: without a model (base: null) there is nothing to train; set students: {}")
+        if isinstance(self.base, Base | None):
+            if self.model != TRAINER:
+                raise ValueError(
+                    f"model: '{self.model}' is read by no base that is trained here; set base.kind to checkpoint, "
+                    f"bundle or program, or model to {TRAINER}"
+                )
+        elif self.model == TRAINER:
+            raise ValueError(f"model: expected the file or folder of a {self.base.kind}, found {TRAINER}")
+        for name, sampler in self.propose.samplers.items():
+            if isinstance(self.base, Program) and sampler.kind == "mc_dropout":
+                raise ValueError(
+                    f"propose.samplers.{name}: a base of kind 'program' has no layers to drop features of; remove it"
+                )
         for name, student in self.students.items():
+            if isinstance(self.base, Program) and student.objective.feeds != "nothing":
+                raise ValueError(
+                    f"students.{name}: a base of kind 'program' proposes but cannot be trained; use kind checkpoint or "
+                    "bundle, or only students that train nothing (threshold, proposal)"
+                )
             feeds, kind = student.objective.feeds, student.objective.kind
             if feeds in ("pairs", "pool") and "anchor" not in student.model_fields_set:
                 raise ValueError(f"students.{name}.anchor: missing: {{supervised: 1.0}}, or null for the unsafe way")

@@ -18,7 +18,8 @@ from pipeline.objectives.proposal import Proposal
 from pipeline.objectives.threshold import TunedThreshold
 from pipeline.objectives.validation_labels import ValidationLabels
 from pipeline.pool_training import train_on_pool
-from pipeline.recipe import RECORD, Base, Compute
+from pipeline.program import copy_program
+from pipeline.recipe import RECORD, Compute
 from pipeline.segmenter import Model, save_weights
 from pipeline.store import write_json, write_manifest
 from pipeline.training import State, Trained
@@ -35,6 +36,8 @@ HISTORY = (
     "kl_inside",
     "kl_outside",
     "volume_ratio",
+    "labelled_dice",
+    "validation_assd",
     "validation_dice",
 )
 """First columns of `history/NAME.csv`, one row per evaluation; averages since the last one, empty where they do not
@@ -49,7 +52,6 @@ def train_student(
     pairs_file: Path,
     base: Model,
     training: Training,
-    base_knobs: Base,
     augmentation: Augmentation,
     compute: Compute,
     seed: int,
@@ -74,7 +76,7 @@ def train_student(
         trained = _untrained(base.load().state_dict(), dice)
         summary |= {"offsets": list(offsets)}
     elif isinstance(objective, Full | ValidationLabels):
-        trained = retrained(objective, cases, base, base_knobs, augmentation, compute, seed)
+        trained = retrained(objective, cases, base, augmentation, compute, seed)
         summary |= {"labelled": len(cases.split("labelled")) + len(cases.split(objective.split))}
     else:
         trained, found = train_on_pool(
@@ -82,13 +84,19 @@ def train_student(
         )
         summary |= found
     out.mkdir(parents=True, exist_ok=True)
-    late = {f"step_{step:06d}": state for step, state in trained.late.items() if state}
-    if late:
+    late = {f"step_{step:06d}": state for step, state in trained.late.items()}
+    if isinstance(objective, Proposal):
+        late = {}
+    else:
         base.architecture.save(out)
-        network = base.architecture.build(0)
+        cases.write_input(out)
+        network = base.load()
         for title, state in {"last": trained.last, "best": trained.best, **late}.items():
-            network.load_state_dict(state)
-            save_weights(network, out / f"{title}.safetensors")
+            if base.architecture.program:
+                copy_program(base.weights, Model(out, title).weights)
+            else:
+                network.load_state_dict(state)
+                save_weights(network, Model(out, title).weights)
     record = {
         "name": name,
         "pairs": student.pairs,

@@ -1,4 +1,4 @@
-"""Labelled cases -> base segmenter, ensemble members and folds (safetensors), and their training curves."""
+"""Labelled cases, or a model from elsewhere -> base segmenter, its members and folds (safetensors), training curves."""
 
 from pathlib import Path
 
@@ -14,13 +14,17 @@ from stages import FOLDER, stage
 @stage
 def main(cases: Path, out: Path, history: Path, params_file: Path) -> None:
     from pipeline.base import train_base
+    from pipeline.bases.foreign import import_base
     from pipeline.dataset import CaseStore
     from pipeline.params import load_params
+    from pipeline.recipe import Base
 
     params = load_params(params_file)
-    train_base(
-        CaseStore(cases), params.base, params.augmentation, params.compute, params.seed, out, history, params.execution
-    )
+    base, store = params.base, CaseStore(cases)
+    if isinstance(base, Base | None):
+        train_base(store, base, params.augmentation, params.compute, params.seed, out, history, params.execution)
+    else:
+        import_base(store, base, params.model, params.augmentation, params.compute, out, history)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ def main(
 
     params = load_params(params_file)
     student = entry(params.students, name, "students")
-    assert params.base is not None  # without a model there are no students
     train_student(
         name,
         student,
@@ -35,7 +34,6 @@ def main(
         pairs,
         Model(base, "base", params.compute.device),
         params.training,
-        params.base,
         params.augmentation,
         params.compute,
         params.seed,

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.augmentation import Augmentation
 from pipeline.base import TEACHER, train_base
-from pipeline.dataset import CaseStore
+from pipeline.dataset import INPUT, CaseStore
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
 from pipeline.recipe import MODELS, Base, Compute, Consistency, Network, Optimisation
@@ -67,6 +67,8 @@ def test_relatives_of_the_base(tmp_path):
     assert models["members"] == ["member_1", "attention", TEACHER]
     assert models["snapshots"] == ["snapshot_000002", "snapshot_000004"]
     assert sorted(models["fold_of"].values()) == ["fold_0", "fold_1"]
+    for folder in (out, out / "attention"):
+        assert json.loads((folder / INPUT).read_text())["class_names"] == ["class_0", "class_1"]
     members = member_models(out)
     assert list(members) == ["member_1", "attention", TEACHER, "fold_0", "fold_1"]
     assert members["attention"].architecture.window == (12, 12)
@@ -147,9 +149,10 @@ def test_names_that_the_stage_uses_itself(name):
             r"base.network: UNet does not run on a window of \[10, 10\] on device 'cpu': .*; correct `multiple`",
         ),
         (
-            {"others": {"deep": Network(name="BasicUNetPlusPlus", arguments={"features": [4] * 6}, multiple=32)}},
+            {"others": {"vae": Network(name="SegResNetVAE", multiple=8)}},
             {},
-            r"base.others.deep: BasicUNetPlusPlus expected logits of shape \(2, 2, 32, 32\), found list; switch deep",
+            r"base.others.vae: SegResNetVAE does not run on .*: expected logits, or a list of logits of several heads, "
+            r"found tuple of a tensor \[2, 2, 16, 16\], a tensor \[\]; correct",
         ),
         ({}, {"device": "gpu"}, r"base.network: UNet does not run on a window of \[10, 10\] on device 'gpu'"),
     ],

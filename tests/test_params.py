@@ -202,6 +202,21 @@ def test_every_knob_says_what_it_means():
             {"students__sft__stopping": {"patience": 2}},
             "students.sft.stopping.patience: 'sft' has no rewards; use kl or volume_ratio",
         ),
+        (
+            {"base": {"kind": "checkpont"}},
+            "base.kind: found 'checkpont', expected one of 'trained', 'checkpoint', 'bundle', 'program'",
+        ),
+        ({"base": {"kind": "checkpoint", "weigths": "last"}, "model": "m"}, "base.weigths: unknown key"),
+        ({"base": {"kind": "program"}, "model": "m"}, "base.window: missing"),
+        (
+            {"base": {"kind": "program", "window": [32, 32]}, "model": "m", "students": {}},
+            "propose.samplers.dropout: a base of kind 'program' has no layers to drop features of; remove it",
+        ),
+        (
+            {"base": {"kind": "checkpoint"}},
+            "model: expected the file or folder of a checkpoint, found pipeline/base.py",
+        ),
+        ({"model": "my.pt"}, "model: 'my.pt' is read by no base that is trained here; set base.kind to checkpoint"),
         ({"base": None}, "students: without a model (base: null) there is nothing to train; set students: {}"),
         (
             {"consensus": {"both": {"kind": "rank_mean", "judges": ["agreement", "expected"]}}},

@@ -1,0 +1,80 @@
+"""Networks as programs, which run without their source: TorchScript files and `torch.export` archives."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FORMATS = {"torch.export": ".pt2", "torchscript": ".ts"}
+"""Formats of a program, and the suffix of their files in a folder of models."""
+
+
+class Program(nn.Module):
+    """Logits of a program. It has no layers to drop, hook or train."""
+
+    def __init__(self, run: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.run = [run]  # in a list, or its parts would be taken for layers
+
+    def forward(self, image: Tensor) -> Any:
+        # Its profiling executor recompiles after the first calls, which may move the last bits.
+        with torch.jit.optimized_execution(False):
+            return self.run[0](image)
+
+
+def format_of(path: Path) -> str:
+    """The format of a file; raises `BadInput` for one that is no program."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.split("/", 1)[-1] for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        names = set()
+    if "archive_format" in names or "serialized_exported_program.json" in names:
+        return "torch.export"
+    if "constants.pkl" in names:
+        return "torchscript"
+    raise BadInput(
+        f"{path}: expected a program by torch.export.save or torch.jit.save, found another file; weights are "
+        "base.kind 'checkpoint'"
+    )
+
+
+def load_program(path: Path, device: str) -> Program:
+    """The program of a file, on a device. This runs the file's own code: both formats unpickle.
+
+    `torch.export.load` unpickles constants and custom objects (its documentation: never load data from an untrusted
+    source), and TorchScript is code by nature.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path}: no such program; run the stage that imports it with `dvc repro`")
+    kind = format_of(path)
+    try:
+        if kind == "torchscript":
+            return Program(torch.jit.load(str(path), map_location=device).eval())
+        exported = torch.export.load(path)
+        if device != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            exported = move_to_device_pass(exported, device)
+        return Program(exported.module())
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(f"{path}: this torch ({torch.__version__}) cannot read the program: {reason}") from error
+
+
+def copy_program(source: Path, target: Path) -> None:
+    """Copy a program, renamed into place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
