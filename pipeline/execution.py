@@ -153,12 +153,13 @@ def run(
     what: str,
     bytes_per_shard: int = 0,
     isolated: bool = False,
+    unit: str = "shards",
 ) -> pl.DataFrame:
     """Run `task` on every shard that is not done; return the rows of all shards in shard order.
 
     A shard is done when `folder/done/INDEX.arrow` exists, which is renamed into place after the task returned.
     `isolated` tasks use process-wide state (torch's global generator), so they never share a process at one time.
-    Raises `BadInput` with every failure after all other shards have finished.
+    `unit` is what a shard is to the user. Raises `BadInput` with every failure after all other shards have finished.
     """
     if not shards:
         raise BadInput(f"{what}: nothing to do: no case is in the splits it works on; see `splits` in params.yaml")
@@ -176,7 +177,7 @@ def run(
                 failures.append(failure)
     if failures:
         lost = sum(not _done(done, shard).is_file() for shard in shards)
-        raise BadInput.all([*failures, f"{what}: {lost} of {len(shards)} shards failed; the others are kept"])
+        raise BadInput.all([*failures, f"{what}: {lost} of {len(shards)} {unit} failed; the others are kept"])
     return pl.concat([pl.read_ipc(_done(done, shard)) for shard in shards])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.cases.preprocess import to_source
-from pipeline.dataset import Case, CaseStore, ProposalStore
+from pipeline.dataset import Case, CaseStore, ProposalStore, Values, Where
 from pipeline.errors import BadInput
 from pipeline.recipe import RECORD, Compute
 
@@ -42,6 +43,37 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
     return distance.astype(np.float32)
 
 
+def _found(
+    model: Model, image: Values, compute: Compute, offsets: Sequence[float]
+) -> Iterator[tuple[Where, np.ndarray]]:
+    """Boxes that make up the case, and their class probabilities f32 `[class, *box]`."""
+    from pipeline.segmenter import probability, shifted
+    from pipeline.sliding import bands
+
+    for where, logits in bands(model.shared(), image, model.architecture.window, compute):
+        yield where, probability(shifted(logits, offsets)).cpu().numpy()
+
+
+def predicted(model: Model, image: Values, case: Case, compute: Compute, offsets: Sequence[float] = ()) -> np.ndarray:
+    """Class probabilities f32 `[class, *source]` for an image f32 `[channel, *working]`; its mask is their argmax."""
+    whole = np.empty((model.architecture.classes, *case.shape), np.float32)
+    for where, working in _found(model, image, compute, offsets):
+        whole[(slice(None), *where)] = working
+    return to_source(whole, case)
+
+
+def predicted_mask(
+    model: Model, image: Values, case: Case, compute: Compute, offsets: Sequence[float] = ()
+) -> np.ndarray:
+    """Label map u8 `[*source]`, without holding the probabilities of a large case where no grid is changed."""
+    if case.resampled:
+        return predicted(model, image, case, compute, offsets).argmax(0).astype(np.uint8)
+    mask = np.empty(case.shape, np.uint8)
+    for where, working in _found(model, image, compute, offsets):
+        mask[where] = working.argmax(0)
+    return mask
+
+
 @dataclass(frozen=True)
 class Weights:
     """A network's most probable class, with offsets on its class logits where the student has some."""
@@ -53,11 +85,8 @@ class Weights:
 
     def __call__(self, case: Case) -> np.ndarray:
         """Label map u8 `[*space]` on the source's grid."""
-        from pipeline.segmenter import predict, probability, shifted
-
-        logits = predict(self.model.shared(), self.cases.image(case), self.model.architecture.window, self.compute)
-        working = probability(shifted(logits, self.offsets)).cpu().numpy()
-        return to_source(working, case).argmax(0).astype(np.uint8)
+        image = self.cases.image_for(case, self.model.architecture.window)
+        return predicted_mask(self.model, image, case, self.compute, self.offsets)
 
 
 @dataclass(frozen=True)

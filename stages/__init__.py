@@ -15,11 +15,11 @@ from pipeline.errors import BadInput
 FOLDER = click.Path(path_type=Path)
 
 
-def stage(function: Callable[..., None]) -> Callable[..., None]:
+def guarded(function: Callable[..., None]) -> Callable[..., None]:
     """Turn `BadInput` into its message on standard error and exit code 2."""
 
     @functools.wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
         except BadInput as error:
@@ -27,6 +27,11 @@ def stage(function: Callable[..., None]) -> Callable[..., None]:
                 click.echo(f"error: {line}", err=True)
             sys.exit(2)
 
+    return run
+
+
+def stage(function: Callable[..., None]) -> Callable[..., None]:
+    """Guarded, with the file of the knobs as an option."""
     return click.option(
         "--params", "params_file", type=FOLDER, default="params.yaml", show_default=True, help="Knobs of all stages."
-    )(guarded)
+    )(guarded(function))

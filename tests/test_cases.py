@@ -67,6 +67,10 @@ def test_phantom_store_holds_what_the_reader_draws() -> None:
         "channel_names": ["intensity"],
         "kind": "phantom",
         "notes": [],
+        "preprocess": {"normalise": "zscore", "orientation": None, "spacing": None, "resize": None},
+        "orientation": None,
+        "convert": None,
+        "files": None,
     }
     assert cases.table["sources"].to_list() == [[]] * 40
     assert not (cases.folder / "truth.zarr").exists()

@@ -147,9 +147,10 @@ def test_mixed_orientations_are_refused_as_stored() -> None:
     """Flips and sided classes act on axes, so an axis must mean the same in every volume."""
     ras, lps = volume((4, 4, 4), np.eye(4)), volume((4, 4, 4), np.diag([-1.0, -1, 1, 1]))
     unknown = Source("u", (4, 4, 4), "u.nii", None, (1.0, 1.0, 1.0))
-    one_orientation([ras, ras])
-    one_orientation([unknown, unknown])
-    one_orientation([volume((4, 4), np.eye(4)), volume((4, 4), np.diag([-1.0, -1, 1, 1]))])
+    assert one_orientation([ras, ras]) == "RAS"
+    assert one_orientation([lps]) == "LPS"
+    assert one_orientation([unknown, unknown]) == "unknown"
+    assert one_orientation([volume((4, 4), np.eye(4)), volume((4, 4), np.diag([-1.0, -1, 1, 1]))]) is None
     with pytest.raises(
         BadInput, match=r"found RAS \(case 'v'\) and LPS \(case 'v'\); set `preprocess.orientation: RAS`"
     ):

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from pydantic import ValidationError
 
-from pipeline.cases.preprocess import Preprocess
+from pipeline.cases.preprocess import FixedRange, Preprocess
 from pipeline.dataset import Case
 from pipeline.errors import BadInput
 
@@ -27,6 +28,18 @@ def test_normalisations_by_hand() -> None:
     assert normalised(image, "zscore").tolist() == [[[-1, -1], [1, 1]]]
     assert normalised(image, "minmax").tolist() == [[[0, 0], [1, 1]]]
     assert normalised(image * 127.5, "unit").tolist() == [[[0, 0], [1, 1]]]
+
+
+def test_a_fixed_range_by_hand() -> None:
+    """-160 to 240 becomes 0 to 1: 40 is the middle, 640 twice as far. Clipped or not; brought to -1 to 1. A constant
+    image keeps its place."""
+    image = np.array([[[-160, 40], [240, 640]]], np.float32)
+    assert normalised(image, FixedRange(range=(-160, 240), clip=False)).tolist() == [[[0, 0.5], [1, 2]]]
+    assert normalised(image, FixedRange(range=(-160, 240))).tolist() == [[[0, 0.5], [1, 1]]]
+    assert normalised(image, FixedRange(range=(-160, 240), to=(-1, 1))).tolist() == [[[-1, 0], [1, 1]]]
+    assert normalised(np.full((1, 2, 2), 40, np.float32), FixedRange(range=(-160, 240))).tolist() == [[[0.5] * 2] * 2]
+    with pytest.raises(ValidationError, match=r"expected ranges from low to high, found \[2.0, 2.0\] to \[0.0, 1.0\]"):
+        FixedRange(range=(2, 2))
 
 
 def test_percentiles_bound_an_outlier() -> None:

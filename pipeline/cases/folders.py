@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.cases import image_file, picture, tiff
 from pipeline.cases.checks import brighter, inside, refuse_dicom, refuse_other_shape
 from pipeline.cases.reader import CaseTable, Source
+from pipeline.cases.voxels import converted
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures
 from pipeline.knobs import Knobs
@@ -18,7 +19,6 @@ from pipeline.knobs import Knobs
 _ENDINGS = (*picture.ENDINGS, *tiff.ENDINGS)
 _KINDS = {1: "grey", 3: "rgb"}
 _CHANNELS = {"grey": ["grey"], "rgb": ["red", "green", "blue"]}
-_LUMA = np.array([19595, 38470, 7471]) / 65536
 
 
 class Folders(Knobs):
@@ -138,14 +138,10 @@ def _names_of(channels: int) -> list[str]:
 
 
 def _converted(image: np.ndarray, kind: str, file: Path, case_id: str) -> np.ndarray:
-    """Image f32 `[channel, *space]` in grey (by the weights of ITU-R 601, rounded as Pillow does) or rgb."""
+    """Image f32 `[channel, *space]` in grey or rgb."""
     if len(image) not in _KINDS:
         raise BadInput(
             f"{file}: case '{case_id}': expected 1 or 3 channels for `channels: {kind}`, found {len(image)}; set it to "
             "null to keep all"
         )
-    if _KINDS[len(image)] == kind:
-        return image
-    if kind == "rgb":
-        return np.repeat(image, 3, axis=0)
-    return np.floor(np.tensordot(_LUMA, image.astype(np.float64), 1) + 0.5)[None].astype(np.float32)
+    return converted(image, kind)

@@ -10,42 +10,41 @@ import numpy as np
 
 from pipeline.cases.checks import present, refuse_dicom, refuse_other_shape
 from pipeline.cases.reader import Header
+from pipeline.cases.voxels import nifti_affine, nifti_edges
 from pipeline.errors import BadInput
 
 ENDINGS = (".nii.gz", ".nii")
 
-_IN_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 _AFFINE_TOLERANCE = 1e-3
 
 
-def header(file: Path, case_id: str, channels: int = 1) -> Header:
+def header(
+    file: Path, case_id: str, channels: int = 1, remedy: str = "correct the channels in dataset.json, or the file"
+) -> Header:
     """Grid of an image (2D) or volume (3D) whose last axis is the channels where there are several.
 
-    The affine is None where neither `sform_code` nor `qform_code` says which way the axes point. Raises `BadInput` for
-    other shapes, for voxel edges that are not above 0, and for what is no NIfTI of real numbers.
+    `remedy` is what to do about a file with other channels. The affine is None where neither `sform_code` nor
+    `qform_code` says which way the axes point. Raises `BadInput` for other shapes, for voxel edges that are not above
+    0, and for what is no NIfTI of real numbers.
     """
     nifti = _opened(file, case_id)
     found = nifti.shape
     if channels > 1 and (len(found) < 3 or found[-1] != channels):
         raise BadInput(
-            f"{file}: case '{case_id}': expected {channels} channels as the last axis, found shape {found}; correct "
-            "the channels in dataset.json, or the file"
+            f"{file}: case '{case_id}': expected {channels} channels as the last axis, found shape {found}; {remedy}"
         )
     shape = _trimmed(found[:-1] if channels > 1 else found, 2)
     if len(shape) not in (2, 3) or 0 in shape:
         raise BadInput(
             f"{file}: case '{case_id}': expected an image or a volume with {channels} channels, found shape {found}; "
-            "correct the channels in dataset.json, or split the file"
+            f"{remedy}"
         )
-    unit = _IN_MM[nifti.header.get_xyzt_units()[0]]
-    spacing = tuple(float(f"{zoom * unit:.6g}") for zoom in nifti.header.get_zooms()[: len(shape)])
+    spacing = nifti_edges(nifti, len(shape))
     if not all(0 < length < np.inf for length in spacing):
         raise BadInput(
             f"{file}: case '{case_id}': expected voxel edges above 0, found {spacing}; correct `pixdim` in its header"
         )
-    oriented = nifti.header["sform_code"] > 0 or nifti.header["qform_code"] > 0
-    affine = tuple(float(value) for value in nifti.affine.ravel()) if oriented else None
-    return Header(channels, shape, spacing, affine)
+    return Header(channels, shape, spacing, nifti_affine(nifti))
 
 
 def image(file: Path, case_id: str, shape: tuple[int, ...]) -> np.ndarray:

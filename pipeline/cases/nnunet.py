@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.cases import image_file, nifti, picture, tiff
 from pipeline.cases.checks import inside, json_object, refuse_dicom, refuse_other_shape
-from pipeline.cases.reader import CaseTable, Header, Source
+from pipeline.cases.reader import CaseTable, Source
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures
 from pipeline.knobs import Knobs
@@ -123,7 +123,8 @@ class NnUNet(Knobs):
                 f"picture has 3), found {found} in {', '.join(files[number] for number in numbers)}; add the missing "
                 "files, or correct dataset.json"
             )
-        spacing = self._spacing(case_id, images, first)
+        beside = self.path / images / f"{case_id}.json"
+        spacing = tiff.spacing(beside, case_id, len(first.shape)) if self._ending() in tiff.ENDINGS else None
         return Source(
             case_id=case_id,
             shape=first.shape,
@@ -133,21 +134,6 @@ class NnUNet(Knobs):
             affine=first.affine,
             beside=(*names[1:], *(() if spacing is None else (f"{images}/{case_id}.json",))),
         )
-
-    def _spacing(self, case_id: str, images: str, header: Header) -> tuple[float, ...] | None:
-        """Spacing in mm in the order of the axes, from the JSON file beside a TIFF stack; None where there is none."""
-        file = self.path / images / f"{case_id}.json"
-        if self._ending() not in tiff.ENDINGS or not file.is_file():
-            return None
-        found: Any = json_object(file).get("spacing")
-        edges = found if isinstance(found, list) else []
-        numbers = [edge for edge in edges if isinstance(edge, (int, float)) and 0 < edge < np.inf]
-        if len(numbers) != len(edges) or len(edges) != len(header.shape):
-            raise BadInput(
-                f"{file}: case '{case_id}': expected `spacing` with {len(header.shape)} numbers above 0, found "
-                f"{found!r}; correct it"
-            )
-        return tuple(float(edge) for edge in numbers)
 
     def _stems(self, folder: str) -> list[tuple[str, str]]:
         """Names of the image files of a folder, with and without ending; a missing folder has none."""

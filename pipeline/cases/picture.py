@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,12 @@ import numpy as np
 
 from pipeline.cases.checks import present, refuse_dicom
 from pipeline.cases.reader import Header
+from pipeline.cases.voxels import GREY_MODES, pixels
 from pipeline.errors import BadInput
 
 LOSSY = (".jpg", ".jpeg")
 ENDINGS = (".png", ".bmp", *LOSSY)
 
-_GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
-_WIDE_MODES = ("I", "F")
 _ORIENTATION = 0x0112
 _UPRIGHT = 1
 
@@ -23,17 +23,13 @@ _UPRIGHT = 1
 def header(file: Path, case_id: str) -> Header:
     """One channel of grey, or red, green and blue; rows and columns; no spacing."""
     with _opened(file, case_id) as picture:
-        return Header(1 if picture.mode in _GREY_MODES else 3, (picture.height, picture.width))
+        return Header(1 if picture.mode in GREY_MODES else 3, (picture.height, picture.width))
 
 
 def image(file: Path, case_id: str) -> np.ndarray:
     """Image f32 `[channel, row, column]` with intensities as stored; transparency is dropped."""
     with _opened(file, case_id) as picture:
-        if picture.mode.startswith(_WIDE_MODES):
-            return _array(picture, file, case_id)[None].astype(np.float32)
-        if picture.mode in _GREY_MODES:
-            return _array(picture, file, case_id, "L")[None].astype(np.float32)
-        return np.ascontiguousarray(np.moveaxis(_array(picture, file, case_id, "RGB"), -1, 0), dtype=np.float32)
+        return _array(picture, file, case_id, pixels)
 
 
 def brightness(file: Path, case_id: str) -> np.ndarray:
@@ -42,8 +38,8 @@ def brightness(file: Path, case_id: str) -> np.ndarray:
     One bit per pixel is 0 and 255, as viewers show it.
     """
     with _opened(file, case_id) as picture:
-        plain = picture.mode in _GREY_MODES and picture.mode not in ("LA", "1")
-        return _array(picture, file, case_id, None if plain else "L")
+        plain = picture.mode in GREY_MODES and picture.mode not in ("LA", "1")
+        return _array(picture, file, case_id, np.asarray if plain else lambda found: np.asarray(found.convert("L")))
 
 
 def mask(file: Path, case_id: str) -> np.ndarray:
@@ -54,7 +50,7 @@ def mask(file: Path, case_id: str) -> np.ndarray:
             "PNG, or set `foreground_above`"
         )
     with _opened(file, case_id) as picture:
-        if picture.mode not in ("P", *_GREY_MODES) or picture.mode == "LA":
+        if picture.mode not in ("P", *GREY_MODES) or picture.mode == "LA":
             raise BadInput(
                 f"{file}: case '{case_id}': expected one channel of class indices, found mode {picture.mode}; save the "
                 "index of the class per pixel (overlapping masks are not supported)"
@@ -82,9 +78,9 @@ def _opened(file: Path, case_id: str) -> Any:
     return picture
 
 
-def _array(picture: Any, file: Path, case_id: str, mode: str | None = None) -> np.ndarray:
+def _array(picture: Any, file: Path, case_id: str, read: Callable[[Any], np.ndarray] = np.asarray) -> np.ndarray:
     try:
-        return np.asarray(picture if mode is None else picture.convert(mode))
+        return read(picture)
     except (OSError, SyntaxError, ValueError) as error:
         raise BadInput(
             f"{file}: case '{case_id}': expected {picture.height} x {picture.width} pixels, found a truncated or "

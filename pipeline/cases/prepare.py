@@ -16,6 +16,7 @@ from pipeline import schema, store
 from pipeline.cases import Reader
 from pipeline.cases.case_table import described
 from pipeline.cases.given_split import with_given_split
+from pipeline.cases.nifti import ENDINGS
 from pipeline.cases.preprocess import Preprocess, one_orientation, to_working
 from pipeline.cases.reader import Source
 from pipeline.cases.splits import Splits, assign
@@ -69,7 +70,7 @@ class _PrepareShard:
         """Put one case into the blocks; its row of the case table, and whether its label holds any foreground."""
         case, source = planned.case, planned.source
         image, label = self.reader.read(source)
-        _check(image, label, source, self.channels, self.reader.path)
+        check_voxels(image, label, source, self.channels, self.reader.path)
         _put(self.preprocess.image(image, case), blocks[schema.IMAGES][place])
         if label is not None:
             _put(to_working(label, case), blocks[schema.LABELS][place])
@@ -97,8 +98,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     sources = described(reader.scan(), reader.path, reader.case_table)
     sources = with_given_split(sources, splits.given, reader.path)
     _check_axes(sources, reader)
-    if preprocess.orientation is None:
-        one_orientation(sources)
+    orientation = one_orientation(sources) if preprocess.orientation is None else preprocess.orientation
     assigned, notes = assign(sources, splits)
     for note in notes:
         print(note, file=sys.stderr)
@@ -107,7 +107,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
         key=lambda source: (schema.SPLITS.index(assigned[source.case_id]), source.case_id),
     )
     plan = [
-        _Planned(_case(row, assigned[source.case_id], source, preprocess), source) for row, source in enumerate(order)
+        _Planned(case_of(row, assigned[source.case_id], source, preprocess), source) for row, source in enumerate(order)
     ]
     cases = [planned.case for planned in plan]
     padded = _longest(case.shape for case in cases)
@@ -149,12 +149,22 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
             publish(work / f"{array.name}.zarr", out / f"{array.name}.zarr")
         made_by = (reader.model_dump(exclude={"path"}), preprocess, splits)
         store.write_table(rows, schema.CASES, out / "cases.parquet", made_by)
-        info = {"class_names": class_names, "channel_names": channel_names, "kind": reader.kind, "notes": notes}
+        info = {
+            "class_names": class_names,
+            "channel_names": channel_names,
+            "kind": reader.kind,
+            "notes": notes,
+            "preprocess": preprocess.model_dump(mode="json"),
+            "orientation": orientation,
+            "convert": getattr(reader, "channels", None),
+            "files": _family(plan),
+        }
         store.write_json(out / "cases.json", info)
         store.write_manifest(out, made_by)
 
 
-def _case(row: int, split: str, source: Source, preprocess: Preprocess) -> Case:
+def case_of(row: int, split: str, source: Source, preprocess: Preprocess) -> Case:
+    """The row of a case in the case table, and its working grid."""
     grid = preprocess.grid(source)
     return Case(
         case_id=source.case_id,
@@ -193,6 +203,12 @@ def _longest(shapes: Any) -> tuple[int, ...]:
     return tuple(max(lengths) for lengths in zip(*shapes, strict=True))
 
 
+def _family(plan: Sequence[_Planned]) -> str | None:
+    """`nifti` or `pictures`, which order their axes differently; None for cases that are made."""
+    image = plan[0].source.image
+    return None if not image else "nifti" if image.endswith(ENDINGS) else "pictures"
+
+
 def _files(source: Source) -> list[str]:
     return [file for file in (source.image, source.label, *source.beside) if file]
 
@@ -226,7 +242,8 @@ def _check_axes(sources: Sequence[Source], reader: Reader) -> None:
             )
 
 
-def _check(image: np.ndarray, label: np.ndarray | None, source: Source, channels: int, root: Path) -> None:
+def check_voxels(image: np.ndarray, label: np.ndarray | None, source: Source, channels: int, root: Path) -> None:
+    """Refuse voxels that are not what the case's header and data set say, and intensities that are no numbers."""
     where = f"{root / source.image}: case '{source.case_id}'"
     if image.shape != (channels, *source.shape):
         raise BadInput(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cases.checks import present, refuse_dicom
+from pipeline.cases.checks import json_object, present, refuse_dicom
 from pipeline.cases.reader import Header
 from pipeline.errors import BadInput
 
@@ -55,6 +55,23 @@ def mask(file: Path, case_id: str) -> np.ndarray:
                 f"{series.axes}); save the index of the class per voxel (overlapping masks are not supported)"
             )
         return _ordered(series, file, case_id).reshape(found.shape)
+
+
+def spacing(beside: Path, case_id: str, axes: int) -> tuple[float, ...] | None:
+    """Spacing in mm in the order of the axes, from the JSON file beside a stack; None where there is none.
+
+    Source: nnU-Net's documentation, `dataset_format.md`.
+    """
+    if not beside.is_file():
+        return None
+    found: Any = json_object(beside).get("spacing")
+    edges = found if isinstance(found, list) else []
+    numbers = [edge for edge in edges if isinstance(edge, (int, float)) and 0 < edge < np.inf]
+    if len(numbers) != len(edges) or len(edges) != axes:
+        raise BadInput(
+            f"{beside}: case '{case_id}': expected `spacing` with {axes} numbers above 0, found {found!r}; correct it"
+        )
+    return tuple(float(edge) for edge in numbers)
 
 
 def _header(series: Any, file: Path, case_id: str) -> Header:

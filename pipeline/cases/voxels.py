@@ -1,0 +1,166 @@
+"""Voxels of opened image files on the working grid, and class probabilities back on the grid of their image.
+
+Imports nothing of this library: an exported bundle holds a copy of this file, so that both compute the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+"""Pillow's modes of pictures with one channel; all others are red, green and blue."""
+DOCUMENTS = (".txt", ".md", ".csv", ".tsv", ".json", ".yaml", ".yml", ".xml", ".html", ".pdf", ".docx", ".xlsx")
+"""Endings of files that lie beside images and are none: skipped with a warning. All others are refused, since a mask
+would be missing where one is an image of a format that is not read."""
+_WIDE_MODES = ("I", "F")
+_LUMA = np.array([19595, 38470, 7471]) / 65536
+_IN_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+_CLIP = (0.5, 99.5)
+_UNIT = 255.0
+
+
+# ---- files -----------------------------------------------------------------------------------------------------
+
+
+def nifti_edges(nifti: Any, axes: int) -> tuple[float, ...]:
+    """Voxel edges in mm of the first axes of an opened NIfTI file."""
+    unit = _IN_MM[nifti.header.get_xyzt_units()[0]]
+    return tuple(float(f"{zoom * unit:.6g}") for zoom in nifti.header.get_zooms()[:axes])
+
+
+def nifti_affine(nifti: Any) -> tuple[float, ...] | None:
+    """16 numbers, row by row; None where neither `sform_code` nor `qform_code` says which way the axes point."""
+    oriented = nifti.header["sform_code"] > 0 or nifti.header["qform_code"] > 0
+    return tuple(float(value) for value in nifti.affine.ravel()) if oriented else None
+
+
+def pixels(picture: Any) -> np.ndarray:
+    """Intensities f32 `[channel, row, column]` of an opened picture as stored; transparency is dropped."""
+    if picture.mode.startswith(_WIDE_MODES):
+        return np.asarray(picture)[None].astype(np.float32)
+    if picture.mode in GREY_MODES:
+        return np.asarray(picture.convert("L"))[None].astype(np.float32)
+    return np.ascontiguousarray(np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0), dtype=np.float32)
+
+
+def converted(image: np.ndarray, kind: str) -> np.ndarray:
+    """Image f32 `[channel, *space]` of 1 or 3 channels as `grey` (ITU-R 601, rounded as Pillow does) or `rgb`."""
+    if len(image) == {"grey": 1, "rgb": 3}[kind]:
+        return image
+    if kind == "rgb":
+        return np.repeat(image, 3, axis=0)
+    return np.floor(np.tensordot(_LUMA, image.astype(np.float64), 1) + 0.5)[None].astype(np.float32)
+
+
+# ---- grids -----------------------------------------------------------------------------------------------------
+
+
+def to_ras(affine: Sequence[float]) -> tuple[int, ...] | None:
+    """Per axis of a volume with this affine its axis in RAS, from 1, negative if reversed; None if it is RAS.
+
+    Raises `ValueError` for an affine without three directions.
+    """
+    from nibabel import io_orientation
+
+    found = io_orientation(np.asarray(affine, np.float64).reshape(4, 4))
+    if not np.isfinite(found).all():
+        raise ValueError(f"expected an affine with three directions, found {list(affine)}")
+    orientation = tuple(int((axis + 1) * sign) for axis, sign in found)
+    return None if orientation == (1, 2, 3) else orientation
+
+
+def working_axes(orientation: Sequence[int] | None, axes: int) -> list[int]:
+    """The source axis behind each working axis."""
+    return list(range(axes)) if orientation is None else np.argsort(np.abs(orientation)).tolist()
+
+
+def voxels_at(shape: Sequence[int], edges: Sequence[float], spacing: Sequence[float]) -> tuple[int, ...]:
+    """Voxels of about this spacing that cover a grid."""
+    each = zip(shape, edges, spacing, strict=True)
+    return tuple(max(1, round(length * edge / asked)) for length, edge, asked in each)
+
+
+def turned(values: np.ndarray, orientation: Sequence[int] | None) -> np.ndarray:
+    """Values `[*source]` along the working axes; the same array if these are the source's."""
+    if orientation is None:
+        return values
+    return np.ascontiguousarray(values[_steps(orientation)].transpose(working_axes(orientation, values.ndim)))
+
+
+def resized(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Values f32 linearly on a grid of this shape, with anti-aliasing; the same array if it has the shape."""
+    if channel.shape == shape:
+        return channel
+    from skimage.transform import resize
+
+    return resize(channel, shape, order=1, mode="edge", anti_aliasing=True, preserve_range=True).astype(np.float32)
+
+
+def back(
+    probability: np.ndarray, original_shape: Sequence[int], orientation: Sequence[int] | None = None
+) -> np.ndarray:
+    """Probability f32 `[class, *source]` from `[class, *working]`, linearly between voxel centres.
+
+    The same array if the grids are equal.
+    """
+    before = tuple(original_shape[axis] for axis in working_axes(orientation, len(original_shape)))
+    if probability.shape[1:] != before:
+        import torch
+        from torch.nn.functional import interpolate
+
+        mode = {2: "bilinear", 3: "trilinear"}[len(before)]
+        working = torch.from_numpy(np.ascontiguousarray(probability, dtype=np.float32))
+        probability = interpolate(working[None], size=before, mode=mode, align_corners=False)[0].numpy()
+    if orientation is None:
+        return probability
+    turned_back = np.transpose(probability, [0, *(abs(axis) for axis in orientation)])
+    return np.ascontiguousarray(turned_back[(slice(None), *_steps(orientation))])
+
+
+def _steps(orientation: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(None, None, -1 if axis < 0 else 1) for axis in orientation)
+
+
+# ---- intensities -----------------------------------------------------------------------------------------------
+
+
+def on_working_grid(
+    image: np.ndarray,
+    normalise: Sequence[str | Mapping[str, Any]],
+    shape: tuple[int, ...],
+    orientation: Sequence[int] | None,
+) -> np.ndarray:
+    """Image f32 `[channel, *working]` from `[channel, *source]`, each channel normalised in its own way."""
+    each = zip(image, normalise, strict=True)
+    return np.stack([normalised(resized(turned(channel, orientation), shape), how) for channel, how in each])
+
+
+def normalised(channel: np.ndarray, how: str | Mapping[str, Any]) -> np.ndarray:
+    """Intensities f32 as `preprocess.normalise` says: by name, or from a fixed `range` `to` another, with or without
+    `clip`. A constant channel becomes 0 but for `unit` and fixed ranges.
+
+    Raises `ValueError` for `unit` where intensities are not from 0 to 255.
+    """
+    values = channel.astype(np.float64)
+    if not isinstance(how, str):
+        (low, high), (bottom, top) = how["range"], how["to"]
+        scaled = (values - low) / (high - low) * (top - bottom) + bottom
+        return (scaled.clip(bottom, top) if how["clip"] else scaled).astype(np.float32)
+    if how == "unit":
+        if values.min() < 0 or values.max() > _UNIT:
+            raise ValueError(
+                f"preprocess.normalise 'unit' expected intensities from 0 to 255, found {values.min():g} to "
+                f"{values.max():g}; use another normalisation"
+            )
+        return (values / _UNIT).astype(np.float32)
+    if how == "percentile":
+        values = values.clip(*np.percentile(values, _CLIP))
+    low, high = values.min(), values.max()
+    if low == high:
+        return np.zeros(channel.shape, np.float32)
+    if how == "minmax":
+        return ((values - low) / (high - low)).astype(np.float32)
+    return ((values - values.mean()) / values.std()).astype(np.float32)

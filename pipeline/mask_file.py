@@ -1,0 +1,83 @@
+"""Masks and class probabilities as files on the grid of an image file: NIfTI, PNG or TIFF, as the image is.
+
+Imports nothing of this library: an exported bundle holds a copy of this file, so that both write the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_GEOMETRY = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+"""Fields of a NIfTI header that say where its voxels are. Its free text may name a patient, and stays behind."""
+
+
+def mask_ending(image: Path) -> str:
+    """Ending of the mask of an image: that of NIfTI as it is, `.tif` for TIFF, `.png` for other pictures."""
+    name = image.name.lower()
+    for ending in (".nii.gz", ".nii"):
+        if name.endswith(ending):
+            return ending
+    return ".tif" if name.endswith((".tif", ".tiff")) else ".png"
+
+
+def write_mask(mask: np.ndarray, image: Path, path: Path) -> None:
+    """Label map u8 `[*space]` at `path`, which has `mask_ending(image)`; renamed into place when complete."""
+    ending = mask_ending(image)
+    if ending == ".png":
+        from PIL import Image
+
+        _into_place(path, ".png", lambda partial: Image.fromarray(mask).save(partial))
+    elif ending == ".tif":
+        from tifffile import imwrite
+
+        axes = {"axes": "ZYX"[-mask.ndim :]}
+        _into_place(
+            path,
+            ending,
+            lambda partial: imwrite(partial, mask, photometric="minisblack", compression="zlib", metadata=axes),
+        )
+    else:
+        _into_place(path, ending, lambda partial: _save(mask, image, partial))
+
+
+def write_probability(probability: np.ndarray, image: Path, path: Path) -> None:
+    """Class probabilities f32 `[class, *space]` at `path`: for NIfTI as NIfTI with the axes x, y, z, class, else as
+    `.npz` with the array `probability`, axes class, (slice,) row, column. Renamed into place when complete."""
+    ending = mask_ending(image)
+    if ending in (".png", ".tif"):
+        _into_place(path, ".npz", lambda partial: np.savez_compressed(partial, probability=probability))
+        return
+    space = (*probability.shape[1:], 1)[:3]
+    values = np.moveaxis(probability, 0, -1).reshape(*space, len(probability))
+    _into_place(path, ending, lambda partial: _save(values, image, partial))
+
+
+def _save(values: np.ndarray, image: Path, path: Path) -> None:
+    """NIfTI of values `[*space]` or `[x, y, z, class]` with the geometry of the image's header, field by field."""
+    import nibabel
+
+    like: Any = nibabel.load(image)
+    kind = nibabel.Nifti2Image if isinstance(like, nibabel.Nifti2Image) else nibabel.Nifti1Image
+    header = kind.header_class()
+    header.set_data_dtype(values.dtype)
+    if values.ndim == 2 and like.ndim > 2 and like.shape[2] == 1:
+        values = values[..., None]  # a single slice stays one
+    header.set_data_shape(values.shape)
+    for field in _GEOMETRY:
+        header[field] = like.header[field]
+    header["pixdim"][:4] = like.header["pixdim"][:4]
+    nibabel.save(kind(values, None, header), path)
+
+
+def _into_place(path: Path, ending: str, write: Callable[[Path], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name.removesuffix(ending)}{ending}")
+    write(partial)
+    partial.replace(path)

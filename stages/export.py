@@ -1,0 +1,41 @@
+"""Base or student -> weights, program or MONAI bundle, with a model card."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, stage
+
+
+@click.command(help=__doc__)
+@click.argument("name")
+@click.option("--format", "form", type=click.Choice(["safetensors", "program", "bundle"]), required=True)
+@click.option("--model", type=FOLDER, help="Its folder.  [default: models/base or models/students/NAME]")
+@click.option("--weights", help="Name of the weights.  [default: last of a student, base of a base]")
+@click.option("--cases", type=FOLDER, default="data/cases", show_default=True)
+@click.option("--pairs", type=FOLDER, default="data/pairs", show_default=True)
+@click.option("--audit", type=FOLDER, default="audit", show_default=True)
+@click.option("--metrics", type=FOLDER, default="metrics", show_default=True)
+@click.option("--out", type=FOLDER, help="New folder.  [default: exports/NAME_FORMAT]")
+@stage
+def main(
+    name: str, form: str, model: Path | None, weights: str | None, out: Path | None, params_file: Path, **run: Path
+):
+    from typing import cast
+
+    from pipeline.application import trained
+    from pipeline.model_card import Finished
+    from pipeline.model_export import Format, export_model
+    from pipeline.params import entry, load_params
+
+    params = load_params(params_file)
+    if name != "base":
+        entry(params.students, name, "students")
+    model = model or (Path("models/base") if name == "base" else Path("models/students") / name)
+    out = out or Path("exports") / f"{name}_{form}"
+    export_model(name, trained(model, weights), Finished(params, **run), cast(Format, form), out)
+    click.echo(f"{out}: {form} of {name}; read {out / 'MODEL_CARD.md'} before you share it")
+
+
+if __name__ == "__main__":
+    main()

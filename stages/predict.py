@@ -1,0 +1,36 @@
+"""Trained model and new images -> masks in each image's own grid, spacing and orientation; needs no params.yaml."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, guarded
+
+
+@click.command(help=__doc__)
+@click.argument("model", type=FOLDER)
+@click.argument("images", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--weights", help="Name of the weights in MODEL.  [default: last of a student, base of a base]")
+@click.option("--probabilities", is_flag=True, help="Class probabilities too, in OUT/probability.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Images in work at a time.")
+@click.option("--scheduler", type=click.Choice(["synchronous", "threads", "processes"]), default="threads")
+@click.option("--progress", type=click.Choice(["auto", "bar", "lines", "none"]), default="auto", show_default=True)
+@guarded
+def main(
+    model: Path, images: Path, out: Path, weights: str | None, probabilities: bool, device: str, **knobs: str | int
+) -> None:
+    from pipeline.application import apply_model, trained
+    from pipeline.execution import Execution
+    from pipeline.recipe import Compute
+
+    compute = Compute.model_validate({"device": device, "precision": knobs.pop("precision")})
+    execution = Execution.model_validate(knobs)
+    total, before = apply_model(trained(model, weights, device), images, out, compute, execution, probabilities)
+    click.echo(f"{total} masks in {out}" + (f", {before} of them from before" if before else ""))
+
+
+if __name__ == "__main__":
+    main()
