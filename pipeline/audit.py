@@ -13,13 +13,13 @@ from pydantic import Field, field_validator
 from pipeline import schema
 from pipeline.calibration import Calibration, Isotonic, knots
 from pipeline.dataset import CaseStore, ProposalStore
-from pipeline.judge_audit import Sizes, audit_bins, audit_judge, judged
+from pipeline.judge_audit import Sizes, audit_bins, audit_judge, headroom, judged
 from pipeline.knobs import Knobs, Name
 from pipeline.mining import PairSet
 from pipeline.pair_audit import audit_pairs, calibrate_pairs, try_pairs, voxel_shares
 from pipeline.store import scan_table, write_json, write_table
 from pipeline.strategies import Mined, NoPairs, TopBase, TopBottom
-from pipeline.verdicts import judge_verdict, nothing_known, warnings
+from pipeline.verdicts import headroom_verdict, judge_verdict, nothing_known, warnings
 
 
 class Audit(Knobs):
@@ -65,8 +65,9 @@ def run_audit(
     """Audit every judge, way of mining and pair set, calibrate the pair sets, and write what is found into a folder.
 
     `judges.parquet`, `strategies.parquet`, `bins.parquet`, `pairs.parquet`, `calibration.parquet`,
-    `reliability.parquet`, and `summary.json`: the number of labelled validation cases and of their groups, per pair set
-    how its calibration went, and warnings, each with its pair set. `research`: judges that know the truth.
+    `reliability.parquet`, and `summary.json`: the number of labelled validation cases and of their groups, the headroom
+    that the proposals leave, per pair set how its calibration went, and warnings, each with its pair set. `research`:
+    judges that know the truth.
     Without labelled validation cases the tables are empty, and the one warning says so.
     """
     panel = scan_table(panel_file, schema.panel(judges))
@@ -118,12 +119,14 @@ def run_audit(
         empty = pl.DataFrame(schema=table.columns)
         whole = pl.concat([empty, *(part.select(empty.columns).cast(empty.schema) for part in parts)])
         write_table(whole, table, out / f"{file}.parquet", knobs.calibration)
+    room = headroom(known, knobs.bootstrap, seed)
     notes = {name: str(part.summary["note"] or "") for name, part in calibrated.items() if part.curve}
     write_json(
         out / "summary.json",
         {
             "validation_cases": len(known.case),
             "groups": groups,
+            "headroom": {**room, "verdict": headroom_verdict(room, groups)},
             "calibration": {name: part.summary for name, part in calibrated.items()},
             "warnings": warnings(judge_table, pair_table, groups, notes) if len(validation) else nothing_known(),
         },

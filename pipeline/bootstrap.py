@@ -49,6 +49,22 @@ def interval(values: Sequence[float] | np.ndarray, groups: Sequence | np.ndarray
     return _with_ends(float(means.mean()), drawn, tail(len(means)))
 
 
+def share_interval(
+    values: Sequence[float] | np.ndarray, groups: Sequence | np.ndarray, draws: int, seed: int
+) -> Interval:
+    """As `interval`, for values that say yes (1) or no (0), perhaps with halves.
+
+    Where all say the same, no resample differs, and 0 wrong of 5 would look as sure as 0 of 500. The far end is then
+    that of the exact binomial interval for as many groups, 1 - .025^(1/n) from 0 and .025^(1/n) from 1 (Clopper and
+    Pearson, Biometrika 26, 1934): 0 of 20 is [0, .168].
+    """
+    found = interval(values, groups, draws, seed)
+    if found.low is None or found.mean not in (0.0, 1.0):
+        return found
+    far = 0.025 ** (1 / _numbered(groups)[1])
+    return Interval(0.0, 0.0, 1 - far) if found.mean == 0 else Interval(1.0, far, 1.0)
+
+
 def crossed_interval(
     values: Sequence[Sequence[float]] | np.ndarray, groups: Sequence | np.ndarray, draws: int, seed: int
 ) -> Interval:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from pipeline import schema
-from pipeline.bootstrap import Interval, interval, resampled_interval, weighted_interval
+from pipeline.bootstrap import Interval, interval, resampled_interval, share_interval, weighted_interval
 from pipeline.consensus import within_case_spearman
 from pipeline.dataset import ProposalStore
 from pipeline.errors import BadInput
@@ -92,7 +92,8 @@ def audit_judge(name: str, cases: Judged, folds: int, failure_below: float, draw
         out["fixed_sampler"] = cases.slots[slot]
     for measure, values in within.items():
         known = ~np.isnan(values)
-        out |= named(measure, interval(values[known], group[known], draws, seed))
+        ends = share_interval if measure == "top_beats_base" else interval
+        out |= named(measure, ends(values[known], group[known], draws, seed))
     out |= named("lift_over_headroom", weighted_interval(gain, worth, group, draws, seed))
     ordered = differences(score[kept]), differences(cases.dice[kept])
     right, stake = rightness(*ordered), np.abs(ordered[1])
@@ -100,6 +101,12 @@ def audit_judge(name: str, cases: Judged, folds: int, failure_below: float, draw
     won, all_of_it = (np.where(asked, part, 0.0).sum(1) for part in (right * stake, stake))
     out |= named("gap_weighted_accuracy", weighted_interval(won, all_of_it, group, draws, seed))
     return out | _between(cases.scores[name][:, 0], cases.dice[:, 0], cases.group, failure_below, draws, seed)
+
+
+def headroom(cases: Judged, draws: int, seed: int) -> dict[str, float | None]:
+    """True Dice of the best proposal less that of the base, over all cases, whatever a judge says of them."""
+    best = cases.dice.max(axis=1, initial=0) - cases.dice[:, 0]
+    return named("headroom", interval(best, cases.group, draws, seed))
 
 
 def _within(score: np.ndarray, dice: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from pipeline import schema
-from pipeline.bootstrap import interval, weighted_interval
+from pipeline.bootstrap import interval, share_interval, weighted_interval
 from pipeline.calibration import Calibrated, Calibration, Curve, Tried, calibrate
 from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.judge_audit import named
@@ -74,7 +74,8 @@ def audit_pairs(table: pl.DataFrame, voxels: pl.DataFrame, draws: int, seed: int
     }
     out: dict[str, object] = {"mined": len(found)}
     for measure, (values, wanted) in measured.items():
-        out |= named(measure, interval(values[wanted], groups[wanted], draws, seed))
+        ends = share_interval if measure == "noise_rate" else interval
+        out |= named(measure, ends(values[wanted], groups[wanted], draws, seed))
     ratio = wrong * weight, weight
     weighted = weighted_interval(*ratio, groups, draws, seed)
     difference = weighted_interval(*ratio, groups, draws, seed, minus=(wrong, np.ones_like(wrong)))

@@ -2,7 +2,8 @@
 
 The rules, each on the ends of 95 % intervals, so that what a few cases cannot show is called not shown:
 - of fewer than `LEAST` patients no interval is believed, and none is given: nothing is shown.
-- no headroom: the upper end of the headroom is below `HEADROOM`; then nothing else is said of the lift.
+- no headroom: the upper end of the headroom is below `HEADROOM`; then nothing else is said of the lift. Over all
+  proposals it is left where the lower end is not, and not shown in between.
 - the top pick beats the base where the lower end of the lift is above 0, is worse where the upper end is below 0, and
   is not shown to beat it otherwise. Against the best fixed sampler likewise, by `lift_over_fixed`.
 - pairs are clearly better than a coin where the upper end of their noise rate is below one half.
@@ -54,6 +55,23 @@ def judge_verdict(row: Row, strategies: Sequence[Row], groups: int, research: bo
     if empty:
         return "; ".join([*said, "nothing can be gained by training on it"])
     return "; ".join(said if research else [*said, _advice(row, strategies)])
+
+
+def headroom_verdict(row: Row, groups: int) -> str:
+    """Whether the proposals of validation cases leave anything to learn, from the best of each case less the base:
+    what a student of a perfect judge could reach, and what another round from this base could gain at most."""
+    row = _believed(row, groups)
+    low, high = row["headroom_low"], row["headroom_high"]
+    best = f"the best proposals are {points(row, 'headroom')} Dice points above the base"
+    if row["headroom"] is None:
+        return "headroom unknown: no validation case with a label has proposals"
+    if low is None or high is None:
+        return f"headroom unknown: {best}, on {_patients(groups)} only"
+    if high < HEADROOM:
+        return f"no headroom shown: {best}; another round has nothing to learn from such proposals"
+    if low < HEADROOM:
+        return f"headroom not shown: {best}; more validation cases or other samplers may show some"
+    return f"headroom left: {best}; no more than this can be gained from them"
 
 
 def _against_base(row: Row) -> str:

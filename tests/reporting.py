@@ -23,6 +23,12 @@ from pipeline.store import create_array, open_array, write_json, write_table
 from tests.builders import bars, case_store, panel_of, proposal_store
 from tests.chain import with_changes, write_params
 
+HEADROOM = {
+    "headroom": 0.1,
+    "headroom_low": 0.05,
+    "headroom_high": 0.15,
+    "verdict": "headroom left: the best proposals are +10.0 [+5.0, +15.0] Dice points above the base",
+}
 JUDGES = {"agreement": {"kind": "agreement"}, "oracle": {"kind": "oracle"}}
 NO_PAIRS = {"judge": "none", "strategy": {"kind": "none"}}
 PAIRS = {
@@ -184,7 +190,12 @@ def plain_audit(scorers: Mapping[str, Any], pairs: Mapping[str, Any]) -> Audited
         ],
         knots=[row for n, j in mined.items() for row in knot_rows(n, j, (0.1, 0.55), (0.8, 0.7))],
         reliability=[row for n in mined for row in reliability_rows(n, (5, 2, 0.55, 0.5), (6, 1, 0.65, 1.0))],
-        summary={"validation_cases": 3, "calibration": {name: fit(0.04) for name in mined}, "warnings": []},
+        summary={
+            "validation_cases": 3,
+            "headroom": HEADROOM,
+            "calibration": {name: fit(0.04) for name in mined},
+            "warnings": [],
+        },
     )
 
 
@@ -220,6 +231,7 @@ def build(
         if name != "base":
             objective = params.students[name].objective.model_dump(mode="json")
             record = {"objective": objective, "best_step": 2, "steps": 4, "aimed_shift": None, "flipped_share": 0.25}
+            record |= {"late": ["step_000002", "step_000004"], "interpolated": None}
             write_json(folder / f"models/students/{name}/student.json", record)
     (folder / "history").mkdir()
     (folder / "history/base.csv").write_text(
@@ -227,7 +239,8 @@ def build(
     )
     for name in students:
         (folder / f"history/{name}.csv").write_text(
-            "step,loss,rewards/margins,kl_outside,validation_dice\n0,,,,0.5\n2,0.8,0.1,,0.6\n4,0.7,0.2,,0.55\n"
+            "step,loss,rewards/margins,kl_outside,labelled_dice,validation_dice\n"
+            "0,,,,0.6,0.5\n2,0.8,0.1,,0.8,0.6\n4,0.7,0.2,,0.9,0.55\n"
         )
     run = Run(
         params=params,

@@ -23,6 +23,12 @@ TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 KNOBS = Evaluation(nsd_tolerance=1.0, bootstrap=50, components=True, component_overlap=0.6)
 
 
+def test_an_objective_that_makes_its_pairs_says_who_ranks_them() -> None:
+    knobs = {"kind": "mapo", "link": {"kind": "sigmoid"}, "normaliser": "region"}
+    assert objective_text({**knobs, "ranker": "truth"}) == f"mapo by truth: sigmoid {TIMES} region"
+    assert objective_text({**knobs, "ranker": {"kind": "agreement"}}) == f"mapo by agreement: sigmoid {TIMES} region"
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return build(tmp_path_factory.mktemp("run"))

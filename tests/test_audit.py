@@ -72,6 +72,9 @@ def test_the_audit_writes_its_tables(tmp_path):
     assert curve(np.array([0.8])) == pytest.approx([0.5 + (3.5 / 6 - 0.5) / 5])
     assert tables["reliability"]["count"].sum() == 4
     assert (summary["validation_cases"], summary["groups"]) == (4, 4)
+    # Best less base: 1 - 8/12, 0, 1 - 4/10 and 0.
+    assert summary["headroom"]["headroom"] == pytest.approx((1 / 3 + 0.6) / 4)
+    assert summary["headroom"]["verdict"].endswith("Dice points above the base, on 4 patients or exams only")
     assert summary["calibration"]["p"]["groups"] == 4
     assert list(summary["calibration"]) == ["p"]
     assert [warning["pairs"] for warning in summary["warnings"]] == [None, "p", "p", "p"]
@@ -120,7 +123,9 @@ def test_without_labelled_validation_cases_nothing_is_known(tmp_path):
     summary = audited(tmp_path, cases, proposals, {"p": TOP_BOTTOM})
     assert {len(table) for table in tables_of(tmp_path).values()} == {0}
     (warning,) = summary.pop("warnings")
-    assert summary == {"validation_cases": 0, "groups": 0, "calibration": {}}
+    room = {"headroom": None, "headroom_low": None, "headroom_high": None}
+    room["verdict"] = "headroom unknown: no validation case with a label has proposals"
+    assert summary == {"validation_cases": 0, "groups": 0, "calibration": {}, "headroom": room}
     assert warning["pairs"] is None
     assert warning["text"].startswith("nothing is known about the judges and the pair sets: no validation case")
     out = tmp_path / "pairs.parquet"

@@ -5,7 +5,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipeline.bootstrap import Interval, crossed_interval, interval, resampled_interval, tail, weighted_interval
+from pipeline.bootstrap import (
+    Interval,
+    crossed_interval,
+    interval,
+    resampled_interval,
+    share_interval,
+    tail,
+    weighted_interval,
+)
 from pipeline.seeding import numpy_generator
 
 
@@ -17,6 +25,18 @@ def test_degenerate_intervals():
     assert weighted_interval([1.0], [4.0], ["a"], 100, 0) == Interval(0.25, None, None)
     assert weighted_interval([0.0, 0.0], [0.0, 0.0], ["a", "b"], 100, 0) == Interval(None, None, None)
     assert weighted_interval([], [], [], 100, 0) == Interval(None, None, None)
+
+
+def test_a_share_that_is_nought_or_one_is_not_certain():
+    """0 of 20: 1 - .025^(1/20) = .1684, and 20 of 20 from .8316; cases of one patient count once."""
+    twenty = [str(i) for i in range(20)]
+    assert share_interval([0.0] * 20, twenty, 100, 0) == pytest.approx((0, 0, 0.16843), abs=1e-5)
+    assert share_interval([1.0] * 20, twenty, 100, 0) == pytest.approx((1, 0.83157, 1), abs=1e-5)
+    assert share_interval([0.0] * 40, twenty * 2, 100, 0) == share_interval([0.0] * 20, twenty, 100, 0)
+    mixed = [0.0] * 19 + [0.5]
+    assert share_interval(mixed, twenty, 100, 0) == interval(mixed, twenty, 100, 0)
+    assert share_interval([0.0], ["a"], 100, 0) == Interval(0.0, None, None)
+    assert share_interval([], [], 100, 0) == Interval(None, None, None)
 
 
 def test_mean_is_over_patients_and_not_over_cases():

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from pipeline.errors import BadInput
 from pipeline.report.answer import worst_cases
-from pipeline.report.blocks import Section
+from pipeline.report.blocks import Section, Table
 from pipeline.report.calibrated import calibration
 from pipeline.report.judged import judges
 from pipeline.report.paired import pair_sets
@@ -173,3 +173,12 @@ def test_the_stage_reads_the_folders_of_dvc_yaml(built: Built, page: str, monkey
     monkeypatch.chdir(built.folder)
     assert CliRunner().invoke(main, ["--out", "by_stage"]).exit_code == 0
     assert Path("by_stage/index.html").read_text() == page
+
+
+def test_steadiness_is_that_of_the_weights_that_are_measured(built: Built) -> None:
+    """Labelled Dice .8 and .9 at the kept steps: .85; test Dice .45 + gain. Validation .6 and .55: SD .05 / sqrt(2)."""
+    section = training(built.run)
+    (table,) = [block for block in section.blocks if isinstance(block, Table)]
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.cells}
+    assert rows["rn_cdpo"][:4] == ["85.0", "65.0", "+20.0", "3.54"]
+    assert rows["full"][:4] == ["85.0", "85.0", "0.0", "3.54"]

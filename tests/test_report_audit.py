@@ -24,6 +24,7 @@ from pipeline.report.page import render
 from pipeline.report.paired import pair_sets
 from pipeline.schema import AUDIT_JUDGES
 from tests.reporting import (
+    HEADROOM,
     JUDGES,
     PAIRS,
     Audited,
@@ -148,6 +149,12 @@ def test_accuracy_by_gap_and_by_region_has_a_figure_each(tmp_path: Path) -> None
     assert by_region.startswith("Pair accuracy by the size of the disagreement region")
 
 
+def test_the_headroom_is_said_first(tmp_path: Path) -> None:
+    block = judges(made(tmp_path).run).blocks[0]
+    assert isinstance(block, Note)
+    assert block.lines == ["Headroom left: the best proposals are +10.0 [+5.0, +15.0] Dice points above the base."]
+
+
 def test_a_judge_without_bins_is_not_drawn(tmp_path: Path) -> None:
     empty = judges(made(tmp_path, bins=[]).run)
     assert "The audit has no pairs of proposals to sort by the gap in true Dice" in words(empty)
@@ -156,7 +163,7 @@ def test_a_judge_without_bins_is_not_drawn(tmp_path: Path) -> None:
 
 def test_an_audit_of_nothing_says_so(tmp_path: Path) -> None:
     nothing: dict[str, Any] = {"judges": [], "pairs": [], "strategies": [], "bins": [], "knots": [], "reliability": []}
-    summary = {"validation_cases": 0, "calibration": {}, "warnings": []}
+    summary = {"validation_cases": 0, "headroom": HEADROOM, "calibration": {}, "warnings": []}
     run = made(tmp_path, **nothing, summary=summary).run
     assert "it found no labelled validation case" in words(judges(run))
     assert "it found no labelled validation case" in words(pair_sets(run))
@@ -222,7 +229,7 @@ def test_strategies_of_removed_judges_are_not_shown(tmp_path: Path) -> None:
 def test_a_pair_set_without_a_curve_gives_its_reason(tmp_path: Path) -> None:
     knots = knot_rows("mined", "agreement", (0.1, 0.55), (0.8, 0.7))
     fits = {"mined": fit(None, "1 validation case"), "ceiling": fit(None, "no pair at all")}
-    summary = {"validation_cases": 1, "calibration": fits, "warnings": []}
+    summary = {"validation_cases": 1, "headroom": HEADROOM, "calibration": fits, "warnings": []}
     section = calibration(made(tmp_path, knots=knots, reliability=[], summary=summary).run)
     assert "Pair set 'ceiling' has no curve: no pair at all." in words(section)
     assert "The pairs of 'ceiling' have no p_correct: no pair at all." in words(section)

@@ -8,7 +8,16 @@ import polars as pl
 import pytest
 
 from pipeline import schema
-from pipeline.verdicts import Warned, judge_verdict, noise_verdict, nothing_known, percent, points, warnings
+from pipeline.verdicts import (
+    Warned,
+    headroom_verdict,
+    judge_verdict,
+    noise_verdict,
+    nothing_known,
+    percent,
+    points,
+    warnings,
+)
 
 N = None
 
@@ -44,6 +53,21 @@ def test_numbers_with_their_intervals():
     assert points(ends("lift", 0.0123), "lift") == "+1.2"
     assert points(ends("lift", None), "lift") == "unknown"
     assert percent(tried(), "noise_rate") == "29 % [20, 38]"
+
+
+@pytest.mark.parametrize(
+    ("room", "groups", "said"),
+    [
+        ((0.02, 0.005, 0.03), 9, "headroom left: the best proposals are +2.0 [+0.5, +3.0] Dice points above the base"),
+        ((0.003, 0.001, 0.0049), 9, "no headroom shown: the best proposals are +0.3 [+0.1, +0.5] Dice points"),
+        ((0.004, 0.001, 0.006), 9, "headroom not shown: the best proposals are +0.4 [+0.1, +0.6] Dice points"),
+        ((0.02, 0.01, 0.03), 4, "headroom unknown: the best proposals are +2.0 Dice points above the base, on 4 pat"),
+        ((None, None, None), 0, "headroom unknown: no validation case with a label has proposals"),
+    ],
+)
+def test_what_proposals_leave_to_learn(room, groups, said):
+    """Half a point is the least that is of use: at the lower end it is left, below it at the upper end it is not."""
+    assert headroom_verdict(ends("headroom", *room), groups).startswith(said)
 
 
 # ---- a judge ---------------------------------------------------------------------------------------------------

@@ -106,7 +106,8 @@ def _recipe(arm: Arm) -> list[Cell | str]:
 
 
 def objective_text(knobs: dict[str, Any]) -> str:
-    """`link x normaliser` with the link's own knobs, or the kind of an objective that has none."""
+    """`link x normaliser` with the link's own knobs, behind what ranks pairs that are made online, or the kind of an
+    objective that has no link."""
     if "link" not in knobs:
         return f"{knobs['kind']} ({knobs['pick']})" if "pick" in knobs else knobs["kind"]
     own = ", ".join(
@@ -117,7 +118,11 @@ def objective_text(knobs: dict[str, Any]) -> str:
     link = knobs["link"]["kind"] + (f" ({own})" if own else "")
     more = [f"dr {knobs['dr']:g}"] if knobs.get("dr") is not None else []
     more += [key.replace("_", " ") for key in ("per_class", "reference_free", "divide_by_beta") if knobs.get(key)]
-    return ", ".join([f"{link} \N{MULTIPLICATION SIGN} {knobs['normaliser']}", *more])
+    text = ", ".join([f"{link} \N{MULTIPLICATION SIGN} {knobs['normaliser']}", *more])
+    if "ranker" not in knobs:
+        return text
+    ranker = knobs["ranker"] if isinstance(knobs["ranker"], str) else knobs["ranker"]["kind"]
+    return f"{knobs['kind']} by {ranker}: {text}"
 
 
 def _results(arm: Arm, full: Estimate | None, is_full: bool, f1: bool) -> list[Cell | str]:

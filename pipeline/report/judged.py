@@ -27,7 +27,8 @@ def judges(run: Run) -> Section:
     found = {row["judge"]: row for row in run.audited("judges", schema.AUDIT_JUDGES).iter_rows(named=True)}
     rows = [found[name] for name in run.params.judge_names if name in found]
     rows.sort(key=lambda row: (run.reads_truth(row["judge"]), row["lift"] is None, -(row["lift"] or 0.0)))
-    blocks: list[Block] = []
+    verdict = run.summary["headroom"]["verdict"]
+    blocks: list[Block] = [Note([f"{verdict[:1].upper()}{verdict[1:]}."])]
     if rows:
         blocks += [_verdicts(run, rows), *_forest(run, rows), *_measures(run, rows), *_bins(run, rows)]
         blocks += _clouds(run, [row["judge"] for row in rows])
