@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from pipeline import schema
+from pipeline.cases.preprocess import Preprocess
 from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.overlap import dice_to, disagreement
 from pipeline.panel import true_dice
@@ -68,7 +69,16 @@ def case_store(
         schema=schema.CASES.columns,
     )
     write_table(table, schema.CASES, folder / "cases.parquet", "a test")
-    info = {"class_names": [f"class_{i}" for i in range(classes)], "channel_names": ["grey"], "kind": "test"}
+    info = {
+        "class_names": [f"class_{i}" for i in range(classes)],
+        "channel_names": ["grey"],
+        "kind": "test",
+        "notes": [],
+        "preprocess": Preprocess().model_dump(mode="json"),
+        "orientation": None if len(padded) == 2 else "unknown",
+        "convert": None,
+        "files": "pictures" if len(padded) == 2 else "nifti",
+    }
     write_json(folder / "cases.json", info)
     write_manifest(folder, "a test")
     return CaseStore(folder)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from click.testing import CliRunner
+import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,7 @@ TINY: dict[str, Any] = {
     "preprocess": {"normalise": "zscore"},
     "splits": {"labelled": 6, "pool": 10, "validation": 6, "test": 6},
     "augmentation": {"flips": [0, 1]},
+    "model": "pipeline/base.py",
     "base": {
         "network": {"name": "UNet", "arguments": {"channels": [4, 8], "strides": [2]}, "multiple": 2},
         "optimisation": {"steps": 12, "learning_rate": 5e-3, "evaluate_every": 6, "patience": 2},
@@ -87,13 +89,15 @@ def commands(params: dict[str, Any]) -> list[str]:
 
 
 def invoke(line: str) -> None:
-    """Run `python -m stages.NAME ...` in this process, in the current folder; raise with its output if it fails."""
-    import importlib
-
+    """Run `python -m stages.NAME ...` in this process, in the current folder; raise if it fails."""
     _, _, module, *arguments = line.split()
-    result = CliRunner().invoke(importlib.import_module(module).main, arguments, catch_exceptions=False)
-    if result.exit_code:
-        raise RuntimeError(f"{line}: exit code {result.exit_code}: {result.output}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *arguments])
+        try:
+            runpy.run_module(module, run_name="__main__")
+        except SystemExit as ended:
+            if ended.code:
+                raise RuntimeError(f"{line}: exit code {ended.code}; standard error says why") from None
 
 
 def run_chain(folder: Path, params: dict[str, Any], skip: tuple[str, ...] = ()) -> None:
@@ -102,14 +106,11 @@ def run_chain(folder: Path, params: dict[str, Any], skip: tuple[str, ...] = ()) 
     write_params(folder, params)
     if not (folder / "pipeline").exists():
         (folder / "pipeline").symlink_to(ROOT / "pipeline")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         for line in commands(params):
             if line.split()[2].removeprefix("stages.") not in skip:
                 invoke(line)
-    finally:
-        os.chdir(before)
 
 
 OUTPUTS = ("data", "models", "history", "audit", "evaluation", "metrics", "reports")
@@ -140,19 +141,44 @@ def checkout(folder: Path, params: dict[str, Any]) -> None:
         subprocess.run(line.split(), cwd=folder, check=True)
 
 
-def dvc(folder: Path, *arguments: str) -> str:
-    """Output of a DVC command; its stages use this Python."""
+def dvc_process(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A DVC command that has started, in a session of its own; its stages use this Python."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
-def stages_run(output: str) -> set[str]:
-    """Names of the stages that a `dvc repro` ran."""
-    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+def dvc(folder: Path, *arguments: str) -> str:
+    """Output of a DVC command that ends well, and of the stages that it runs."""
+    with dvc_process(folder, *arguments) as running:
+        output = running.communicate()[0]
+    assert running.returncode == 0, output
+    return output
+
+
+def repro(folder: Path, *targets: str) -> set[str]:
+    """Names of the stages that `dvc repro` runs, each in this process: most of a tiny stage is to import torch."""
+    from dvc.repo import Repo
+
+    ran = set()
+
+    def run(executable: str, command: str, *, env: dict[str, str], **_: Any) -> None:
+        ran.add(env["DVC_STAGE"])
+        invoke(command)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("dvc.stage.run._run", run)
+        with Repo() as project:
+            project.reproduce(list(targets))
+    return ran
 
 
 def locked(folder: Path, *stages: str) -> dict[str, list[dict[str, Any]]]:

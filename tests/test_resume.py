@@ -3,101 +3,100 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from tests.chain import TINY, checkout, dvc, hashes, with_changes
+import pytest
+
+from tests.chain import TINY, checkout, dvc, dvc_process, hashes, repro
+
+pytestmark = pytest.mark.first
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", *arguments],
-        cwd=folder,
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def kill_after_a_shard(folder: Path, target: str, work: str) -> list[str]:
-    """`kill -9` of a whole `dvc repro` once a shard is done; the names of the finished shards."""
-    return kill_after_more(folder, target, work, 0)
-
-
-def kill_after_more(folder: Path, target: str, work: str, known: int) -> list[str]:
-    """The same once there are more finished shards than before."""
-    running = start(folder, target)
-    deadline = time.monotonic() + 300
-    done: list[Path] = []
-    while len(done) <= known:
-        assert running.poll() is None, "the stage ended before it could be killed; make it longer"
-        assert time.monotonic() < deadline
-        done = list((folder / ".work" / work).glob("*/done/*.arrow"))
-        time.sleep(0.002)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
-    return sorted(path.name for path in (folder / ".work" / work).glob("*/done/*.arrow"))
-
-
-def test_a_killed_judge_resumes_with_equal_bytes(tmp_path: Path) -> None:
-    folder = tmp_path / "project"
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a trained base, in which a case takes long enough to propose for and judge to be killed in."""
+    folder = tmp_path_factory.mktemp("resume") / "base"
     checkout(folder, TINY)
-    slow = folder / "pipeline/judges/agreement.py"
-    slow.write_text(
-        slow.read_text().replace("        dice = ", "        __import__('time').sleep(0.1)\n        dice = ")
-    )
-    dvc(folder, "repro", "judge@agreement")
-    uninterrupted = hashes(folder)
-    slow.write_text(slow.read_text() + "\n# Another version.\n")
-    finished = kill_after_a_shard(folder, "judge@agreement", "judge_agreement")
+    slow_down(folder / "pipeline/proposals.py", "        family = self.families.get(")
+    slow_down(folder / "pipeline/judges/agreement.py", "        dice = pairwise_dice(")
+    repro(folder, "base")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base: Path) -> Path:
+    folder = copy(base, "uninterrupted")
+    repro(folder, "judge@agreement")
+    return folder
+
+
+def slow_down(file: Path, line: str) -> None:
+    """Sleep before this line, once for every case."""
+    before, after = file.read_text().split(line)
+    file.write_text(f"{before}        __import__('time').sleep(0.1)\n{line}{after}")
+
+
+def copy(project: Path, name: str) -> Path:
+    return Path(shutil.copytree(project, project.parent / name, symlinks=True))
+
+
+def other_version(file: Path) -> None:
+    """The same code to Python, another to DVC and to the fingerprint of unfinished work."""
+    file.write_text(file.read_text() + "\n# Another version.\n")
+
+
+def kill_after_more(folder: Path, target: str, work: str, known: int) -> list[Path]:
+    """`kill -9` of a whole `dvc repro` once there are more finished shards than these; all that it leaves."""
+    deadline = time.monotonic() + 300
+    with dvc_process(folder, "repro", target) as running:
+        while len(finished(folder, work)) <= known:
+            assert running.poll() is None, "the stage ended before it could be killed; make it longer"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.killpg(running.pid, signal.SIGKILL)
+    return finished(folder, work)
+
+
+def finished(folder: Path, work: str) -> list[Path]:
+    # Folders may go while they are listed, which `os.walk` passes over.
+    tree = os.walk(folder / ".work" / work)
+    return sorted(Path(root) / name for root, _, names in tree for name in names if name.endswith(".arrow"))
+
+
+def resumed(folder: Path, target: str, what: str) -> int:
+    """Shards that the run to the end says it found done."""
+    (line,) = [line for line in dvc(folder, "repro", target).splitlines() if line.startswith(f"{what}: resuming, ")]
+    return int(line.removeprefix(f"{what}: resuming, ").split()[0])
+
+
+def test_a_killed_judge_resumes_with_equal_bytes(uninterrupted: Path) -> None:
+    """Killed twice: the second run adds to the shards of the first and writes none of them again."""
+    folder = copy(uninterrupted, "judge")
+    other_version(folder / "pipeline/judges/agreement.py")
+    first = kill_after_more(folder, "judge@agreement", "judge_agreement", 0)
     assert not (folder / "data/scores/agreement.parquet").exists()
-    (work,) = (folder / ".work/judge_agreement").iterdir()
-    before = {name: (work / "done" / name).stat().st_mtime_ns for name in finished}
-    again = kill_after_more(folder, "judge@agreement", "judge_agreement", len(finished))
-    assert set(finished) < set(again)
-    assert all((work / "done" / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
-    dvc(folder, "repro", "judge@agreement")
-    assert hashes(folder) == uninterrupted
+    written = {path: path.stat().st_mtime_ns for path in first}
+    again = kill_after_more(folder, "judge@agreement", "judge_agreement", len(first))
+    assert set(first) < set(again)
+    assert {path: path.stat().st_mtime_ns for path in first} == written
+    assert resumed(folder, "judge@agreement", "judge agreement") == len(again)
+    assert hashes(folder) == hashes(uninterrupted)
 
 
-def test_a_killed_stage_resumes_with_equal_bytes_but_not_after_a_change_of_code(tmp_path: Path) -> None:
-    many = {"kind": "mc_dropout", "rates": [0.3], "passes": 30, "at": "all"}
-    params = with_changes(
-        data={**TINY["data"], "cases": 120},
-        splits={"labelled": 6, "pool": 90, "validation": 10, "test": 6},
-        propose={"imports": "pipeline/samplers/imported.py", "samplers": {"dropout": many}},
-    )
-    folder = tmp_path / "project"
-    checkout(folder, params)
-    dvc(folder, "repro", "base")
-
-    finished = kill_after_a_shard(folder, "propose", "propose")
+def test_killed_proposals_resume_with_equal_bytes_but_not_after_a_change_of_code(
+    base: Path, uninterrupted: Path
+) -> None:
+    folder = copy(base, "propose")
+    old = kill_after_more(folder, "propose", "propose", 0)
     assert not (folder / "data/proposals").exists()
-    (work,) = (folder / ".work/propose").iterdir()
-    before = {name: (work / "done" / name).stat().st_mtime_ns for name in finished}
-    # A second kill proves that finished shards are kept, not made again.
-    kill_after = kill_after_more(folder, "propose", "propose", len(finished))
-    assert set(finished) < set(kill_after)
-    assert all((work / "done" / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
-    dvc(folder, "repro", "judge@agreement")
-    resumed = hashes(folder)
-
-    other = tmp_path / "uninterrupted"
-    checkout(other, params)
-    dvc(other, "repro", "judge@agreement")
-    assert hashes(other) == resumed
-
-    with (folder / "pipeline/samplers/mc_dropout.py").open("a") as file:
-        file.write("\n# Another version.\n")
-    kill_after_a_shard(folder, "propose", "propose")
-    (fresh,) = (folder / ".work/propose").iterdir()
-    assert fresh.name != work.name
-    with (folder / "pipeline/samplers/mc_dropout.py").open("a") as file:
-        file.write("# And another.\n")
-    dvc(folder, "repro", "judge@agreement")
-    assert hashes(folder) == resumed
+    other_version(folder / "pipeline/samplers/mc_dropout.py")
+    new = kill_after_more(folder, "propose", "propose", len(old))
+    assert not any(path.exists() for path in old)
+    assert len({path.parent for path in new}) == 1
+    assert resumed(folder, "propose", "propose") == len(new)
+    found, expected = hashes(folder), hashes(uninterrupted)
+    assert "data/proposals/proposals.parquet" in found
+    assert found == {path: expected[path] for path in found}

@@ -8,7 +8,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.chain import TINY, checkout, dvc, locked, stages_run, with_changes, write_params
+from tests.chain import TINY, checkout, locked, repro, with_changes, write_params
+
+pytestmark = pytest.mark.first
 
 TARGETS = ("audit", "mine", "evaluate")
 """All but the report, which any of these changes remakes."""
@@ -34,7 +36,7 @@ def made(folder: Path) -> dict[str, int]:
 def dvc_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dvc") / "project"
     checkout(folder, with_changes(base=BASE, judges={**TINY["judges"], "spare": {"kind": "agreement"}}))
-    ran = stages_run(dvc(folder, "repro", *TARGETS))
+    ran = repro(folder, *TARGETS)
     assert {"prepare", "base", "propose", "judge@spare", "evaluate@rn_dpo"} <= ran
     return folder
 
@@ -47,35 +49,35 @@ def test_a_judge_swap_runs_exactly_what_must_run(dvc_run: Path) -> None:
     written, hashed = made(dvc_run), locked(dvc_run, "base", "propose")
     assert {Path(path).parts[1] for path in written} == {"base", "proposals", "out_of_fold"}
 
-    def repro(**changes: Any) -> set[str]:
+    def ran(**changes: Any) -> set[str]:
         write_params(dvc_run, with_changes(base=BASE, **changes))
-        return stages_run(dvc(dvc_run, "repro", *TARGETS))
+        return repro(dvc_run, *TARGETS)
 
     def pairs(judge: str) -> dict[str, Any]:
         return {**TINY["pairs"], "mined": {**TINY["pairs"]["mined"], "judge": judge}}
 
     judges = {**TINY["judges"], "spare": {"kind": "agreement"}}
-    assert repro(judges=judges) == set(), "nothing changed"
+    assert ran(judges=judges) == set(), "nothing changed"
 
     # The curves of all pair sets are one file: all are mined again, and those with equal bytes stop there.
-    assert repro(judges=judges, pairs=pairs("expected_dice")) == {"audit"} | mines | student, "another judge for a set"
+    assert ran(judges=judges, pairs=pairs("expected_dice")) == {"audit"} | mines | student, "another judge for a set"
 
     removed: dict[str, Any] = {"pairs": pairs("expected_dice")}
-    assert repro(**removed) == base | mines, "a removed judge: pairs have equal bytes, so no student is trained"
+    assert ran(**removed) == base | mines, "a removed judge: pairs have equal bytes, so no student is trained"
     assert "score_spare" not in pl.read_parquet(dvc_run / "data/panel.parquet").columns
 
     (dvc_run / "pipeline/judges/unused.py").write_text('"""A judge that no entry uses."""\n')
-    assert repro(**removed) == set(), "a new judge file alone"
+    assert ran(**removed) == set(), "a new judge file alone"
 
     judges = {"learned": LEARNED, "expected_dice": {"kind": "expected_dice"}}
     swapped = {"judges": judges, "pairs": pairs("learned")}
     # An untrained network may order proposals as expected_dice does; then the student's bytes are equal and stop there.
-    ran = repro(**swapped) | {"evaluate@rn_dpo"}
-    assert ran == base | mines | student | {"judge@learned"}, "agreement swapped for a learned judge"
+    found = ran(**swapped) | {"evaluate@rn_dpo"}
+    assert found == base | mines | student | {"judge@learned"}, "agreement swapped for a learned judge"
     assert (dvc_run / "models/judges/learned/judge.json").is_file()
 
     consensus = {"both": {"kind": "rank_mean", "judges": ["learned", "expected_dice"]}}
-    assert repro(**swapped, consensus=consensus) == base | mines, "a consensus entry runs no judge"
+    assert ran(**swapped, consensus=consensus) == base | mines, "a consensus entry runs no judge"
     assert "score_both" in pl.read_parquet(dvc_run / "data/panel.parquet").columns
 
     sheet = pl.read_parquet(dvc_run / "data/proposals/proposals.parquet").select("case_id", "proposal")
@@ -83,13 +85,13 @@ def test_a_judge_swap_runs_exactly_what_must_run(dvc_run: Path) -> None:
     sheet.with_columns(score=pl.col("proposal").cast(pl.Float64)).write_csv(dvc_run / "qc/scores.csv")
     table = {"kind": "table", "path": "qc/scores.csv"}
     listed: dict[str, Any] = {"judges": judges, "pairs": pairs("tool")}
-    assert repro(**listed, tables={"tool": table}) == base | mines | student | {"table@tool"}, "scores of another tool"
+    assert ran(**listed, tables={"tool": table}) == base | mines | student | {"table@tool"}, "scores of another tool"
 
     listed["tables"] = {"tool": {**table, "higher_is_better": False}}
-    assert repro(**listed) == base | mines | student | {"table@tool"}, "a changed knob of a judge"
+    assert ran(**listed) == base | mines | student | {"table@tool"}, "a changed knob of a judge"
 
     sheet.with_columns(score=(pl.col("proposal") - 3.0).abs()).write_csv(dvc_run / "qc/scores.csv")
-    assert repro(**listed) == base | mines | student | {"table@tool"}, "a changed file of scores"
+    assert ran(**listed) == base | mines | student | {"table@tool"}, "a changed file of scores"
 
     assert made(dvc_run) == written, "neither base nor proposals were written again"
     assert locked(dvc_run, "base", "propose") == hashed

@@ -61,6 +61,7 @@ def test_every_stage_depends_on_the_code_that_it_uses(name: str) -> None:
     assert command is not None
     file = f"stages/{command[1]}.py"
     listed = set(stage["deps"])
+    assert len(listed) == len(stage["deps"]), f"{name}: deps that are listed twice"
     assert file in listed
     kinds = [file]
     for folder, family in FAMILIES.items():
@@ -71,12 +72,12 @@ def test_every_stage_depends_on_the_code_that_it_uses(name: str) -> None:
             ]
     if name == "table":
         kinds = [file, "pipeline/judges/table.py"]
-    if name == "propose":
-        kinds += [f"pipeline/samplers/{path.name}" for path in (ROOT / "pipeline/samplers").glob("[a-z]*.py")]
+    if whole := {"propose": "samplers", "base": "bases"}.get(name):
+        kinds += [f"pipeline/{whole}/{path.name}" for path in (ROOT / "pipeline" / whole).glob("[a-z]*.py")]
     used = closure(*kinds) | set(kinds)
     folders = [dep for dep in listed if (ROOT / dep).is_dir()]
     missing = {path for path in used if path not in listed and not any(path.startswith(f"{f}/") for f in folders)}
-    if kinds != [file] and name not in ("table", "propose"):
+    if kinds != [file] and name not in ("table", "propose", "base"):
         missing -= set(kinds)  # one file of the family is named by its kind
     assert not missing, f"{name}: add to deps in dvc.yaml: {sorted(missing)}"
     unused = {dep for dep in listed if dep.endswith(".py") and "$" not in dep and dep not in used}
