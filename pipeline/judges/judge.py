@@ -135,7 +135,7 @@ class Given:
         if not found:
             raise BadInput(
                 f"{self.out_of_fold.folder}: a judge of kind '{kind}' learns from out-of-fold proposals of "
-                "labelled cases, found none; expected base.folds of at least 2"
+                "labelled cases, found none; expected base.folds of at least 2, which takes a base that is trained here"
             )
         return found
 

@@ -16,7 +16,7 @@ from pipeline.judges.judge import Given
 from pipeline.overlap import dice_to, first_equal
 from pipeline.schema import UNKNOWN
 from pipeline.seeding import numpy_generator
-from pipeline.segmenter import pad_to
+from pipeline.sliding import pad_to
 
 BANK = 24
 """Corruptions made of each labelled case, half of proposals and half of the truth, and an empty mask."""
@@ -69,11 +69,6 @@ def class_dice(truth: np.ndarray, masks: np.ndarray, classes: int) -> np.ndarray
 def _only(mask: np.ndarray, label: int) -> np.ndarray:
     """This class as 1, others as 0, and 255 as it was."""
     return np.where(mask == UNKNOWN, UNKNOWN, mask == label).astype(np.uint8)
-
-
-def window_of(padded: Sequence[int], multiple: int) -> tuple[int, ...]:
-    """Voxels that a network sees: the largest case, rounded up to a multiple; no case is larger."""
-    return tuple(-(-length // multiple) * multiple for length in padded)
 
 
 def input_channels(channels: int, classes: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence, Given, JudgeKnobs
@@ -64,7 +64,8 @@ class Quality(JudgeKnobs):
         },
         multiple=32,
     )
-    """A network of MONAI that gives one number per output channel for an image of any size. Windows are not slid."""
+    """A network of MONAI that gives one number per output channel for an image of any size. Windows are not slid; where
+    `multiple` is null, it is 16."""
     optimisation: Optimisation = Optimisation(steps=600, learning_rate=1e-3, evaluate_every=50, patience=6)
     """Of each network; its evaluations are on the labelled groups that it leaves out."""
     batch: Annotated[int, Field(gt=1)] = 16
@@ -80,6 +81,12 @@ class Quality(JudgeKnobs):
     shrink: Annotated[int, Field(gt=0)] = 2
     """Voxels along each axis that are averaged to one before the network: cheaper by its power, and coarser."""
 
+    @field_validator("network")
+    @classmethod
+    def _with_multiple(cls, network: Network) -> Network:
+        # It cannot be found: there are no logits whose size tells whether the network fits.
+        return network if network.multiple else network.model_copy(update={"multiple": 16})
+
     def ready(self, given: Given) -> QualityScorer:
         from pipeline.judges.mask_examples import examples_of, input_channels
         from pipeline.segmenter import Architecture
@@ -87,6 +94,7 @@ class Quality(JudgeKnobs):
         classes = len(given.cases.class_names)
         channels = input_channels(given.cases.channels, classes)
         # Small cases are padded to what is left of a multiple after shrinking: normalisation needs more than one voxel.
+        assert self.network.multiple is not None
         least = self.network.multiple * self.shrink
         padded = [max(length, least) for length in given.cases.padded]
         architecture = Architecture.of(self.network, channels, classes - 1, padded)
