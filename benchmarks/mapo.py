@@ -211,7 +211,8 @@ def _figure(settings: list[Path], figure: Path) -> None:
         for axes, (column, title) in zip(row, CURVES.items(), strict=True):
             for arm in ARMS:
                 histories = [pl.read_csv(path) for path in sorted(setting.glob(f"seed_*/history/{name_of(arm)}.csv"))]
-                if not histories:
+                # An arm that not all seeds have would seem to start elsewhere.
+                if len(histories) < len(list(setting.glob("seed_*"))):
                     continue
                 scale = 100 if column.endswith("dice") else 1
                 curves = scale * np.stack([history[column].to_numpy() for history in histories])
