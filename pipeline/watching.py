@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.arm import Stopping
-from pipeline.dataset import Values
+from pipeline.dataset import Values, fits
 from pipeline.losses import disagreement_region
 from pipeline.metrics import surface_metrics
 from pipeline.objectives.objective import Row
@@ -19,7 +19,7 @@ from pipeline.pool_batches import PoolBatches, drift
 from pipeline.recipe import Compute
 from pipeline.schema import UNKNOWN
 from pipeline.seeding import numpy_generator
-from pipeline.training import predicted_labels
+from pipeline.training import predicted_labels, validation_dice
 
 PROBE = 32
 """Pool cases on which a trained student is compared with its base."""
@@ -35,13 +35,15 @@ def validation_measures(
     compute: Compute,
 ) -> Row:
     """Means over cases and foreground classes, on the working grid: `validation_dice`, and `validation_assd` in mm, or
-    in voxels where the spacing is unknown; null where cases of both kinds meet."""
+    in voxels where the spacing is unknown; null where cases of both kinds meet, and where a case is larger than the
+    window, whose surfaces would have to be held whole."""
+    if not all(fits(image.shape[1:], window) for image in images):
+        dice_alone = validation_dice(network, images, truths, window, classes, compute)
+        return {"validation_dice": dice_alone, "validation_assd": None}
     dice, assd = [], []
     for image, stored, spacing in zip(images, truths, spacings, strict=True):
         truth = stored[:]
-        found = np.empty_like(truth)
-        for where, labels in predicted_labels(network, image, window, compute):
-            found[where] = labels
+        ((_, found),) = predicted_labels(network, image, window, compute)  # what fits is one box
         dice.append(dice_to(truth, found[None], classes)[0])
         known = truth != UNKNOWN
         assd += [
