@@ -18,7 +18,7 @@ def measured(window: tuple[int, ...], *spacings: tuple[float, ...] | None) -> di
 
 
 def test_dice_and_surface_distance_by_hand():
-    """Dice 2 * 8 / (16 + 8) = 2/3. Surface of the prediction, rows 4 to 7 from the top: 12 voxels, of which the 4 of row
+    """Dice 2 * 8 / (16 + 8) = 2/3. Surface of the prediction, rows 4 to 7: 12 voxels, of which the 4 of row
     4 are 2 away from the truth's, the 2 ends of row 5 are 1 away, the rest 0. Of the truth, rows 6 and 7: 8 voxels, of
     which the inner two of row 6 are 1 away. (8 + 2 + 2) / 20 = .6."""
     found = measured((8, 4), None)
