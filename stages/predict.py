@@ -14,7 +14,7 @@ from stages import FOLDER, guarded
 @click.option("--weights", help="Name of the weights in MODEL.  [default: last of a student, base of a base]")
 @click.option("--probabilities", is_flag=True, help="Class probabilities too, in OUT/probability.")
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--precision", type=click.Choice(["float32", "tf32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Images in work at a time.")
 @click.option("--scheduler", type=click.Choice(["synchronous", "threads", "processes"]), default="threads")
 @click.option("--progress", type=click.Choice(["auto", "bar", "lines", "none"]), default="auto", show_default=True)
