@@ -1,18 +1,20 @@
 """Peak memory of every stage on volumes larger than the window: `python -m benchmarks.large_volumes`.
 
-Phantoms of 256x256x160 with 3 classes, a window of 64x64x64, 4 proposals (the base, one with dropout, one flipped, one
-of another member), one preference step with anchor, and the evaluation of the base. Each stage is a process of its own;
-its peak is the largest resident memory above what is resident once its libraries are imported. Then `propose` alone on
-one volume of another depth. The networks are untrained. What the volumes would take in memory is printed beside.
+Phantoms of 256x256x160 with 3 classes as NIfTI files, a window of 64x64x64, a base and a member trained for some
+steps, 4 proposals (the base, one with dropout, one flipped, one of the member), one preference step with anchor, and
+the evaluation of the base. Each stage is a process of its own; its peak is the largest resident memory above what is
+resident once its libraries are imported. Stages marked + run once more with `MALLOC_TRIM_THRESHOLD_` set, which has
+the C library give freed memory back. Then `prepare` and `propose` of volumes of another depth. What the volumes would
+take in memory is printed beside.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,36 +29,63 @@ WINDOW = (64, 64, 64)
 SIZE = (256, 256, 160)
 DEPTHS = (80, 160, 320)
 CASES = 8  # drawn from; 5 are used, since patients are not split
-STAGES = ("prepare", "propose", "train", "evaluate")
+STEPS = 40  # of base and member: masks, and so surfaces, are then of about the organs' size
+BASE = Path("../base")  # beside the folders of the sizes
+STAGES = ("draw", "prepare", "base", "propose", "train", "evaluate")
+TRIMMED = ("propose", "train", "evaluate")
 
 
-def _prepare(size: tuple[int, ...]) -> Callable[[], Any]:
-    from benchmarks.proposals import ONE
+def _draw(size: tuple[int, ...]) -> Callable[[], Any]:
+    """Phantoms in the layout of the Medical Segmentation Decathlon."""
+    import nibabel
+    import numpy as np
+
     from pipeline.cases.phantom import Phantom
+    from pipeline.store import write_json
+
+    content = {"cases": CASES, "size": size, "classes": CLASSES, "empty": 0, "seed": 1}
+    phantom = Phantom.model_validate_json(json.dumps(content))
+
+    def draw() -> None:
+        files = []
+        for source in phantom.scan():
+            files.append({"image": f"images/{source.case_id}.nii.gz", "label": f"labels/{source.case_id}.nii.gz"})
+            image, label = phantom.read(source)
+            for name, voxels in zip(files[-1].values(), (image[0], label), strict=True):
+                file = Path("raw") / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                nibabel.save(nibabel.Nifti1Image(voxels, np.diag([0.8, 0.8, 0.8, 1])), file)
+        names = dict(enumerate(phantom.class_names()))
+        write_json(Path("raw/dataset.json"), {"labels": names, "modality": {"0": "MRI"}, "training": files})
+
+    return draw
+
+
+def _prepare() -> Callable[[], Any]:
+    from benchmarks.proposals import ONE
+    from pipeline.cases.decathlon import Decathlon
     from pipeline.cases.prepare import prepare
     from pipeline.cases.preprocess import Preprocess
     from pipeline.cases.splits import Splits
 
-    content = {"cases": CASES, "size": size, "classes": CLASSES, "empty": 0, "seed": 1}
-    data = Phantom.model_validate_json(json.dumps(content))
     splits = Splits(labelled=1, pool=2, validation=1, test=1)
-    return lambda: prepare(data, Preprocess(normalise="zscore", resize=None), splits, Path("cases"), ONE)
+    knobs = Decathlon(path=Path("raw")), Preprocess(normalise="zscore", resize=None), splits
+    return lambda: prepare(*knobs, Path("cases"), ONE)
 
 
-def _networks() -> None:
-    """An untrained base, and a member with other weights."""
-    from pipeline.recipe import MODELS
-    from pipeline.segmenter import Architecture, save_weights
-    from pipeline.store import write_json, write_manifest
+def _base() -> Callable[[], Any]:
+    from benchmarks.proposals import ONE
+    from pipeline.augmentation import Augmentation
+    from pipeline.base import train_base
+    from pipeline.dataset import CaseStore
+    from pipeline.recipe import Base, Compute, Network, Optimisation
 
-    arguments = {"channels": [8, 16, 32], "strides": [2, 2]}
-    architecture = Architecture("UNet", arguments, len(WINDOW), 1, CLASSES, "softmax", WINDOW)
-    architecture.save(Path("base"))
-    for seed, name in enumerate(("base", "member_1")):
-        save_weights(architecture.build(seed), Path("base") / f"{name}.safetensors")
-    models = {"members": ["member_1"], "folds": {}, "fold_of": {}, "snapshots": []}
-    write_json(Path("base") / MODELS, models)
-    write_manifest(Path("base"), "benchmark")
+    network = Network(arguments={"channels": [8, 16, 32], "strides": [2, 2]}, window=WINDOW)
+    steps = Optimisation(steps=STEPS, learning_rate=1e-2, evaluate_every=STEPS)
+    knobs = Base(network=network, optimisation=steps, batch=2, members=1)
+    flips = Augmentation(flips=(0, 1, 2))
+    cases = CaseStore(Path("cases"))
+    return lambda: train_base(cases, knobs, flips, Compute(), 0, BASE, Path("base.csv"), ONE)
 
 
 def _propose(splits: tuple[str, ...]) -> Callable[[], Any]:
@@ -68,7 +97,6 @@ def _propose(splits: tuple[str, ...]) -> Callable[[], Any]:
     from pipeline.samplers.mc_dropout import MCDropout
     from pipeline.samplers.tta import TTA
 
-    _networks()
     samplers = {
         "dropout": MCDropout(kind="mc_dropout", rates=(0.3,)),
         "flips": TTA(kind="tta", flips=((0,),), mean=False),
@@ -76,7 +104,7 @@ def _propose(splits: tuple[str, ...]) -> Callable[[], Any]:
     }
     knobs = Propose.model_validate({"samplers": samplers, "splits": splits})
     cases = CaseStore(Path("cases"))
-    return lambda: propose(cases, Path("base"), knobs, Compute(), 0, Path("proposals"), ONE)
+    return lambda: propose(cases, BASE, knobs, Compute(), 0, Path("proposals"), ONE)
 
 
 def _pairs() -> None:
@@ -123,7 +151,7 @@ def _train() -> Callable[[], Any]:
     student = Student(pairs="pairs", objective=Preference(kind="preference"), anchor=Anchor())
     training = Training(optimisation=steps, images=2, labelled=2)
     stores = CaseStore(Path("cases")), ProposalStore(Path("proposals"))
-    rest = Path("pairs.parquet"), Model(Path("base")), training, Augmentation(flips=(0, 1, 2)), Compute(), 0
+    rest = Path("pairs.parquet"), Model(BASE), training, Augmentation(flips=(0, 1, 2)), Compute(), 0
     return lambda: train_student("student", student, *stores, *rest, Path("student"), Path("student.csv"))
 
 
@@ -135,7 +163,7 @@ def _evaluate() -> Callable[[], Any]:
     from pipeline.recipe import Compute
 
     stores = CaseStore(Path("cases")), ProposalStore(Path("proposals"))
-    rest = Path("base"), None, Evaluation(nsd_tolerance=2), Compute(), Path("base.parquet"), Path("base.json"), ONE
+    rest = BASE, None, Evaluation(nsd_tolerance=2), Compute(), Path("base.parquet"), Path("base.json"), ONE
     return lambda: evaluate_model("base", *stores, *rest)
 
 
@@ -148,7 +176,9 @@ def _measured(stage: str, size: tuple[int, ...]) -> None:
     torch.set_num_threads(1)
     splits = ("pool", "validation") if size == SIZE else ("validation",)
     stages = {
-        "prepare": lambda: _prepare(size),
+        "draw": lambda: _draw(size),
+        "prepare": _prepare,
+        "base": _base,
         "propose": lambda: _propose(splits),
         "train": _train,
         "evaluate": _evaluate,
@@ -161,29 +191,33 @@ def _measured(stage: str, size: tuple[int, ...]) -> None:
     print(json.dumps({"peak": peak, "above": peak - imported, "seconds": time.perf_counter() - start}))
 
 
-def _run(stage: str, size: tuple[int, ...]) -> dict[str, float]:
+def _run(stage: str, size: tuple[int, ...], folder: Path, trim: bool = False) -> None:
+    """Run one stage in a process of its own and print its row."""
     command = [sys.executable, "-m", "benchmarks.large_volumes", "--stage", stage, "--size", *map(str, size)]
-    folder = {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    found = subprocess.run(command, env={**os.environ, **folder}, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(found.stdout.splitlines()[-1])
-
-
-def _print(what: str, size: tuple[int, ...], found: dict[str, float]) -> None:
-    shown = "x".join(map(str, size))
+    root = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    trimming = {"MALLOC_TRIM_THRESHOLD_": "1048576"} if trim else {}
+    environment = {**os.environ, **root, **trimming}
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
     print(
-        f"{what:<10}{shown:>14}{found['above'] / 2**20:>14.0f}{found['peak'] / 2**20:>12.0f}{found['seconds']:>10.1f}"
-        f"{4 * prod(size) * SLOTS * CLASSES / 2**20:>18.0f}",
+        f"{stage + ('+' if trim else ''):<10}{'x'.join(map(str, size)):>14}{found['above'] / 2**20:>14.0f}"
+        f"{found['peak'] / 2**20:>12.0f}{found['seconds']:>10.1f}{4 * prod(size) * SLOTS * CLASSES / 2**20:>18.0f}",
         flush=True,
     )
 
 
 def main(depths: tuple[int, ...]) -> None:
     print(f"{'stage':<10}{'case':>14}{'peak above, MB':>14}{'in all, MB':>12}{'seconds':>10}{'K x classes f32':>18}")
-    for depth in dict.fromkeys((SIZE[-1], *depths)):
-        size = (*SIZE[:-1], depth)
-        with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
-            for stage in STAGES if depth == SIZE[-1] else STAGES[:2]:
-                _print(stage, size, _run(stage, size))
+    with tempfile.TemporaryDirectory() as root:
+        for depth in dict.fromkeys((SIZE[-1], *depths)):
+            size = (*SIZE[:-1], depth)
+            folder = Path(root) / str(depth)
+            folder.mkdir()
+            for stage in STAGES if size == SIZE else ("draw", "prepare", "propose"):
+                _run(stage, size, folder)
+                if stage in TRIMMED:
+                    shutil.rmtree(folder / ".work", ignore_errors=True)
+                    _run(stage, size, folder, trim=True)
     voxels = prod(SIZE)
     sizes = {"image f32": 4, "label": 1, "masks": SLOTS, "probability u8": CLASSES}
     sizes["logits f32 of all proposals"] = 4 * SLOTS * CLASSES

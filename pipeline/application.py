@@ -129,13 +129,25 @@ class _Applying:
 
 
 def apply_model(
-    found: Trained, given: Path, out: Path, compute: Compute, execution: Execution, probabilities: bool = False
+    found: Trained,
+    given: Path,
+    out: Path,
+    compute: Compute,
+    execution: Execution,
+    probabilities: bool = False,
+    trust: bool = False,
 ) -> tuple[int, int]:
     """Write `CASE.nii.gz`, `CASE.png` or `CASE.tif` per image of a file or folder, and `probability/CASE` on demand.
 
     A mask that was made of the same model, image and code is left as it is. Returns how many masks there are and how
-    many were there before. Raises `BadInput` with the failures of all images after the others have finished.
+    many were there before. Raises `BadInput` with the failures of all images after the others have finished, and for a
+    program without `trust`.
     """
+    if found.model.architecture.program and not trust:
+        raise BadInput(
+            f"{found.model.weights}: a program, and loading it runs code that is in the file; add --trust if you trust "
+            "where it is from"
+        )
     if out.resolve() == (given if given.is_dir() else given.parent).resolve():
         raise BadInput(f"{out}: expected another folder than that of the images; masks may have the names of images")
     if out.is_dir() and any(out.iterdir()) and not (out / DONE).is_dir():

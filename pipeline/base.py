@@ -229,6 +229,7 @@ def train_base(
                 publish(work / f"{name}.safetensors", out / f"{name}.safetensors")
         architecture.save(out)
         cases.write_input(out)
+        cases.write_seen(out, ("labelled", "validation", *(["pool"] if knobs.mean_teacher else [])))
         models = {
             "members": members,
             "folds": {

@@ -89,21 +89,18 @@ def _splits(data: dict[str, Any]) -> list[str]:
         found = data["splits"].get(split, {"cases": 0, "groups": 0, "has_label": 0})
         rows.append(f"| {split} | {found['cases']} | {found['groups']} | {found['has_label']} |")
     sites = f"Sites: {', '.join(data['sites'])}." if data["sites"] else "Sites: not stated."
-    return [*rows, "", sites, *(f"Note: {note}." for note in data["notes"])]
+    folder = f", folder `{data['folder']}`" if data["folder"] else ""
+    return [*rows, "", f"Read as: {data['kind']}{folder}.", sites, *(f"Note: {note}." for note in data["notes"])]
 
 
 def _training(facts: dict[str, Any]) -> list[str]:
     training, judge, pairs = facts["training"], facts["judge"], facts["pairs"]
     if training["objective"]["kind"] == "base":
-        if training["imported"] is not None:
-            found = training["imported"]
-            return [
-                f"- the base, imported and not trained here: {_IMPORTED[found['kind']]}, SHA-256 `{found['sha256']}`",
-                *(f"- note: {note}" for note in found["notes"]),
-            ]
-        return ["- the base, trained here: DiceCE on the labelled cases, to its plateau on validation"]
+        return [f"- {line}" for line in _base(training)]
+    start = ["the base, of which nothing is known here"] if facts["base"] is None else _base(facts["base"])
     anchor = {term: weight for term, weight in (training["anchor"] or {}).items() if weight}
     lines = [
+        *(f"- {line}" for line in [f"started from {start[0]}", *start[1:]]),
         f"- objective: {_knobs(training['objective'])}",
         f"- anchor: {_knobs(anchor) or 'none'}",
         f"- steps: {training['steps']}; best on validation at step {training['best_step']}",
@@ -118,6 +115,15 @@ def _training(facts: dict[str, Any]) -> list[str]:
         f"- judge: {judge['name']} ({judge['kind']}){truth}",
         f"- pairs: {pairs['name']}, {_knobs(pairs['strategy'])}; {training.get('pairs_mined', 'unknown')} pairs",
     ]
+
+
+def _base(found: dict[str, Any]) -> list[str]:
+    """How the base came about."""
+    imported = found["imported"]
+    if imported is None:
+        return ["the base, trained here: DiceCE on the labelled cases, to its plateau on validation"]
+    what = f"{_IMPORTED[imported['kind']]}, SHA-256 `{imported['sha256']}`"
+    return [f"the base, imported and not trained here: {what}", *(f"note: {note}" for note in imported["notes"])]
 
 
 def _online(training: dict[str, Any]) -> str | None:

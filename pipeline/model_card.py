@@ -37,6 +37,7 @@ class Finished:
     pairs: Path = Path("data/pairs")
     audit: Path = Path("audit")
     metrics: Path = Path("metrics")
+    base: Path = Path("models/base")
 
 
 def card_facts(name: str, found: Trained, run: Finished) -> dict[str, Any]:
@@ -61,8 +62,9 @@ def card_facts(name: str, found: Trained, run: Finished) -> dict[str, Any]:
         "network": asdict(found.model.architecture),
         "offsets": list(found.offsets),
         "input": found.input.model_dump(mode="json"),
-        "data": _data(cases),
-        "training": _base_facts(folder, run) if record is None else record,
+        "data": _data(cases, run.params),
+        "training": {"objective": {"kind": "base"}, **_base_facts(folder, run)} if record is None else record,
+        "base": _base_facts(run.base, run) if (run.base / MODELS).is_file() else None,
         "judge": judge,
         "pairs": pairs,
         "metrics": _json(run.metrics / f"{name}.json"),
@@ -81,8 +83,9 @@ def card_facts(name: str, found: Trained, run: Finished) -> dict[str, Any]:
     }
 
 
-def _data(cases: CaseStore) -> dict[str, Any]:
-    """Cases, groups and labels of each split, and whether groups were stated at all; sites of all.
+def _data(cases: CaseStore, params: Params) -> dict[str, Any]:
+    """Kind and name of the data set's folder; cases, groups and labels of each split, and whether groups were stated at
+    all; sites of all.
 
     Without a patient or exam every case is its own group, by its id.
     """
@@ -91,6 +94,8 @@ def _data(cases: CaseStore) -> dict[str, Any]:
     sites = cases.table["site"].drop_nulls().unique().sort().to_list()
     return {
         "kind": cases.info["kind"],
+        # Not its path, which says where the machine keeps it.
+        "folder": params.data.path.resolve().name if cases.info["files"] else None,
         "splits": {row["split"]: {k: row[k] for k in ("cases", "groups", "has_label")} for row in by_split.to_dicts()},
         "groups_stated": bool((cases.table["group"] != cases.table["case_id"]).any()),
         "sites": sites,
@@ -102,7 +107,7 @@ def _base_facts(folder: Path, run: Finished) -> dict[str, Any]:
     """How the base came about: the knobs of `base`, or what it was imported from."""
     models = _json(folder / MODELS) or {}
     knobs = None if run.params.base is None else run.params.base.model_dump(mode="json")
-    return {"objective": {"kind": "base"}, "base": knobs, "imported": models.get("imported")}
+    return {"base": knobs, "imported": models.get("imported")}
 
 
 def _pair_set(record: dict[str, Any] | None, run: Finished) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

@@ -12,7 +12,7 @@ import torch
 from pipeline.application import Trained
 from pipeline.bundle import write_bundle
 from pipeline.card_text import card_text
-from pipeline.dataset import INPUT
+from pipeline.dataset import INPUT, SEEN
 from pipeline.errors import BadInput
 from pipeline.model_card import CARD, FACTS, Finished, card_facts
 from pipeline.program import load_program
@@ -58,11 +58,14 @@ def export_model(name: str, found: Trained, run: Finished, form: Format, out: Pa
 
 
 def _write_weights(found: Trained, out: Path) -> None:
-    """A model folder: one set of weights, `network.json`, `input.json` and, for a tuned threshold, its record."""
+    """A model folder: one set of weights, `network.json`, `input.json`, `seen.json` and, for a tuned threshold, its
+    record."""
     if found.model.architecture.program:
         raise BadInput(f"{found.model.weights}: a program has no weights by name; share the file itself")
-    for path in (found.model.weights, found.model.folder / ARCHITECTURE, found.model.folder / INPUT):
-        shutil.copy(path, out / path.name)
+    for path in (found.model.weights, *(found.model.folder / name for name in (ARCHITECTURE, INPUT, SEEN))):
+        # Folders of earlier versions have no list of what the model has seen.
+        if path.name != SEEN or path.is_file():
+            shutil.copy(path, out / path.name)
     if found.offsets:
         shutil.copy(found.model.folder / RECORD, out / RECORD)
 

@@ -11,7 +11,7 @@ import torch
 from pipeline.arm import Student, Training
 from pipeline.augmentation import Augmentation
 from pipeline.baselines import picked_slot, retrained, tuned_offsets
-from pipeline.dataset import CaseStore, ProposalStore
+from pipeline.dataset import CaseStore, ProposalStore, seen_by
 from pipeline.objectives.full import Full
 from pipeline.objectives.objective import Row
 from pipeline.objectives.proposal import Proposal
@@ -90,6 +90,7 @@ def train_student(
     else:
         base.architecture.save(out)
         cases.write_input(out)
+        cases.write_seen(out, ("labelled", "pool", "validation"), seen_by(base.folder))
         network = base.load()
         for title, state in {"last": trained.last, "best": trained.best, **late}.items():
             if base.architecture.program:

@@ -16,6 +16,7 @@ from stages import FOLDER, stage
 @click.option("--pairs", type=FOLDER, default="data/pairs", show_default=True)
 @click.option("--audit", type=FOLDER, default="audit", show_default=True)
 @click.option("--metrics", type=FOLDER, default="metrics", show_default=True)
+@click.option("--base", type=FOLDER, default="models/base", show_default=True, help="Of the run, for the card.")
 @click.option("--out", type=FOLDER, help="New folder.  [default: exports/NAME_FORMAT]")
 @stage
 def main(

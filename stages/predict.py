@@ -13,6 +13,7 @@ from stages import FOLDER, guarded
 @click.argument("out", type=FOLDER)
 @click.option("--weights", help="Name of the weights in MODEL.  [default: last of a student, base of a base]")
 @click.option("--probabilities", is_flag=True, help="Class probabilities too, in OUT/probability.")
+@click.option("--trust", is_flag=True, help="Load a program, which runs code that is in its file.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--precision", type=click.Choice(["float32", "tf32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Images in work at a time.")
@@ -20,7 +21,14 @@ from stages import FOLDER, guarded
 @click.option("--progress", type=click.Choice(["auto", "bar", "lines", "none"]), default="auto", show_default=True)
 @guarded
 def main(
-    model: Path, images: Path, out: Path, weights: str | None, probabilities: bool, device: str, **knobs: str | int
+    model: Path,
+    images: Path,
+    out: Path,
+    weights: str | None,
+    probabilities: bool,
+    trust: bool,
+    device: str,
+    **knobs: str | int,
 ) -> None:
     from pipeline.application import apply_model, trained
     from pipeline.execution import Execution
@@ -28,7 +36,8 @@ def main(
 
     compute = Compute.model_validate({"device": device, "precision": knobs.pop("precision")})
     execution = Execution.model_validate(knobs)
-    total, before = apply_model(trained(model, weights, device), images, out, compute, execution, probabilities)
+    found = trained(model, weights, device)
+    total, before = apply_model(found, images, out, compute, execution, probabilities, trust)
     click.echo(f"{total} masks in {out}" + (f", {before} of them from before" if before else ""))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def case_store(
             "orientation": [None] * count,
             "site": [None] * count,
             "sources": [[f"{name}.png"] for name in names],
-            "sha256": [["0" * 64] for _ in names],
+            "sha256": [[hashlib.sha256(name.encode()).hexdigest()] for name in names],
         },
         schema=schema.CASES.columns,
     )

@@ -12,13 +12,15 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from pipeline.bases.state import read_state
-from pipeline.dataset import INPUT, CaseStore
+from pipeline.dataset import INPUT, SEEN, CaseStore
 from pipeline.errors import BadInput
 from pipeline.recipe import MODELS, RECORD, Compute
 from pipeline.segmenter import Model, family, save_weights
 from pipeline.store import check_manifest
 from pipeline.training import validation_dice
+from tests.builders import case_store
 from tests.foreign import NETWORK, Canary, base_of, discs, history, imported, network
+from tests.phantoms import disc
 
 
 def same(model: Model, state: dict[str, torch.Tensor]) -> bool:
@@ -231,6 +233,38 @@ def test_a_folder_says_what_its_images_are(tmp_path):
     assert '"normalise": "zscore"' in str(caught.value)
     assert f"set `preprocess: {json.dumps(stated['preprocess'])}`" in str(caught.value)
     imported(tmp_path / "ignored", cases, tmp_path / "model", kind="checkpoint", ignore=["preprocess"])
+
+
+def dealt(folder: Path, splits: list[str], groups: list[str] | None = None) -> CaseStore:
+    """Cases `c0` to `c4`, whose images are known by their names, in these splits."""
+    return case_store(folder, [disc((10, 10), 2 + 0.5 * row) for row in range(5)], splits, groups=groups)
+
+
+def test_a_model_that_has_seen_a_test_case_is_refused(tmp_path):
+    """It learned from c0 and c1 and was chosen by c3: while these stay out of test, c2 and c4 may be dealt anew."""
+    folder_of(tmp_path / "model", "base")
+    first = dealt(tmp_path / "first", ["labelled", "labelled", "pool", "validation", "test"])
+    first.write_seen(tmp_path / "model", ("labelled", "validation"))
+    assert len(json.loads((tmp_path / "model" / SEEN).read_text())) == 3
+    same = dealt(tmp_path / "same", ["labelled", "pool", "test", "validation", "pool"])
+    out = imported(tmp_path / "one", same, tmp_path / "model", kind="checkpoint")
+    assert (out / SEEN).read_bytes() == (tmp_path / "model" / SEEN).read_bytes()
+
+    other = dealt(tmp_path / "other", ["labelled", "test", "test", "validation", "pool"])
+    with pytest.raises(BadInput, match=r"seen.json: expected .*, found 1 of 2 that .* \(first: 'c1'\)"):
+        imported(tmp_path / "two", other, tmp_path / "model", kind="checkpoint")
+    assert not (tmp_path / "two").exists()
+    imported(tmp_path / "three", other, tmp_path / "model", kind="checkpoint", ignore=["seen"])
+
+
+def test_a_model_that_has_seen_a_test_patient_is_refused(tmp_path):
+    """c4 is new, but of the patient of c0."""
+    folder_of(tmp_path / "model", "base")
+    splits = ["labelled", "labelled", "pool", "validation", "test"]
+    dealt(tmp_path / "first", splits).write_seen(tmp_path / "model", ("labelled",))
+    cases = dealt(tmp_path / "cases", splits, ["a", "b", "c", "d", "a"])
+    with pytest.raises(BadInput, match=r"found 1 of 1 that .* \(first: 'c4'\)"):
+        imported(tmp_path / "out", cases, tmp_path / "model", kind="checkpoint")
 
 
 def test_a_member_that_does_not_run_on_its_window(tmp_path):

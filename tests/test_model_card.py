@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,29 @@ def test_where_the_base_is_from(tmp_path):
     found["training"]["imported"] = {"kind": "bundle", "sha256": "ab12", "notes": ["resampled as MONAI does"]}
     text = card_text(found)
     assert "- the base, imported and not trained here: a MONAI bundle, SHA-256 `ab12`\n- note: resampled as" in text
+
+
+def test_a_student_says_where_its_base_is_from(tmp_path):
+    """Of the run's base folder, where there is one."""
+    text = card_text(facts(tmp_path, RECORD))
+    assert "## Training\n\n- started from the base, of which nothing is known here\n- objective: preference" in text
+    run = replace(finished(tmp_path), base=tmp_path / "base")
+    for imported, words in (
+        (None, "- started from the base, trained here: DiceCE on the labelled cases"),
+        (
+            {"kind": "checkpoint", "sha256": "ab12", "notes": ["a note"]},
+            "- started from the base, imported and not trained here: weights, SHA-256 `ab12`\n- note: a note\n- objec",
+        ),
+    ):
+        write_json(tmp_path / "base" / MODELS, {"imported": imported})
+        assert words in card_text(card_facts("rn_dpo", trained(tmp_path / "model"), run))
+
+
+def test_the_folder_of_the_data_is_named_without_its_path(tmp_path):
+    assert "\nRead as: test, folder `phantom.py`.\n" in card_text(facts(tmp_path))
+    drawn = facts(tmp_path)
+    drawn["data"]["folder"] = None
+    assert "\nRead as: test.\n" in card_text(drawn)
 
 
 @pytest.mark.parametrize(("weights", "words"), [("last", "the last of these alone"), ("best", "those of the best")])

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from pipeline.application import apply_model, trained
 from pipeline.dataset import ProposalStore
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
@@ -94,6 +96,22 @@ def test_programs_that_do_not_fit(tmp_path, knobs, message):
             tmp_path, discs(tmp_path / "cases"), program(tmp_path / "m.pt2"), kind="program", **{**WINDOW, **knobs}
         )
     assert not (tmp_path / "models").exists()
+
+
+def test_predict_does_not_load_a_program_unasked(tmp_path, monkeypatch):
+    """A folder of a program may be anybody's; with trust it predicts."""
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10)).save(images / "a.png")
+    out = imported(tmp_path, discs(tmp_path / "cases"), program(tmp_path / "m.ts"), kind="program", **WINDOW)
+    asked = trained(out), images, tmp_path / "masks", Compute(), ONE
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.segmenter.load_program", lambda *args: pytest.fail("the program was loaded"))
+        with pytest.raises(BadInput, match=r"base.ts: a program, and loading it runs code .*; add --trust"):
+            apply_model(*asked)
+    assert not (tmp_path / "masks").exists()
+    assert apply_model(*asked, trust=True) == (1, 0)
+    assert (tmp_path / "masks/a.png").is_file()
 
 
 def test_files_that_are_no_program(tmp_path):

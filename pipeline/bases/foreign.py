@@ -43,6 +43,8 @@ class Foreign:
     members: dict[str, Found] = field(default_factory=dict)
     snapshots: dict[str, Found] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
+    """Marks of the cases that it has learned from or was chosen by, as far as it says so."""
 
 
 class Importer(Protocol):
@@ -97,6 +99,7 @@ def import_base(
         written = Model(out / name, "base") if own_folder else Model(out, name)
         _write(one, written)
         cases.write_input(written.folder)
+    cases.write_seen(out, (), found.seen)
     write_json(
         out / MODELS,
         {
