@@ -155,7 +155,7 @@ def _unseen_test(folder: Path, cases: CaseStore) -> None:
         raise BadInput(
             f"{folder / SEEN}: expected a model that has not seen the test cases, found {len(leaked)} of {len(test)} "
             "that it, or a model that it started from, learned from or was chosen by (first: "
-            f"'{leaked[0].case_id}'): what is measured on them would be too good; keep the splits of its run (`splits` "
-            "and `seed` for the same cases, else the splits of the old cases in a case table), or list 'seen' under "
+            f"'{leaked[0].case_id}'): what is measured on them would be too good; keep the splits of its run (the "
+            "same `splits` for the same cases, else the splits of the old cases in a case table), or list 'seen' under "
             "base.ignore if that is meant"
         )
