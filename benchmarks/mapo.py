@@ -11,6 +11,7 @@ and their splits are the same for all. `run` makes one seed (start several besid
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ def name_of(arm: str) -> str:
     return arm.lower().replace(", ", "_").replace("-", "_").replace(" ", "_")
 
 
-def parameters(data: str, network: str, seed: int, raw: Path) -> dict[str, Any]:
-    """The example's parameters with these arms alone."""
+def parameters(data: str, network: str, seed: int, raw: Path, every_arm: bool) -> dict[str, Any]:
+    """The example's parameters with these arms alone: all, or supervised and RN-DPO."""
     example = Path(__file__).parent.parent / "examples" / f"{EXAMPLES[data]}.yaml"
     params: dict[str, Any] = YAML(typ="safe").load(example)
     params["seed"] = seed
@@ -72,9 +73,7 @@ def parameters(data: str, network: str, seed: int, raw: Path) -> dict[str, Any]:
     params["judges"], params["consensus"] = {}, {}
     params["pairs"] = {"none": {"judge": "none", "strategy": {"kind": "none"}}}
     params["training"] |= {"optimisation": {"steps": 300, "learning_rate": 1.0e-4, "evaluate_every": 12}}
-    arms = ARMS
-    if (data, network) != ("polyps", "cnn"):
-        arms = {arm: ARMS[arm] for arm in ("supervised", "MAPO, RN-DPO")}
+    arms = ARMS if every_arm else {arm: ARMS[arm] for arm in ("supervised", "MAPO, RN-DPO")}
     params["students"] = {name_of(arm): knobs for arm, knobs in arms.items()}
     params["execution"] = {"scheduler": "synchronous", "workers": 1, "progress": "none"}
     return params
@@ -91,17 +90,24 @@ def main() -> None:
 @click.option("--seed", type=int, required=True)
 @click.option("--raw", type=click.Path(path_type=Path), required=True, help="The data set's folder.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--every-arm", is_flag=True, help="DPO and the ranking of pool images too.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--precision", default="float32", show_default=True)
-def run(data: str, network: str, seed: int, raw: Path, out: Path, device: str, precision: str) -> None:
-    """Everything of one seed; what is there already is kept."""
+def run(data: str, network: str, seed: int, raw: Path, out: Path, every_arm: bool, device: str, precision: str) -> None:
+    """Everything of one seed; what is there already is kept, if it was made with the same parameters."""
     folder = out / f"{data}_{network}" / f"seed_{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     raw = raw.resolve()
     os.chdir(folder)
-    params = parameters(data, network, seed, raw)
+    params = parameters(data, network, seed, raw, every_arm)
     params["compute"] |= {"device": device, "precision": precision}
-    YAML().dump(params, Path("params.yaml"))
+    file = Path("params.yaml")
+    before = YAML(typ="safe").load(file) if file.is_file() else params
+    if {**before, "students": {}} != {**json.loads(json.dumps(params)), "students": {}}:
+        raise click.ClickException(
+            f"{folder / file}: made with other parameters; remove {folder}, or choose another --out"
+        )
+    YAML().dump(params, file)
 
     def stage(name: str, made: str, *arguments: str) -> None:
         if not Path(made).exists():

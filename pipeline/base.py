@@ -18,6 +18,7 @@ from pipeline.heads import all_heads
 from pipeline.recipe import MODELS, Base, Compute, Consistency, Network, Optimisation
 from pipeline.schema import UNKNOWN
 from pipeline.seeding import numpy_generator, seed_of, torch_generator
+from pipeline.seen import Seen
 from pipeline.segmentation_loss import consistency, deep_dice_ce, ramp_up
 from pipeline.segmenter import load_weights, save_weights
 from pipeline.store import MANIFEST, write_json, write_manifest
@@ -229,7 +230,8 @@ def train_base(
                 publish(work / f"{name}.safetensors", out / f"{name}.safetensors")
         architecture.save(out)
         cases.write_input(out)
-        cases.write_seen(out, ("labelled", "validation", *(["pool"] if knobs.mean_teacher else [])))
+        learned = ("labelled", "pool") if knobs.mean_teacher else ("labelled",)
+        Seen(complete=True).also(cases, learned, ("validation",)).save(out)
         models = {
             "members": members,
             "folds": {

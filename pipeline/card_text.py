@@ -205,6 +205,11 @@ def _limits(facts: dict[str, Any]) -> list[str]:
         lines.append("- no second site is known to be in its data: how it does elsewhere is unknown")
     if metrics is not None:
         lines.append(f"- measured on {metrics['cases']} cases of one split of one data set, with one seed")
+    if not facts["all_seen_known"]:
+        lines.append(
+            "- it started from a model of which nobody knows here what it has seen: the results are too good if test "
+            "cases were among that"
+        )
     if metrics is not None and "gain_over_base" in metrics:
         which = {"last": "the last of these alone", "best": "those of the best validation step, not these"}
         lines.append(
@@ -225,6 +230,8 @@ def _provenance(facts: dict[str, Any]) -> list[str]:
         f"- cases (SHA-256 of their manifest): `{hashes['cases_manifest']}`",
         f"- pairs: {pairs}",
         f"- weights: `{hashes['weights']}`",
+        "- images that it has seen: starts of their files' SHA-256, in `seen.json` of its folder and of exports as "
+        "weights or program; who has such a file can tell that it was seen",
         f"- code: {commit}, files of `pipeline/` `{code['pipeline']}`",
     ]
 

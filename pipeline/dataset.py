@@ -29,9 +29,6 @@ INPUT_KEYS = ("class_names", "channel_names", "preprocess", "orientation", "conv
 (`RAS` and the like, `unknown` where files do not say it, null for images); `grey` or `rgb` if the reader converts;
 `nifti` or `pictures`, null for phantoms."""
 
-SEEN = "seen.json"
-"""Beside the weights of a model: marks of the cases that it, or a model that it started from, learned from or was
-chosen by. What is measured on them is too good."""
 
 Where = tuple[slice, ...]
 """A box of the working grid, one slice per spatial axis."""
@@ -124,18 +121,10 @@ class CaseStore:
         write_json(folder / INPUT, {key: self.info[key] for key in INPUT_KEYS})
 
     @cached_property
-    def marks(self) -> dict[str, str]:
-        """By case id, what tells an image from others whatever it is called: the start of its file's SHA-256.
-
-        Phantoms have no files and no marks.
-        """
+    def image_hashes(self) -> dict[str, str]:
+        """By case id, the start of the SHA-256 of the image's (first) file; phantoms have no file and are left out."""
         rows = self.table.filter(pl.col("sha256").list.len() > 0)
         return dict(zip(rows["case_id"], rows["sha256"].list.first().str.slice(0, 16), strict=True))
-
-    def write_seen(self, folder: Path, splits: Sequence[str], before: Iterable[str] = ()) -> None:
-        """Write `seen.json` beside the weights of a model: the marks of the cases of these splits, and `before`."""
-        here = {self.marks[case.case_id] for case in self.split(*splits) if case.case_id in self.marks}
-        write_json(folder / SEEN, sorted(here.union(before)))
 
     @property
     def class_names(self) -> list[str]:
@@ -212,12 +201,6 @@ class CaseStore:
             )
         space: tuple[Any, ...] = tuple(slice(0, length) for length in case.original_shape)
         return np.asarray(self._truth[(case.case, *space)])
-
-
-def seen_by(folder: Path) -> list[str]:
-    """The marks of a model's `seen.json`; none where it has no such file."""
-    path = folder / SEEN
-    return json.loads(path.read_text()) if path.is_file() else []
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pipeline import __version__, schema
 from pipeline.dataset import CaseStore
 from pipeline.errors import BadInput
 from pipeline.recipe import MODELS, RECORD
+from pipeline.seen import Seen
 from pipeline.store import MANIFEST, read_table, sha256
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def card_facts(name: str, found: Trained, run: Finished) -> dict[str, Any]:
         "data": _data(cases, run.params),
         "training": {"objective": {"kind": "base"}, **_base_facts(folder, run)} if record is None else record,
         "base": _base_facts(run.base, run) if (run.base / MODELS).is_file() else None,
+        "all_seen_known": Seen.of(folder).complete,
         "judge": judge,
         "pairs": pairs,
         "metrics": _json(run.metrics / f"{name}.json"),
@@ -95,7 +97,7 @@ def _data(cases: CaseStore, params: Params) -> dict[str, Any]:
     return {
         "kind": cases.info["kind"],
         # Not its path, which says where the machine keeps it.
-        "folder": params.data.path.resolve().name if cases.info["files"] else None,
+        "folder": params.data.path.name if cases.info["files"] else None,
         "splits": {row["split"]: {k: row[k] for k in ("cases", "groups", "has_label")} for row in by_split.to_dicts()},
         "groups_stated": bool((cases.table["group"] != cases.table["case_id"]).any()),
         "sites": sites,

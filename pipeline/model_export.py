@@ -12,11 +12,12 @@ import torch
 from pipeline.application import Trained
 from pipeline.bundle import write_bundle
 from pipeline.card_text import card_text
-from pipeline.dataset import INPUT, SEEN
+from pipeline.dataset import INPUT
 from pipeline.errors import BadInput
 from pipeline.model_card import CARD, FACTS, Finished, card_facts
 from pipeline.program import load_program
 from pipeline.recipe import RECORD
+from pipeline.seen import Seen
 from pipeline.segmenter import ARCHITECTURE
 from pipeline.store import check_manifest, write_json, write_manifest
 
@@ -62,16 +63,16 @@ def _write_weights(found: Trained, out: Path) -> None:
     record."""
     if found.model.architecture.program:
         raise BadInput(f"{found.model.weights}: a program has no weights by name; share the file itself")
-    for path in (found.model.weights, *(found.model.folder / name for name in (ARCHITECTURE, INPUT, SEEN))):
-        # Folders of earlier versions have no list of what the model has seen.
-        if path.name != SEEN or path.is_file():
-            shutil.copy(path, out / path.name)
+    for path in (found.model.weights, found.model.folder / ARCHITECTURE, found.model.folder / INPUT):
+        shutil.copy(path, out / path.name)
+    Seen.of(found.model.folder).save(out)
     if found.offsets:
         shutil.copy(found.model.folder / RECORD, out / RECORD)
 
 
 def _write_program(found: Trained, out: Path) -> None:
-    """`model.pt2`, a `torch.export` program from a batch of windows to logits, and `program.json`, which says the rest.
+    """`model.pt2`, a `torch.export` program from a batch of windows to logits, `program.json`, which says the rest, and
+    `seen.json`.
 
     Refused where it does not give the network's logits.
     """
@@ -119,6 +120,7 @@ def _write_program(found: Trained, out: Path) -> None:
         "checked": {"largest_difference": worst, "tolerance": TOLERANCE},
     }
     write_json(out / DESCRIPTION, description)
+    Seen.of(found.model.folder).save(out)
 
 
 def _exported(network: torch.nn.Module, example: torch.Tensor, folder: Path) -> tuple[Any, bool]:

@@ -25,14 +25,14 @@ class Compute(Knobs):
     """What computes. It changes results in the last bits, so every stage that trains or infers depends on it."""
 
     device: str = "cpu"
-    """A torch device, e.g. `cuda:0`. Of what PyTorch has several algorithms for, it takes one that gives the same bits
-    twice; 3D pooling and trilinear upsampling have none on a GPU when they are trained."""
+    """A torch device, e.g. `cuda:0`. cuDNN then uses deterministic algorithms; gradients of interpolation and of 3D
+    pooling stay as PyTorch has them, and may differ in the last bits from run to run."""
     threads: Annotated[int, Field(gt=0)] = 1
     """Torch threads of one training; inference always uses one thread per worker. More than one only pays on cores
     that nothing else uses."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Of the network only; losses are always float32. `tf32` and `bfloat16` round the factors of products to 10 and to
-    7 bits: several times as fast on a GPU. On a CPU `tf32` is `float32`."""
+    7 bits, which large 3D networks gain from on a GPU. On a CPU `tf32` is `float32`."""
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

@@ -11,7 +11,8 @@ import torch
 from pipeline.arm import Student, Training
 from pipeline.augmentation import Augmentation
 from pipeline.baselines import picked_slot, retrained, tuned_offsets
-from pipeline.dataset import CaseStore, ProposalStore, seen_by
+from pipeline.dataset import CaseStore, ProposalStore
+from pipeline.objectives import Objective
 from pipeline.objectives.full import Full
 from pipeline.objectives.objective import Row
 from pipeline.objectives.proposal import Proposal
@@ -20,6 +21,7 @@ from pipeline.objectives.validation_labels import ValidationLabels
 from pipeline.pool_training import train_on_pool
 from pipeline.program import copy_program
 from pipeline.recipe import RECORD, Compute
+from pipeline.seen import Seen
 from pipeline.segmenter import Model, save_weights
 from pipeline.store import write_json, write_manifest
 from pipeline.training import State, Trained
@@ -90,7 +92,7 @@ def train_student(
     else:
         base.architecture.save(out)
         cases.write_input(out)
-        cases.write_seen(out, ("labelled", "pool", "validation"), seen_by(base.folder))
+        Seen.of(base.folder).also(cases, learned_splits(objective), ("validation",)).save(out)
         network = base.load()
         for title, state in {"last": trained.last, "best": trained.best, **late}.items():
             if base.architecture.program:
@@ -112,6 +114,15 @@ def train_student(
     write_manifest(out, (student, training))
     history.parent.mkdir(parents=True, exist_ok=True)
     _history(trained.history).write_csv(history)
+
+
+def learned_splits(objective: Objective) -> tuple[str, ...]:
+    """Splits that the weights of a student follow from."""
+    if isinstance(objective, Full | ValidationLabels):
+        return "labelled", objective.split
+    return {"pairs": ("labelled", "pool"), "pool": ("labelled", "pool"), "labelled": ("labelled",)}.get(
+        objective.feeds, ()
+    )
 
 
 def _untrained(state: State, validation_dice: float) -> Trained:

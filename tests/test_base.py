@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.augmentation import Augmentation
 from pipeline.base import TEACHER, train_base
-from pipeline.dataset import INPUT, SEEN, CaseStore
+from pipeline.dataset import INPUT, CaseStore
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
 from pipeline.recipe import MODELS, Base, Compute, Consistency, Network, Optimisation
@@ -69,9 +69,6 @@ def test_relatives_of_the_base(tmp_path):
     assert sorted(models["fold_of"].values()) == ["fold_0", "fold_1"]
     for folder in (out, out / "attention"):
         assert json.loads((folder / INPUT).read_text())["class_names"] == ["class_0", "class_1"]
-    marks = cases_of(tmp_path / "again").marks
-    # The mean teacher learns from the pool too.
-    assert json.loads((out / SEEN).read_text()) == sorted(marks.values())
     members = member_models(out)
     assert list(members) == ["member_1", "attention", TEACHER, "fold_0", "fold_1"]
     assert members["attention"].architecture.window == (12, 12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from pipeline.bases.state import read_state
-from pipeline.dataset import INPUT, SEEN, CaseStore
+from pipeline.dataset import INPUT, CaseStore
 from pipeline.errors import BadInput
 from pipeline.recipe import MODELS, RECORD, Compute
+from pipeline.seen import SEEN, Seen
 from pipeline.segmenter import Model, family, save_weights
 from pipeline.store import check_manifest
 from pipeline.training import validation_dice
@@ -240,31 +242,55 @@ def dealt(folder: Path, splits: list[str], groups: list[str] | None = None) -> C
     return case_store(folder, [disc((10, 10), 2 + 0.5 * row) for row in range(5)], splits, groups=groups)
 
 
-def test_a_model_that_has_seen_a_test_case_is_refused(tmp_path):
-    """It learned from c0 and c1 and was chosen by c3: while these stay out of test, c2 and c4 may be dealt anew."""
+FIRST = ["labelled", "labelled", "pool", "validation", "test"]
+"""Splits of the run that made the model: it learned from c0 and c1 and was chosen by c3."""
+
+
+def seen_in_a_run(folder: Path) -> Path:
+    """A model folder of that run."""
+    folder_of(folder / "model", "base")
+    Seen(complete=True).also(dealt(folder / "first", FIRST), ("labelled",), ("validation",)).save(folder / "model")
+    return folder / "model"
+
+
+def test_what_a_model_has_not_seen_may_be_dealt_anew(tmp_path):
+    """c2 and c4 may be of test, and c3 stays in validation."""
+    model = seen_in_a_run(tmp_path)
+    cases = dealt(tmp_path / "cases", ["labelled", "pool", "test", "validation", "pool"])
+    out = imported(tmp_path / "out", cases, model, kind="checkpoint")
+    assert (out / SEEN).read_bytes() == (model / SEEN).read_bytes()
+    assert Seen.of(out).complete
+    assert [len(Seen.of(out).learned), len(Seen.of(out).chosen_by)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("splits", "groups", "leaks"),
+    [
+        (["labelled", "test", "test", "validation", "pool"], None, r"1 of 2 test cases \(first: 'c1'\)"),
+        (["labelled", "pool", "pool", "test", "validation"], None, r"1 of 1 test cases \(first: 'c3'\)"),
+        (["validation", "labelled", "pool", "validation", "test"], None, r"1 of 2 validation cases \(first: 'c0'\)"),
+        (FIRST, ["a", "b", "c", "d", "a"], r"1 of 1 test cases \(first: 'c4'\)"),  # of the patient of c0
+    ],
+)
+def test_a_model_that_has_seen_test_or_learned_from_validation_is_refused(tmp_path, capsys, splits, groups, leaks):
+    """As a folder and as a file of it; where that is allowed, the base and its card say so."""
+    model = seen_in_a_run(tmp_path)
+    cases = dealt(tmp_path / "cases", splits, groups)
+    with pytest.raises(BadInput, match=f"expected a model that has not seen .* found {leaks} that it, or a model"):
+        imported(tmp_path / "out", cases, model, kind="checkpoint")
+    with pytest.raises(BadInput, match=leaks):
+        imported(tmp_path / "out", cases, model / "base.safetensors", kind="checkpoint", network=NETWORK)
+    assert not (tmp_path / "out").exists()
+    out = imported(tmp_path / "out", cases, model, kind="checkpoint", ignore=["seen"])
+    (note,) = json.loads((out / MODELS).read_text())["imported"]["notes"]
+    assert re.fullmatch(f"the model had seen {leaks} before: what is measured on them is too good", note)
+    assert capsys.readouterr().err == f"base: {note}\n"
+
+
+def test_of_a_model_from_elsewhere_nothing_is_known(tmp_path):
     folder_of(tmp_path / "model", "base")
-    first = dealt(tmp_path / "first", ["labelled", "labelled", "pool", "validation", "test"])
-    first.write_seen(tmp_path / "model", ("labelled", "validation"))
-    assert len(json.loads((tmp_path / "model" / SEEN).read_text())) == 3
-    same = dealt(tmp_path / "same", ["labelled", "pool", "test", "validation", "pool"])
-    out = imported(tmp_path / "one", same, tmp_path / "model", kind="checkpoint")
-    assert (out / SEEN).read_bytes() == (tmp_path / "model" / SEEN).read_bytes()
-
-    other = dealt(tmp_path / "other", ["labelled", "test", "test", "validation", "pool"])
-    with pytest.raises(BadInput, match=r"seen.json: expected .*, found 1 of 2 that .* \(first: 'c1'\)"):
-        imported(tmp_path / "two", other, tmp_path / "model", kind="checkpoint")
-    assert not (tmp_path / "two").exists()
-    imported(tmp_path / "three", other, tmp_path / "model", kind="checkpoint", ignore=["seen"])
-
-
-def test_a_model_that_has_seen_a_test_patient_is_refused(tmp_path):
-    """c4 is new, but of the patient of c0."""
-    folder_of(tmp_path / "model", "base")
-    splits = ["labelled", "labelled", "pool", "validation", "test"]
-    dealt(tmp_path / "first", splits).write_seen(tmp_path / "model", ("labelled",))
-    cases = dealt(tmp_path / "cases", splits, ["a", "b", "c", "d", "a"])
-    with pytest.raises(BadInput, match=r"found 1 of 1 that .* \(first: 'c4'\)"):
-        imported(tmp_path / "out", cases, tmp_path / "model", kind="checkpoint")
+    out = imported(tmp_path / "out", dealt(tmp_path / "cases", FIRST), tmp_path / "model", kind="checkpoint")
+    assert Seen.of(out) == Seen(frozenset(), frozenset(), complete=False)
 
 
 def test_a_member_that_does_not_run_on_its_window(tmp_path):

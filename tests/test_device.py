@@ -11,7 +11,7 @@ import torch
 import zarr
 
 from pipeline.recipe import Compute
-from tests.chain import hashes, run_chain, with_changes
+from tests.chain import hashes, invoke, run_chain, with_changes, write_params
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def backends():
 @pytest.mark.parametrize(("precision", "rounded"), [("float32", False), ("tf32", True), ("bfloat16", True)])
 def test_float32_is_not_rounded_to_tf32_on_a_gpu(backends, precision, rounded):
     backends.cudnn.allow_tf32 = not rounded
+    backends.cudnn.deterministic = False
     backends.cuda.matmul.allow_tf32 = not rounded
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # autocast says that there is no GPU here
@@ -51,11 +52,19 @@ def test_tf32_is_float32_on_a_cpu():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_chain_on_a_gpu_gives_the_same_files_twice_and_the_masks_of_a_cpu(tmp_path: Path):
+def test_the_chain_on_a_gpu_gives_the_same_files_twice_and_proposes_what_a_cpu_does(tmp_path: Path, backends):
+    """With the CPU's weights, of 16 cases and 8 proposals of 32x32: a voxel on the edge of a decision may turn."""
+    gpu = {"compute": {"device": "cuda"}}
     for name in ("one", "two"):
-        run_chain(tmp_path / name, with_changes(compute={"device": "cuda"}))
+        run_chain(tmp_path / name, with_changes(**gpu))
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
-    run_chain(tmp_path / "cpu", with_changes(compute={"device": "cpu"}))
-    # Bases are trained apart, so their last bits and with them single voxels may differ.
-    masks = [np.asarray(zarr.open_array(tmp_path / name / "data/proposals/masks.zarr")[:]) for name in ("one", "cpu")]
-    assert np.mean(masks[0] != masks[1]) < 0.05
+    masks = []
+    run_chain(tmp_path / "cpu", with_changes())
+    for device in ("cpu", "gpu"):
+        masks.append(np.asarray(zarr.open_array(tmp_path / "cpu/data/proposals/masks.zarr")[:]))
+        if device == "cpu":
+            write_params(tmp_path / "cpu", with_changes(**gpu))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(tmp_path / "cpu")
+                invoke("python -m stages.propose --cases data/cases --base models/base --out data/proposals")
+    assert (masks[0] != masks[1]).sum() <= 5

@@ -17,6 +17,7 @@ from pipeline.errors import BadInput
 from pipeline.model_card import Finished, card_facts
 from pipeline.params import load_params
 from pipeline.recipe import MODELS
+from pipeline.seen import Seen
 from pipeline.store import sha256, write_json, write_table
 from tests.builders import case_store
 from tests.phantoms import disc
@@ -214,9 +215,18 @@ def test_a_student_says_where_its_base_is_from(tmp_path):
 
 def test_the_folder_of_the_data_is_named_without_its_path(tmp_path):
     assert "\nRead as: test, folder `phantom.py`.\n" in card_text(facts(tmp_path))
-    drawn = facts(tmp_path)
-    drawn["data"]["folder"] = None
-    assert "\nRead as: test.\n" in card_text(drawn)
+    info = tmp_path / "cases/cases.json"
+    write_json(info, json.loads(info.read_text()) | {"files": None})  # as of phantoms
+    run = Finished(load_params(tmp_path / "params.yaml"), tmp_path / "cases", *(tmp_path / name for name in "pamb"))
+    assert "\nRead as: test.\n" in card_text(card_facts("base", trained(tmp_path / "model"), run))
+
+
+def test_whether_all_that_it_has_seen_is_known(tmp_path):
+    words = "- it started from a model of which nobody knows here what it has seen: the results are too good if test"
+    found = facts(tmp_path)
+    assert words in card_text(found)
+    Seen(complete=True).save(tmp_path / "model")
+    assert words not in card_text(found | {"all_seen_known": Seen.of(tmp_path / "model").complete})
 
 
 @pytest.mark.parametrize(("weights", "words"), [("last", "the last of these alone"), ("best", "those of the best")])

@@ -25,6 +25,7 @@ from pipeline.model_card import CARD, FACTS, Finished
 from pipeline.model_export import DESCRIPTION, PROGRAM, Format, export_model
 from pipeline.params import load_params
 from pipeline.recipe import Compute
+from pipeline.seen import Seen
 from pipeline.store import check_manifest, write_manifest
 from stages.export import main
 from tests.builders import case_store
@@ -42,7 +43,9 @@ def finished(folder: Path) -> Finished:
     splits = ["labelled", "labelled", "pool", "validation", "test", "test"]
     case_store(folder / "cases", [disc((8, 8), 2.0)] * 6, splits, groups=list("aabcde"))
     write_params(folder, TINY)
-    return Finished(load_params(folder / "params.yaml"), folder / "cases", *(folder / n for n in ("p", "audit", "m")))
+    return Finished(
+        load_params(folder / "params.yaml"), folder / "cases", *(folder / n for n in ("p", "audit", "m", "base"))
+    )
 
 
 def exported(folder: Path, model: Path, form: Format) -> tuple[Trained, Path]:
@@ -56,10 +59,12 @@ def test_weights_are_a_model_folder_of_their_own(tmp_path):
     """With the offsets of a tuned threshold; it predicts the same bytes and can be the base of another run."""
     write_png(tmp_path / "images/a.png", (8, 9))
     model = model_folder(tmp_path / "model", (8, 8), weights=("last", "best"), record={"offsets": [0.3, -0.2]})
+    Seen(frozenset("a"), frozenset("b"), complete=True).save(model)
     found, out = exported(tmp_path, model, "safetensors")
     check_manifest(out, content=True)
+    assert Seen.of(out) == Seen.of(model)
     assert {path.name for path in out.iterdir()} == {
-        *("last.safetensors", "network.json", "input.json", "student.json", "manifest.json", CARD, FACTS)
+        *("last.safetensors", "network.json", "input.json", "seen.json", "student.json", "manifest.json", CARD, FACTS)
     }
     for one, masks in ((found, "one"), (trained(out), "two")):
         apply_model(one, tmp_path / "images", tmp_path / masks, Compute(), ONE)

@@ -10,7 +10,6 @@ import torch
 
 from pipeline.arm import Anchor
 from pipeline.augmentation import Augmentation
-from pipeline.dataset import SEEN, seen_by
 from pipeline.errors import BadInput
 from pipeline.objectives.full import Full
 from pipeline.objectives.preference import Preference
@@ -45,14 +44,6 @@ def test_step_0_is_the_base(setting):
         assert row["kl_inside"] == pytest.approx(0, abs=1e-6)
         assert row["disagreement"] == 64
         assert row["supervised"] is None
-
-
-def test_a_student_has_seen_what_its_base_has_and_all_cases_but_test(setting):
-    """All five cases here are labelled, pool or validation."""
-    (setting.base.folder / SEEN).write_text('["of the base"]')
-    setting.train(Preference(kind="preference"))
-    assert set(seen_by(setting.folder / "student")) == {"of the base", *setting.cases.marks.values()}
-    assert len(setting.cases.marks) == 5
 
 
 @pytest.mark.parametrize("normaliser", ["region", "none"])

@@ -35,8 +35,8 @@ class Checkpoint(Knobs):
     """Of a folder: further weights for the sampler `snapshots`, such as the late steps of a student."""
     ignore: tuple[Stated, ...] = ()
     """What a folder states of its data that may differ from this data. Differences change what the network sees, or
-    what its outputs are called; `seen` lets test cases be ones that the model learned from or was chosen by, and then
-    what is measured on them is too good."""
+    what its outputs are called; `seen` lets test and validation cases be ones that the model has seen, and
+    then what is measured on them is too good."""
 
     @model_validator(mode="after")
     def _names(self) -> Checkpoint:
@@ -73,7 +73,6 @@ class Checkpoint(Knobs):
 
     def _folder(self, folder: Path, cases: CaseStore) -> Foreign:
         from pipeline.bases.foreign import Foreign
-        from pipeline.dataset import seen_by
         from pipeline.segmenter import Model
 
         if self.network is not None:
@@ -81,14 +80,12 @@ class Checkpoint(Knobs):
         if Model(folder).architecture.program:
             raise BadInput(f"model: {folder}: holds a program; take its file, with base.kind 'program'")
         _same_input(folder, cases, self.ignore)
-        if "seen" not in self.ignore:
-            _unseen_test(folder, cases)
         base = _of_folder(folder, self.weights or _usual(folder))
         members, snapshots = ({name: _of_folder(folder, name) for name in names} for names in self._relatives())
         for name, one in snapshots.items():
             if one.architecture != base.architecture:
                 raise BadInput(f"base.snapshots: '{name}' is of another network than '{base.source.stem}'")
-        return Foreign(base, members, snapshots, seen=tuple(seen_by(folder)))
+        return Foreign(base, members, snapshots)
 
     def _relatives(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return self.members, self.snapshots
@@ -141,21 +138,3 @@ def _same_input(folder: Path, cases: CaseStore, ignore: tuple[Stated, ...]) -> N
                 f"{path}: {key}: the model expects {wanted}, found {found} in {cases.folder / 'cases.json'}; {to_do}, "
                 f"or list '{key}' under base.ignore if that is meant"
             )
-
-
-def _unseen_test(folder: Path, cases: CaseStore) -> None:
-    """Raise `BadInput` where a folder says that its model has seen the image of a test case, or of its patient."""
-    from pipeline.dataset import SEEN, seen_by
-
-    seen = set(seen_by(folder))
-    known = [case for case in cases.all if cases.marks.get(case.case_id) in seen]
-    groups = {case.group for case in known}
-    test = cases.split("test")
-    if leaked := [case for case in test if case.group in groups]:
-        raise BadInput(
-            f"{folder / SEEN}: expected a model that has not seen the test cases, found {len(leaked)} of {len(test)} "
-            "that it, or a model that it started from, learned from or was chosen by (first: "
-            f"'{leaked[0].case_id}'): what is measured on them would be too good; keep the splits of its run (the "
-            "same `splits` for the same cases, else the splits of the old cases in a case table), or list 'seen' under "
-            "base.ignore if that is meant"
-        )

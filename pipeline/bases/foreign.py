@@ -17,6 +17,7 @@ from pipeline.dataset import CaseStore
 from pipeline.errors import BadInput
 from pipeline.program import copy_program
 from pipeline.recipe import MODELS, Compute
+from pipeline.seen import Seen
 from pipeline.segmenter import Model, save_weights
 from pipeline.store import sha256, write_json, write_manifest
 from pipeline.training import validation_dice
@@ -43,8 +44,6 @@ class Foreign:
     members: dict[str, Found] = field(default_factory=dict)
     snapshots: dict[str, Found] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    seen: tuple[str, ...] = ()
-    """Marks of the cases that it has learned from or was chosen by, as far as it says so."""
 
 
 class Importer(Protocol):
@@ -84,7 +83,9 @@ def import_base(
         where = f"{one.source}: model '{name}'"
         fits(one.architecture, cases, where)
         runs(one, compute, where)
-    for note in found.notes:
+    seen = Seen.of(model)
+    notes = [*found.notes, *seen.check(cases, model, allowed="seen" in getattr(knobs, "ignore", ()))]
+    for note in notes:
         print(f"base: {note}", file=sys.stderr)
     rows = []
     for name, one in networks.items():
@@ -99,7 +100,7 @@ def import_base(
         written = Model(out / name, "base") if own_folder else Model(out, name)
         _write(one, written)
         cases.write_input(written.folder)
-    cases.write_seen(out, (), found.seen)
+    seen.save(out)
     write_json(
         out / MODELS,
         {
@@ -107,7 +108,7 @@ def import_base(
             "folds": {},
             "fold_of": {},
             "snapshots": list(found.snapshots),
-            "imported": {"kind": knobs.kind, "sha256": sha256(found.base.source), "notes": list(found.notes)},
+            "imported": {"kind": knobs.kind, "sha256": sha256(found.base.source), "notes": notes},
         },
     )
     write_manifest(out, (knobs, compute))

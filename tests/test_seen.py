@@ -1,0 +1,75 @@
+"""What a model has seen is written beside it: by the stages that make models, and by exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.augmentation import Augmentation
+from pipeline.base import train_base
+from pipeline.judges.agreement import Agreement
+from pipeline.objectives.full import Full
+from pipeline.objectives.mapo import Mapo
+from pipeline.objectives.mean_teacher import MeanTeacher
+from pipeline.objectives.preference import Preference
+from pipeline.objectives.sft import Imitation
+from pipeline.objectives.supervised import Supervised
+from pipeline.objectives.threshold import TunedThreshold
+from pipeline.objectives.validation_labels import ValidationLabels
+from pipeline.recipe import Base, Compute, Consistency, Network, Optimisation
+from pipeline.seen import Seen
+from pipeline.student import learned_splits
+from tests.builders import case_store
+from tests.phantoms import disc
+from tests.students import made
+from tests.test_base import ONE
+
+STEPS = Optimisation(steps=1, learning_rate=1e-3, evaluate_every=1)
+SPLITS = ["labelled", "pool", "validation", "test"]
+
+
+def hashes(cases, *splits: str) -> set[str]:
+    return {cases.image_hashes[case.case_id] for case in cases.split(*splits)}
+
+
+@pytest.mark.parametrize(("teacher", "learned"), [(None, ["labelled"]), (Consistency(), ["labelled", "pool"])])
+def test_a_trained_base(tmp_path: Path, monkeypatch, teacher, learned):
+    """The mean teacher learns from the pool too; nothing has seen a test case, and that is all there is to know."""
+    monkeypatch.chdir(tmp_path)
+    cases = case_store(tmp_path / "cases", [disc((10, 10), 3.0)] * 4, SPLITS)
+    network = Network(arguments={"channels": [4, 8], "strides": [2]}, multiple=2)
+    knobs = Base(network=network, optimisation=STEPS, batch=1, members=0, mean_teacher=teacher)
+    history = tmp_path / "base.csv"
+    train_base(cases, knobs, Augmentation(flips=()), Compute(), 0, tmp_path / "base", history, ONE)
+    expected = Seen(frozenset(hashes(cases, *learned)), frozenset(hashes(cases, "validation")), complete=True)
+    assert Seen.of(tmp_path / "base") == expected
+    assert len(cases.image_hashes) == 4
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_student_has_seen_what_its_base_has_and_what_it_learned_from(tmp_path, complete):
+    """`supervised` reads no pool. Whether that is all depends on the base."""
+    setting = made(tmp_path)
+    Seen(frozenset("a"), frozenset("b"), complete).save(setting.base.folder)
+    setting.train(Supervised(kind="supervised"))
+    learned, chosen_by = hashes(setting.cases, "labelled"), hashes(setting.cases, "validation")
+    assert Seen.of(tmp_path / "student") == Seen(frozenset({"a", *learned}), frozenset({"b", *chosen_by}), complete)
+
+
+@pytest.mark.parametrize(
+    ("objective", "splits"),
+    [
+        (Preference(kind="preference"), {"labelled", "pool"}),
+        (Imitation(kind="sft"), {"labelled", "pool"}),
+        (MeanTeacher(kind="mean_teacher"), {"labelled", "pool"}),
+        (Mapo(kind="mapo"), {"labelled"}),
+        (Mapo(kind="mapo", ranker=Agreement(kind="agreement")), {"labelled", "pool"}),
+        (Supervised(kind="supervised"), {"labelled"}),
+        (Full(kind="full", optimisation=STEPS), {"labelled", "pool"}),
+        (ValidationLabels(kind="validation_labels", optimisation=STEPS), {"labelled", "validation"}),
+        (TunedThreshold(kind="threshold"), set()),
+    ],
+)
+def test_the_splits_that_weights_follow_from(objective, splits):
+    assert set(learned_splits(objective)) == splits
