@@ -16,6 +16,7 @@ from pipeline.evaluation import summary
 from pipeline.metrics import Evaluation
 from pipeline.mining import mine_to
 from pipeline.params import load_params
+from pipeline.recipe import MODELS
 from pipeline.report.blocks import Section, Table
 from pipeline.report.page import write_report
 from pipeline.report.run import Run
@@ -233,6 +234,7 @@ def build(
             record = {"objective": objective, "best_step": 2, "steps": 4, "aimed_shift": None, "flipped_share": 0.25}
             record |= {"late": ["step_000002", "step_000004"], "interpolated": None}
             write_json(folder / f"models/students/{name}/student.json", record)
+    write_json(folder / "models/base" / MODELS, {"members": []})
     (folder / "history").mkdir()
     (folder / "history/base.csv").write_text(
         "model,step,loss,validation_dice,best\nbase,0,,0.1,false\nbase,6,0.9,0.5,true\n"
@@ -254,6 +256,7 @@ def build(
         metrics=folder / "metrics",
         students=folder / "models/students",
         judge_models=folder / "models/judges",
+        base=folder / "models/base",
     )
     return Built(folder, run)
 

@@ -13,10 +13,12 @@ import pytest
 from pipeline import schema
 from pipeline.evaluation import summary
 from pipeline.metrics import Evaluation
+from pipeline.recipe import MODELS
 from pipeline.report.answer import answer, gap_recovered, objective_text, worst_cases
-from pipeline.report.blocks import Section, Table
+from pipeline.report.blocks import Note, Section, Table
 from pipeline.report.numbers import Estimate
 from pipeline.report.run import Arm, Run
+from pipeline.store import write_json
 from tests.reporting import GAINS, STUDENTS, Built, build, row_of, table
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
@@ -39,6 +41,15 @@ def test_results_of_removed_students_are_not_shown(built: Built) -> None:
     run = replace(built.run, params=built.run.params.model_copy(update={"students": kept}))
     arms = table(answer(run), "Test results of all arms")
     assert {row[0].text for row in arms.cells} == {"base", "rn_cdpo", "oracle_dpo", "full"}
+
+
+def test_what_was_said_of_an_imported_base_comes_before_all_results(built: Built, tmp_path: Path) -> None:
+    assert not any(isinstance(block, Note) for block in answer(built.run).blocks)
+    note = "the model had seen 7 of 40 test cases before: what is measured on them is too good"
+    write_json(tmp_path / MODELS, {"imported": {"kind": "checkpoint", "sha256": "ab", "notes": [note]}})
+    first = answer(replace(built.run, base=tmp_path)).blocks[0]
+    assert isinstance(first, Note)
+    assert list(first.lines) == [f"The base: {note}."]
 
 
 def test_arms_show_dice_in_points_with_signed_gains(built: Built) -> None:
@@ -151,7 +162,7 @@ def run_of(f1: float | None) -> Run:
     ]
     metrics = summary(pl.DataFrame(rows, schema=schema.EVALUATION.columns), None, KNOBS)
     cases = SimpleNamespace(class_names=["background", "nucleus", "gland"])
-    return cast(Run, SimpleNamespace(arms=[Arm("base", metrics)], cases=cases))
+    return cast(Run, SimpleNamespace(base_notes=[], arms=[Arm("base", metrics)], cases=cases))
 
 
 def tables(section: Section) -> dict[str, Table]:

@@ -20,7 +20,8 @@ WORST = 6
 def answer(run: Run) -> Section:
     """Test results of all arms, the forest plot of gains, and how hard each student was pushed."""
     students = run.arms[1:]
-    blocks: list[Block] = [_arms_table(run.arms)]
+    blocks: list[Block] = [Note(run.base_notes)] if run.base_notes else []
+    blocks.append(_arms_table(run.arms))
     if students:
         gains = {f"{arm.name} (research)" if arm.research else arm.name: arm.gain for arm in students}
         spoken = "; ".join(f"{name} {inline(gain, signed=True)}" for name, gain in gains.items())

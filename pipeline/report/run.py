@@ -13,6 +13,7 @@ import polars as pl
 from pipeline import schema
 from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.errors import BadInput
+from pipeline.recipe import MODELS
 from pipeline.report.numbers import Estimate
 from pipeline.store import read_foreign_table, read_table, scan_table
 from pipeline.verdicts import LEAST
@@ -65,6 +66,7 @@ class Run:
     students: Path
     judge_models: Path = Path("models/judges")
     """What judges have learned, and the error maps that they stored."""
+    base: Path = Path("models/base")
 
     @cached_property
     def panel(self) -> pl.LazyFrame:
@@ -93,6 +95,12 @@ class Run:
     def mined(self) -> list[str]:
         """Names of the pair sets that are mined from something."""
         return [name for name, pairs in self.params.pairs.items() if pairs.strategy.kind != "none"]
+
+    @cached_property
+    def base_notes(self) -> list[str]:
+        """What was said of a base that comes from elsewhere; nothing of one that was trained here."""
+        imported = read_json(self.base / MODELS).get("imported")
+        return [f"The base: {note}." for note in imported["notes"]] if imported else []
 
     @property
     def rgb(self) -> bool:
