@@ -32,12 +32,20 @@ class Seen:
 
     @classmethod
     def of(cls, model: Path) -> Seen:
-        """Of a model's folder, or of the folder of a model's file; nothing is known where there is no list."""
+        """Of a model's folder, or of the folder of a model's file; nothing is known where there is no list.
+
+        Raises `BadInput` for a file of this name that is no such list.
+        """
         path = (model if model.is_dir() else model.parent) / SEEN
         if not path.is_file():
             return cls()
-        content = json.loads(path.read_text())
-        return cls(frozenset(content["learned"]), frozenset(content["chosen_by"]), content["complete"])
+        try:
+            content = json.loads(path.read_text())
+            return cls(frozenset(content["learned"]), frozenset(content["chosen_by"]), content["complete"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(
+                f"{path}: expected a list of what a model has seen, found other content; remove it"
+            ) from error
 
     def save(self, folder: Path) -> None:
         """Write `seen.json`."""

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.augmentation import Augmentation
 from pipeline.base import train_base
+from pipeline.errors import BadInput
 from pipeline.judges.agreement import Agreement
 from pipeline.objectives.full import Full
 from pipeline.objectives.mapo import Mapo
@@ -45,6 +46,13 @@ def test_a_trained_base(tmp_path: Path, monkeypatch, teacher, learned):
     expected = Seen(frozenset(hashes(cases, *learned)), frozenset(hashes(cases, "validation")), complete=True)
     assert Seen.of(tmp_path / "base") == expected
     assert len(cases.image_hashes) == 4
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", "not JSON"])
+def test_another_file_of_its_name(tmp_path, content):
+    (tmp_path / "seen.json").write_text(content)
+    with pytest.raises(BadInput, match=r"seen.json: expected a list of what a model has seen, found other content"):
+        Seen.of(tmp_path)
 
 
 @pytest.mark.parametrize("complete", [True, False])
