@@ -1,6 +1,8 @@
 """How the suite uses two cores: one thread a process, and the longest files first."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,3 +17,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each process works in a folder of its own that shows the checkout: `.work` is in the current folder, and two
+    processes that prepare the same cases would take each other's."""
+    root, folder = Path(__file__).parent.parent, tmp_path_factory.mktemp("checkout")
+    for path in root.iterdir():
+        if not path.name.startswith("."):
+            (folder / path.name).symlink_to(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
