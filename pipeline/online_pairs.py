@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -87,16 +87,13 @@ class OnlinePairs:
         known = batch.labels != UNKNOWN
         empty = batch.labels[:0]
         nothing = torch.zeros(0, dtype=torch.int64, device=batch.labels.device)
-        start = PoolBatch(
-            batch.logits, self._reference(batch.images), empty, empty, nothing, nothing, known, images=batch.images
-        )
+        with torch.no_grad(), self.compute.autocast():
+            reference = self.reference(batch.images).float()
+        start = PoolBatch(batch.logits, reference, empty, empty, nothing, nothing, known, images=batch.images)
         return self._paired(start, step, batch.labels)
 
     def of_pool(self, batch: PoolBatch, step: int) -> tuple[PoolBatch, Row]:
         """Pairs of a batch of pool images, ranked by the judge."""
-        if self.average is not None:
-            assert batch.images is not None
-            batch = replace(batch, reference=self._reference(batch.images))
         return self._paired(batch, step, None)
 
     def follow(self) -> None:
@@ -156,17 +153,18 @@ class OnlinePairs:
         index = torch.tensor(pairs, dtype=torch.int64, device=drawn.device).reshape(-1, 3)
         image, chosen, rejected = index.unbind(1)
         voxels = batch.known.flatten(1).sum(1)[image]
-        return replace(
-            batch, chosen=drawn[image, chosen], rejected=drawn[image, rejected], image=image, voxels=voxels
-        ), row
+        moving = None if self.average is None else self.average.logits(batch.images, self.compute)
+        made = replace(
+            batch,
+            chosen=drawn[image, chosen],
+            rejected=drawn[image, rejected],
+            image=image,
+            voxels=voxels,
+            moving=moving,
+        )
+        return made, row
 
-    def _reference(self, images: Tensor) -> Tensor:
-        """Logits f32 `[image, output, *space]` of the frozen base, or of the student's moving average."""
-        network = self.reference if self.average is None else self.average.network
-        with torch.no_grad(), self.compute.autocast():
-            return network(images).float()
-
-    def statistics(self, batches: Sequence[PoolBatch]) -> PairStatistics:
+    def statistics(self, batches: Iterable[PoolBatch]) -> PairStatistics:
         """|D| and image size of the pairs that the base makes: what beta is matched on.
 
         Raises `BadInput` where it makes none and the normaliser needs it.

@@ -106,7 +106,7 @@ def train_on_pool(
 
     bound: Any = objective
     if online is not None:
-        bound = objective.bind(online.statistics(list(first_batches())))
+        bound = objective.bind(online.statistics(first_batches()))
     elif pool is not None:
         bound = objective.bind(pool.statistics())
 

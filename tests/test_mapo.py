@@ -229,12 +229,22 @@ def test_a_moving_reference_follows_the_student(tmp_path: Path):
     """The student's weights grow by 1, and the reference keeps 9 tenths of the base's: it grows by 1/10."""
     setting = made(tmp_path)
     at = online(setting, mapo(reference_decay=0.9))
-    images = labelled_batch(setting, at).images
-    frozen = at._reference(images)
+    labelled = labelled_batch(setting, at)
+    base = setting.base.load()
+    with torch.no_grad():
+        frozen = base(labelled.images)
     for value in at.policy.state_dict().values():
         value.add_(1.0)
-    assert torch.equal(at._reference(images), frozen)
+    batch, _ = at.of_labelled(labelled, 1)
+    assert torch.equal(batch.reference, frozen)
+    assert torch.equal(batch.moving, frozen)
     at.follow()
+    batch, _ = at.of_labelled(labelled, 2)
+    # How far the student has drifted is still told from the base.
+    assert torch.equal(batch.reference, frozen)
+    assert not torch.equal(batch.moving, frozen)
+    bound = at.knobs.bind(at.statistics([batch]))
+    assert torch.equal(bound._reference(batch), batch.moving)
     assert at.average is not None
     moved, before = (net.state_dict() for net in (at.average.network, setting.base.load()))
     for name, value in moved.items():

@@ -40,6 +40,7 @@ class PoolBatch:
     classes: tuple[str, ...] = ()  # names of the classes, background first
     progress: float = 1.0  # share of the steps that are done
     images: Tensor | None = None  # f32 [image, channel, *space], without noise
+    moving: Tensor | None = None  # [image, output, *space], of the moving average that pairs refer to
 
 
 @dataclass(frozen=True)

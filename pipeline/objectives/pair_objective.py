@@ -169,7 +169,9 @@ class BoundPreference:
     def _reference(self, batch: PoolBatch) -> Tensor:
         from torch import zeros_like
 
-        return zeros_like(batch.logits) if self.knobs.reference_free else batch.reference
+        if self.knobs.reference_free:
+            return zeros_like(batch.logits)
+        return batch.reference if batch.moving is None else batch.moving
 
     def normaliser(self, size: Tensor, voxels: Tensor) -> Tensor:
         """N(D) including the matching factor, f32 `[pair]`."""
