@@ -8,7 +8,6 @@ ECE is the mean of |predicted - observed| over ten bins of equal width, by pairs
 from __future__ import annotations
 
 import contextlib
-import importlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
 
+from benchmarks.stage import stage
 from pipeline import schema
 from pipeline.calibration import BINS, Curve, Isotonic, Logistic, Tried, calibrate
 from pipeline.dataset import CaseStore, ProposalStore
@@ -59,10 +59,6 @@ def parameters(validation: int, pool: int, steps: int) -> dict[str, Any]:
 
 def run_chain() -> None:
     """The stages up to the panel, in the current folder; what is there already is kept."""
-
-    def stage(name: str, made: str, *arguments: str) -> None:
-        if not Path(made).exists():
-            importlib.import_module(f"stages.{name}").main(list(arguments), standalone_mode=False)
 
     cases, proposals = "--cases=data/cases", "--proposals=data/proposals"
     stage("prepare", "data/cases/manifest.json", "--out=data/cases")

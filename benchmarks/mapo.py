@@ -10,7 +10,6 @@ and their splits are the same for all. `run` makes one seed (start several besid
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from pathlib import Path
@@ -20,6 +19,8 @@ import click
 import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
+
+from benchmarks.stage import stage
 
 EXAMPLES = {"polyps": "kvasir", "hippocampus": "hippocampus"}
 
@@ -108,10 +109,6 @@ def run(data: str, network: str, seed: int, raw: Path, out: Path, every_arm: boo
             f"{folder / file}: made with other parameters; remove {folder}, or choose another --out"
         )
     YAML().dump(params, file)
-
-    def stage(name: str, made: str, *arguments: str) -> None:
-        if not Path(made).exists():
-            importlib.import_module(f"stages.{name}").main(list(arguments), standalone_mode=False)
 
     cases, base = "--cases=data/cases", "--base=models/base"
     stage("prepare", "data/cases/manifest.json", "--out=data/cases")

@@ -9,7 +9,6 @@ and seeds are resampled together. `run` makes one seed (start several beside eac
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import click
 import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
+
+from benchmarks.stage import stage
 
 LEVELS: dict[str, dict[float, dict[str, Any]]] = {
     "order flips, share of cases": {e: {"flip": e} for e in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)},
@@ -95,10 +96,6 @@ def run(seed: int, out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     YAML().dump(parameters(seed), Path("params.yaml"))
-
-    def stage(name: str, made: str, *arguments: str) -> None:
-        if not Path(made).exists():
-            importlib.import_module(f"stages.{name}").main(list(arguments), standalone_mode=False)
 
     cases, proposals, panel = "--cases=data/cases", "--proposals=data/proposals", "--panel=data/panel.parquet"
     stage("prepare", "data/cases/manifest.json", "--out=data/cases")

@@ -38,6 +38,7 @@ from pipeline.mask_file import mask_ending, write_mask
 _ENDINGS = {"nifti": (".nii.gz", ".nii"), "pictures": (".png", ".bmp", ".jpg", ".jpeg")}
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _EXIF_ORIENTATION = 0x0112
+_AFFINE_TOLERANCE = 1e-3
 
 
 def images_of(folder: str, spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -61,6 +62,13 @@ def images_of(folder: str, spec: dict[str, Any]) -> list[dict[str, Any]]:
     for file, match in numbered.items():
         part = match is not None and (one or (several and not _holds_all(file, spec)))
         groups[match[1] if part and match is not None else names[file]].append(file)
+    for case, group in groups.items():
+        numbers = [match and int(match[2]) for match in map(numbered.get, group)]
+        if len(group) > 1 and numbers != list(range(len(group))):
+            raise ValueError(
+                f"{folder}: case '{case}': expected one file, or the channels {case}_0000 and on without gaps, found "
+                f"{', '.join(file.name for file in group)}; rename or remove files"
+            )
     return [
         {"image": [str(file) for file in group], "file": str(group[0]), "case": case} for case, group in groups.items()
     ]
@@ -282,6 +290,18 @@ def _channels(file: Path, spec: dict[str, Any]) -> np.ndarray:
             return pixels(picture)
 
 
+def _refuse_other_affine(file: Path, first: Path) -> None:
+    """Channels lie on one grid within the rounding of headers."""
+    if file == first or _kind(file) != "nifti":
+        return
+    import nibabel
+
+    found, expected = (nifti_affine(nibabel.load(path)) for path in (file, first))
+    off = np.inf if found is None or expected is None else float(np.abs(np.subtract(found, expected)).max())
+    if found != expected and not off <= _AFFINE_TOLERANCE:
+        raise ValueError(f"{file}: expected the affine of {first.name}, found a difference of {off:g}; resample it")
+
+
 def _voxels(files: list[Path], spec: dict[str, Any]) -> np.ndarray:
     """Image f32 `[channel, *space]` with intensities as stored."""
     parts = []
@@ -289,6 +309,7 @@ def _voxels(files: list[Path], spec: dict[str, Any]) -> np.ndarray:
         parts.append(_channels(file, spec))
         if parts[-1].shape[1:] != parts[0].shape[1:]:
             raise ValueError(f"{file}: expected the shape {parts[0].shape[1:]} of {files[0].name}, found another")
+        _refuse_other_affine(file, files[0])
     image = np.concatenate(parts)
     if spec["convert"] is not None and len(image) in (1, 3):
         image = converted(image, spec["convert"])

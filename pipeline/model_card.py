@@ -141,8 +141,7 @@ def _audited(judge: dict[str, Any] | None, pairs: str | None, run: Finished) -> 
         if name is not None and file.is_file():
             said = read_table(file, table).filter(pl.col(key) == name)["verdict"].to_list()
             verdicts[key] = said[0] if said else None
-    about = [{"text": w, "pairs": None} if isinstance(w, str) else w for w in summary["warnings"]]
-    return {**verdicts, "warnings": [w["text"] for w in about if w["pairs"] in (None, pairs)]}
+    return {**verdicts, "warnings": [w["text"] for w in summary["warnings"] if w["pairs"] in (None, pairs)]}
 
 
 def _code() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -114,7 +113,7 @@ def _write_program(found: Trained, out: Path) -> None:
             "head": architecture.head,
             "offsets": list(found.offsets),
         },
-        "preprocess": json.loads(found.input.preprocess.model_dump_json()),
+        "preprocess": found.input.preprocess.model_dump(mode="json"),
         "orientation": found.input.orientation,
         "convert": found.input.convert,
         "checked": {"largest_difference": worst, "tolerance": TOLERANCE},

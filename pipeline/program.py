@@ -32,8 +32,8 @@ class Program(nn.Module):
             return self.run[0](image)
 
 
-def format_of(path: Path) -> str:
-    """The format of a file; raises `BadInput` for one that is no program."""
+def found_format(path: Path) -> str | None:
+    """The format of a file, or None for one that is no program."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.split("/", 1)[-1] for name in archive.namelist()}
@@ -41,8 +41,13 @@ def format_of(path: Path) -> str:
         names = set()
     if "archive_format" in names or "serialized_exported_program.json" in names:
         return "torch.export"
-    if "constants.pkl" in names:
-        return "torchscript"
+    return "torchscript" if "constants.pkl" in names else None
+
+
+def format_of(path: Path) -> str:
+    """The format of a program's file; raises `BadInput` for another file."""
+    if (found := found_format(path)) is not None:
+        return found
     raise BadInput(
         f"{path}: expected a program by torch.export.save or torch.jit.save, found another file; weights are "
         "base.kind 'checkpoint'"

@@ -84,5 +84,6 @@ class Seen:
             f"model: {model}: expected a model that has not seen the test cases nor learned from validation, found "
             f"{leaks} that it, or a model that it started from, has seen: what is measured on them would be too good; "
             "keep the splits of its run (the same `splits` for the same cases, else the splits of the old cases in a "
-            "case table), or, if that is meant, list 'seen' under base.ignore of kind 'checkpoint'"
+            "case table), or, if that is meant, list 'seen' under base.ignore (kind 'checkpoint') or move the file "
+            f"away from its {SEEN} (kind 'program')"
         )

@@ -39,16 +39,20 @@ def save_weights(network: nn.Module, path: Path) -> None:
 
 def load_weights(network: nn.Module, path: Path) -> nn.Module:
     """Load safetensors into the network; a mismatch names keys and shapes. Returns the network."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such weights; run the stage that trains them with `dvc repro`")
+    return load_state(network, read_safetensors(path), str(path))
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file by name."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise BadInput(f"{path}: no such weights; run the stage that trains them with `dvc repro`")
     try:
-        found = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
-        raise BadInput(f"{path}: not a readable safetensors file ({error})") from error
-    return load_state(network, found, str(path))
+        raise BadInput(f"{path}: not a readable safetensors file ({error}); fetch it or write it again") from error
 
 
 def load_state(network: nn.Module, found: Mapping[str, Tensor], path: str) -> nn.Module:

@@ -93,9 +93,9 @@ def train_student(
         base.architecture.save(out)
         cases.write_input(out)
         Seen.of(base.folder).also(cases, learned_splits(objective), ("validation",)).save(out)
-        network = base.load()
+        network = None if base.architecture.program else base.architecture.build(0)
         for title, state in {"last": trained.last, "best": trained.best, **late}.items():
-            if base.architecture.program:
+            if network is None:
                 copy_program(base.weights, Model(out, title).weights)
             else:
                 network.load_state_dict(state)

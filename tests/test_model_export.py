@@ -32,7 +32,7 @@ from tests.builders import case_store
 from tests.chain import TINY, write_params
 from tests.phantoms import disc
 from tests.test_application import mask_of, write_png
-from tests.trained import model_folder, write_oblique
+from tests.trained import model_folder, textured, write_oblique
 
 ONE = Execution(scheduler="synchronous", workers=1, progress="none")
 
@@ -229,6 +229,35 @@ def test_a_bundle_refuses_what_predict_refuses(tmp_path, described, images, mess
     spec = trained(model).input.model_dump(mode="json") | {"dimensions": axes, "offsets": []}
     with pytest.raises(ValueError, match=message):
         list(map(ToWorkingGridd(spec), images_of(str(path.parent), spec)))
+
+
+@pytest.mark.parametrize(
+    ("names", "affine", "message"),
+    [
+        (("a_0000", "a_0002"), 1.0, r"case 'a': expected one file, or the channels a_0000 and on without gaps, found"),
+        (
+            ("a_0000", "a_0001"),
+            2.0,
+            r"a_0001.nii: expected the affine of a_0000.nii, found a difference of 1; resample",
+        ),
+        (("a_0000", "a_0001"), 1.0, None),
+    ],
+)
+def test_channels_of_a_bundle_are_whole_and_lie_on_one_grid(tmp_path, names, affine, message):
+    from pipeline.bundle_transforms import ToWorkingGridd, images_of
+
+    (tmp_path / "images").mkdir()
+    for name, edge in zip(names, (1.0, affine), strict=True):
+        image = nibabel.Nifti1Image(textured((8, 8)), np.diag([edge, 1, 1, 1]))
+        nibabel.save(image, tmp_path / f"images/{name}.nii")
+    model = model_folder(tmp_path / "model", (8, 8), channels=2, files="nifti")
+    spec = trained(model).input.model_dump(mode="json") | {"dimensions": 2, "offsets": []}
+    if message is None:
+        (found,) = map(ToWorkingGridd(spec), images_of(str(tmp_path / "images"), spec))
+        assert found["image"].shape == (2, 8, 8)
+        return
+    with pytest.raises(ValueError, match=message):
+        list(map(ToWorkingGridd(spec), images_of(str(tmp_path / "images"), spec)))
 
 
 @pytest.mark.parametrize("kept", [60, 400])

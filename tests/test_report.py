@@ -31,7 +31,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         {"pairs": "mined", "text": "48 <i> wrong"},
         {"pairs": "unused", "text": "nothing mined"},
         {"pairs": None, "text": "few cases"},
-        "a plain one",
+        {"pairs": None, "text": "a plain one"},
     ]
     audited = plain_audit(JUDGES, PAIRS)
     audited.summary["warnings"] = warnings

@@ -69,7 +69,7 @@ class Checkpoint(Knobs):
         architecture = Architecture.of(self.network, cases.channels, len(cases.class_names), cases.padded)
         state, notes = read_state(model)
         network = load_state(architecture.build(0), state, str(model))
-        return Foreign(Found(architecture, model, network), notes=tuple(notes))
+        return Foreign(Found(architecture, model, network), notes=tuple(notes), may_have_seen="seen" in self.ignore)
 
     def _folder(self, folder: Path, cases: CaseStore) -> Foreign:
         from pipeline.bases.foreign import Foreign
@@ -81,14 +81,12 @@ class Checkpoint(Knobs):
             raise BadInput(f"model: {folder}: holds a program; take its file, with base.kind 'program'")
         _same_input(folder, cases, self.ignore)
         base = _of_folder(folder, self.weights or _usual(folder))
-        members, snapshots = ({name: _of_folder(folder, name) for name in names} for names in self._relatives())
+        members = {name: _of_folder(folder, name) for name in self.members}
+        snapshots = {name: _of_folder(folder, name) for name in self.snapshots}
         for name, one in snapshots.items():
             if one.architecture != base.architecture:
                 raise BadInput(f"base.snapshots: '{name}' is of another network than '{base.source.stem}'")
-        return Foreign(base, members, snapshots)
-
-    def _relatives(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        return self.members, self.snapshots
+        return Foreign(base, members, snapshots, may_have_seen="seen" in self.ignore)
 
 
 def _usual(folder: Path) -> str:

@@ -44,6 +44,8 @@ class Foreign:
     members: dict[str, Found] = field(default_factory=dict)
     snapshots: dict[str, Found] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    may_have_seen: bool = False
+    """Whether test and validation cases may be ones that it has seen."""
 
 
 class Importer(Protocol):
@@ -84,7 +86,7 @@ def import_base(
         fits(one.architecture, cases, where)
         runs(one, compute, where)
     seen = Seen.of(model)
-    notes = [*found.notes, *seen.check(cases, model, allowed="seen" in getattr(knobs, "ignore", ()))]
+    notes = [*found.notes, *seen.check(cases, model, found.may_have_seen)]
     for note in notes:
         print(f"base: {note}", file=sys.stderr)
     rows = []

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import BadInput
+from pipeline.program import found_format
+from pipeline.segmenter import read_safetensors
 
 NESTED = ("state_dict", "network_weights", "model")
 """Keys under which trainers keep the weights: Lightning, nnU-Net, MONAI."""
@@ -26,8 +28,8 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     is run.
     """
     if not path.is_file():
-        raise BadInput(f"{path}: no such file of weights")
-    found, notes = (_safetensors(path) if path.suffix == ".safetensors" else _torch(path)), []
+        raise BadInput(f"{path}: no such file of weights; correct `model`, or where a bundle names its weights")
+    found, notes = (read_safetensors(path) if path.suffix == ".safetensors" else _torch(path)), []
     for key in NESTED:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -46,24 +48,11 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     return found, notes
 
 
-def _safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise BadInput(f"{path}: not a readable safetensors file ({error})") from error
-
-
 def _torch(path: Path) -> Any:
     import pickle
-    import zipfile
 
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith(("constants.pkl", "archive_format")) for name in archive.namelist()):
-                raise BadInput(f"{path}: a program, not weights; use base.kind 'program', or save network.state_dict()")
+    if found_format(path):
+        raise BadInput(f"{path}: a program, not weights; use base.kind 'program', or save network.state_dict()")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:

@@ -206,7 +206,7 @@ def _longest(shapes: Any) -> tuple[int, ...]:
 def _family(plan: Sequence[_Planned]) -> str | None:
     """`nifti` or `pictures`, which order their axes differently; None for cases that are made."""
     image = plan[0].source.image
-    return None if not image else "nifti" if image.endswith(ENDINGS) else "pictures"
+    return None if not image else "nifti" if image.lower().endswith(ENDINGS) else "pictures"
 
 
 def _files(source: Source) -> list[str]:

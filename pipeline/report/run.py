@@ -137,11 +137,7 @@ class Run:
     @cached_property
     def warnings(self) -> list[Warned]:
         """What the audit warns of, in its order."""
-        found = []
-        for warning in self.summary["warnings"]:
-            text, pairs = (warning, None) if isinstance(warning, str) else (warning["text"], warning["pairs"])
-            found.append(Warned(text, pairs, self.trained_on(pairs)))
-        return found
+        return [Warned(w["text"], w["pairs"], self.trained_on(w["pairs"])) for w in self.summary["warnings"]]
 
     def trained_on(self, pairs: str | None) -> tuple[str, ...]:
         """Students that train on a pair set."""
