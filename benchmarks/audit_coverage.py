@@ -19,20 +19,20 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from pipeline import schema
-from pipeline.audit import Audit
-from pipeline.dataset import CaseStore, ProposalStore
+from pipeline.audit.audit import Audit
+from pipeline.audit.judges import audit_judge, judged
+from pipeline.audit.pair_sets import audit_pairs, try_pairs, voxel_shares
 from pipeline.execution import Execution
-from pipeline.judge_audit import audit_judge, judged
 from pipeline.judges.judge import Evidence, judge
-from pipeline.judges.synthetic import Synthetic, SyntheticScores
-from pipeline.mining import PairSet
-from pipeline.overlap import disagreement, first_equal
-from pipeline.pair_audit import audit_pairs, try_pairs, voxel_shares
-from pipeline.panel import build_panel
-from pipeline.recipe import Compute
+from pipeline.judges.kinds.synthetic import Synthetic, SyntheticScores
+from pipeline.judges.panel import build_panel
+from pipeline.measures.overlap import disagreement, first_equal
+from pipeline.pairs.mine import PairSet
 from pipeline.seeding import numpy_generator
-from pipeline.store import create_array, open_array, scan_table, write_json, write_manifest, write_table
+from pipeline.segmenter.knobs import Compute
+from pipeline.store import schema
+from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.tables import create_array, open_array, scan_table, write_json, write_manifest, write_table
 
 PATIENTS = 25
 CASES = 2

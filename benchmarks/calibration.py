@@ -18,13 +18,13 @@ import polars as pl
 from ruamel.yaml import YAML
 
 from benchmarks.stage import stage
-from pipeline import schema
-from pipeline.calibration import BINS, Curve, Isotonic, Logistic, Tried, calibrate
-from pipeline.dataset import CaseStore, ProposalStore
-from pipeline.mining import PairSet, mine
-from pipeline.overlap import dice_to
-from pipeline.pair_audit import with_truth
-from pipeline.store import scan_table
+from pipeline.audit.pair_sets import with_truth
+from pipeline.measures.overlap import dice_to
+from pipeline.pairs.calibration import BINS, Curve, Isotonic, Logistic, Tried, calibrate
+from pipeline.pairs.mine import PairSet, mine
+from pipeline.store import schema
+from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.tables import scan_table
 
 BUDGET = 0.05
 """Largest ECE, on at least 3,000 pairs."""

@@ -21,10 +21,10 @@ import pytest
 import torch
 import zarr
 
-from pipeline.architecture import Architecture
-from pipeline.recipe import Compute, Network
-from pipeline.segmentation_loss import dice_ce
-from tests.chain import commands, hashes, invoke, run_chain, with_changes, write_params
+from pipeline.segmenter.architecture import Architecture
+from pipeline.segmenter.knobs import Compute, Network
+from pipeline.segmenter.losses import dice_ce
+from tests.fixtures.chain import commands, hashes, invoke, run_chain, with_changes, write_params
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 UNET: dict[str, Any] = {"channels": [16, 32, 64, 128], "strides": [2, 2, 2]}
@@ -98,7 +98,7 @@ def params(dimensions: int, **compute: Any) -> dict[str, Any]:
     return with_changes(
         data={
             "kind": "phantom",
-            "path": "pipeline/cases/phantom.py",
+            "path": "pipeline/cases/readers/phantom.py",
             "cases": 60 if flat else 24,
             "size": [48, 48] if flat else [40, 40, 40],
             "classes": 3,

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.dataset import CaseStore, ProposalStore
 from pipeline.judges.judge import Evidence, Given, Judge, LabelFree
 from pipeline.params import Params, load_params
 from pipeline.seeding import numpy_generator
+from pipeline.store.cases import CaseStore, ProposalStore
 
 CASES = 40
 """Scored of each judge."""

@@ -40,8 +40,8 @@ def _draw(size: tuple[int, ...]) -> Callable[[], Any]:
     import nibabel
     import numpy as np
 
-    from pipeline.cases.phantom import Phantom
-    from pipeline.store import write_json
+    from pipeline.cases.readers.phantom import Phantom
+    from pipeline.store.tables import write_json
 
     content = {"cases": CASES, "size": size, "classes": CLASSES, "empty": 0, "seed": 1}
     phantom = Phantom.model_validate_json(json.dumps(content))
@@ -63,9 +63,9 @@ def _draw(size: tuple[int, ...]) -> Callable[[], Any]:
 
 def _prepare() -> Callable[[], Any]:
     from benchmarks.proposals import ONE
-    from pipeline.cases.decathlon import Decathlon
     from pipeline.cases.prepare import prepare
     from pipeline.cases.preprocess import Preprocess
+    from pipeline.cases.readers.decathlon import Decathlon
     from pipeline.cases.splits import Splits
 
     splits = Splits(labelled=1, pool=2, validation=1, test=1)
@@ -75,10 +75,10 @@ def _prepare() -> Callable[[], Any]:
 
 def _base() -> Callable[[], Any]:
     from benchmarks.proposals import ONE
-    from pipeline.augmentation import Augmentation
-    from pipeline.base import train_base
-    from pipeline.dataset import CaseStore
-    from pipeline.recipe import Base, Compute, Network, Optimisation
+    from pipeline.segmenter.augmentation import Augmentation
+    from pipeline.segmenter.base import train_base
+    from pipeline.segmenter.knobs import Base, Compute, Network, Optimisation
+    from pipeline.store.cases import CaseStore
 
     network = Network(arguments={"channels": [8, 16, 32], "strides": [2, 2]}, window=WINDOW)
     steps = Optimisation(steps=STEPS, learning_rate=1e-2, evaluate_every=STEPS)
@@ -90,12 +90,12 @@ def _base() -> Callable[[], Any]:
 
 def _propose(splits: tuple[str, ...]) -> Callable[[], Any]:
     from benchmarks.proposals import ONE
-    from pipeline.dataset import CaseStore
-    from pipeline.proposals import Propose, propose
-    from pipeline.recipe import Compute
-    from pipeline.samplers.ensemble import Ensemble
-    from pipeline.samplers.mc_dropout import MCDropout
-    from pipeline.samplers.tta import TTA
+    from pipeline.proposals.propose import Propose, propose
+    from pipeline.proposals.samplers.ensemble import Ensemble
+    from pipeline.proposals.samplers.mc_dropout import MCDropout
+    from pipeline.proposals.samplers.tta import TTA
+    from pipeline.segmenter.knobs import Compute
+    from pipeline.store.cases import CaseStore
 
     samplers = {
         "dropout": MCDropout(kind="mc_dropout", rates=(0.3,)),
@@ -111,9 +111,9 @@ def _pairs() -> None:
     """The flipped proposal rather than the base's, for every pool case."""
     import polars as pl
 
-    from pipeline import schema
-    from pipeline.dataset import CaseStore, ProposalStore
-    from pipeline.store import write_table
+    from pipeline.store import schema
+    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.store.tables import write_table
 
     proposals = ProposalStore(Path("proposals"))
     rows = [
@@ -138,13 +138,13 @@ def _pairs() -> None:
 
 
 def _train() -> Callable[[], Any]:
-    from pipeline.arm import Anchor, Student, Training
-    from pipeline.augmentation import Augmentation
-    from pipeline.dataset import CaseStore, ProposalStore
-    from pipeline.objectives.preference import Preference
-    from pipeline.recipe import Compute, Optimisation
-    from pipeline.segmenter import Model
-    from pipeline.student import train_student
+    from pipeline.segmenter.augmentation import Augmentation
+    from pipeline.segmenter.knobs import Compute, Optimisation
+    from pipeline.segmenter.weights import Model
+    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.students.objectives.preference import Preference
+    from pipeline.students.student import Anchor, Student, Training
+    from pipeline.students.train import train_student
 
     _pairs()
     steps = Optimisation(steps=1, learning_rate=1e-4, evaluate_every=1)
@@ -157,10 +157,10 @@ def _train() -> Callable[[], Any]:
 
 def _evaluate() -> Callable[[], Any]:
     from benchmarks.proposals import ONE
-    from pipeline.dataset import CaseStore, ProposalStore
-    from pipeline.evaluation import evaluate_model
-    from pipeline.metrics import Evaluation
-    from pipeline.recipe import Compute
+    from pipeline.evaluation.evaluate import evaluate_model
+    from pipeline.measures.surfaces import Evaluation
+    from pipeline.segmenter.knobs import Compute
+    from pipeline.store.cases import CaseStore, ProposalStore
 
     stores = CaseStore(Path("cases")), ProposalStore(Path("proposals"))
     rest = BASE, None, Evaluation(nsd_tolerance=2), Compute(), Path("base.parquet"), Path("base.json"), ONE

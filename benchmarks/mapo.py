@@ -123,18 +123,18 @@ def run(data: str, network: str, seed: int, raw: Path, out: Path, every_arm: boo
 
 
 def _without_pairs(path: Path) -> None:
-    from pipeline.schema import PAIRS
-    from pipeline.store import write_table
+    from pipeline.store.schema import PAIRS
+    from pipeline.store.tables import write_table
 
     write_table(pl.DataFrame(schema=PAIRS.columns), PAIRS, path, "no pairs")
 
 
 def _measure(name: str, model: Path) -> None:
     """Every late checkpoint on test and on the labelled cases, on the source's grid: `measured/NAME.parquet`."""
-    from pipeline.dataset import CaseStore, ProposalStore
-    from pipeline.evaluation import evaluate, means_per_case
+    from pipeline.evaluation.evaluate import evaluate, means_per_case
+    from pipeline.evaluation.prediction import predictions
     from pipeline.params import load_params
-    from pipeline.prediction import predictions
+    from pipeline.store.cases import CaseStore, ProposalStore
 
     path = Path("measured") / f"{name}.parquet"
     if path.exists():
@@ -175,7 +175,7 @@ def draw(out: Path, table: Path, figure: Path) -> None:
 
 def _row(seeds: list[Path], name: str) -> dict[str, float | int | None]:
     """Means over patients and seeds; differences are from `supervised` of the same seed."""
-    from pipeline.bootstrap import crossed_interval
+    from pipeline.measures.intervals import crossed_interval
 
     mine, other = ([_values(seed, arm) for seed in seeds] for arm in (name, "supervised"))
     row: dict[str, float | int | None] = {}

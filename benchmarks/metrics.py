@@ -17,8 +17,8 @@ from monai.metrics import (
 )
 from scipy.ndimage import gaussian_filter
 
-from pipeline.metrics import surface_metrics
-from pipeline.overlap import pairwise_dice
+from pipeline.measures.overlap import pairwise_dice
+from pipeline.measures.surfaces import surface_metrics
 from pipeline.seeding import numpy_generator
 
 TOLERANCE = 2.0

@@ -16,11 +16,11 @@ from typing import get_args
 import numpy as np
 import polars as pl
 
-from pipeline import schema
-from pipeline.dataset import ProposalStore
-from pipeline.mining import PairSet, mine
-from pipeline.store import create_array, open_array, scan_table, write_table
-from pipeline.strategies import Mined
+from pipeline.pairs.mine import PairSet, mine
+from pipeline.pairs.strategies.strategy import Mined
+from pipeline.store import schema
+from pipeline.store.cases import ProposalStore
+from pipeline.store.tables import create_array, open_array, scan_table, write_table
 
 SLOTS = 16
 STRATEGIES = tuple(get_args(kind.model_fields["kind"].annotation)[0] for kind in get_args(Mined))

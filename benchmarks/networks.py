@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from safetensors import safe_open
 
 from benchmarks.mapo import EXAMPLES
-from tests.chain import run_chain
+from tests.fixtures.chain import run_chain
 
 SPLITS = {"labelled": 12, "pool": 4, "validation": 3, "test": 5}
 

@@ -131,9 +131,9 @@ def draw(out: Path, figure: Path, table: Path) -> None:
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    from pipeline.comparison import gain_over_seeds
-    from pipeline.schema import AUDIT_PAIRS, EVALUATION
-    from pipeline.store import read_table
+    from pipeline.report.compare import gain_over_seeds
+    from pipeline.store.schema import AUDIT_PAIRS, EVALUATION
+    from pipeline.store.tables import read_table
 
     seeds = sorted(path for path in out.glob("seed_*") if (path / "metrics").is_dir())
     noise = {

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from pipeline.objectives.objective import PairStatistics, PoolBatch
-from pipeline.objectives.preference import Preference
-from pipeline.segmentation_loss import dice_ce
-from pipeline.segmenter import Architecture
+from pipeline.segmenter.losses import dice_ce
+from pipeline.segmenter.weights import Architecture
+from pipeline.students.objectives.objective import PairStatistics, PoolBatch
+from pipeline.students.objectives.preference import Preference
 
 ROUNDS = 15
 

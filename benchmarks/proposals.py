@@ -16,18 +16,18 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cases.phantom import Phantom
 from pipeline.cases.prepare import prepare
 from pipeline.cases.preprocess import Preprocess
+from pipeline.cases.readers.phantom import Phantom
 from pipeline.cases.splits import Splits
-from pipeline.dataset import CaseStore
 from pipeline.execution import Execution
-from pipeline.proposals import Propose, propose
-from pipeline.recipe import MODELS, Compute
-from pipeline.samplers.mc_dropout import MCDropout
-from pipeline.samplers.tta import TTA
-from pipeline.segmenter import Architecture, Model, save_weights
-from pipeline.store import write_json, write_manifest
+from pipeline.proposals.propose import Propose, propose
+from pipeline.proposals.samplers.mc_dropout import MCDropout
+from pipeline.proposals.samplers.tta import TTA
+from pipeline.segmenter.knobs import MODELS, Compute
+from pipeline.segmenter.weights import Architecture, Model, save_weights
+from pipeline.store.cases import CaseStore
+from pipeline.store.tables import write_json, write_manifest
 
 ROUNDS = 5
 PASSES = 8

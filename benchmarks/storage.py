@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from pipeline import schema
-from pipeline.overlap import disagreement
-from pipeline.store import cases_per_shard, create_array, open_array, shard_cases, write_manifest
+from pipeline.measures.overlap import disagreement
+from pipeline.store import schema
+from pipeline.store.tables import cases_per_shard, create_array, open_array, shard_cases, write_manifest
 
 
 def write(folder: Path, space: tuple[int, ...], cases: int, slots: int) -> None:

@@ -9,24 +9,24 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError, model_validator
 
-from pipeline.arm import Student, Training
-from pipeline.audit import Audit
-from pipeline.augmentation import Augmentation
-from pipeline.bases import AnyBase, Program
-from pipeline.cases import Reader
+from pipeline.audit.audit import Audit
 from pipeline.cases.preprocess import Preprocess
+from pipeline.cases.readers import Reader
 from pipeline.cases.splits import Splits
-from pipeline.consensus import Consensus, check_consensus
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
-from pipeline.judges import Judge
-from pipeline.judges.table import Table
+from pipeline.judges.consensus import Consensus, check_consensus
+from pipeline.judges.kinds import Judge
+from pipeline.judges.kinds.table import Table
 from pipeline.knobs import Knobs, Name
-from pipeline.metrics import Evaluation
-from pipeline.mining import PairSet
-from pipeline.proposals import Propose
-from pipeline.recipe import TRAINER, Base, Compute
-from pipeline.strategies import NoPairs
+from pipeline.measures.surfaces import Evaluation
+from pipeline.pairs.mine import PairSet
+from pipeline.pairs.strategies.strategy import NoPairs
+from pipeline.proposals.propose import Propose
+from pipeline.segmenter.augmentation import Augmentation
+from pipeline.segmenter.imported import AnyBase, Program
+from pipeline.segmenter.knobs import TRAINER, Base, Compute
+from pipeline.students.student import Student, Training
 
 T = TypeVar("T")
 

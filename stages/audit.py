@@ -14,9 +14,9 @@ from stages import FOLDER, stage
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(cases: Path, proposals: Path, panel: Path, out: Path, params_file: Path) -> None:
-    from pipeline.audit import run_audit
-    from pipeline.dataset import CaseStore, ProposalStore
+    from pipeline.audit.audit import run_audit
     from pipeline.params import load_params
+    from pipeline.store.cases import CaseStore, ProposalStore
 
     params = load_params(params_file)
     run_audit(

@@ -13,11 +13,11 @@ from stages import FOLDER, stage
 @click.option("--history", type=FOLDER, required=True)
 @stage
 def main(cases: Path, out: Path, history: Path, params_file: Path) -> None:
-    from pipeline.base import train_base
-    from pipeline.bases.foreign import import_base
-    from pipeline.dataset import CaseStore
     from pipeline.params import load_params
-    from pipeline.recipe import Base
+    from pipeline.segmenter.base import train_base
+    from pipeline.segmenter.imported.importer import import_base
+    from pipeline.segmenter.knobs import Base
+    from pipeline.store.cases import CaseStore
 
     params = load_params(params_file)
     base, store = params.base, CaseStore(cases)

@@ -13,8 +13,8 @@ from stages import FOLDER, stage
 @click.option("--out", type=FOLDER, help="Where to write the table too: a .parquet or .csv file.")
 @stage
 def main(runs: tuple[Path, ...], arms: tuple[str, ...], out: Path | None, params_file: Path) -> None:
-    from pipeline.comparison import compare, printed, write_comparison
     from pipeline.params import load_params
+    from pipeline.report.compare import compare, printed, write_comparison
 
     params = load_params(params_file)
     table = compare(runs, arms or tuple(params.students), params.evaluation)

@@ -26,9 +26,9 @@ def main(
     metrics: Path,
     params_file: Path,
 ) -> None:
-    from pipeline.dataset import CaseStore, ProposalStore
-    from pipeline.evaluation import evaluate_model
+    from pipeline.evaluation.evaluate import evaluate_model
     from pipeline.params import load_params
+    from pipeline.store.cases import CaseStore, ProposalStore
 
     params = load_params(params_file)
     evaluate_model(

@@ -24,9 +24,9 @@ def main(
 ):
     from typing import cast
 
-    from pipeline.application import trained
-    from pipeline.model_card import Finished
-    from pipeline.model_export import Format, export_model
+    from pipeline.exports.card import Finished
+    from pipeline.exports.export import Format, export_model
+    from pipeline.exports.predict import trained
     from pipeline.params import entry, load_params
 
     params = load_params(params_file)

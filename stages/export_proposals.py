@@ -14,8 +14,8 @@ from stages import FOLDER, stage
 @click.option("--split", "splits", multiple=True, default=("pool", "validation"), show_default=True)
 @stage
 def main(out: Path, cases: Path, proposals: Path, splits: tuple[str, ...], params_file: Path) -> None:
-    from pipeline.dataset import CaseStore, ProposalStore
-    from pipeline.export import SHEET, export_proposals
+    from pipeline.proposals.qc_files import SHEET, export_proposals
+    from pipeline.store.cases import CaseStore, ProposalStore
 
     count = export_proposals(CaseStore(cases), ProposalStore(proposals), splits, out)
     click.echo(

@@ -20,9 +20,9 @@ from stages import FOLDER, stage
 def main(
     name: str, cases: Path, proposals: Path, out_of_fold: Path, models: Path, out: Path, params_file: Path
 ) -> None:
-    from pipeline.dataset import CaseStore, ProposalStore
     from pipeline.judges.judge import judge
     from pipeline.params import entry, load_params
+    from pipeline.store.cases import CaseStore, ProposalStore
 
     params = load_params(params_file)
     knobs = entry({**params.judges, **params.tables}, name, "judges or tables")

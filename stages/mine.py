@@ -15,9 +15,9 @@ from stages import FOLDER, stage
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(name: str, panel: Path, proposals: Path, audit: Path | None, out: Path, params_file: Path) -> None:
-    from pipeline.dataset import ProposalStore
-    from pipeline.mining import mine_to
+    from pipeline.pairs.mine import mine_to
     from pipeline.params import entry, load_params
+    from pipeline.store.cases import ProposalStore
 
     params = load_params(params_file)
     pairs = entry(params.pairs, name, "pairs")

@@ -14,9 +14,9 @@ from stages import FOLDER, stage
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(cases: Path, proposals: Path, scores: Path, out: Path, params_file: Path) -> None:
-    from pipeline.dataset import CaseStore, ProposalStore
-    from pipeline.panel import build_panel
+    from pipeline.judges.panel import build_panel
     from pipeline.params import load_params
+    from pipeline.store.cases import CaseStore, ProposalStore
 
     params = load_params(params_file)
     judges = [*params.judges, *params.tables]

@@ -16,9 +16,9 @@ from stages import FOLDER, stage
 @click.option("--out-of-fold", type=FOLDER, default="data/out_of_fold", show_default=True, help="Of labelled cases.")
 @stage
 def main(cases: Path, base: Path, out: Path, out_of_fold: Path, params_file: Path) -> None:
-    from pipeline.dataset import CaseStore
     from pipeline.params import load_params
-    from pipeline.proposals import propose, propose_out_of_fold
+    from pipeline.proposals.propose import propose, propose_out_of_fold
+    from pipeline.store.cases import CaseStore
 
     params = load_params(params_file)
     swap_labels = params.augmentation.swap_labels

@@ -21,10 +21,10 @@ from stages import FOLDER, stage
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(cases: Path, panel: Path, proposals: Path, out: Path, params_file: Path, **folders: Path) -> None:
-    from pipeline.dataset import CaseStore, ProposalStore
     from pipeline.params import load_params
     from pipeline.report.page import write_report
     from pipeline.report.run import Run
+    from pipeline.store.cases import CaseStore, ProposalStore
 
     params = load_params(params_file)
     run = Run(params=params, cases=CaseStore(cases), panel_file=panel, proposals=ProposalStore(proposals), **folders)

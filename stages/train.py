@@ -19,10 +19,10 @@ from stages import FOLDER, stage
 def main(
     name: str, cases: Path, proposals: Path, pairs: Path, base: Path, out: Path, history: Path, params_file: Path
 ) -> None:
-    from pipeline.dataset import CaseStore, ProposalStore
     from pipeline.params import entry, load_params
-    from pipeline.segmenter import Model
-    from pipeline.student import train_student
+    from pipeline.segmenter.weights import Model
+    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.students.train import train_student
 
     params = load_params(params_file)
     student = entry(params.students, name, "students")

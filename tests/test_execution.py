@@ -13,16 +13,7 @@ from pydantic import ValidationError
 
 from pipeline import execution
 from pipeline.errors import BadInput
-from pipeline.execution import (
-    CaseFailures,
-    Execution,
-    Shard,
-    fingerprint,
-    publish,
-    run,
-    shards_of,
-    workspace,
-)
+from pipeline.execution import CaseFailures, Execution, Shard, fingerprint, publish, run, shards_of, workspace
 
 SHARDS = shards_of(list("abcdefg"), 2)
 

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
 from pipeline.errors import BadInput
-from pipeline.judges import Judge
+from pipeline.judges.kinds import Judge
+from pipeline.pairs.strategies.strategy import Strategy
 from pipeline.params import Params, entry, load_params
-from pipeline.samplers import Sampler
-from pipeline.strategies import Strategy
+from pipeline.proposals.samplers import Sampler
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 GONE = object()
@@ -214,7 +214,7 @@ def test_every_knob_says_what_it_means():
         ),
         (
             {"base": {"kind": "checkpoint"}},
-            "model: expected the file or folder of a checkpoint, found pipeline/base.py",
+            "model: expected the file or folder of a checkpoint, found pipeline/segmenter/base.py",
         ),
         ({"model": "my.pt"}, "model: 'my.pt' is read by no base that is trained here; set base.kind to checkpoint"),
         ({"base": None}, "students: without a model (base: null) there is nothing to train; set students: {}"),

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.cases.checks import check_case_id, inside
-from pipeline.cases.reader import CaseTable, Source
+from pipeline.cases.files.checks import check_case_id, inside
+from pipeline.cases.readers.reader import CaseTable, Source
 from pipeline.errors import BadInput
-from pipeline.schema import SPLITS
+from pipeline.store.schema import SPLITS
 
 
 def described(sources: Sequence[Source], root: Path, table: CaseTable | None) -> list[Source]:

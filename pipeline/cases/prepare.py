@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline import schema, store
-from pipeline.cases import Reader
 from pipeline.cases.case_table import described
-from pipeline.cases.given_split import with_given_split
-from pipeline.cases.nifti import ENDINGS
+from pipeline.cases.files.nifti import ENDINGS
+from pipeline.cases.nnunet_split import with_given_split
 from pipeline.cases.preprocess import Preprocess, one_orientation, to_working
-from pipeline.cases.reader import Source
+from pipeline.cases.readers import Reader
+from pipeline.cases.readers.reader import Source
 from pipeline.cases.splits import Splits, assign
-from pipeline.dataset import Case
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
+from pipeline.store import schema
+from pipeline.store import tables as store
+from pipeline.store.cases import Case
 
 _WORKING_COPIES = 3
 """A shard in work holds its blocks, their compressed copies and the case being read."""

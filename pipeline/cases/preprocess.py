@@ -13,8 +13,8 @@ from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 
 if TYPE_CHECKING:
-    from pipeline.cases.reader import Source
-    from pipeline.dataset import Case
+    from pipeline.cases.readers.reader import Source
+    from pipeline.store.cases import Case
 
 
 class FixedRange(Knobs):

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.cases.given_split import GivenSplit
-from pipeline.cases.reader import Source
+from pipeline.cases.nnunet_split import GivenSplit
+from pipeline.cases.readers.reader import Source
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.schema import SPLITS
 from pipeline.seeding import numpy_generator
+from pipeline.store.schema import SPLITS
 
 _DRAWN = ("test", "validation", "labelled", "pool")
 """Order of drawing: another number of labelled cases leaves test and validation as they are."""

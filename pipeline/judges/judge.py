@@ -10,14 +10,14 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import polars as pl
 
-from pipeline import schema
-from pipeline.dataset import Case, CaseStore, ProposalStore
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
 from pipeline.knobs import Knobs
-from pipeline.overlap import first_equal
-from pipeline.recipe import Compute
-from pipeline.store import (
+from pipeline.measures.overlap import first_equal
+from pipeline.segmenter.knobs import Compute
+from pipeline.store import schema
+from pipeline.store.cases import Case, CaseStore, ProposalStore
+from pipeline.store.tables import (
     MANIFEST,
     cases_per_shard,
     create_array,

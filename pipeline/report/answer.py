@@ -7,10 +7,10 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.report.audit_measures import RESEARCH
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
+from pipeline.report.cells import UNKNOWN, Estimate, cell, decimal, inline, percent, points
 from pipeline.report.figures import forest
-from pipeline.report.measures import RESEARCH
-from pipeline.report.numbers import UNKNOWN, Estimate, cell, decimal, inline, percent, points
 from pipeline.report.run import Arm, Run, read_json
 
 WORST = 6

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipeline.report.blocks import Figure
+from pipeline.report.cells import Estimate, decimal
 from pipeline.report.figures import BLUE, GREEN, GREY, RED, SKY, drawing, embed, grid
-from pipeline.report.numbers import Estimate, decimal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline.report.blocks import Figure
-from pipeline.report.numbers import Estimate
+from pipeline.report.cells import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

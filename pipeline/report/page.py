@@ -8,14 +8,14 @@ from typing import Any
 
 from pipeline.report.answer import answer, worst_cases
 from pipeline.report.blocks import Section
-from pipeline.report.calibrated import calibration
-from pipeline.report.data import proposals, splits
-from pipeline.report.examples import examples
-from pipeline.report.judged import judges
-from pipeline.report.paired import pair_sets
-from pipeline.report.picks import picks
+from pipeline.report.calibration import calibration
+from pipeline.report.cases_and_proposals import proposals, splits
+from pipeline.report.curves import training
+from pipeline.report.example_pairs import examples
+from pipeline.report.judges import judges
+from pipeline.report.pair_sets import pair_sets
 from pipeline.report.run import Run, Warned
-from pipeline.report.training import training
+from pipeline.report.top_picks import picks
 
 SECTIONS = (answer, splits, proposals, judges, pair_sets, calibration, picks, examples, training, worst_cases)
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline import schema
 from pipeline.report.figures import GREEN, ORANGE, PURPLE, SKY, YELLOW
+from pipeline.store import schema
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

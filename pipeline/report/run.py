@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pipeline import schema
-from pipeline.dataset import CaseStore, ProposalStore
+from pipeline.audit.verdicts import LEAST
 from pipeline.errors import BadInput
-from pipeline.recipe import MODELS
-from pipeline.report.numbers import Estimate
-from pipeline.store import read_foreign_table, read_table, scan_table
-from pipeline.verdicts import LEAST
+from pipeline.report.cells import Estimate
+from pipeline.segmenter.knobs import MODELS
+from pipeline.store import schema
+from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.tables import read_foreign_table, read_table, scan_table
 
 if TYPE_CHECKING:
-    from pipeline.arm import Student
     from pipeline.params import Params
+    from pipeline.students.student import Student
 
 
 @dataclass(frozen=True)

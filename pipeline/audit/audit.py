@@ -1,0 +1,133 @@
+"""Judging the judges: how far each judge, and each way of mining, can be believed, on validation cases."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+from pydantic import Field, field_validator
+
+from pipeline.audit.judges import Sizes, audit_bins, audit_judge, headroom, judged
+from pipeline.audit.pair_sets import audit_pairs, calibrate_pairs, try_pairs, voxel_shares
+from pipeline.audit.verdicts import headroom_verdict, judge_verdict, nothing_known, warnings
+from pipeline.knobs import Knobs, Name
+from pipeline.pairs.calibration import Calibration, Isotonic, knots
+from pipeline.pairs.mine import PairSet
+from pipeline.pairs.strategies.strategy import Mined, NoPairs, TopBase, TopBottom
+from pipeline.store import schema
+from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.tables import scan_table, write_json, write_table
+
+
+class Audit(Knobs):
+    """How judges are measured."""
+
+    bootstrap: Annotated[int, Field(gt=0)] = 2000
+    """Resamples of patients behind every interval."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Folds by patient for choosing the best fixed sampler out of fold."""
+    failure_below: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """A base prediction of less true Dice is a failure that a judge should score low: AUROC between cases."""
+    gap_edges: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.01, 0.02, 0.05, 0.1)
+    """Gaps in true Dice, increasing, that part the bins of pair accuracy."""
+    disagreement_bins: Annotated[int, Field(ge=1)] = 5
+    """Bins of pair accuracy by |D| as a share of the voxels of the case, with as many pairs each."""
+    strategies: dict[Name, Annotated[Mined, Field(discriminator="kind")]] = {
+        "top_bottom": TopBottom(kind="top_bottom"),
+        "top_base": TopBase(kind="top_base"),
+    }
+    """Ways of mining that are tried with every judge and consensus entry, besides the pair sets."""
+    calibration: Calibration = Isotonic()
+    """How the margin of a pair becomes P(its order is right)."""
+
+    @field_validator("gap_edges")
+    @classmethod
+    def _increasing(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
+        if any(low >= high for low, high in pairwise(edges)):
+            raise ValueError(f"audit.gap_edges: expected increasing edges, found {list(edges)}")
+        return edges
+
+
+def run_audit(
+    panel_file: Path,
+    judges: Sequence[str],
+    pair_sets: Mapping[str, PairSet],
+    cases: CaseStore,
+    proposals: ProposalStore,
+    knobs: Audit,
+    seed: int,
+    out: Path,
+    research: Collection[str] = (),
+) -> None:
+    """Audit every judge, way of mining and pair set, calibrate the pair sets, and write what is found into a folder.
+
+    `judges.parquet`, `strategies.parquet`, `bins.parquet`, `pairs.parquet`, `calibration.parquet`,
+    `reliability.parquet`, and `summary.json`: the number of labelled validation cases and of their groups, the headroom
+    that the proposals leave, per pair set how its calibration went, and warnings, each with its pair set. `research`:
+    judges that know the truth.
+    Without labelled validation cases the tables are empty, and the one warning says so.
+    """
+    panel = scan_table(panel_file, schema.panel(judges))
+    validation = panel.filter(pl.col("split") == "validation", pl.col("true_dice").is_not_null()).collect()
+    sets = {name: pairs for name, pairs in pair_sets.items() if not isinstance(pairs.strategy, NoPairs)}
+    if not len(validation):
+        judges, sets = [], {}
+    rows = validation.lazy()
+    calibrated = {
+        name: calibrate_pairs(pairs, rows, proposals, knobs.calibration, seed) for name, pairs in sets.items()
+    }
+    tried = {name: try_pairs(pairs, rows, proposals, seed, calibrated[name].curve) for name, pairs in sets.items()}
+    standard = {
+        (judge, name): try_pairs(PairSet(judge=judge, strategy=strategy), rows, proposals, seed)
+        for judge in judges
+        for name, strategy in knobs.strategies.items()
+    }
+    voxels = voxel_shares([*tried.values(), *standard.values()], cases, proposals)
+    measured = [
+        {"pairs": name, "judge": sets[name].judge, "strategy": sets[name].strategy.kind}
+        | audit_pairs(table, voxels, knobs.bootstrap, seed)
+        for name, table in tried.items()
+    ]
+    standards = [
+        {"judge": judge, "strategy": name} | audit_pairs(table, voxels, knobs.bootstrap, seed)
+        for (judge, name), table in standard.items()
+    ]
+    known = judged(validation, judges)
+    groups = validation["group"].n_unique()
+    found = [audit_judge(name, known, knobs.folds, knobs.failure_below, knobs.bootstrap, seed) for name in judges]
+    for row in found:
+        of_judge = [one for one in standards if one["judge"] == row["judge"]]
+        row["verdict"] = judge_verdict(row, of_judge, groups, row["judge"] in research)
+    sizes = Sizes(knobs.gap_edges, knobs.disagreement_bins)
+    judge_table = pl.DataFrame(found, schema=schema.AUDIT_JUDGES.columns)
+    pair_table = pl.DataFrame(measured, schema=schema.AUDIT_PAIRS.columns)
+    strategy_table = pl.DataFrame(standards, schema=schema.AUDIT_STRATEGIES.columns)
+    write_table(judge_table, schema.AUDIT_JUDGES, out / "judges.parquet", knobs)
+    write_table(pair_table, schema.AUDIT_PAIRS, out / "pairs.parquet", knobs)
+    write_table(strategy_table, schema.AUDIT_STRATEGIES, out / "strategies.parquet", knobs)
+    bins = audit_bins(known, proposals, sizes, knobs.bootstrap, seed)
+    write_table(bins, schema.AUDIT_BINS, out / "bins.parquet", knobs)
+    curves = [knots(name, pairs.judge, pairs.strategy.kind, calibrated[name].curve) for name, pairs in sets.items()]
+    reliable = [part.reliability.with_columns(pairs=pl.lit(name)) for name, part in calibrated.items()]
+    for table, parts, file in (
+        (schema.CALIBRATION, curves, "calibration"),
+        (schema.RELIABILITY, reliable, "reliability"),
+    ):
+        empty = pl.DataFrame(schema=table.columns)
+        whole = pl.concat([empty, *(part.select(empty.columns).cast(empty.schema) for part in parts)])
+        write_table(whole, table, out / f"{file}.parquet", knobs.calibration)
+    room = headroom(known, knobs.bootstrap, seed)
+    notes = {name: str(part.summary["note"] or "") for name, part in calibrated.items() if part.curve}
+    write_json(
+        out / "summary.json",
+        {
+            "validation_cases": len(known.case),
+            "groups": groups,
+            "headroom": {**room, "verdict": headroom_verdict(room, groups)},
+            "calibration": {name: part.summary for name, part in calibrated.items()},
+            "warnings": warnings(judge_table, pair_table, groups, notes) if len(validation) else nothing_known(),
+        },
+    )

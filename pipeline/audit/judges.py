@@ -1,0 +1,183 @@
+"""Judging a judge: how its scores rank the proposals of validation cases, and the cases themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from pipeline.errors import BadInput
+from pipeline.judges.consensus import within_case_spearman
+from pipeline.measures.intervals import Interval, interval, resampled_interval, share_interval, weighted_interval
+from pipeline.measures.ranking import aurc, auroc, best_fixed, differences, kendall, pair_error, rightness, top_value
+from pipeline.store import schema
+from pipeline.store.cases import ProposalStore
+
+
+class Judged(NamedTuple):
+    """Labelled validation cases with their proposals and scores."""
+
+    case: np.ndarray  # row in the arrays, i64 [case]
+    group: np.ndarray  # patient or exam, [case]
+    voxels: np.ndarray  # of the case, f64 [case]
+    dice: np.ndarray  # true Dice, f64 [case, slot]
+    distinct: np.ndarray  # no duplicate of an earlier slot, bool [case, slot]
+    scores: dict[str, np.ndarray]  # per judge f64 [case, slot]; NaN = abstained
+    slots: list[str]  # sampler and setting of each
+
+
+class Sizes(NamedTuple):
+    """How the pairs of `AUDIT_BINS` are put together."""
+
+    gaps: Sequence[float]  # inner edges, increasing
+    disagreements: int  # quantile bins
+
+
+def judged(panel: pl.DataFrame, judges: Iterable[str]) -> Judged:
+    """Rows of a panel that have a true Dice, in any order. Raises `BadInput` where a case lacks a slot."""
+    rows = panel.sort("case", "proposal")
+    slots = int(rows["proposal"].max()) + 1 if len(rows) else 1  # type: ignore[arg-type]
+    proposal = rows["proposal"].to_numpy()
+    if len(rows) % slots or (proposal.reshape(-1, slots) != np.arange(slots)).any():
+        raise BadInput(
+            f"panel: expected the proposals 0 to {slots - 1} of every validation case, found {len(rows)} rows of "
+            f"{rows['case'].n_unique()} cases; run `dvc repro panel`"
+        )
+
+    def block(values: pl.Series) -> np.ndarray:
+        return values.to_numpy().reshape(-1, slots)
+
+    first = rows.gather_every(slots)
+    settings = rows.head(slots).select("sampler", "setting").rows()
+    return Judged(
+        first["case"].to_numpy().astype(np.int64),
+        first["group"].to_numpy(),
+        block(rows["voxels"].list.sum()).max(axis=1, initial=1).astype(np.float64),
+        block(rows["true_dice"]),
+        block(rows["duplicate_of"].is_null()),
+        {name: block(rows[f"score_{name}"].cast(pl.Float64).fill_null(float("nan"))) for name in judges},
+        [sampler if sampler == setting else f"{sampler} {setting}" for sampler, setting in settings],
+    )
+
+
+def audit_judge(name: str, cases: Judged, folds: int, failure_below: float, draws: int, seed: int) -> dict[str, object]:
+    """One row of `AUDIT_JUDGES` without its verdict. Duplicates of a mask count once, abstentions not at all.
+
+    Over cases with two distinct, scored proposals: `spearman`, `kendall`, `pair_error`; `lift`, true Dice of the top
+    pick less that of the base, and `headroom`, the same of the best proposal; `lift_over_headroom`, a ratio of sums;
+    `lift_over_fixed`, over always taking the slot that is best on other patients; `regret`, the best proposal less the
+    top pick; `gap_weighted_accuracy`, the sum of the gaps in true Dice of the rightly ordered pairs over that of all.
+    Between cases, by the score and the true Dice of slot 0 where it is scored: `auroc` of a Dice below `failure_below`,
+    null where all cases fail or none does, and `aurc` with the risk 1 - Dice; cases count equally.
+
+    Intervals are 95 % bootstraps by patient; null where too few patients or nothing to measure.
+    """
+    score = np.where(cases.distinct, cases.scores[name], np.nan)
+    kept = np.count_nonzero(~np.isnan(score), axis=1) > 1
+    out: dict[str, object] = {
+        "judge": name,
+        "cases": int(kept.sum()),
+        "abstained": float(np.isnan(cases.scores[name]).mean()),
+        "fixed_sampler": None,
+    }
+    within = _within(score[kept], cases.dice[kept])
+    gain, worth = within["lift"], within["headroom"]
+    group = cases.group[kept]
+    within["lift_over_fixed"] = gain
+    if kept.any():
+        fixed, slot = best_fixed(cases.dice[kept], group, folds, seed)
+        within["lift_over_fixed"] = gain - (fixed - cases.dice[kept, 0])
+        out["fixed_sampler"] = cases.slots[slot]
+    for measure, values in within.items():
+        known = ~np.isnan(values)
+        ends = share_interval if measure == "top_beats_base" else interval
+        out |= named(measure, ends(values[known], group[known], draws, seed))
+    out |= named("lift_over_headroom", weighted_interval(gain, worth, group, draws, seed))
+    ordered = differences(score[kept]), differences(cases.dice[kept])
+    right, stake = rightness(*ordered), np.abs(ordered[1])
+    asked = ~np.isnan(right)
+    won, all_of_it = (np.where(asked, part, 0.0).sum(1) for part in (right * stake, stake))
+    out |= named("gap_weighted_accuracy", weighted_interval(won, all_of_it, group, draws, seed))
+    return out | _between(cases.scores[name][:, 0], cases.dice[:, 0], cases.group, failure_below, draws, seed)
+
+
+def headroom(cases: Judged, draws: int, seed: int) -> dict[str, float | None]:
+    """True Dice of the best proposal less that of the base, over all cases, whatever a judge says of them."""
+    best = cases.dice.max(axis=1, initial=0) - cases.dice[:, 0]
+    return named("headroom", interval(best, cases.group, draws, seed))
+
+
+def _within(score: np.ndarray, dice: np.ndarray) -> dict[str, np.ndarray]:
+    """Measures of each case, f64 `[case]`; NaN where one has no value."""
+    order, gap = differences(score), differences(dice)
+    top, base, best = top_value(score, dice), dice[:, 0], dice.max(axis=1, initial=0)
+    return {
+        "spearman": within_case_spearman(score[None], dice)[0],
+        "kendall": kendall(order, gap),
+        "pair_error": pair_error(rightness(order, gap)),
+        "lift": top - base,
+        "top_beats_base": np.where(top > base, 1.0, 0.0),
+        "headroom": best - base,
+        "regret": best - top,
+    }
+
+
+def _between(
+    score: np.ndarray, dice: np.ndarray, groups: np.ndarray, failure_below: float, draws: int, seed: int
+) -> dict[str, float | None]:
+    """`auroc` and `aurc` of the base's score against its true Dice, `[case]`."""
+    scored = ~np.isnan(score)
+    score, dice, groups = score[scored], dice[scored], groups[scored]
+    failed = dice < failure_below
+    telling = min(len(np.unique(groups[failed])), len(np.unique(groups[~failed])))
+    area = resampled_interval(lambda weight: auroc(score, failed, weight), groups, draws, seed, telling)
+    risk = resampled_interval(lambda weight: aurc(score, 1 - dice, weight), groups, draws, seed)
+    return named("auroc", area) | named("aurc", risk)
+
+
+def named(measure: str, estimate: Interval) -> dict[str, float | None]:
+    """The columns of a measure and of the ends of its interval."""
+    return dict(zip((measure, f"{measure}_low", f"{measure}_high"), estimate, strict=True))
+
+
+def audit_bins(cases: Judged, proposals: ProposalStore, sizes: Sizes, draws: int, seed: int) -> pl.DataFrame:
+    """Rows of `AUDIT_BINS`: the pair accuracy of every judge by gap in true Dice and by |D| as a share of the case.
+
+    All pairs of distinct proposals of a case that differ in true Dice; those with an abstention are left out of the
+    judge's rows. Bins are above one edge and up to the next, the same for all judges: the gaps' edges are given, those
+    of |D| are quantiles over all pairs. Pairs count equally, equal scores one half. Bins without a pair have no row.
+    """
+    gap = np.round(np.abs(differences(np.where(cases.distinct, cases.dice, np.nan))), 12)
+    row, pair = np.nonzero(gap > 0)
+    slots = np.triu_indices(cases.dice.shape[1], 1)
+    share = proposals.disagreement_of(cases.case[row], slots[0][pair], slots[1][pair]) / cases.voxels[row]
+    known = share > 0
+    row, pair, share = row[known], pair[known], share[known]
+    inner = np.quantile(share, np.linspace(0, 1, sizes.disagreements + 1)[1:-1]) if len(share) else np.zeros(0)
+    parts = [
+        ("gap", gap[row, pair], np.array([0.0, *sizes.gaps, 1.0])),
+        ("disagreement", share, np.unique([0.0, *inner, share.max(initial=0)])),
+    ]
+    rows = []
+    for name, scores in cases.scores.items():
+        score = np.where(cases.distinct, scores, np.nan)
+        right = rightness(differences(score), differences(cases.dice))[row, pair]
+        scored = ~np.isnan(right)
+        for by, value, edges in parts:
+            bins = max(1, len(edges) - 1)
+            at = row[scored] * bins + np.searchsorted(edges[1:-1], value[scored])
+            shape = len(cases.case), bins
+            count, won = (
+                np.bincount(at, of_pair, minlength=shape[0] * bins).reshape(shape)
+                for of_pair in (np.ones(len(at)), right[scored])
+            )
+            for index in np.flatnonzero(count.any(axis=0)):
+                found = weighted_interval(won[:, index], count[:, index], cases.group, draws, seed)
+                rows.append(
+                    {"judge": name, "by": by, "bin": int(index), "above": edges[index], "up_to": edges[index + 1]}
+                    | {"count": int(count[:, index].sum())}
+                    | named("accuracy", found)
+                )
+    return pl.DataFrame(rows, schema=schema.AUDIT_BINS.columns)

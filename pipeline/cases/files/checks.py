@@ -1,0 +1,104 @@
+"""What every reader refuses: unsafe case ids, paths out of the data root, DICOM, labels that are no declared class."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import BadInput
+from pipeline.store.schema import UNKNOWN
+
+_CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+_DICOM_PREAMBLE = 128
+_ROUNDING = 1e-4
+
+
+def check_case_id(case_id: str, file: object) -> None:
+    """Refuse a case id that is no plain name: ids become file names, table keys and text of the report."""
+    if not _CASE_ID.fullmatch(case_id):
+        raise BadInput(
+            f"{file}: case id {case_id!r} expected letters, digits, '_', '.' or '-', not starting with a dot; "
+            "rename the file"
+        )
+
+
+def inside(root: Path, relative: str, named_by: object) -> Path:
+    """Path of a file below the data root; absolute paths and `..` are refused, since DVC watches the root alone."""
+    parts = PurePosixPath(relative)
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts:
+        raise BadInput(f"{named_by}: expected a path below {root}, found {relative!r}; move the file there")
+    return root / parts
+
+
+def refuse_dicom(path: Path) -> None:
+    """Refuse DICOM, told by its suffix or by the letters DICM behind the preamble; a missing file is no DICOM."""
+    found = path.suffix.lower() in (".dcm", ".dicom")
+    if not found and path.is_file():
+        with path.open("rb") as file:
+            found = file.read(_DICOM_PREAMBLE + 4)[_DICOM_PREAMBLE:] == b"DICM"
+    if found:
+        raise BadInput(f"{path}: found DICOM, expected NIfTI or pictures; convert the series, e.g. with dcm2niix")
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """Content of a JSON file that describes a data set; raises `BadInput` for a missing or broken one."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(f"{file}: expected the JSON index of the data set ({error}); check `path`") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{file}: expected a JSON object, found {type(content).__name__}; check the file")
+    return content
+
+
+def present(file: Path, case_id: str) -> None:
+    """Refuse a file that is not there."""
+    if not file.is_file():
+        raise BadInput(f"{file}: case '{case_id}': expected a file, found none; add it, or remove the case")
+
+
+def refuse_other_shape(found: tuple[int, ...], expected: tuple[int, ...], file: Path, case_id: str) -> None:
+    """Refuse a label of another shape than its image's."""
+    if found != expected:
+        raise BadInput(
+            f"{file}: case '{case_id}': expected the image's shape {expected}, found {found}; resample the label to "
+            "the image's grid"
+        )
+
+
+def brighter(values: np.ndarray, above: int, file: Path, case_id: str) -> np.ndarray:
+    """Label u8: 1 where a mask is brighter than this. Refuses a mask of 0 and 1, which would be all background."""
+    if above >= 1 and values.max(initial=0) == 1:
+        raise BadInput(
+            f"{file}: case '{case_id}': expected a mask of 0 and 255 (foreground_above: {above}), found 0 and 1; "
+            "it holds class indices, so that foreground_above must be removed"
+        )
+    return (values > above).astype(np.uint8)
+
+
+def class_indices(
+    values: np.ndarray, classes: int, file: Path, case_id: str, ignore: int | None = UNKNOWN
+) -> np.ndarray:
+    """Label u8 of the same shape: class indices below `classes`, and 255 for voxels that hold `ignore`.
+
+    What NIfTI's scale factor moved off a whole number by rounding is that number. Raises `BadInput` for fractions, NaN,
+    infinity and values outside the declared classes.
+    """
+    if np.issubdtype(values.dtype, np.floating):
+        whole = np.round(values)
+        values = np.where(np.abs(values - whole) < _ROUNDING, whole, values)
+    found = np.unique(values)
+    wrong = [value for value in found.tolist() if value != ignore and value not in range(classes)]
+    if wrong:
+        also = "" if ignore is None else f" (and {ignore} for ignore)"
+        raise BadInput(
+            f"{file}: case '{case_id}': expected labels 0 to {classes - 1}{also}, "
+            f"found {', '.join(f'{value:g}' for value in wrong[:5])}; declare the classes, or correct the label"
+        )
+    if ignore in (None, UNKNOWN):
+        return values.astype(np.uint8)
+    return np.where(values == ignore, UNKNOWN, values).astype(np.uint8)

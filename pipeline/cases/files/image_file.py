@@ -1,0 +1,61 @@
+"""An image or mask of any format that is read, told by the ending of its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.cases.files import nifti, picture, tiff
+from pipeline.cases.files.checks import class_indices, refuse_dicom, refuse_other_shape
+from pipeline.cases.files.header import Header
+from pipeline.errors import BadInput
+from pipeline.store.schema import UNKNOWN
+
+ENDINGS = (*nifti.ENDINGS, *tiff.ENDINGS, *picture.ENDINGS)
+
+
+def ending_of(file: Path) -> str:
+    """One of `ENDINGS`, in lower case; raises `BadInput` for DICOM and all others."""
+    found = next((ending for ending in ENDINGS if file.name.lower().endswith(ending)), None)
+    if found is None:
+        refuse_dicom(file)
+        raise BadInput(f"{file}: expected {', '.join(ENDINGS)}, found '{file.suffix}'; convert it, e.g. to .nii.gz")
+    return found
+
+
+def header(file: Path, case_id: str) -> Header:
+    """Channels and grid; NIfTI has one channel here."""
+    ending = ending_of(file)
+    if ending in nifti.ENDINGS:
+        return nifti.header(file, case_id)
+    return tiff.header(file, case_id) if ending in tiff.ENDINGS else picture.header(file, case_id)
+
+
+def image(file: Path, case_id: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Image f32 `[channel, *space]` of the header's shape, with intensities as stored."""
+    ending = ending_of(file)
+    if ending in nifti.ENDINGS:
+        return nifti.image(file, case_id, shape)
+    return tiff.image(file, case_id) if ending in tiff.ENDINGS else picture.image(file, case_id)
+
+
+def read_mask(
+    file: Path,
+    case_id: str,
+    shape: tuple[int, ...],
+    affine: tuple[float, ...] | None,
+    classes: int,
+    ignore: int | None = UNKNOWN,
+) -> np.ndarray:
+    """Label u8 `[*space]` on the grid of the image with this shape and affine; 255 where the file holds `ignore`.
+
+    Raises `BadInput` for another shape, for another affine where both have one, and for values that are no class.
+    """
+    ending = ending_of(file)
+    if ending in nifti.ENDINGS:
+        values = nifti.mask(file, case_id, shape, affine)
+    else:
+        values = tiff.mask(file, case_id) if ending in tiff.ENDINGS else picture.mask(file, case_id)
+    refuse_other_shape(values.shape, shape, file, case_id)
+    return class_indices(values, classes, file, case_id, ignore)

@@ -1,0 +1,88 @@
+"""PNG, BMP and JPEG files: size, pixels and masks of class indices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.cases.files.checks import present, refuse_dicom
+from pipeline.cases.files.header import Header
+from pipeline.cases.voxels import GREY_MODES, pixels
+from pipeline.errors import BadInput
+
+LOSSY = (".jpg", ".jpeg")
+ENDINGS = (".png", ".bmp", *LOSSY)
+
+_ORIENTATION = 0x0112
+_UPRIGHT = 1
+
+
+def header(file: Path, case_id: str) -> Header:
+    """One channel of grey, or red, green and blue; rows and columns; no spacing."""
+    with _opened(file, case_id) as picture:
+        return Header(1 if picture.mode in GREY_MODES else 3, (picture.height, picture.width))
+
+
+def image(file: Path, case_id: str) -> np.ndarray:
+    """Image f32 `[channel, row, column]` with intensities as stored; transparency is dropped."""
+    with _opened(file, case_id) as picture:
+        return _array(picture, file, case_id, pixels)
+
+
+def brightness(file: Path, case_id: str) -> np.ndarray:
+    """Grey values `[row, column]` of a mask that is bright where its class is, in any colour or format.
+
+    One bit per pixel is 0 and 255, as viewers show it.
+    """
+    with _opened(file, case_id) as picture:
+        plain = picture.mode in GREY_MODES and picture.mode not in ("LA", "1")
+        return _array(picture, file, case_id, np.asarray if plain else lambda found: np.asarray(found.convert("L")))
+
+
+def mask(file: Path, case_id: str) -> np.ndarray:
+    """Class indices `[row, column]` as stored; raises `BadInput` for JPEG and for colours."""
+    if file.suffix.lower() in LOSSY:
+        raise BadInput(
+            f"{file}: case '{case_id}': expected class indices in a lossless format, found JPEG; save masks as "
+            "PNG, or set `foreground_above`"
+        )
+    with _opened(file, case_id) as picture:
+        if picture.mode not in ("P", *GREY_MODES) or picture.mode == "LA":
+            raise BadInput(
+                f"{file}: case '{case_id}': expected one channel of class indices, found mode {picture.mode}; save the "
+                "index of the class per pixel (overlapping masks are not supported)"
+            )
+        return _array(picture, file, case_id)
+
+
+def _opened(file: Path, case_id: str) -> Any:
+    """Picture of which only the header is read."""
+    from PIL import Image
+
+    refuse_dicom(file)
+    present(file, case_id)
+    try:
+        picture = Image.open(file)
+        # PNG may hold the tag behind the pixels, so asking for it would read them all.
+        orientation = picture.getexif().get(_ORIENTATION, _UPRIGHT) if picture.format == "JPEG" else _UPRIGHT
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadInput(f"{file}: case '{case_id}': expected a picture, found an unreadable file ({error})") from error
+    if orientation != _UPRIGHT:
+        raise BadInput(
+            f"{file}: case '{case_id}': expected an upright picture, found EXIF orientation {orientation}; rotate the "
+            "pixels and drop the tag, so that image and mask agree"
+        )
+    return picture
+
+
+def _array(picture: Any, file: Path, case_id: str, read: Callable[[Any], np.ndarray] = np.asarray) -> np.ndarray:
+    try:
+        return read(picture)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadInput(
+            f"{file}: case '{case_id}': expected {picture.height} x {picture.width} pixels, found a truncated or "
+            f"damaged file ({error}); fetch it again"
+        ) from error

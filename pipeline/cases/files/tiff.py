@@ -1,0 +1,148 @@
+"""TIFF files: pictures, stacks of slices, and channels where the file says which axis they are."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.cases.files.checks import json_object, present, refuse_dicom
+from pipeline.cases.files.header import Header
+from pipeline.errors import BadInput
+
+ENDINGS = (".tif", ".tiff")
+
+_CHANNEL = "CS"
+_SLICE = "ZIQ"
+"""Slices of a stack: said to be, pages in a row, or an axis without a name."""
+
+
+def header(file: Path, case_id: str) -> Header:
+    """Channels, then rows and columns, or slices, rows and columns; no spacing.
+
+    Raises `BadInput` for other axes (time) and several images in one file.
+    """
+    with _opened(file, case_id) as series:
+        return _header(series, file, case_id)
+
+
+def image(file: Path, case_id: str) -> np.ndarray:
+    """Image f32 `[channel, *space]` with intensities as stored; refuses colours by table and inverted grey."""
+    with _opened(file, case_id) as series:
+        found = _header(series, file, case_id)
+        if series.keyframe.photometric not in (1, 2):  # MINISBLACK, RGB
+            raise BadInput(
+                f"{file}: case '{case_id}': expected grey where bright is large, or RGB, found "
+                f"{series.keyframe.photometric.name}; convert it"
+            )
+        voxels = _ordered(series, file, case_id).astype(np.float32)
+    return np.ascontiguousarray(voxels.reshape(found.channels, *found.shape))
+
+
+def mask(file: Path, case_id: str) -> np.ndarray:
+    """Class indices `[*space]` as stored; raises `BadInput` for several channels."""
+    with _opened(file, case_id) as series:
+        if (found := _header(series, file, case_id)).channels > 1:
+            raise BadInput(
+                f"{file}: case '{case_id}': expected one channel of class indices, found {found.channels} (axes "
+                f"{series.axes}); save the index of the class per voxel (overlapping masks are not supported)"
+            )
+        return _ordered(series, file, case_id).reshape(found.shape)
+
+
+def spacing(beside: Path, case_id: str, axes: int) -> tuple[float, ...] | None:
+    """Spacing in mm in the order of the axes, from the JSON file beside a stack; None where there is none.
+
+    Source: nnU-Net's documentation, `dataset_format.md`.
+    """
+    if not beside.is_file():
+        return None
+    found: Any = json_object(beside).get("spacing")
+    edges = found if isinstance(found, list) else []
+    numbers = [edge for edge in edges if isinstance(edge, (int, float)) and 0 < edge < np.inf]
+    if len(numbers) != len(edges) or len(edges) != axes:
+        raise BadInput(
+            f"{beside}: case '{case_id}': expected `spacing` with {axes} numbers above 0, found {found!r}; correct it"
+        )
+    return tuple(float(edge) for edge in numbers)
+
+
+def _header(series: Any, file: Path, case_id: str) -> Header:
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    channel = [axis for axis in series.axes if axis in _CHANNEL]
+    slices = [axis for axis in series.axes if axis in _SLICE]
+    if len(channel) > 1 or len(slices) > 1 or set(series.axes) - {*channel, *slices} != {"Y", "X"}:
+        raise BadInput(
+            f"{file}: case '{case_id}': expected the axes YX or ZYX, with C or S for channels, found {series.axes} of "
+            f"shape {series.shape}; save one image or stack per file, e.g. with tifffile and its metadata 'axes'"
+        )
+    if series.dtype.kind not in "iufb":
+        raise BadInput(f"{file}: case '{case_id}': expected real numbers, found type {series.dtype}; convert it")
+    return Header(sizes[channel[0]] if channel else 1, tuple(sizes[axis] for axis in (*slices, "Y", "X")))
+
+
+def _ordered(series: Any, file: Path, case_id: str) -> np.ndarray:
+    """Voxels, axes in the order channel, slice, row, column."""
+    try:
+        values = series.asarray()
+        if values.shape != series.shape:
+            raise ValueError(f"found {values.shape}")
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise BadInput(
+            f"{file}: case '{case_id}': expected {series.shape} voxels, found a truncated or damaged file, or a "
+            f"compression that is not installed ({error}); fetch it again, or save it with deflate or uncompressed"
+        ) from error
+    rank = {axis: place for place, axis in enumerate((*_CHANNEL, *_SLICE, "Y", "X"))}
+    return values.transpose(sorted(range(values.ndim), key=lambda axis: rank[series.axes[axis]]))
+
+
+@contextmanager
+def _opened(file: Path, case_id: str) -> Iterator[Any]:
+    """The only series of a TIFF file, of which only the tags are read."""
+    import tifffile
+
+    refuse_dicom(file)
+    present(file, case_id)
+    # A file that breaks off between two pages opens as a shorter stack: tifffile says so in its log alone.
+    complaints = _Complaints()
+    logger = logging.getLogger("tifffile")
+    logger.addHandler(complaints)
+    try:
+        opened = tifffile.TiffFile(file)
+        series = opened.series
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise BadInput(f"{file}: case '{case_id}': expected TIFF, found an unreadable file ({error})") from error
+    finally:
+        logger.removeHandler(complaints)
+    with opened:
+        if complaints.found:
+            raise BadInput(
+                f"{file}: case '{case_id}': expected a whole TIFF, found a truncated or damaged file "
+                f"({complaints.found[0]}); fetch it again"
+            )
+        if len(series) != 1:
+            raise BadInput(
+                f"{file}: case '{case_id}': expected one image or stack in the file, found {len(series)} of the shapes "
+                f"{[one.shape for one in series]}; save one per file"
+            )
+        yield series[0]
+
+
+class _Complaints(logging.Handler):
+    """Errors logged by this thread."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            self.found.append(record.getMessage())

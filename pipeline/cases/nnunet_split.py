@@ -1,0 +1,80 @@
+"""Splits that nnU-Net made: `splits_final.json`, so that a comparison with it uses the same cases."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.cases.files.checks import inside
+from pipeline.cases.readers.reader import Source
+from pipeline.errors import BadInput
+from pipeline.knobs import Knobs
+
+
+class GivenSplit(Knobs):
+    """One fold of a file `[{"train": [case ids], "val": [case ids]}, ...]`."""
+
+    file: str = "splits_final.json"
+    """Relative to `data.path`."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """Which entry, from 0."""
+    train: Literal["labelled", "pool", "free"] = "labelled"
+    """Split of the fold's training cases; `free`: drawn by the counts, like cases that the file does not name."""
+    val: Literal["validation", "test"] = "validation"
+    """Split of the fold's validation cases."""
+
+
+def with_given_split(sources: Sequence[Source], given: GivenSplit | None, root: Path) -> list[Source]:
+    """The cases with the splits of the fold; cases that it does not name keep what they have.
+
+    Raises `BadInput` for a broken file, a missing fold, unknown or repeated cases, and a case table that differs.
+    """
+    if given is None:
+        return list(sources)
+    file = inside(root, given.file, "splits.given.file")
+    fold = _fold(file, given.fold)
+    if unknown := sorted({*fold["train"], *fold["val"]} - {source.case_id for source in sources}):
+        raise BadInput(
+            f"{file}: fold {given.fold}: expected cases of the data set, found {len(unknown)} unknown, e.g. "
+            f"'{unknown[0]}'; add the files, or take the split of this data set"
+        )
+    counts = Counter([*fold["train"], *fold["val"]])
+    if repeated := sorted(case_id for case_id, count in counts.items() if count > 1):
+        raise BadInput(
+            f"{file}: fold {given.fold}: expected every case once in train or val, found '{repeated[0]}' twice; "
+            "correct the fold"
+        )
+    split = {case_id: given.val for case_id in fold["val"]} | (
+        {} if given.train == "free" else {case_id: given.train for case_id in fold["train"]}
+    )
+    for source in sources:
+        if source.case_id in split and source.split not in (None, split[source.case_id]):
+            raise BadInput(
+                f"{file}: fold {given.fold}: case '{source.case_id}' is in {split[source.case_id]}, expected "
+                f"{source.split} as the case table or the data set says; remove it from one of them"
+            )
+    return [replace(source, split=split.get(source.case_id, source.split)) for source in sources]
+
+
+def _fold(file: Path, number: int) -> dict[str, list[str]]:
+    try:
+        folds: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(
+            f"{file}: expected nnU-Net's splits as JSON ({error}); copy splits_final.json there, or correct "
+            "`splits.given.file`"
+        ) from error
+    if not isinstance(folds, list) or number >= len(folds):
+        found = f"{len(folds)} folds" if isinstance(folds, list) else type(folds).__name__
+        raise BadInput(f"{file}: expected a list with fold {number}, found {found}; correct `splits.given.fold`")
+    fold = folds[number]
+    lists = [fold.get(key) for key in ("train", "val")] if isinstance(fold, dict) else [None]
+    if not all(isinstance(ids, list) and all(isinstance(case_id, str) for case_id in ids) for ids in lists):
+        raise BadInput(f"{file}: fold {number}: expected lists of case ids under `train` and `val`; correct the file")
+    return fold

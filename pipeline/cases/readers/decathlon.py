@@ -1,0 +1,111 @@
+"""Medical Segmentation Decathlon: NIfTI files that `dataset.json` lists."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from pipeline.cases.files import nifti
+from pipeline.cases.files.checks import inside, json_object, present
+from pipeline.cases.files.image_file import read_mask
+from pipeline.cases.readers.reader import CaseTable, Source
+from pipeline.errors import BadInput
+from pipeline.execution import CaseFailures
+from pipeline.knobs import Knobs
+
+
+class Decathlon(Knobs):
+    """A folder with `dataset.json`: cases under `training` have a label, cases under `test` belong to the pool.
+
+    Axes are in the order of the file. Several modalities are the last axis of the file.
+    """
+
+    kind: Literal["decathlon"] = "decathlon"
+    path: Path
+    """Folder that holds `dataset.json`."""
+    case_table: CaseTable | None = None
+    """CSV with patients, splits or sites."""
+
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
+
+    def class_names(self) -> list[str]:
+        """`labels` of `dataset.json`, whose keys count from 0."""
+        return self._numbered("labels")
+
+    def channel_names(self) -> list[str]:
+        """`modality` of `dataset.json`, whose keys count from 0."""
+        return self._numbered("modality")
+
+    def scan(self) -> list[Source]:
+        """All listed cases, from the headers of their images."""
+        channels = len(self.channel_names())
+        sources: list[Source] = []
+        failures = CaseFailures()
+        for image, label in self._listed():
+            name = PurePosixPath(image).name
+            if name.startswith("._"):  # macOS keeps file attributes in these
+                continue
+            with failures.of(name):
+                sources.append(self._source(image, label, channels))
+        failures.raise_any()
+        return sources
+
+    def read(self, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
+        """Image f32 `[channel, *space]` and label u8 `[*space]` or None."""
+        image = nifti.image(self.path / source.image, source.case_id, source.shape)
+        if source.label is None:
+            return image, None
+        classes = len(self.class_names())
+        return image, read_mask(self.path / source.label, source.case_id, source.shape, source.affine, classes)
+
+    def _source(self, image: str, label: str | None, channels: int) -> Source:
+        case_id = _stem(image)
+        header = nifti.header(inside(self.path, image, "dataset.json"), case_id, channels)
+        if label is not None:
+            present(inside(self.path, label, "dataset.json"), case_id)
+        return Source(
+            case_id=case_id,
+            shape=header.shape,
+            image=str(PurePosixPath(image)),
+            label=None if label is None else str(PurePosixPath(label)),
+            spacing_mm=header.spacing_mm,
+            affine=header.affine,
+        )
+
+    def _listed(self) -> list[tuple[str, str | None]]:
+        """Image and label of each case, as `dataset.json` names them."""
+        content = self._content()
+        entries = [*content.get("training", []), *content.get("test", [])]
+        named = [{"image": entry} if isinstance(entry, str) else entry for entry in entries]
+        for entry in named:
+            if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+                raise BadInput(
+                    f"{self._index}: expected entries with `image` and `label`, found {entry!r}; correct the list"
+                )
+        labelled = len(content.get("training", []))
+        return [(entry["image"], entry.get("label") if row < labelled else None) for row, entry in enumerate(named)]
+
+    def _numbered(self, key: str) -> list[str]:
+        found = self._content().get(key)
+        names = found if isinstance(found, dict) else {}
+        numbers = [str(number) for number in range(len(names))]
+        if not names or set(names) != set(numbers) or not all(isinstance(name, str) for name in names.values()):
+            raise BadInput(
+                f'{self._index}: `{key}` expected names under the keys "0", "1", ... without gaps, found {found!r}; '
+                "renumber them (unions of labels are not supported)"
+            )
+        return [names[number] for number in numbers]
+
+    @property
+    def _index(self) -> Path:
+        return self.path / "dataset.json"
+
+    def _content(self) -> dict[str, Any]:
+        return json_object(self._index)
+
+
+def _stem(image: str) -> str:
+    name = PurePosixPath(image).name
+    return next((name.removesuffix(ending) for ending in nifti.ENDINGS if name.endswith(ending)), name)

@@ -1,0 +1,147 @@
+"""Pictures and TIFF stacks: a folder of images and a folder of masks, paired by their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from pipeline.cases.files import image_file, picture, tiff
+from pipeline.cases.files.checks import brighter, inside, refuse_dicom, refuse_other_shape
+from pipeline.cases.readers.reader import CaseTable, Source
+from pipeline.cases.voxels import converted
+from pipeline.errors import BadInput
+from pipeline.execution import CaseFailures
+from pipeline.knobs import Knobs
+
+_ENDINGS = (*picture.ENDINGS, *tiff.ENDINGS)
+_KINDS = {1: "grey", 3: "rgb"}
+_CHANNELS = {"grey": ["grey"], "rgb": ["red", "green", "blue"]}
+
+
+class Folders(Knobs):
+    """PNG, JPEG, BMP or TIFF images; masks of the same stem hold the class index of each pixel.
+
+    TIFF may hold stacks of slices and more channels. Images without a mask belong to the pool. Spacing is unknown.
+    """
+
+    kind: Literal["folders"] = "folders"
+    path: Path
+    """Folder that holds both folders."""
+    case_table: CaseTable | None = None
+    """CSV with patients, splits or sites."""
+    images: str = "images"
+    """Folder of the images, below `path`."""
+    masks: str | None = "masks"
+    """Folder of the masks, below `path`; null where no image has one."""
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] = ("background", "foreground")
+    """Names of the classes, background first."""
+    channels: Literal["grey", "rgb"] | None = None
+    """Converts all images; null keeps them as they are, and then a set of both kinds is refused."""
+    foreground_above: Annotated[int, Field(ge=0)] | None = None
+    """For masks stored as 0 and 255: brighter pixels are class 1, all others background. Null: class indices."""
+
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
+
+    @model_validator(mode="after")
+    def _two_classes(self) -> Folders:
+        if self.foreground_above is not None and len(self.classes) != 2:
+            raise ValueError(f"foreground_above makes 2 classes, found {len(self.classes)} in `classes`")
+        return self
+
+    def class_names(self) -> list[str]:
+        """`classes`."""
+        return list(self.classes)
+
+    def channel_names(self) -> list[str]:
+        """The one grey channel, or red, green and blue; without `channels`, as the first image has them."""
+        return _CHANNELS[self.channels] if self.channels else _names_of(self._first_channels())
+
+    def scan(self) -> list[Source]:
+        """All images with their masks, from the headers of the images."""
+        images = self._images()
+        masks = {} if self.masks is None else self._stems(self.masks)
+        if alone := sorted(set(masks) - set(images)):
+            raise BadInput(
+                f"{self.path / masks[alone[0]]}: expected an image '{alone[0]}' in {self.path / self.images}, found "
+                f"none ({len(alone)} masks without image); add the image, or remove the mask"
+            )
+        first = self._first_channels()
+        failures = CaseFailures()
+        sources = []
+        for stem, file in images.items():
+            with failures.of(stem):
+                header = image_file.header(self.path / file, stem)
+                if self.channels is None and header.channels != first:
+                    found, expected = (_KINDS.get(n, f"{n}-channel") for n in (header.channels, first))
+                    raise BadInput(
+                        f"{self.path / file}: case '{stem}': expected a {expected} image like the first, "
+                        f"{next(iter(images.values()))}, found {found}; set `channels: grey` or `rgb` to convert all"
+                    )
+                sources.append(Source(stem, header.shape, file, masks.get(stem)))
+        failures.raise_any()
+        return sources
+
+    def read(self, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
+        """Image f32 `[channel, *space]` with intensities as stored, and label u8 `[*space]` or None."""
+        file = self.path / source.image
+        image = image_file.image(file, source.case_id, source.shape)
+        if self.channels is not None:
+            image = _converted(image, self.channels, file, source.case_id)
+        return image, None if source.label is None else self._mask(self.path / source.label, source)
+
+    def _mask(self, file: Path, source: Source) -> np.ndarray:
+        if self.foreground_above is None:
+            return image_file.read_mask(file, source.case_id, source.shape, None, len(self.classes))
+        stack = file.suffix.lower() in tiff.ENDINGS
+        values = tiff.mask(file, source.case_id) if stack else picture.brightness(file, source.case_id)
+        refuse_other_shape(values.shape, source.shape, file, source.case_id)
+        return brighter(values, self.foreground_above, file, source.case_id)
+
+    def _images(self) -> dict[str, str]:
+        images = self._stems(self.images)
+        if not images:
+            raise BadInput(
+                f"{self.path / self.images}: expected images ({', '.join(_ENDINGS)}), found none; check `path`"
+            )
+        return images
+
+    def _stems(self, folder: str) -> dict[str, str]:
+        """File below the data root for each stem, in order of the stems."""
+        path = inside(self.path, folder, "data")
+        if not path.is_dir():
+            raise BadInput(f"{path}: expected a folder of pictures, found none; check `path`, `images` and `masks`")
+        found: dict[str, str] = {}
+        for file in sorted(path.iterdir()):
+            if file.name.startswith("."):  # macOS and editors keep hidden files beside the data
+                continue
+            if file.suffix.lower() not in _ENDINGS or not file.is_file():
+                refuse_dicom(file)
+                raise BadInput(f"{file}: expected only {', '.join(_ENDINGS)} in {path}; convert or move it")
+            if file.stem in found:
+                raise BadInput(
+                    f"{file}: expected one file for case '{file.stem}', found {Path(found[file.stem]).name} as well; "
+                    "remove one of them"
+                )
+            found[file.stem] = f"{folder}/{file.name}"
+        return found
+
+    def _first_channels(self) -> int:
+        stem, file = next(iter(self._images().items()))
+        return image_file.header(self.path / file, stem).channels
+
+
+def _names_of(channels: int) -> list[str]:
+    return _CHANNELS[_KINDS[channels]] if channels in _KINDS else [f"channel_{channel}" for channel in range(channels)]
+
+
+def _converted(image: np.ndarray, kind: str, file: Path, case_id: str) -> np.ndarray:
+    """Image f32 `[channel, *space]` in grey or rgb."""
+    if len(image) not in _KINDS:
+        raise BadInput(
+            f"{file}: case '{case_id}': expected 1 or 3 channels for `channels: {kind}`, found {len(image)}; set it to "
+            "null to keep all"
+        )
+    return converted(image, kind)

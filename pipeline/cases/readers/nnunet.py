@@ -1,0 +1,212 @@
+"""nnU-Net v2 raw data: one file per channel, and labels named after the case."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from pipeline.cases.files import image_file, nifti, picture, tiff
+from pipeline.cases.files.checks import inside, json_object, refuse_dicom, refuse_other_shape
+from pipeline.cases.readers.reader import CaseTable, Source
+from pipeline.errors import BadInput
+from pipeline.execution import CaseFailures
+from pipeline.knobs import Knobs
+
+_ENDINGS = (*nifti.ENDINGS, *tiff.ENDINGS, *(e for e in picture.ENDINGS if e not in picture.LOSSY))
+_IGNORE = "ignore"
+
+
+class NnUNet(Knobs):
+    """A folder `DatasetXXX_Name`: `dataset.json`, `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`, `imagesTs`.
+
+    Cases without label belong to the pool. A spacing in mm beside a TIFF stack (`CASE.json`) is read. The `ignore`
+    label becomes 255. Source: the format's page in nnU-Net's documentation, `dataset_format.md`.
+    """
+
+    kind: Literal["nnunet"] = "nnunet"
+    path: Path
+    """Folder that holds `dataset.json`."""
+    case_table: CaseTable | None = None
+    """CSV with patients, splits or sites."""
+    labels_ts: Literal["pool", "test"] = "pool"
+    """Split of the `imagesTs` cases that have a label in `labelsTs`."""
+
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
+
+    def class_names(self) -> list[str]:
+        """`labels` of `dataset.json` in the order of their values, without `ignore`; refuses regions and version 1."""
+        return self._labels()[0]
+
+    def channel_names(self) -> list[str]:
+        """`channel_names` of `dataset.json`, whose keys count from 0."""
+        content = self._content()
+        found = content.get("channel_names")
+        if found is None and "modality" in content:
+            raise self._version_1("`modality` where `channel_names` belongs")
+        names = found if isinstance(found, dict) else {}
+        numbers = [str(number) for number in range(len(names))]
+        if not names or set(names) != set(numbers) or not all(isinstance(name, str) for name in names.values()):
+            raise BadInput(
+                f'{self._index}: `channel_names` expected names under the keys "0", "1", ... without gaps, found '
+                f"{found!r}; renumber them"
+            )
+        return [names[number] for number in numbers]
+
+    def scan(self) -> list[Source]:
+        """All cases of `imagesTr` and `imagesTs`, from the headers of their images."""
+        self._labels()
+        channels = len(self.channel_names())
+        training = self._cases("imagesTr", "labelsTr", channels, None)
+        self._check_number(training)
+        return [*training, *self._cases("imagesTs", "labelsTs", channels, self.labels_ts)]
+
+    def read(self, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
+        """Image f32 `[channel, *space]` and label u8 `[*space]` or None."""
+        files = [source.image, *(name for name in source.beside if not name.endswith(".json"))]
+        image = np.concatenate([image_file.image(self.path / name, source.case_id, source.shape) for name in files])
+        if source.label is None:
+            return image, None
+        names, ignore = self._labels()
+        file = self.path / source.label
+        return image, image_file.read_mask(file, source.case_id, source.shape, source.affine, len(names), ignore)
+
+    def _cases(self, images: str, labels: str, channels: int, split: str | None) -> list[Source]:
+        """Cases of one folder; those that have a label get the split."""
+        files: dict[str, dict[int, str]] = defaultdict(dict)
+        for name, stem in self._stems(images):
+            if not (parts := re.fullmatch(r"(.+)_(\d{4})", stem)):
+                raise BadInput(
+                    f"{self.path / images / name}: expected a name like CASE_0000{self._ending()}, with the number of "
+                    "the channel; rename the file"
+                )
+            files[parts[1]][int(parts[2])] = name
+        labelled = {stem: f"{labels}/{name}" for name, stem in self._stems(labels)}
+        if alone := sorted(set(labelled) - set(files)):
+            raise BadInput(
+                f"{self.path / labelled[alone[0]]}: expected an image '{alone[0]}_0000{self._ending()}' in "
+                f"{self.path / images}, found none ({len(alone)} labels without image); add the image, or remove the "
+                "label"
+            )
+        failures = CaseFailures()
+        sources = []
+        for case_id, of_case in sorted(files.items()):
+            with failures.of(case_id):
+                label = labelled.get(case_id)
+                source = self._source(case_id, images, of_case, label, channels)
+                sources.append(source if label is None or split is None else replace(source, split=split))
+        failures.raise_any()
+        return sources
+
+    def _source(self, case_id: str, images: str, files: dict[int, str], label: str | None, channels: int) -> Source:
+        numbers = sorted(files)
+        if numbers != list(range(len(numbers))):
+            missing = next(number for number in range(len(numbers)) if number not in files)
+            raise BadInput(
+                f"{self.path / images}: case '{case_id}': expected the file {case_id}_{missing:04d}{self._ending()}, "
+                f"found the channels {numbers}; add it, or renumber the files"
+            )
+        names = [f"{images}/{files[number]}" for number in numbers]
+        headers = [image_file.header(self.path / name, case_id) for name in names]
+        first = headers[0]
+        for name, header in zip(names, headers, strict=True):
+            refuse_other_shape(header.shape, first.shape, self.path / name, case_id)
+            nifti.refuse_other_affine(header.affine, first.affine, self.path / name, case_id)
+        if (found := sum(header.channels for header in headers)) != channels:
+            raise BadInput(
+                f"{self.path / images}: case '{case_id}': expected {channels} channels (`channel_names`; a colour "
+                f"picture has 3), found {found} in {', '.join(files[number] for number in numbers)}; add the missing "
+                "files, or correct dataset.json"
+            )
+        beside = self.path / images / f"{case_id}.json"
+        spacing = tiff.spacing(beside, case_id, len(first.shape)) if self._ending() in tiff.ENDINGS else None
+        return Source(
+            case_id=case_id,
+            shape=first.shape,
+            image=names[0],
+            label=label,
+            spacing_mm=first.spacing_mm if spacing is None else spacing,
+            affine=first.affine,
+            beside=(*names[1:], *(() if spacing is None else (f"{images}/{case_id}.json",))),
+        )
+
+    def _stems(self, folder: str) -> list[tuple[str, str]]:
+        """Names of the image files of a folder, with and without ending; a missing folder has none."""
+        path, ending = inside(self.path, folder, "data"), self._ending()
+        found = []
+        for file in sorted(path.iterdir()) if path.is_dir() else []:
+            if file.name.startswith(".") or file.name.endswith(".json"):
+                continue
+            if not file.name.endswith(ending) or not file.is_file():
+                refuse_dicom(file)
+                raise BadInput(
+                    f"{file}: expected only files ending in {ending} (`file_ending`) in {path}; convert or move it"
+                )
+            found.append((file.name, file.name.removesuffix(ending)))
+        return found
+
+    def _check_number(self, training: Sequence[Source]) -> None:
+        """Refuse a copy that lost cases, as nnU-Net's own check does; cases without label may be counted or not."""
+        expected = self._content().get("numTraining")
+        counts = (len(training), sum(source.label is not None for source in training))
+        if expected is not None and expected not in counts:
+            raise BadInput(
+                f"{self._index}: `numTraining` expected {expected} cases in imagesTr, found {counts[0]} ({counts[1]} "
+                "with label); fetch the missing files, or correct the number"
+            )
+
+    def _ending(self) -> str:
+        found = self._content().get("file_ending")
+        if found not in _ENDINGS:
+            raise BadInput(
+                f"{self._index}: `file_ending` expected one of {', '.join(_ENDINGS)}, found {found!r}; convert the "
+                "files (e.g. with SimpleITK to .nii.gz) and correct dataset.json"
+            )
+        return found
+
+    def _labels(self) -> tuple[list[str], int | None]:
+        """Names of the classes, background first, and the value that is ignored, if there is one."""
+        content = self._content()
+        found = content.get("labels")
+        labels = dict(found) if isinstance(found, dict) else {}
+        if labels and all(isinstance(name, str) for name in labels.values()):
+            raise self._version_1('`labels` as {"0": name} where {name: 0} belongs')
+        if regions := sorted(name for name, value in labels.items() if isinstance(value, list)):
+            raise BadInput(
+                f"{self._index}: `labels` expected one number for each class, found the regions "
+                f"{', '.join(map(repr, regions))}; regions (unions of labels) are not supported: name the labels "
+                "themselves, which the files hold in any case, and drop `regions_class_order`"
+            )
+        ignore = labels.pop(_IGNORE, None)
+        numbers = [value for value in labels.values() if type(value) is int]
+        counted = sorted(numbers) == list(range(len(labels))) and len(numbers) > 0
+        if not counted or ignore not in (None, len(labels)) or isinstance(ignore, bool):
+            raise BadInput(
+                f"{self._index}: `labels` expected names with the values 0, 1, ... without gaps, and '{_IGNORE}' with "
+                f"the highest, found {found!r}; renumber them"
+            )
+        return sorted(labels, key=lambda name: labels[name]), ignore
+
+    def _version_1(self, found: str) -> BadInput:
+        return BadInput(
+            f"{self._index}: expected dataset.json of nnU-Net version 2, found {found}; read the Medical Segmentation "
+            "Decathlon with `kind: decathlon`, or convert with nnUNetv2_convert_old_nnUNet_dataset"
+        )
+
+    @property
+    def _index(self) -> Path:
+        return self.path / "dataset.json"
+
+    def _content(self) -> dict[str, Any]:
+        content = json_object(self._index)
+        if "dataset" in content:
+            raise BadInput(
+                f"{self._index}: expected the cases in imagesTr and labelsTr, found file lists (`dataset`), which are "
+                "not supported; link the files into these folders and remove the key"
+            )
+        return content

@@ -1,0 +1,1 @@
+"""Stage `evaluate`: what a model predicts on test cases, and how good that is."""

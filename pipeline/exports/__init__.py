@@ -1,0 +1,1 @@
+"""A trained model on new images (`predict`) and in forms for others (`export`)."""

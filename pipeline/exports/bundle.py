@@ -1,0 +1,200 @@
+"""A MONAI bundle of a trained model: run by MONAI's own runner, it gives the masks of `stages.predict`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pipeline.cases.files.mask_file
+import pipeline.cases.voxels
+import pipeline.exports.bundle_script
+from pipeline import __version__
+from pipeline.errors import BadInput
+from pipeline.exports.predict import Trained
+from pipeline.store.tables import write_json
+
+_SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+_NEEDED = ("nibabel", "pillow", "scikit-image", "scipy")
+_LICENCE = """The files in scripts/ are part of segpref and licensed under the Apache License, Version 2.0
+(https://www.apache.org/licenses/LICENSE-2.0).
+
+The weights in models/ were trained on data that this bundle does not hold. Their licence is for those to state who
+trained them and may share what follows from that data.
+"""
+
+
+def write_bundle(found: Trained, out: Path, name: str, card: str) -> None:
+    """Write `configs`, `models/model.pt` (a plain `state_dict`), `scripts`, `docs/README.md` and `LICENSE`.
+
+    Raises `BadInput` for what MONAI could not run in the same way: programs, stacks of TIFF.
+    """
+    architecture = found.model.architecture
+    if architecture.program:
+        raise BadInput(
+            f"{found.model.weights}: a program has no network that a bundle could name; share the file itself"
+        )
+    if found.input.files == "pictures" and architecture.dimensions == 3:
+        raise BadInput(
+            f"{found.model.folder}: was trained on stacks of TIFF, which bundles do not read; convert the data to "
+            "NIfTI and train on that, or export as safetensors"
+        )
+    network = found.model.load().cpu()
+    arguments = {size: value for size, value, _ in architecture.sizes()} | architecture.arguments
+    _same_logits(found, network, arguments)
+    spec = found.input.model_dump(mode="json") | {
+        "dimensions": architecture.dimensions,
+        "offsets": list(found.offsets),
+    }
+    write_json(out / "configs" / "inference.json", _inference(architecture.name, arguments, architecture.window, spec))
+    write_json(out / "configs" / "metadata.json", _metadata(found, name))
+    (out / "models").mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), out / "models" / "model.pt")
+    _write_scripts(out / "scripts")
+    (out / "docs").mkdir(exist_ok=True)
+    (out / "docs" / "README.md").write_text(card)
+    (out / "LICENSE").write_text(_LICENCE)
+
+
+def _same_logits(found: Trained, network: torch.nn.Module, arguments: dict[str, Any]) -> None:
+    """Refuse a network that MONAI's class alone does not rebuild, such as one with further heads in inference."""
+    from monai.networks import nets
+
+    architecture = found.model.architecture
+    plain = getattr(nets, architecture.name)(**arguments)
+    plain.load_state_dict(network.state_dict())
+    window = torch.randn((1, architecture.channels, *architecture.window), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = network.eval()(window), plain.eval()(window)
+    if not isinstance(theirs, torch.Tensor) or not torch.equal(ours, theirs):
+        raise BadInput(
+            f"{found.model.folder}: {architecture.name} in a bundle does not give the logits that it gives here, as "
+            "networks with several heads do not; export as safetensors or program"
+        )
+
+
+def _inference(name: str, arguments: dict[str, Any], window: tuple[int, ...], spec: dict[str, Any]) -> dict[str, Any]:
+    """`configs/inference.json`, with the names that MONAI's tools look for."""
+    return {
+        "imports": ["$import torch", "$import scripts.transforms as transforms"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/images'",
+        "output_dir": "$@bundle_root + '/masks'",
+        "device": "$torch.device('cpu')",
+        "threads": 1,
+        "spec": spec,
+        "network_def": {"_target_": f"monai.networks.nets.{name}", **arguments},
+        "network": "$@network_def.to(@device)",
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [{"_target_": "scripts.transforms.ToWorkingGridd", "spec": "@spec"}],
+        },
+        "dataset": {
+            "_target_": "Dataset",
+            "data": "$transforms.images_of(@dataset_dir, @spec)",
+            "transform": "@preprocessing",
+        },
+        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
+        "inferer": {"_target_": "scripts.transforms.PaddedWindow", "roi_size": list(window)},
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "scripts.transforms.ToSourceGridd", "spec": "@spec"},
+                {"_target_": "scripts.transforms.SaveMaskd", "output_dir": "@output_dir"},
+            ],
+        },
+        "handlers": [
+            {
+                "_target_": "CheckpointLoader",
+                "load_path": "$@bundle_root + '/models/model.pt'",
+                "load_dict": {"model": "@network"},
+                "map_location": "@device",
+            }
+        ],
+        "evaluator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+            "val_handlers": "@handlers",
+            "amp": False,
+        },
+        # The number of threads moves the last bits of logits. Not in `initialize`: MONAI finds `scripts` only later.
+        "run": ["$torch.set_num_threads(@threads)", "$@evaluator.run()"],
+    }
+
+
+def _metadata(found: Trained, name: str) -> dict[str, Any]:
+    """`configs/metadata.json` by MONAI's schema; `segpref` holds what the model's own folder states."""
+    architecture, taken = found.model.architecture, found.input
+    shape = list(architecture.window)
+    versions = {package: importlib.metadata.version(package) for package in (*_NEEDED, "monai", "torch", "numpy")}
+    return {
+        "schema": _SCHEMA,
+        "version": "1.0.0",
+        "changelog": {"1.0.0": "exported"},
+        "monai_version": versions["monai"],
+        "pytorch_version": versions["torch"].split("+")[0],
+        "numpy_version": versions["numpy"],
+        # Where exported, ignite and fire need not be installed; MONAI's own runner needs both.
+        "required_packages_version": {package: versions[package] for package in _NEEDED}
+        | {"pytorch-ignite": "0.4.11", "fire": "0.5.0"},
+        "name": name,
+        "task": f"Segmentation of {', '.join(taken.class_names[1:])}",
+        "description": f"Segments {', '.join(taken.class_names[1:])}; exported by segpref {__version__}.",
+        "authors": "see docs/README.md",
+        "copyright": "see LICENSE",
+        "intended_use": "Research only: no medical device. See docs/README.md.",
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": "magnitude"
+                    if taken.files == "nifti"
+                    else "rgb"
+                    if len(taken.channel_names) == 3
+                    else "grey",
+                    "num_channels": architecture.channels,
+                    "spatial_shape": shape,
+                    "dtype": "float32",
+                    "value_range": [],
+                    "is_patch_data": True,
+                    "channel_def": dict(enumerate(taken.channel_names)),
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "image",
+                    "format": "segmentation",
+                    "num_channels": architecture.outputs,
+                    "spatial_shape": shape,
+                    "dtype": "float32",
+                    "value_range": [],
+                    "is_patch_data": True,
+                    "channel_def": dict(enumerate(taken.class_names)),
+                }
+            },
+        },
+        "segpref": {"input": taken.model_dump(mode="json"), "network": asdict(architecture)},
+    }
+
+
+def _write_scripts(folder: Path) -> None:
+    """Copies of the library's own files, which then import each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "__init__.py").write_text('"""What the bundle does beside its network."""\n')
+    copies = {
+        "transforms": pipeline.exports.bundle_script,
+        "voxels": pipeline.cases.voxels,
+        "mask_file": pipeline.cases.files.mask_file,
+    }
+    for name, module in copies.items():
+        text = Path(str(module.__file__)).read_text()
+        for other in copies:
+            text = text.replace(f"from {copies[other].__name__} import", f"from scripts.{other} import")
+        (folder / f"{name}.py").write_text(text)

@@ -1,0 +1,173 @@
+"""The model card: what a model learned from, how it was measured, how far its judge is believed, and its limits."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from pipeline import __version__
+from pipeline.errors import BadInput
+from pipeline.segmenter.knobs import MODELS, RECORD
+from pipeline.segmenter.seen import Seen
+from pipeline.store import schema
+from pipeline.store.cases import CaseStore
+from pipeline.store.tables import MANIFEST, read_table, sha256
+
+if TYPE_CHECKING:
+    from pipeline.exports.predict import Trained
+    from pipeline.params import Params
+
+CARD, FACTS = "MODEL_CARD.md", "model_card.json"
+_ROOT = Path(__file__).parent.parent
+_PACKAGES = ("torch", "monai", "numpy", "scipy", "scikit-image")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The files of a run that a card reads, as `dvc.yaml` names them; what is not there, the card says so."""
+
+    params: Params
+    cases: Path = Path("data/cases")
+    pairs: Path = Path("data/pairs")
+    audit: Path = Path("audit")
+    metrics: Path = Path("metrics")
+    base: Path = Path("models/base")
+
+
+def card_facts(name: str, found: Trained, run: Finished) -> dict[str, Any]:
+    """Content of `model_card.json`; null where a piece of the run is not there.
+
+    Raises `BadInput` for a folder of another model than `name`, of which the results are.
+    """
+    cases = CaseStore(run.cases)
+    folder = found.model.folder
+    record = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else None
+    own = record["name"] if record is not None else "base" if (folder / MODELS).is_file() else name
+    if own != name:
+        raise BadInput(
+            f"{folder}: expected the model '{name}', whose results the card shows, found '{own}'; export it as "
+            f"'{own}', or give the folder of '{name}' by --model"
+        )
+    judge, pairs = _pair_set(record, run)
+    pairs_file = None if pairs is None else run.pairs / f"{pairs['name']}.parquet"
+    return {
+        "name": name,
+        "weights": found.model.name,
+        "network": asdict(found.model.architecture),
+        "offsets": list(found.offsets),
+        "input": found.input.model_dump(mode="json"),
+        "data": _data(cases, run.params),
+        "training": {"objective": {"kind": "base"}, **_base_facts(folder, run)} if record is None else record,
+        "base": _base_facts(run.base, run) if (run.base / MODELS).is_file() else None,
+        "all_seen_known": Seen.of(folder).complete,
+        "judge": judge,
+        "pairs": pairs,
+        "metrics": _json(run.metrics / f"{name}.json"),
+        "audit": _audited(judge, None if record is None else record["pairs"], run),
+        "versions": {
+            "python": platform.python_version(),
+            "segpref": __version__,
+            **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        },
+        "hashes": {
+            "cases_manifest": sha256(run.cases / MANIFEST),
+            "pairs": sha256(pairs_file) if pairs_file is not None and pairs_file.is_file() else None,
+            "weights": sha256(found.model.weights),
+            "code": _code(),
+        },
+    }
+
+
+def _data(cases: CaseStore, params: Params) -> dict[str, Any]:
+    """Kind and name of the data set's folder; cases, groups and labels of each split, and whether groups were stated at
+    all; sites of all.
+
+    Without a patient or exam every case is its own group, by its id.
+    """
+    counts = (pl.len().alias("cases"), pl.col("group").n_unique().alias("groups"), pl.col("has_label").sum())
+    by_split = cases.table.group_by("split").agg(*counts)
+    sites = cases.table["site"].drop_nulls().unique().sort().to_list()
+    return {
+        "kind": cases.info["kind"],
+        # Not its path, which says where the machine keeps it.
+        "folder": params.data.path.name if cases.info["files"] else None,
+        "splits": {row["split"]: {k: row[k] for k in ("cases", "groups", "has_label")} for row in by_split.to_dicts()},
+        "groups_stated": bool((cases.table["group"] != cases.table["case_id"]).any()),
+        "sites": sites,
+        "notes": cases.info["notes"],
+    }
+
+
+def _base_facts(folder: Path, run: Finished) -> dict[str, Any]:
+    """How the base came about: the knobs of `base`, or what it was imported from."""
+    models = _json(folder / MODELS) or {}
+    knobs = None if run.params.base is None else run.params.base.model_dump(mode="json")
+    return {"base": knobs, "imported": models.get("imported")}
+
+
+def _pair_set(record: dict[str, Any] | None, run: Finished) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Judge and strategy of a student's pair set by `params.yaml`; None for a model without pairs."""
+    knobs = None if record is None else run.params.pairs.get(record["pairs"])
+    if record is None or knobs is None or knobs.judge == "none":
+        return None, None
+    known = {**run.params.judges, **run.params.tables, **run.params.consensus}
+    judge = {
+        "name": knobs.judge,
+        "kind": known[knobs.judge].kind,
+        "knobs": known[knobs.judge].model_dump(mode="json"),
+        "reads_truth": run.params.reads_truth(knobs.judge),
+    }
+    return judge, {"name": record["pairs"], "strategy": knobs.strategy.model_dump(mode="json")}
+
+
+def _audited(judge: dict[str, Any] | None, pairs: str | None, run: Finished) -> dict[str, Any] | None:
+    """Verdicts on the judge and the pair set, and warnings about all or about this pair set."""
+    summary = _json(run.audit / "summary.json")
+    if summary is None:
+        return None
+    verdicts: dict[str, Any] = {"judge": None, "pairs": None}
+    for key, table, name in (
+        ("judge", schema.AUDIT_JUDGES, judge and judge["name"]),
+        ("pairs", schema.AUDIT_PAIRS, pairs),
+    ):
+        file = run.audit / ("judges.parquet" if key == "judge" else "pairs.parquet")
+        if name is not None and file.is_file():
+            said = read_table(file, table).filter(pl.col(key) == name)["verdict"].to_list()
+            verdicts[key] = said[0] if said else None
+    return {**verdicts, "warnings": [w["text"] for w in summary["warnings"] if w["pairs"] in (None, pairs)]}
+
+
+def _code() -> dict[str, Any]:
+    """Hash of the library's files, and the git commit with whether the library differs from it, if there is one."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    content = "".join(f"{path.relative_to(_ROOT)} {sha256(path)}\n" for path in files)
+    commit = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--", "pipeline", "stages")
+    return {
+        "pipeline": hashlib.sha256(content.encode()).hexdigest(),
+        "commit": commit,
+        "dirty": None if commit is None else bool(changed),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says in the project's folder; None where that is no repository of its own, or there is no git."""
+    if not (_ROOT / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None

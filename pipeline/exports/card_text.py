@@ -1,0 +1,261 @@
+"""A model card in Markdown, from its facts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.audit.verdicts import LEAST
+from pipeline.store import schema
+
+_NORMALISED = {
+    "zscore": "shifted and scaled to mean 0 and standard deviation 1, by image and channel",
+    "percentile": "clipped to the percentiles 0.5 and 99.5, then shifted and scaled to mean 0 and standard deviation "
+    "1, by image and channel",
+    "minmax": "scaled to 0 to 1 by their least and largest, by image and channel",
+    "unit": "divided by 255",
+}
+_IMPORTED = {"checkpoint": "weights", "bundle": "a MONAI bundle", "program": "a program (TorchScript or torch.export)"}
+
+
+def card_text(facts: dict[str, Any]) -> str:
+    """The card of `model_card.card_facts`; what is null there is said not to be known."""
+    taken, network = facts["input"], facts["network"]
+    parts = [
+        f"# {facts['name']}",
+        f"Segments {', '.join(taken['class_names'][1:])}. Research only: it is no medical device, and a wrong mask "
+        "looks like a right one.",
+        _section("Model", _model(facts, network)),
+        _section("Input", _input(taken, network)),
+        _section("Data", _splits(facts["data"])),
+        _section("Training", _training(facts)),
+        _section("Test results", _results(facts)),
+        _section("How far its judge is to be believed", _believed(facts)),
+        _section("Intended use and limits", _limits(facts)),
+        _section("Versions and hashes", _provenance(facts)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(title: str, lines: list[str]) -> str:
+    return "\n".join([f"## {title}", "", *lines])
+
+
+def _model(facts: dict[str, Any], network: dict[str, Any]) -> list[str]:
+    resize = facts["input"]["preprocess"]["resize"]
+    fits = resize is not None and all(a <= b for a, b in zip(resize, network["window"], strict=True))
+    lines = [
+        f"- network: MONAI {network['name']}, {network['dimensions']}D, {network['head']} head, window "
+        f"{_by(network['window'])}{'' if fits else '; larger images by overlapping windows'}",
+        f"- classes: {', '.join(f'{i} {name}' for i, name in enumerate(facts['input']['class_names']))}",
+        f"- weights: `{facts['weights']}`",
+    ]
+    if facts["offsets"]:
+        lines.append(f"- added to the logits of the foreground classes: {facts['offsets']}")
+    return lines
+
+
+def _input(taken: dict[str, Any], network: dict[str, Any]) -> list[str]:
+    knobs = taken["preprocess"]
+    grid = "its own grid"
+    if knobs["resize"]:
+        grid = f"a grid of {_by(knobs['resize'])} voxels"
+    elif knobs["spacing"]:
+        grid = f"a grid of {_by(knobs['spacing'])} mm"
+    lines = [
+        f"- {network['channels']} channel{'s' * (network['channels'] > 1)}: {', '.join(taken['channel_names'])}",
+        f"- prepared on {grid}, intensities {_normalised(knobs['normalise'])}",
+    ]
+    if network["dimensions"] == 3:
+        turned = "turned to RAS" if knobs["orientation"] else f"as stored, which must be {taken['orientation']}"
+        lines.append(f"- orientation: {turned}")
+    return lines
+
+
+def _normalised(how: str | dict[str, Any] | list[Any]) -> str:
+    """What `preprocess.normalise` does, in words."""
+    if isinstance(how, list):
+        return "by channel: " + "; ".join(map(_normalised, how))
+    if isinstance(how, str):
+        return _NORMALISED[how]
+    (low, high), (bottom, top) = how["range"], how["to"]
+    clipped = "clipped to that range" if how["clip"] else "not clipped"
+    return f"from {low:g} to {high:g} brought to {bottom:g} to {top:g}, {clipped}"
+
+
+def _splits(data: dict[str, Any]) -> list[str]:
+    groups = "patients or groups" if data["groups_stated"] else "cases (no patients stated)"
+    rows = [f"| split | cases | {groups} | with a label |", "|---|---|---|---|"]
+    for split in schema.SPLITS:
+        found = data["splits"].get(split, {"cases": 0, "groups": 0, "has_label": 0})
+        rows.append(f"| {split} | {found['cases']} | {found['groups']} | {found['has_label']} |")
+    sites = f"Sites: {', '.join(data['sites'])}." if data["sites"] else "Sites: not stated."
+    folder = f", folder `{data['folder']}`" if data["folder"] else ""
+    return [*rows, "", f"Read as: {data['kind']}{folder}.", sites, *(f"Note: {note}." for note in data["notes"])]
+
+
+def _training(facts: dict[str, Any]) -> list[str]:
+    training, judge, pairs = facts["training"], facts["judge"], facts["pairs"]
+    if training["objective"]["kind"] == "base":
+        return [f"- {line}" for line in _base(training)]
+    start = ["the base, of which nothing is known here"] if facts["base"] is None else _base(facts["base"])
+    anchor = {term: weight for term, weight in (training["anchor"] or {}).items() if weight}
+    lines = [
+        *(f"- {line}" for line in [f"started from {start[0]}", *start[1:]]),
+        f"- objective: {_knobs(training['objective'])}",
+        f"- anchor: {_knobs(anchor) or 'none'}",
+        f"- steps: {training['steps']}; best on validation at step {training['best_step']}",
+    ]
+    if online := _online(training):
+        return [*lines, f"- pairs: made online, of the student's own hypotheses, {online}"]
+    if judge is None or pairs is None:
+        return [*lines, "- preference pairs: none"]
+    truth = ", which knows the truth: a ceiling for research" if judge["reads_truth"] else ""
+    return [
+        *lines,
+        f"- judge: {judge['name']} ({judge['kind']}){truth}",
+        f"- pairs: {pairs['name']}, {_knobs(pairs['strategy'])}; {training.get('pairs_mined', 'unknown')} pairs",
+    ]
+
+
+def _base(found: dict[str, Any]) -> list[str]:
+    """How the base came about."""
+    imported = found["imported"]
+    if imported is None:
+        return ["the base, trained here: DiceCE on the labelled cases, to its plateau on validation"]
+    what = f"{_IMPORTED[imported['kind']]}, SHA-256 `{imported['sha256']}`"
+    return [f"the base, imported and not trained here: {what}", *(f"note: {note}" for note in imported["notes"])]
+
+
+def _online(training: dict[str, Any]) -> str | None:
+    """By what pairs that are made while training are ranked; None where none are."""
+    if "ranker" not in training["objective"]:
+        return None
+    ranker = training["objective"]["ranker"]
+    return (
+        "ranked by the labels of the labelled cases" if ranker == "truth" else f"ranked by the judge {_knobs(ranker)}"
+    )
+
+
+def _results(facts: dict[str, Any]) -> list[str]:
+    metrics = facts["metrics"]
+    if metrics is None:
+        return ["Not evaluated: nothing is known of how good its masks are."]
+    unit = metrics["distance_unit"]
+    few = metrics["groups"] < LEAST
+    stated = facts["data"]["groups_stated"]
+    of = f"of {metrics['groups']} patients or groups" if stated else "(no patients stated)"
+    rows = [
+        f"On {metrics['cases']} test cases {of}, on the grids of their images.",
+        "",
+        "| metric | mean and 95 % interval | gain over the base |",
+        "|---|---|---|",
+    ]
+    gain = metrics.get("gain_over_base", {})
+    for key, title in (("dice", "Dice"), ("nsd", "NSD"), ("hd95", f"HD95 ({unit})"), ("assd", f"ASSD ({unit})")):
+        rows.append(f"| {title} | {_estimate(metrics[key], few)} | {_estimate(gain.get(key), few, sign=True)} |")
+    if few:
+        rows += [
+            "",
+            f"Of fewer than {LEAST} {'patients' if stated else 'cases'} no interval is believed, and none is given.",
+        ]
+    late = "the mean over the checkpoints of the last fifth of training" if gain else "the base itself"
+    return [
+        *rows,
+        "",
+        f"These are of {late}; at the best validation step Dice is {metrics['peak']:.3f}. NSD tolerates "
+        f"{metrics['nsd_tolerance']:g} {unit}. "
+        + (
+            f"{metrics['cases_worse']} cases are worse than with the base by more than {metrics['worse_by']:g}. "
+            if gain
+            else ""
+        )
+        + f"Masks missed though there is something: {metrics['empty']['missed']}.",
+    ]
+
+
+def _believed(facts: dict[str, Any]) -> list[str]:
+    audit = facts["audit"]
+    warnings = [] if audit is None else [f"- warning: {text}" for text in audit["warnings"]]
+    if facts["judge"] is None:
+        return [_without_pair_set(facts["training"]), *([""] if warnings else []), *warnings]
+    if audit is None:
+        return ["Not audited: how often its judge is wrong is unknown."]
+    return [
+        f"- judge: {audit['judge'] or 'not in the audit'}",
+        f"- whom the noise of its pairs favours, DPO or RN-DPO: {audit['pairs'] or 'unknown'}",
+        *warnings,
+    ]
+
+
+def _without_pair_set(training: dict[str, Any]) -> str:
+    online = _online(training)
+    if online is None:
+        return "It learned from no judge."
+    if training["objective"]["ranker"] == "truth":
+        return f"Its pairs were {online}: it learned from no judge."
+    return f"Its pairs were {online}, while it was trained. How often it is wrong there is unknown: no audit sees it."
+
+
+def _limits(facts: dict[str, Any]) -> list[str]:
+    data, metrics = facts["data"], facts["metrics"]
+    lines = ["- for research on images like those it was trained on; no clinical use"]
+    if len(data["sites"]) > 1:
+        lines.append(f"- trained and tested on {len(data['sites'])} sites; how it does elsewhere is unknown")
+    else:
+        lines.append("- no second site is known to be in its data: how it does elsewhere is unknown")
+    if metrics is not None:
+        lines.append(f"- measured on {metrics['cases']} cases of one split of one data set, with one seed")
+    if not facts["all_seen_known"]:
+        lines.append(
+            "- it started from a model of which nobody knows here what it has seen: the results are too good if test "
+            "cases were among that"
+        )
+    if metrics is not None and "gain_over_base" in metrics:
+        which = {"last": "the last of these alone", "best": "those of the best validation step, not these"}
+        lines.append(
+            "- metrics are means over the late checkpoints of training; the weights given here are "
+            f"{which.get(facts['weights'], facts['weights'])}"
+        )
+    if facts["judge"] is not None and facts["judge"]["reads_truth"]:
+        lines.append("- learned from truth that no user has: not to be compared with what can be had in practice")
+    return lines
+
+
+def _provenance(facts: dict[str, Any]) -> list[str]:
+    hashes, code = facts["hashes"], facts["hashes"]["code"]
+    pairs = f"`{hashes['pairs']}`" if hashes["pairs"] else "none"
+    commit = "no commit" if code["commit"] is None else f"commit {code['commit']}{' with changes' * code['dirty']}"
+    return [
+        "- " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        f"- cases (SHA-256 of their manifest): `{hashes['cases_manifest']}`",
+        f"- pairs: {pairs}",
+        f"- weights: `{hashes['weights']}`",
+        "- images that it has seen: starts of their files' SHA-256, in `seen.json` of its folder and of exports as "
+        "weights or program; who has such a file can tell that it was seen",
+        f"- code: {commit}, files of `pipeline/` `{code['pipeline']}`",
+    ]
+
+
+def _knobs(knobs: dict[str, Any]) -> str:
+    """`kind (knob: value, ...)` of a block, without knobs that are null, false or empty."""
+    told = {
+        key: value
+        for key, value in knobs.items()
+        if key != "kind" and value not in (None, {}, []) and value is not False
+    }
+    listed = ", ".join(f"{key}: {_knobs(v) if isinstance(v, dict) else v}" for key, v in told.items())
+    kind = knobs.get("kind")
+    return listed if kind is None else f"{kind} ({listed})" if listed else str(kind)
+
+
+def _estimate(found: dict[str, float | None] | None, few: bool, sign: bool = False) -> str:
+    if found is None or found["mean"] is None:
+        return "-"
+    form = "+.3f" if sign else ".3f"
+    if few or found["low"] is None:
+        return f"{found['mean']:{form}}"
+    return f"{found['mean']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+
+
+def _by(numbers: list[Any] | tuple[Any, ...]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)

@@ -1,0 +1,109 @@
+"""What a trained model takes: read from `input.json` beside its weights, and made of new image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from pipeline.cases.files import image_file, nifti, picture, tiff
+from pipeline.cases.prepare import case_of, check_voxels
+from pipeline.cases.preprocess import Preprocess, one_orientation
+from pipeline.cases.readers.reader import Source
+from pipeline.cases.voxels import converted
+from pipeline.errors import BadInput
+from pipeline.exports.new_images import NewImage, headers_of
+from pipeline.knobs import Knobs
+from pipeline.store.cases import INPUT, Case
+
+
+class ModelInput(Knobs):
+    """The content of `input.json`: `dataset.INPUT_KEYS`."""
+
+    class_names: list[str]
+    """Background first."""
+    channel_names: list[str]
+    """In the order of the model's channels."""
+    preprocess: Preprocess
+    """As the training cases were prepared."""
+    orientation: str | None
+    """That volumes have on the working grid; `unknown` where files do not say it, null for images."""
+    convert: Literal["grey", "rgb"] | None
+    """What all images are converted to before they are prepared."""
+    files: Literal["nifti", "pictures"] | None
+    """What the training cases were read from; null for phantoms."""
+
+    @classmethod
+    def load(cls, folder: Path) -> ModelInput:
+        """Read `input.json` of a model folder."""
+        path = folder / INPUT
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file, so that it is unknown how images are prepared; run `dvc repro`")
+        try:
+            return cls.model_validate_json(path.read_text())
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise BadInput(f"{path}: not what a model takes: {problems}; run `dvc repro`") from error
+
+    def read(self, image: NewImage, axes: int) -> tuple[Case, np.ndarray]:
+        """The case of an image and its voxels f32 `[channel, *working]`, by the code that prepares training cases.
+
+        Raises `BadInput` for files, axes, channels and orientations other than those of the training cases.
+        """
+        first = image.files[0]
+        where = f"{first}: case '{image.case_id}'"
+        self._check_family(first, where, axes)
+        headers = headers_of(image, len(self.channel_names))
+        header = headers[0]
+        if len(header.shape) != axes:
+            raise BadInput(
+                f"{where}: expected {axes} spatial axes as the model was trained on, found shape {header.shape}; give "
+                "images to a 2D model and volumes to a 3D one"
+            )
+        spacing = header.spacing_mm
+        if spacing is None and image.spacing_file is not None:
+            spacing = tiff.spacing(image.spacing_file, image.case_id, axes)
+        source = Source(image.case_id, header.shape, first.name, None, spacing, header.affine)
+        self._check_orientation(source, where)
+        case = case_of(0, "test", source, self.preprocess)
+        parts = [image_file.image(file, image.case_id, header.shape) for file in image.files]
+        voxels = np.concatenate(parts)
+        if self.convert is not None and len(voxels) in (1, 3):
+            voxels = converted(voxels, self.convert)
+        if len(voxels) != len(self.channel_names):
+            raise BadInput(
+                f"{where}: expected {len(self.channel_names)} channels ({', '.join(self.channel_names)}), found "
+                f"{len(voxels)} in {', '.join(file.name for file in image.files)}; give one file with all, or files "
+                f"{image.case_id}_0000 and on"
+            )
+        check_voxels(voxels, None, source, len(self.channel_names), first.parent)
+        return case, self.preprocess.image(voxels, case)
+
+    def _check_family(self, file: Path, where: str, axes: int) -> None:
+        """Refuse NIfTI for a model of pictures and the reverse: their axes are in another order."""
+        is_nifti = image_file.ending_of(file) in nifti.ENDINGS
+        if self.files is None or is_nifti == (self.files == "nifti"):
+            return
+        if axes == 2:
+            pictures = f"2D pictures ({', '.join((*picture.ENDINGS, *tiff.ENDINGS))})"
+        else:
+            pictures = f"stacks of TIFF ({', '.join(tiff.ENDINGS)})"
+        volumes = f"{axes}D NIfTI files ({', '.join(nifti.ENDINGS)})"
+        takes, found = (pictures, "NIfTI") if is_nifti else (volumes, "a picture")
+        raise BadInput(
+            f"{where}: the model takes {takes} like the images that it was trained on, found {found}, whose axes are "
+            "in another order; give such files, or another model"
+        )
+
+    def _check_orientation(self, source: Source, where: str) -> None:
+        """Refuse a volume whose axes mean something else than in training, as `prepare` refuses a mixture."""
+        if self.preprocess.orientation is not None or len(source.shape) != 3:
+            return
+        found = one_orientation([source])
+        if found != self.orientation:
+            raise BadInput(
+                f"{where}: expected a volume of orientation {self.orientation} like those that the model was trained "
+                f"on, found {found}; bring it to that orientation, or train with `preprocess.orientation: RAS`"
+            )

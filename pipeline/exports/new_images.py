@@ -1,0 +1,133 @@
+"""Images that a trained model is given: one file, or all of a folder, with channels in one file or in several."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.cases.files import image_file, nifti, tiff
+from pipeline.cases.files.checks import refuse_dicom
+from pipeline.cases.files.header import Header
+from pipeline.cases.voxels import DOCUMENTS
+from pipeline.errors import BadInput
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+@dataclass(frozen=True)
+class NewImage:
+    """An image by its name, and the files of its channels."""
+
+    case_id: str
+    files: tuple[Path, ...]
+
+    @property
+    def spacing_file(self) -> Path | None:
+        """The JSON beside a TIFF that says its spacing; None beside other images, and where there is none."""
+        beside = self.files[0].with_name(f"{self.case_id}.json")
+        return beside if image_file.ending_of(self.files[0]) in tiff.ENDINGS and beside.is_file() else None
+
+
+def new_images(given: Path, channels: int, axes: int, out: Path) -> tuple[list[NewImage], list[str]]:
+    """Images of a file or folder for a model of this many channels and spatial axes, and what is no image.
+
+    Files named CASE_0000, CASE_0001, ... are the channels of one image where no single one holds all channels, and
+    for one channel where all of a folder are CASE_0000 (as nnU-Net names them). Hidden files, the JSON beside a TIFF,
+    and the folder `out` are left out; `DOCUMENTS` too, with a warning. Raises `BadInput` where there is no image.
+    """
+    if given.is_file():
+        files, failures = _with_siblings(given, channels, axes), list[str]()
+    elif given.is_dir():
+        files, failures = _images_of(given, out)
+    else:
+        raise BadInput(f"{given}: expected an image file or a folder of images, found neither; correct the path")
+    if not files and not failures:
+        raise BadInput(f"{given}: expected images ({', '.join(image_file.ENDINGS)}), found none; check the folder")
+    numbered = {file: _CHANNEL.fullmatch(_stem(file)) for file in files}
+    one = channels == 1 and given.is_dir() and all(match and match[2] == "0000" for match in numbered.values())
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for file, match in numbered.items():
+        part = match is not None and (one or (channels > 1 and not _holds_all(file, channels, axes)))
+        groups[match[1] if part and match is not None else _stem(file)].append(file)
+    return [NewImage(case_id, tuple(sorted(group))) for case_id, group in sorted(groups.items())], failures
+
+
+def headers_of(image: NewImage, channels: int) -> list[Header]:
+    """Headers of the image's files; raises `BadInput` naming it where they differ in grid or a number is missing."""
+    several = len(image.files) > 1
+    if several:
+        numbers = [match and int(match[2]) for match in map(_CHANNEL.fullmatch, map(_stem, image.files))]
+        if numbers != list(range(len(numbers))):
+            raise BadInput(
+                f"{image.files[0].parent}: case '{image.case_id}': expected one file, or the channels "
+                f"{image.case_id}_0000 and on without gaps, found {', '.join(file.name for file in image.files)}; "
+                "rename or remove files"
+            )
+    headers = [_header(file, image.case_id, 1 if several else channels) for file in image.files]
+    for file, header in zip(image.files, headers, strict=True):
+        if header.shape != headers[0].shape:
+            raise BadInput(
+                f"{file}: case '{image.case_id}': expected the shape {headers[0].shape} of {image.files[0].name}, "
+                f"found {header.shape}; resample the channels to one grid"
+            )
+        nifti.refuse_other_affine(header.affine, headers[0].affine, file, image.case_id)
+    return headers
+
+
+def _header(file: Path, case_id: str, channels: int) -> Header:
+    if image_file.ending_of(file) in nifti.ENDINGS:
+        return nifti.header(file, case_id, channels, "give a file with the channels of the model, or one file for each")
+    return image_file.header(file, case_id)
+
+
+def _holds_all(file: Path, channels: int, axes: int) -> bool:
+    """Whether a file with a channel's name is a whole image; an unreadable one is judged when it is read."""
+    try:
+        header = _header(file, _stem(file), channels)
+    except BadInput:
+        return False
+    return header.channels == channels and len(header.shape) == axes
+
+
+def _with_siblings(given: Path, channels: int, axes: int) -> list[Path]:
+    """The file, and the files of its further channels where it is the first of several."""
+    ending = image_file.ending_of(given)
+    match = _CHANNEL.fullmatch(_stem(given))
+    if match is None or channels == 1 or _holds_all(given, channels, axes):
+        return [given]
+    names = (given.with_name(f"{match[1]}_{number:04d}{given.name[-len(ending) :]}") for number in range(channels))
+    return [file for file in names if file.is_file()]
+
+
+def _images_of(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
+    files: list[Path] = []
+    failures: list[str] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or _beside_tiff(path) or path.resolve() == out.resolve():
+            continue
+        try:
+            if not path.is_file():
+                raise BadInput(f"{path}: expected an image, found a folder; give that folder itself, or move it")
+            refuse_dicom(path)
+            if path.suffix.lower() in DOCUMENTS:
+                print(f"warning: {path}: skipped, is no image", file=sys.stderr)
+                continue
+            image_file.ending_of(path)
+            files.append(path)
+        except BadInput as error:
+            failures.append(str(error))
+    return files, failures
+
+
+def _beside_tiff(path: Path) -> bool:
+    if path.suffix != ".json":
+        return False
+    stems = (path.stem, f"{path.stem}_0000")
+    return any(path.with_name(f"{stem}{ending}").is_file() for stem in stems for ending in tiff.ENDINGS)
+
+
+def _stem(file: Path) -> str:
+    return file.name[: -len(image_file.ending_of(file))]

@@ -1,0 +1,34 @@
+"""The judges: one file per kind, and the union that lists them."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.judges.kinds.agreement import Agreement
+from pipeline.judges.kinds.entropy import Entropy
+from pipeline.judges.kinds.error_map import ErrorMap
+from pipeline.judges.kinds.expected_dice import ExpectedDice
+from pipeline.judges.kinds.likelihood import Likelihood
+from pipeline.judges.kinds.oracle import Oracle
+from pipeline.judges.kinds.pairwise import Pairwise
+from pipeline.judges.kinds.quality import Quality
+from pipeline.judges.kinds.rca import Rca
+from pipeline.judges.kinds.shape import Shape
+from pipeline.judges.kinds.synthetic import Synthetic
+from pipeline.judges.kinds.table import Table
+
+Judge = Annotated[
+    Agreement
+    | Entropy
+    | ErrorMap
+    | ExpectedDice
+    | Likelihood
+    | Oracle
+    | Pairwise
+    | Quality
+    | Rca
+    | Shape
+    | Synthetic
+    | Table,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,23 @@
+"""True Dice, for research: the ceiling of every judge."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from pipeline.judges.judge import Evidence, JudgeKnobs
+from pipeline.measures.overlap import dice_to
+
+
+class Oracle(JudgeKnobs):
+    """Mean Dice over foreground classes with the truth; abstains where there is none."""
+
+    kind: Literal["oracle"]
+    research: ClassVar[bool] = True
+
+    def score(self, evidence: Evidence) -> np.ndarray:
+        truth = evidence.truth()
+        if truth is None:
+            return np.full(len(evidence.masks), np.nan)
+        return dice_to(truth, evidence.masks, evidence.classes)

@@ -1,0 +1,1 @@
+"""What learned judges share: training masks with known Dice, features and networks."""

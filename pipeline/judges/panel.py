@@ -1,0 +1,53 @@
+"""The panel: every judged proposal with all scores, and the true Dice of validation proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from pipeline.judges.consensus import Consensus, check_consensus, with_consensus
+from pipeline.measures.overlap import dice_to
+from pipeline.store import schema
+from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.tables import read_table, write_table
+
+
+def true_dice(cases: CaseStore, proposals: ProposalStore) -> pl.DataFrame:
+    """`case_id`, `proposal`, `true_dice` of validation proposals: mean over foreground classes, working grid."""
+    classes = len(cases.class_names)
+    known = set(proposals.case_ids())
+    rows = [
+        (case.case_id, slot, dice)
+        for case in cases.split("validation")
+        if case.case_id in known
+        for slot, dice in enumerate(dice_to(cases.label(case), proposals.masks(case), classes).tolist())
+    ]
+    types = {"case_id": pl.String(), "proposal": pl.Int32(), "true_dice": pl.Float64()}
+    return pl.DataFrame(rows, schema=types, orient="row")
+
+
+def build_panel(
+    cases: CaseStore,
+    proposals: ProposalStore,
+    scores: Path,
+    judges: Sequence[str],
+    out: Path,
+    consensus: Mapping[str, Consensus] | None = None,
+) -> None:
+    """Join the score tables of these judges, combine them and write the panel; proposals of test cases are left out.
+
+    A removed judge's file stays on disk, unread.
+    """
+    entries = consensus or {}
+    check_consensus(entries, judges)
+    key = ["case_id", "proposal"]
+    placed = cases.table.filter(pl.col("split") != "test").select("case_id", "case", "group", "split")
+    frame = proposals.table.join(placed, on="case_id")
+    for name in judges:
+        table = read_table(scores / f"{name}.parquet", schema.SCORES)
+        frame = frame.join(table.select(*key, pl.col("score").alias(f"score_{name}")), on=key, how="left")
+    frame = frame.join(true_dice(cases, proposals), on=key, how="left")
+    frame = with_consensus(frame, entries)
+    write_table(frame, schema.panel([*judges, *entries]), out, (tuple(judges), dict(entries)))

@@ -1,0 +1,252 @@
+"""Mining: the preferences of a pair set, from the scores of one judge and the filters of its strategy."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from pipeline.errors import BadInput
+from pipeline.knobs import Knobs, Name
+from pipeline.pairs.calibration import Curve, curve_of
+from pipeline.pairs.strategies.strategy import Mined, NoPairs, Scored, Strategy
+from pipeline.store import schema
+from pipeline.store.cases import ProposalStore
+from pipeline.store.tables import read_table, scan_table, write_json, write_table
+
+BLOCK = 32_768
+"""Cases mined at a time: what bounds the memory."""
+
+WORKERS = 2
+"""Blocks mined at the same time."""
+
+REASONS = ("base_is_top", "tie", "margin", "p_correct", "disagreement")
+"""Why a candidate is no pair; the first that holds counts."""
+
+
+class PairSet(Knobs):
+    """Preferences of one judge, mined by one strategy."""
+
+    judge: Name
+    """Name of a judge, of a score table, or `none`."""
+    strategy: Strategy
+    split: Literal["pool", "labelled"] = "pool"
+    """Whose cases are compared. `labelled` needs their proposals (`propose.splits`); with judge `oracle` it is the
+    offline form of MAPO."""
+
+
+def mine(
+    panel: pl.LazyFrame,
+    proposals: ProposalStore,
+    pairs: PairSet,
+    split: str,
+    seed: int,
+    calibration: Curve | None = None,
+) -> tuple[pl.DataFrame, dict[str, object]]:
+    """Pairs of a split (schema `PAIRS`) and a counted reason for every case without a pair.
+
+    The panel is in the order of its key. Duplicates and proposals without a score are left out before ranking.
+    `calibration` fills `p_correct`, null without it. Reasons are those of a case's first candidate:
+    `fewer_than_two_scored`, `base_is_top`, `tie`, `margin`, `p_correct` (below `min_p_correct`), `disagreement`; a case
+    whose pairs passed all of these and that `keep_fraction` left out counts as `fraction`.
+    Raises `BadInput` for an unknown judge, infinite scores, and `min_p_correct` without a calibration.
+    """
+    strategy = pairs.strategy
+    nothing: dict[str, object] = {"cases": 0, "cases_with_pairs": 0, "pairs": 0, "dropped": {}}
+    if isinstance(strategy, NoPairs):
+        return pl.DataFrame(schema=schema.PAIRS.columns), nothing
+    score = f"score_{pairs.judge}"
+    if score not in panel.collect_schema():
+        raise BadInput(f"pairs: judge '{pairs.judge}' is not in the panel; name an entry of judges or tables")
+    if strategy.min_p_correct and calibration is None:
+        raise BadInput(
+            f"pairs: min_p_correct is {strategy.min_p_correct}, but pairs of judge '{pairs.judge}' by "
+            f"'{strategy.kind}' are not calibrated; the audit does so from labelled validation cases: label some, "
+            "propose for them (propose.splits) and mine with the audit's folder, or set it to null"
+        )
+    rows = panel.select(*_COLUMNS, pl.col(score).alias("score"))
+    slots = _slots(rows)
+    total = rows.select(pl.len()).collect().item()
+
+    def mined_from(start: int) -> _Block:
+        return _mined(_block(rows, start, slots, split), slots, proposals, pairs, strategy, calibration, seed)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        blocks = list(pool.map(mined_from, range(0, total, BLOCK * slots)))
+    n_cases = sum(part.cases for part in blocks)
+    if not n_cases:
+        return pl.DataFrame(schema=schema.PAIRS.columns), nothing
+    table = pl.concat(part.table for part in blocks)
+    counts = np.sum([part.dropped for part in blocks], axis=0)
+    del blocks
+    reasons = {name: int(count) for name, count in zip(REASONS, counts, strict=True)}
+    before = table["case"].n_unique()
+    reasons["fewer_than_two_scored"] = n_cases - before - int(counts.sum())
+    table = _widest(table, strategy.keep_fraction)
+    with_pairs = table["case"].n_unique()
+    reasons["fraction"] = before - with_pairs
+    if not table["case_id"].is_sorted():
+        table = table.sort(schema.PAIRS.key)
+    return table, {
+        "cases": n_cases,
+        "cases_with_pairs": with_pairs,
+        "pairs": len(table),
+        "dropped": {name: count for name, count in reasons.items() if count},
+    }
+
+
+_COLUMNS = ("case_id", "case", "split", "proposal", "sampler", "duplicate_of")
+
+
+class _Block(NamedTuple):
+    """What a block of cases gave."""
+
+    cases: int
+    table: pl.DataFrame  # schema `PAIRS`, in the order of the cases
+    dropped: np.ndarray  # how often each of `REASONS` left a case out
+
+
+def _slots(rows: pl.LazyFrame) -> int:
+    """Proposals of the first case, and so of every one; 1 for an empty panel."""
+    first = rows.select("case").head(schema.ROW_GROUP).collect()["case"]
+    return int((first == first[0]).sum()) if len(first) else 1
+
+
+def _block(rows: pl.LazyFrame, start: int, slots: int, split: str) -> pl.DataFrame:
+    """Rows of a split in a block that starts at a row: whole cases with the slots 0, 1, ... in order.
+
+    The slice comes before the filter, so that only its own row groups are read.
+    """
+    block = rows.slice(start, BLOCK * slots).collect()
+    whole = len(block) % slots == 0
+    if whole:
+        case, proposal = (block[name].to_numpy().reshape(-1, slots) for name in ("case", "proposal"))
+        whole = bool((proposal == np.arange(slots)).all() and (case == case[:, :1]).all())
+    if not whole:
+        raise BadInput(
+            f"panel: expected the rows in the order of case_id and proposal, with the proposals 0 to {slots - 1} of "
+            f"every case; found another order from case '{block['case_id'][0]}' on; run `dvc repro panel`"
+        )
+    if (block["split"].gather_every(slots) == split).all():
+        return block
+    return block.filter(pl.col("split") == split)
+
+
+def _mined(
+    block: pl.DataFrame,
+    slots: int,
+    proposals: ProposalStore,
+    pairs: PairSet,
+    strategy: Mined,
+    calibration: Curve | None,
+    seed: int,
+) -> _Block:
+    """Pairs of a block, and the reasons of its cases without a pair."""
+    score = pl.when(pl.col("duplicate_of").is_null()).then("score").cast(pl.Float64)
+    scores = block.select(score.fill_null(float("nan"))).to_series().to_numpy().reshape(-1, slots)
+    case_id = block["case_id"].gather_every(slots)
+    if (infinite := np.isinf(scores)).any():
+        case = case_id[int(infinite.any(axis=1).argmax())]
+        raise BadInput(
+            f"panel: judge '{pairs.judge}': case '{case}' has an infinite score; scores are finite, or null where the "
+            "judge abstains"
+        )
+    found = strategy.candidates(Scored(case_id, scores), seed)
+    chosen_score, rejected_score = scores[found.row, found.chosen], scores[found.row, found.rejected]
+    margin = chosen_score - rejected_score
+    p = None if calibration is None else calibration(margin)
+    least = 0.5 if strategy.min_p_correct is None else strategy.min_p_correct
+    failed = np.select(
+        [
+            margin < 0,
+            found.tie | (margin == 0),
+            margin < strategy.min_margin,
+            np.zeros(len(margin), bool) if p is None else p < least,
+        ],
+        range(4),
+        default=-1,
+    )
+    array_row = block["case"].to_numpy()[::slots][found.row]
+    differ = np.zeros(len(array_row), np.int64)
+    passed = failed < 0
+    differ[passed] = proposals.disagreement_of(array_row[passed], found.chosen[passed], found.rejected[passed])
+    failed[passed & (differ < strategy.min_disagreement)] = REASONS.index("disagreement")
+
+    with_pair = np.zeros(len(case_id), bool)
+    with_pair[found.row[failed < 0]] = True
+    first = np.diff(found.row, prepend=-1) > 0
+    dropped = np.bincount(failed[first & ~with_pair[found.row]], minlength=len(REASONS))
+
+    kept = np.flatnonzero(failed < 0)
+    row, chosen, rejected = found.row[kept], found.chosen[kept], found.rejected[kept]
+    order = np.argsort((row * slots + chosen) * slots + rejected)
+    kept, row, chosen, rejected = kept[order], row[order], chosen[order], rejected[order]
+    table = pl.DataFrame(
+        {
+            "case_id": case_id.gather(row),
+            "case": array_row[kept],
+            "chosen": chosen.astype(np.int32),
+            "rejected": rejected.astype(np.int32),
+            "chosen_score": chosen_score[kept],
+            "rejected_score": rejected_score[kept],
+            "margin": margin[kept],
+            "p_correct": pl.repeat(None, len(kept), dtype=pl.Float64, eager=True) if p is None else p[kept],
+            "disagreement": differ[kept],
+            "chosen_sampler": block["sampler"].gather(row * slots + chosen),
+            "rejected_sampler": block["sampler"].gather(row * slots + rejected),
+            "judge": pl.repeat(pairs.judge, len(kept), eager=True),
+            "strategy": pl.repeat(strategy.kind, len(kept), eager=True),
+        },
+        schema=schema.PAIRS.columns,
+    )
+    return _Block(len(case_id), table, dropped)
+
+
+def _widest(table: pl.DataFrame, fraction: float) -> pl.DataFrame:
+    """Pairs of the share of cases whose widest margin is largest; cases that share the margin at the cut are dropped.
+
+    The share is that of the cases in the table, rounded, and at least one case.
+    """
+    widest = table.group_by("case").agg(pl.col("margin").max())["margin"] if fraction < 1 else table["margin"].head(0)
+    keep = max(1, round(fraction * len(widest)))
+    if keep >= len(widest):
+        return table
+    cut = widest.sort(descending=True)[keep]
+    return table.filter(pl.col("margin").max().over("case") > cut)
+
+
+def mine_to(
+    panel_file: Path,
+    judges: list[str],
+    proposals: ProposalStore,
+    pairs: PairSet,
+    seed: int,
+    out: Path,
+    name: str = "",
+    audit: Path | None = None,
+) -> None:
+    """Mine the cases of its split and write `NAME.parquet` and, beside it, `NAME.drops.json`.
+
+    `name` is the pair set's entry in `audit`/calibration.parquet; without an entry `p_correct` is null.
+    """
+    panel = scan_table(panel_file, schema.panel(judges)).drop("true_dice")
+    calibration = None if audit is None else _calibration(audit / "calibration.parquet", name, pairs)
+    table, drops = mine(panel, proposals, pairs, pairs.split, seed, calibration)
+    write_table(table, schema.PAIRS, out, pairs)
+    write_json(out.with_suffix(".drops.json"), drops)
+
+
+def _calibration(file: Path, name: str, pairs: PairSet) -> Curve | None:
+    """The curve of a pair set, None where the table has none; `BadInput` where it is of another judge or strategy."""
+    table = read_table(file, schema.CALIBRATION).filter(pl.col("pairs") == name)
+    expected = (pairs.judge, pairs.strategy.kind)
+    for found in table.select("judge", "strategy").unique().rows():
+        if found != expected:
+            raise BadInput(
+                f"{file}: pair set '{name}' is calibrated for judge and strategy {found}, expected {expected}; "
+                "run `dvc repro audit`"
+            )
+    return curve_of(table, name)

@@ -1,0 +1,1 @@
+"""Stage `propose`: several masks for every case."""

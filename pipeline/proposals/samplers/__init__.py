@@ -1,0 +1,18 @@
+"""The samplers: one file per kind, and the union that lists them."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.proposals.samplers.consensus import Consensus
+from pipeline.proposals.samplers.ensemble import Ensemble
+from pipeline.proposals.samplers.imported import Imported
+from pipeline.proposals.samplers.mc_dropout import MCDropout
+from pipeline.proposals.samplers.morphology import Morphology
+from pipeline.proposals.samplers.snapshots import Snapshots
+from pipeline.proposals.samplers.threshold import Threshold
+from pipeline.proposals.samplers.tta import TTA
+
+Sampler = Annotated[
+    MCDropout | TTA | Threshold | Ensemble | Snapshots | Morphology | Imported | Consensus, Field(discriminator="kind")
+]

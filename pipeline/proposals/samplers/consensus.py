@@ -1,0 +1,50 @@
+"""What the proposals drawn so far agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from pipeline.errors import BadInput
+from pipeline.knobs import Knobs
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+from pipeline.store.schema import UNKNOWN
+
+
+class Consensus(Knobs):
+    """Combinations of the draws of the samplers listed before this one; 255 where none of them knows the voxel."""
+
+    kind: Literal["consensus"]
+    of: tuple[Literal["majority", "mean"], ...] = ("majority", "mean")
+    """`majority`: most frequent class per voxel (the lowest class where several are); `mean`: the mean probability's
+    most probable class."""
+
+    def settings(self, name: str, setup: Setup) -> list[str]:
+        return list(self.of)
+
+    def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
+        if not case.draws:
+            raise BadInput(f"propose.samplers.{name}: nothing was drawn before it; list it after other samplers")
+        unknown = np.logical_and.reduce([draw.mask == UNKNOWN for draw in case.draws])
+        for setting in self.of:
+            if setting == "mean":
+                mask = drawn(name, setting, case.mean_probability(), own=False).mask
+            else:
+                mask = _majority([draw.mask for draw in case.draws], case.classes)
+            mask[unknown] = UNKNOWN
+            yield Draw(mask, name, setting)
+
+
+def _majority(masks: list[np.ndarray], classes: int) -> np.ndarray:
+    """Most frequent class, one class at a time: the votes of all classes at once would be the largest array here."""
+    best = np.zeros(masks[0].shape, np.uint8)
+    most = np.zeros(masks[0].shape, np.int32)
+    for label in range(classes):
+        votes = np.zeros(masks[0].shape, np.int32)
+        for mask in masks:
+            votes += mask == label
+        best[votes > most] = label
+        most = np.maximum(most, votes)
+    return best

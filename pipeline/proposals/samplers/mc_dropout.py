@@ -1,0 +1,180 @@
+"""Monte-Carlo dropout, injected by hooks, so that any network has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from weakref import WeakKeyDictionary
+
+from pydantic import Field
+
+from pipeline.errors import BadInput
+from pipeline.knobs import Knobs
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+from pipeline.seeding import torch_generator
+from pipeline.segmenter.knobs import Compute
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Place = Literal["bottleneck", "decoder", "all", "own"]
+_BYTES = 2**26
+"""Most bytes of the logits of the passes that are made together; it does not change them."""
+
+
+class MCDropout(Knobs):
+    """Passes of the base with dropped feature channels, at a sweep of rates.
+
+    What runs before the first dropped layer is computed once per image (or window), whatever the number of passes.
+    """
+
+    kind: Literal["mc_dropout"]
+    rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    """Share of channels dropped, one pass each."""
+    passes: Annotated[int, Field(gt=0)] = 1
+    """Passes per rate."""
+    at: Place = "bottleneck"
+    """After the layers of lowest resolution, after the layers behind those (`decoder`), after all layers but the last,
+    or where the network has dropout itself."""
+
+    def settings(self, name: str, setup: Setup) -> list[str]:
+        setup.needs_base(name)
+        return [setting for setting, _ in self._sweep()]
+
+    def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
+        from pipeline.segmenter.sliding import PLAIN
+        from pipeline.segmenter.weights import probability
+
+        plan = plan_of(case, self.at)
+        sweep = self._sweep()
+        together = max(1, _BYTES // (4 * case.classes * prod(case.image.shape[1:])))
+        for start in range(0, len(sweep), together):
+            part = sweep[start : start + together]
+
+            def network(part: Sequence[tuple[str, float]] = part) -> nn.Module:
+                drops = [(rate, torch_generator(case.seed, case.case_id, name, setting)) for setting, rate in part]
+                return dropped(case.segmenter.network, plan, drops)
+
+            logits = case.logits((name, start), network, case.segmenter.window, PLAIN)
+            for (setting, _), of_pass in zip(part, logits.chunk(len(part)), strict=True):
+                yield drawn(name, setting, probability(of_pass).cpu())
+
+    def _sweep(self) -> list[tuple[str, float]]:
+        """Setting and rate of every pass."""
+        return [(f"rate={rate:g} pass={turn}", rate) for rate in self.rates for turn in range(self.passes)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a network's features are dropped, and what is the same in every pass."""
+
+    layers: tuple[nn.Module, ...]
+    """Their outputs are dropped."""
+    shared: tuple[nn.Module, ...]
+    """No dropped layer comes before their outputs."""
+
+
+_PLANS: WeakKeyDictionary[nn.Module, dict[str, Plan]] = WeakKeyDictionary()
+
+
+def dropped(network: nn.Module, plan: Plan, drops: Sequence[tuple[float, torch.Generator]]) -> nn.Module:
+    """The network with several passes in one: logits `[1, passes * output, *window]` of one window.
+
+    `drops` has the rate and the generator of each pass.
+    """
+    from torch import nn
+
+    from pipeline.proposals.samplers.shared_passes import recalled, stacked
+
+    class Dropped(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            outputs = []
+            with recalled(plan.shared) as next_pass:
+                for rate, generator in drops:
+                    with injected_dropout(plan.layers, rate, generator):
+                        outputs.append(network(image))
+                    next_pass()
+            return stacked(outputs)
+
+    return Dropped()
+
+
+@contextmanager
+def injected_dropout(layers: Sequence[nn.Module], rate: float, generator: torch.Generator) -> Iterator[None]:
+    """Drop feature channels of these layers, drawn from `generator` (torch's own dropout uses the global one)."""
+    import torch
+    from torch import nn
+
+    def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        # Convolutions have channels second; layers over tokens have features last.
+        channels_last = isinstance(module, nn.Linear) or output.ndim < 4
+        shape = output.shape if channels_last else (*output.shape[:2], *([1] * (output.ndim - 2)))
+        keep = torch.rand(shape, generator=generator) >= rate
+        return output * (keep.to(output) / (1 - rate))
+
+    handles = [layer.register_forward_hook(drop) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def plan_of(case: CaseModels, at: Place) -> Plan:
+    """The plan of the base."""
+    loaded = case.segmenter
+    return plan_for(loaded.network, case.image.shape[0], loaded.window, case.compute, at)
+
+
+def plan_for(network: nn.Module, channels: int, window: Sequence[int], compute: Compute, at: Place) -> Plan:
+    """The plan of a network in eval mode; found by one forward pass of a blank window and kept for its life.
+
+    Raises `BadInput` for a network without such a layer.
+    """
+    import torch
+    from torch import nn
+
+    from pipeline.proposals.samplers.shared_passes import done_before, trace
+    from pipeline.segmenter.sliding import forward
+
+    known = _PLANS.setdefault(network, {})
+    if at not in known:
+        linear = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+        dropout = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+        blank = torch.zeros((channels, *window))
+        calls = trace(network, lambda: forward(network, blank, window, compute))
+        kinds = dropout if at == "own" else linear
+        seen: dict[nn.Module, tuple[int, int]] = {}
+        seen |= {call.module: _size(call.module, call.shape) for call in calls if isinstance(call.module, kinds)}
+        layers = list(seen) if at == "own" else _features(seen)
+        if at in ("bottleneck", "decoder") and layers:
+            lowest = min(seen[layer][0] for layer in layers)
+            deepest = [layer for layer in layers if seen[layer][0] == lowest]
+            layers = deepest if at == "bottleneck" else layers[layers.index(deepest[-1]) + 1 :]
+        if not layers:
+            hint = "use at: all" if at != "all" else "remove the sampler (the layers of a program cannot be seen)"
+            raise BadInput(f"propose: sampler mc_dropout at '{at}': the network has no such layer; {hint}")
+        first = next(position for position, call in enumerate(calls) if call.module in layers)
+        known[at] = Plan(tuple(layers), tuple(done_before(calls, first)))
+    return known[at]
+
+
+def _features(seen: dict[nn.Module, tuple[int, int]]) -> list[nn.Module]:
+    """Layers without those at the end that have one channel per logit: they are logits already, not features."""
+    layers = list(seen)
+    logits = seen[layers[-1]][1] if layers else 0
+    while layers and seen[layers[-1]][1] == logits:
+        layers.pop()
+    return layers
+
+
+def _size(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Positions and channels of an output of one image; a Transformer may have its windows in the first axis."""
+    from torch import nn
+
+    channels = shape[-1] if isinstance(layer, nn.Linear) else shape[1]
+    return prod(shape) // channels, channels

@@ -1,0 +1,149 @@
+"""Slot 0, usually the base prediction, with its outline moved, or with components and holes changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.errors import BadInput
+from pipeline.knobs import Knobs
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup
+from pipeline.store.schema import UNKNOWN
+
+Radius = Annotated[float, Field(gt=0)]
+_OUTLINES = ("erode", "dilate", "open", "close")
+
+
+class Morphology(Knobs):
+    """Outlines move for the foreground as a whole, by a ball of a radius in voxels; borders between classes stay.
+
+    A voxel that becomes foreground takes the class of the nearest foreground voxel (the lowest class where several are
+    equally near). A component, of one class, with all neighbours across edges and corners, that goes takes the label
+    that most of its neighbours have (the lowest of several). What lies outside the image, and voxels that are 255,
+    erode nothing; 255 stays 255. A case without foreground, or without such components or holes, keeps its mask:
+    a duplicate, which mining drops.
+    """
+
+    kind: Literal["morphology"]
+    erode: tuple[Radius, ...] = (1.0,)
+    """Radii in voxels, one proposal each, as of the next three."""
+    dilate: tuple[Radius, ...] = (1.0,)
+    """The foreground grows."""
+    open: tuple[Radius, ...] = ()
+    """Eroded, then dilated: thin parts go."""
+    close: tuple[Radius, ...] = ()
+    """Dilated, then eroded: narrow gaps fill."""
+    largest_component: bool = True
+    """Of each class, its largest component alone (the first one of equals)."""
+    fill_holes: bool = True
+    """Background that foreground encloses becomes foreground."""
+    drop_component: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """Without the component of this rank by size, 1 the smallest of all classes; never the largest one of a class."""
+
+    def settings(self, name: str, setup: Setup) -> list[str]:
+        return [
+            *(f"{kind}={radius:g}" for kind in _OUTLINES for radius in getattr(self, kind)),
+            *(["largest_component"] if self.largest_component else []),
+            *(["fill_holes"] if self.fill_holes else []),
+            *(f"drop_component={rank}" for rank in self.drop_component),
+        ]
+
+    def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
+        if not case.draws:
+            raise BadInput(f"propose.samplers.{name}: there is no slot 0 yet; list it after the imported masks")
+        for setting, change in self._changes():
+
+            def changed(change: Callable[[np.ndarray], np.ndarray] = change) -> np.ndarray:
+                return change(case.first_mask())
+
+            yield Draw(case.whole_mask((name, setting), changed), name, setting)
+
+    def _changes(self) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
+        """Setting and what is done to the mask of the whole case."""
+        for kind in _OUTLINES:
+            for radius in getattr(self, kind):
+                yield f"{kind}={radius:g}", partial(moved, kind=kind, radius=radius)
+        if self.largest_component:
+            yield "largest_component", partial(without_components, rank=None)
+        if self.fill_holes:
+            yield "fill_holes", filled
+        for rank in self.drop_component:
+            yield f"drop_component={rank}", partial(without_components, rank=rank)
+
+
+def moved(mask: np.ndarray, kind: str, radius: float) -> np.ndarray:
+    """Label map u8 `[*space]` whose foreground is eroded, dilated, opened or closed."""
+    inside = (mask != 0) & (mask != UNKNOWN)
+    # Only background erodes: what the image does not show, or 255 hides, may well be foreground.
+    background = mask == 0
+    match kind:
+        case "erode":
+            inside &= ~_grown(background, radius)
+        case "dilate":
+            inside = _grown(inside, radius)
+        case "open":
+            inside = _grown(inside & ~_grown(background, radius), radius)
+        case "close":
+            # What grows over the edge of the image must be able to come back; there the edge goes on.
+            margin = int(np.ceil(radius)) + 1
+            grown = _grown(np.pad(inside, margin, mode="edge"), radius)
+            inside |= ~_grown(~grown, radius)[(slice(margin, -margin),) * mask.ndim]
+    return _labelled(mask, inside)
+
+
+def filled(mask: np.ndarray) -> np.ndarray:
+    """Label map u8 `[*space]` whose background that foreground encloses (across faces) is foreground."""
+    from scipy.ndimage import binary_fill_holes
+
+    return _labelled(mask, binary_fill_holes((mask != 0) & (mask != UNKNOWN)))
+
+
+def without_components(mask: np.ndarray, rank: int | None) -> np.ndarray:
+    """Label map u8 `[*space]` without the component of this rank, 1 the smallest, or (None) with each class's largest
+    component alone."""
+    from scipy.ndimage import binary_dilation, find_objects, label
+
+    everywhere = np.ones((3,) * mask.ndim)
+    found = []
+    for value in np.unique(mask[(mask != 0) & (mask != UNKNOWN)]).tolist():
+        components, _ = label(mask == value, everywhere)
+        sizes = np.bincount(components.ravel())[1:]
+        boxes = find_objects(components)
+        largest = int(sizes.argmax())
+        found += [(int(sizes[n]), components, n + 1, boxes[n]) for n in range(len(sizes)) if n != largest]
+    found.sort(key=lambda component: component[0])
+    out = mask.copy()
+    for _, components, number, box in found if rank is None else found[rank - 1 : rank]:
+        around = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in box)
+        part = components[around] == number
+        neighbours = mask[around][binary_dilation(part, everywhere) & ~part]
+        out[around][part] = np.bincount(neighbours[neighbours != UNKNOWN], minlength=1).argmax()
+    return out
+
+
+def _grown(inside: np.ndarray, radius: float) -> np.ndarray:
+    """Voxels within this distance of a voxel inside; nothing grows out of nothing."""
+    from scipy.ndimage import distance_transform_edt
+
+    return distance_transform_edt(~inside) <= radius if inside.any() else inside
+
+
+def _labelled(mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The mask with this foreground: new voxels take the nearest class, 255 stays 255."""
+    from scipy.ndimage import distance_transform_edt
+
+    new = inside & (mask == 0)
+    out = np.where(inside | (mask == UNKNOWN), mask, 0).astype(np.uint8)
+    if new.any():
+        nearest = np.full(int(new.sum()), np.inf)
+        label = np.zeros(len(nearest), np.uint8)
+        for value in np.unique(mask[(mask != 0) & (mask != UNKNOWN)]).tolist():
+            distance = distance_transform_edt(mask != value)[new]
+            label[distance < nearest] = value
+            nearest = np.minimum(nearest, distance)
+        out[new] = label
+    return out

@@ -1,0 +1,26 @@
+"""Earlier checkpoints of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pipeline.errors import BadInput
+from pipeline.knobs import Knobs
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+
+
+class Snapshots(Knobs):
+    """One proposal per snapshot that the base stage kept (`base.snapshots`), in the order of their steps."""
+
+    kind: Literal["snapshots"]
+
+    def settings(self, name: str, setup: Setup) -> list[str]:
+        setup.needs_base(name)
+        if not setup.snapshots:
+            raise BadInput(f"propose.samplers.{name}: sampler 'snapshots' needs base.snapshots of at least 1, found 0")
+        return list(setup.snapshots)
+
+    def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
+        for snapshot, model in case.snapshots.items():
+            yield drawn(name, snapshot, case.predict(model))

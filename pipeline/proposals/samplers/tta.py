@@ -1,0 +1,84 @@
+"""Test-time augmentation: the base sees a flipped, turned or re-scaled image, and its answer is turned back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.errors import BadInput
+from pipeline.knobs import Knobs
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.segmenter.sliding import View
+
+
+class TTA(Knobs):
+    """One proposal per varied image, and one of their mean with the base."""
+
+    kind: Literal["tta"]
+    flips: tuple[tuple[int, ...], ...] = ((0,), (1,), (0, 1))
+    """Sets of spatial axes flipped together; sided classes (`augmentation.swap_labels`) change places with them."""
+    quarter_turns: tuple[Literal[1, 2, 3], ...] = ()
+    """Rotations by 90 degrees in the plane of the last two axes; the window turns too, so that a network with fixed
+    sizes needs one that is square in this plane."""
+    intensity: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Factors on the normalised image."""
+    mean: bool = True
+    """Whether the mean of the base and all varied images is a proposal too."""
+
+    def settings(self, name: str, setup: Setup) -> list[str]:
+        setup.needs_base(name)
+        return [
+            *(f"flip={''.join(map(str, axes))}" for axes in self.flips),
+            *(f"turn={turn}" for turn in self.quarter_turns),
+            *(f"intensity={factor:g}" for factor in self.intensity),
+            *(["mean"] if self.mean else []),
+        ]
+
+    def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
+        dimensions = len(case.image.shape) - 1
+        if beyond := {axis for axes in self.flips for axis in axes if not 0 <= axis < dimensions}:
+            raise BadInput(
+                f"case '{case.case_id}': sampler '{name}' flips axes {sorted(beyond)}, the image has axes 0 to "
+                f"{dimensions - 1}; correct `flips`"
+            )
+        total, count = case.base_probability(), 1
+        for setting, probability in self._varied(name, case):
+            total, count = total + probability, count + 1
+            yield drawn(name, setting, probability)
+        if self.mean:
+            yield drawn(name, "mean", total / count, own=False)
+
+    def _varied(self, name: str, case: CaseModels) -> Iterator[tuple[str, Tensor]]:
+        """Setting and class probabilities `[class, *space]` of each varied image, brought back to this case."""
+        from pipeline.segmenter.sliding import View
+
+        base = case.segmenter
+        for axes in self.flips:
+            yield f"flip={''.join(map(str, axes))}", case.predict_flipped(base, axes)
+        for turn in self.quarter_turns:
+            yield f"turn={turn}", _turned(name, case, View(turns=turn))
+        for factor in self.intensity:
+            yield f"intensity={factor:g}", case.predict(base, View(factor=factor))
+
+
+def _turned(name: str, case: CaseModels, view: View) -> Tensor:
+    """What the base says of the turned image; raises `BadInput` where it does not run on the turned window."""
+    base = case.segmenter
+    seen = view.window(base.window)
+    try:
+        return case.predict(base, view)
+    except (RuntimeError, ValueError, AssertionError, TypeError, LookupError) as error:
+        if seen == tuple(base.window):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(
+            f"case '{case.case_id}': sampler '{name}': expected a network that runs on its window {list(base.window)} "
+            f"turned by a quarter, {list(seen)}, found an error: {reason}; give the base a window whose last two sizes "
+            "are equal, or remove the odd `quarter_turns`"
+        ) from error

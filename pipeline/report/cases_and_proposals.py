@@ -1,0 +1,112 @@
+"""The cases of a run, and what was proposed for them."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from pipeline.report.blocks import Block, Cell, Note, Section, Table
+from pipeline.report.cells import UNKNOWN, case_means, extent, percent, points
+from pipeline.report.figures import histograms
+from pipeline.report.run import Run
+from pipeline.store import schema
+
+
+def splits(run: Run) -> Section:
+    """How many cases and patients each split holds, and on which grids."""
+    rows: list[list[Cell | str]] = []
+    for name in schema.SPLITS:
+        cases = run.cases.split(name)
+        spacings = [case.spacing_mm for case in cases]
+        known = [spacing for spacing in spacings if spacing is not None]
+        missing = len(spacings) - len(known)
+        spacing = " · ".join(
+            part for part in (extent(known, 2) if known else "", f"unknown for {missing}" if missing else "") if part
+        )
+        rows.append(
+            [
+                name,
+                str(len(cases)),
+                str(len({case.group for case in cases})),
+                str(sum(case.has_label for case in cases)),
+                extent([case.shape for case in cases]),
+                spacing or UNKNOWN,
+            ]
+        )
+    columns = ["split", "cases", "groups", "with label", "voxels, working grid", "spacing, mm"]
+    how = (
+        "A group is a patient or an exam, and never stands in two splits. The base learns from labelled, students also "
+        "from the images of the pool; validation judges the judges and picks the best step; only test gives results."
+    )
+    blocks: list[Block] = [Table("Splits", columns, rows, frozenset({4, 5}))]
+    if notes := run.cases.info.get("notes"):
+        blocks.append(Note(notes))
+    return Section("splits", "Cases and splits", how, blocks)
+
+
+def proposals(run: Run) -> Section:
+    """What each sampler's proposals are worth, how far they differ, and how large the pairs' disagreement is."""
+    slots = run.panel.group_by("proposal", "sampler", "setting").agg(
+        pl.len(),
+        pl.col("duplicate_of").is_not_null().mean().alias("duplicates"),
+        pl.col("dice_to_base").mean(),
+    )
+    validation = run.panel.filter(pl.col("split") == "validation")
+    base = validation.filter(pl.col("proposal") == 0).select("case", pl.col("true_dice").alias("base"))
+    lift = pl.col("true_dice") - pl.col("base")
+    known = validation.join(base, on="case").with_columns(lift.alias("lift"))
+    slot = ("proposal", "sampler", "setting")
+    lifts = known.group_by(*slot, "group").agg(pl.col("lift").mean()).group_by(slot).agg(pl.col("lift").mean())
+    table = slots.join(lifts, on=slot, how="left").sort("proposal", "setting").collect()
+    rows = [
+        [
+            f"{row['sampler']} · {row['setting']}" if row["sampler"] != row["setting"] else row["sampler"],
+            points(row["lift"], signed=True) if row["proposal"] else UNKNOWN,
+            percent(row["duplicates"]) if row["proposal"] else UNKNOWN,
+            points(row["dice_to_base"]),
+            points(1 - row["dice_to_base"]),
+        ]
+        for row in table.iter_rows(named=True)
+    ]
+    columns = ["sampler · setting", "mean lift over base", "duplicates", "Dice to base", "diversity"]
+    note = (
+        "Lift: true Dice minus that of the base, mean over validation patients. Duplicates: share of masks equal to an "
+        "earlier proposal of the case. Diversity: 100 minus Dice to base. Both over all cases with proposals."
+    )
+    blocks: list[Block] = [Table("Proposals by sampler", columns, rows, note=note), *_spread(run, known)]
+    how = (
+        "A student can learn only what some proposal does better than the base: look for samplers with a positive lift "
+        "and for headroom. Values are in Dice points."
+    )
+    return Section("proposals", "Proposals", how, blocks)
+
+
+def _spread(run: Run, known: pl.LazyFrame) -> list[Block]:
+    blocks: list[Block] = []
+    best = known.group_by("case", "group").agg(pl.col("lift").max()).sort("case").collect()
+    headroom = best["lift"].to_numpy() * 100
+    others = run.panel.filter(pl.col("proposal") > 0).select("case", "proposal", "dice_to_base").collect()
+    others = others.sort("case", "proposal")
+    diversity = 100 - 100 * case_means(others["case"].to_numpy(), others["dice_to_base"].to_numpy())[0]
+    if len(headroom) and len(diversity):
+        mean = best.group_by("group", maintain_order=True).agg(pl.col("lift").mean())["lift"].to_numpy().mean()
+        none = float((headroom <= 0).mean())
+        caption = (
+            f"Per case, with the median as a line. Headroom: best proposal minus base on {len(headroom)} validation "
+            f"cases, by patient {points(float(mean), signed=True)} on average; {percent(none)} of them have "
+            f"none. Diversity: 100 minus the mean Dice of a case's proposals to its base, on {len(diversity)} cases."
+        )
+        blocks.append(
+            histograms(
+                {"headroom": headroom, "diversity": diversity},
+                "Dice points",
+                "Histograms of headroom and diversity per case. " + caption,
+                caption,
+            )
+        )
+    sizes = {name: run.pairs_of(name)["disagreement"].to_numpy() for name in run.mined}
+    if sizes := {name: values for name, values in sizes.items() if len(values)}:
+        caption = "Size of the disagreement region |D| of the mined pairs, by pair set; the line is the median."
+        blocks.append(histograms(sizes, "|D|, voxels", "Histograms. " + caption, caption, log=True))
+    else:
+        blocks.append(Note(["There are no mined pairs, so no disagreement regions to measure."]))
+    return blocks

@@ -1,0 +1,130 @@
+"""Training curves of the base and of all students."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from pipeline.report.blocks import Block, Cell, Note, Section, Table
+from pipeline.report.cells import Estimate, cell, decimal, points
+from pipeline.report.figures import curves
+from pipeline.report.run import Run, read_json
+from pipeline.segmenter.knobs import RECORD
+
+MEASURES = (
+    "loss",
+    "supervised",
+    "rewards/margins",
+    "rewards/accuracies",
+    "kl_inside",
+    "kl_outside",
+    "volume_ratio",
+    "labelled_dice",
+    "validation_assd",
+    "online/images_with_pair",
+    "online/spread",
+)
+"""Columns of a student's history that are drawn where some student has them."""
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+def training(run: Run) -> Section:
+    """Validation Dice by step of all students, what else was watched, and the training of the base."""
+    blocks: list[Block] = []
+    base = run.curve("base", ("model", "best"))
+    histories = {name: run.curve(name) for name in run.params.students}
+    start = base.filter((pl.col("model") == "base") & (pl.col("best") == "true"))["validation_dice"]
+    if histories:
+        caption = "Validation Dice of all students, in points. The dotted line is the base that they start from."
+        lines = {name: _curve(history, "validation_dice", 100) for name, history in histories.items()}
+        blocks.append(
+            curves(
+                {"validation Dice, points": lines},
+                list(histories),
+                f"Line chart. {caption}",
+                caption,
+                size=(9.6, 3.6),
+                level=100 * start[0] if len(start) else None,
+            )
+        )
+        panels: dict[str, dict[str, Curve]] = {}
+        for measure in MEASURES:
+            seen = {name: _curve(history, measure) for name, history in histories.items()}
+            if seen := {name: curve for name, curve in seen.items() if len(curve[0])}:
+                panels[measure] = seen
+        blocks.append(_steadiness(run, histories))
+        if panels:
+            caption = (
+                "Averages between evaluations. Losses of different objectives do not compare. kl_outside and "
+                "volume_ratio show drift where the pairs say nothing: they should stay near 0 and near 1. "
+                "labelled_dice is measured on the labelled cases as they are, validation_assd in mm, or in voxels "
+                "where the spacing is unknown, online/images_with_pair is the share of images with two hypotheses that "
+                "are tau apart."
+            )
+            blocks.append(curves(panels, list(histories), f"Line charts of {', '.join(panels)}. {caption}", caption))
+    else:
+        blocks.append(Note(["params.yaml has no students."]))
+    models = base["model"].unique(maintain_order=True).to_list()
+    of_base = {
+        title: {name: _curve(base.filter(pl.col("model") == name), column, scale) for name in models}
+        for title, column, scale in (("loss", "loss", 1.0), ("validation Dice, points", "validation_dice", 100.0))
+    }
+    caption = "Training of the base and its companions on the labelled split; a mean teacher also sees the pool."
+    blocks.append(curves(of_base, models, f"Line charts. {caption}", caption, columns=2, size=(4.8, 2.8)))
+    how = (
+        "A student that rises and then falls is over-optimised: compare its peak with its end. Curves that still rise "
+        "for the base mean that it was not at its plateau, and then continued training alone looks like a gain."
+    )
+    return Section("training", "Training curves", how, blocks)
+
+
+def _steadiness(run: Run, histories: dict[str, pl.DataFrame]) -> Table:
+    """Over-fitting and unsteady ends, over the evaluations whose weights are the sustained result."""
+    rows: list[list[Cell | str]] = []
+    for arm in run.arms:
+        if arm.student is None:
+            continue
+        history = histories[arm.name]
+        record = read_json(run.students / arm.name / RECORD)
+        steps = [float(name.removeprefix("step_")) for name in record["late"]]
+        late = history.filter(pl.col("step").is_in(steps))
+        # Weights that were interpolated after training are not those that the history saw.
+        known = "labelled_dice" in late.columns and record.get("interpolated") is None
+        seen = late["labelled_dice"].mean() if known else None
+        labelled = None if seen is None else float(seen)  # type: ignore[arg-type]
+        test = arm.metrics["sustained"]
+        spread = float(late["validation_dice"].std()) if len(late) > 1 else None  # type: ignore[arg-type]
+        assd = Estimate.read(arm.metrics["assd"])
+        rows.append(
+            [
+                arm.name,
+                Cell(points(labelled), why="" if labelled is not None else "not measured on these weights"),
+                points(test),
+                points(None if labelled is None else labelled - test, signed=True),
+                Cell(
+                    decimal(None if spread is None else 100 * spread, 2),
+                    why="" if spread is not None else "one evaluation",
+                ),
+                cell(assd, 1, 2),
+            ]
+        )
+    return Table(
+        "Over-fitting, steadiness and boundaries of the students, at the end of their training.",
+        ("student", "labelled Dice", "test Dice", "gap", "late SD", "ASSD"),
+        rows,
+        meanings={
+            "labelled Dice": "Dice on the labelled cases that it was trained on, mean over the evaluations of the last "
+            "fifth, on the working grid, in points.",
+            "test Dice": "Sustained Dice on the test cases, in points.",
+            "gap": "Labelled Dice less test Dice: what was learned by heart, and what resampling costs.",
+            "late SD": "Standard deviation of the validation Dice over the evaluations of the last fifth, in points.",
+            "ASSD": f"Average symmetric surface distance on the test cases, in {run.arms[0].metrics['distance_unit']}.",
+        },
+    )
+
+
+def _curve(history: pl.DataFrame, column: str, scale: float = 1.0) -> Curve:
+    """Steps and values of a column, without the evaluations that lack it."""
+    rows = history.select("step", column).drop_nulls() if column in history.columns else history.clear()
+    return rows["step"].to_numpy(), (rows[column] * scale).to_numpy() if len(rows) else np.zeros(0)

@@ -1,0 +1,81 @@
+"""Pictures of mined pairs: the image, what was chosen, what was rejected, and where the two differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from pipeline.measures.overlap import region
+from pipeline.report.blocks import Block, Figure, Legend, Note, Section
+from pipeline.report.figures import RED, drawing, embed
+from pipeline.report.pictures import colour_of, height_of, outline, plane_of, show
+from pipeline.report.run import Run
+from pipeline.store import schema
+from pipeline.store.cases import Case
+
+
+def examples(run: Run) -> Section:
+    """About four pairs of every pair set."""
+    blocks: list[Block] = []
+    rows = {case.case: case for case in run.cases.all}
+    for name in run.mined:
+        pairs = run.pairs_of(name)
+        if pairs.is_empty():
+            blocks.append(Note([f"Pair set '{name}' has no pairs."]))
+        for why, pair in picked(pairs).items():
+            blocks.append(_picture(run, name, why, pair, rows[pair["case"]]))
+    if blocks:
+        colours = [(name, colour_of(label)) for label, name in enumerate(run.cases.class_names) if label]
+        blocks.insert(0, Legend([*colours, ("disagreement region", RED)]))
+    else:
+        blocks.append(Note(["params.yaml has no pair sets."]))
+    how = (
+        "The student is pushed towards the chosen outline inside the disagreement region alone. Ask whether you would "
+        "choose the same mask. Intensities are stretched for display, and pictures are cropped to both masks."
+    )
+    return Section("examples", "Examples of pairs", how, blocks)
+
+
+def picked(pairs: pl.DataFrame) -> dict[str, dict]:
+    """Pairs by the reason for showing them: largest and smallest margin, largest and median |D|; none twice."""
+    found: dict[str, dict] = {}
+    by_margin = pairs.sort("margin", *schema.PAIRS.key)
+    by_size = pairs.sort("disagreement", *schema.PAIRS.key)
+    seen: set[tuple] = set()
+    for why, ordered, at in (
+        ("largest margin", by_margin, -1),
+        ("smallest margin", by_margin, 0),
+        ("largest |D|", by_size, -1),
+        ("median |D|", by_size, len(pairs) // 2),
+    ):
+        if len(pairs):
+            row = ordered.row(at, named=True)
+            key = tuple(row[part] for part in schema.PAIRS.key)
+            if key not in seen:
+                seen.add(key)
+                found[why] = row
+    return found
+
+
+def _picture(run: Run, pairs: str, why: str, pair: dict, case: Case) -> Figure:
+    masks = run.proposals.masks(case, [pair["chosen"], pair["rejected"]])
+    view = plane_of(run.cases.image(case), masks, region(*masks), case.spacing_mm, run.rgb)
+    believed = "" if pair["p_correct"] is None else f"p_correct {pair['p_correct']:.2f}, "
+    caption = (
+        f"{pairs}, {why}: case {pair['case_id']}{view.where}, margin {pair['margin']:.2g}, {believed}"
+        f"|D| {pair['disagreement']} voxels."
+    )
+    with drawing(9.4, height_of(view, 2.3) + 0.3) as drawn:
+        axes = drawn.subplots(1, 4)
+        titles = ("image", f"chosen: {pair['chosen_sampler']}", f"rejected: {pair['rejected_sampler']}", "disagreement")
+        for at, title in zip(axes, titles, strict=True):
+            show(at, view, title)
+        for at, mask in zip(axes[1:3], view.masks, strict=True):
+            outline(at, mask, len(run.cases.class_names))
+        differ = region(*view.masks)
+        tint = np.zeros((*differ.shape, 4))
+        tint[differ] = [*(int(RED[i : i + 2], 16) / 255 for i in (1, 3, 5)), 0.75]
+        axes[3].imshow(tint, aspect=view.aspect, interpolation="nearest")
+        return embed(
+            drawn, f"Image, chosen outline, rejected outline and disagreement region. {caption}", caption, True
+        )

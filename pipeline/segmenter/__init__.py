@@ -1,0 +1,1 @@
+"""Stage `base`: networks are built, trained, run on cases of any size and kept on disk."""

@@ -1,0 +1,219 @@
+"""Segmentation networks by name from MONAI: what their classes are called with, and the window that they need."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.errors import BadInput
+from pipeline.segmenter.heads import all_heads, keep_main_head
+from pipeline.segmenter.knobs import Network
+from pipeline.store.tables import write_json
+
+ARCHITECTURE = "network.json"
+PROGRAM = "program"
+"""Name of a network that is a file to run, in a format that is its argument."""
+MULTIPLES = (*(2**n for n in range(8)), *(3 * 2**n for n in range(6)))
+"""What windows are tried as multiples of, in this order."""
+_SPACE = ("spatial_dims", "dimensions")
+_CHANNELS = ("in_channels", "num_channels", "n_input_channels")
+_OUTPUTS = ("out_channels", "num_classes")
+_SIZES = ("img_size", "image_size", "input_image_size")
+_FAILURES = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, ImportError, ArithmeticError)
+"""What networks of others raise where an argument or a window does not suit them."""
+_BUILDING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that is needed to rebuild a network: stored as JSON beside its weights."""
+
+    name: str
+    arguments: dict[str, Any]
+    dimensions: int
+    channels: int
+    classes: int
+    head: str
+    window: tuple[int, ...]
+
+    @classmethod
+    def of(cls, knobs: Network, channels: int, classes: int, padded: Sequence[int]) -> Architecture:
+        """The network of these knobs for images of `channels` whose largest case is `padded`."""
+        if knobs.head == "sigmoid" and classes != 2:
+            raise BadInput(f"base.network.head: 'sigmoid' is for 2 classes, the data has {classes}; use 'softmax'")
+        window = tuple(padded) if knobs.window is None else knobs.window
+        if len(window) != len(padded):
+            raise BadInput(f"base.network.window: expected {len(padded)} numbers for this data, found {list(window)}")
+        made = cls(knobs.name, knobs.arguments, len(padded), channels, classes, knobs.head, window)
+        if knobs.multiple is not None:
+            return made.rounded(knobs.multiple)
+        return _smallest(json.dumps(asdict(made)))
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Architecture:
+        return cls(**{**content, "window": tuple(content["window"])})
+
+    def rounded(self, multiple: int) -> Architecture:
+        """With the window rounded up to a multiple, and the arguments that follow from it filled in."""
+        window = tuple(-(-length // multiple) * multiple for length in self.window)
+        arguments = dict(self.arguments)
+        parameters = inspect.signature(self._kind()).parameters
+        arguments |= {name: list(window) for name in _SIZES if name in parameters and name not in arguments}
+        if self.name.lower() == "dynunet":
+            arguments = {**_dynunet(window, arguments.get("strides"), len(arguments.get("filters") or ())), **arguments}
+        return replace(self, arguments=arguments, window=window)
+
+    @property
+    def program(self) -> bool:
+        """Whether it is a program, which cannot be rebuilt, rather than a network of MONAI."""
+        return self.name == PROGRAM
+
+    @property
+    def outputs(self) -> int:
+        """Output channels: one for a sigmoid head, else one per class."""
+        return 1 if self.head == "sigmoid" else self.classes
+
+    def build(self, seed: int) -> nn.Module:
+        """The network with initial weights drawn from `seed`; torch's global generator is left as it was.
+
+        Called, it returns the logits of its main head.
+        """
+        kind, sizes = self._kind(), {name: value for name, value, _ in self.sizes()}
+        # The generator is global, so networks are built one at a time.
+        with _BUILDING, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                return keep_main_head(kind(**sizes, **self.arguments))
+            except _FAILURES as error:
+                raise BadInput(
+                    f"base.network.arguments: {self.name} refuses {self.arguments} for {self.dimensions}D images of "
+                    f"{self.channels} channels: {error}"
+                ) from error
+
+    def sizes(self) -> list[tuple[str, int, int | None]]:
+        """What the class calls the numbers of axes, channels and outputs, each with its value and the class's own
+        default (None: it has none)."""
+        kind = self._kind()
+        parameters = inspect.signature(kind).parameters
+        values = (self.dimensions, self.channels, self.outputs)
+        named = [(name, value) for name, value in zip(self._names(kind), values, strict=True) if name is not None]
+        defaults = {name: parameter.default for name, parameter in parameters.items()}
+        return [(n, value, d if isinstance(d := defaults.get(n), int) else None) for n, value in named]
+
+    def objection(self, device: str) -> str | None:
+        """Why the network cannot be used with its window on a device, or None where it gives logits of its size.
+
+        Tried are training on two images, because batch normalisation refuses one, and inference on one.
+        """
+        network = self.build(0)
+        try:
+            network = network.to(torch.device(device))
+            images = torch.zeros((2, self.channels, *self.window), device=device)
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                logits = all_heads(network.train(), images)[0].logits, network.eval()(images[:1])
+        except _FAILURES as error:
+            return (str(error).strip() or type(error).__name__).splitlines()[0]
+        for count, found in zip((2, 1), logits, strict=True):
+            expected = (count, self.outputs, *self.window)
+            if tuple(found.shape) != expected:
+                return f"expected logits of shape {expected}, found {tuple(found.shape)}"
+        return None
+
+    def save(self, folder: Path) -> None:
+        """Write `network.json`."""
+        write_json(folder / ARCHITECTURE, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Architecture:
+        """Read `network.json`."""
+        path = folder / ARCHITECTURE
+        if not path.is_file():
+            raise BadInput(f"{path}: no such model; run the stage that trains it with `dvc repro`")
+        return cls.from_json(json.loads(path.read_text()))
+
+    def _kind(self) -> type[nn.Module]:
+        from monai.networks import nets
+
+        kind = getattr(nets, self.name, None)
+        if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
+            raise BadInput(f"base.network.name: MONAI has no network '{self.name}'; see monai.networks.nets")
+        return kind
+
+    def _names(self, kind: type[nn.Module]) -> list[str | None]:
+        """What the class calls the numbers of axes, channels and outputs; None where it is for 2D or 3D only."""
+        parameters = inspect.signature(kind).parameters
+        passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        names: list[str | None] = []
+        for known in (_SPACE, _CHANNELS, _OUTPUTS):
+            found = next((name for name in known if name in parameters), known[0] if passes_on else None)
+            if found is None and known is not _SPACE:
+                raise BadInput(
+                    f"base.network.name: {self.name} has no argument {' or '.join(known)}, so that it is no network "
+                    "for segmentation; choose another"
+                )
+            names.append(found)
+        return names
+
+
+@lru_cache
+def _smallest(wanted: str) -> Architecture:
+    """The architecture with its window rounded up to the first of `MULTIPLES` for which the network runs.
+
+    Tried on torch's meta device, which computes shapes only, and where a network cannot be, on a blank window.
+    """
+    made = Architecture.from_json(json.loads(wanted))
+    tried: dict[tuple[int, ...], str] = {}
+    for multiple in MULTIPLES:
+        found = made.rounded(multiple)
+        if found.window in tried:
+            continue
+        objection = _objection(found)
+        if objection is None:
+            return found
+        tried[found.window] = objection
+    _refuse_dimensions(made)
+    largest = made.rounded(128).window
+    raise BadInput(
+        f"base.network: {made.name} does not run on a window of {list(made.window)}, however it is rounded up; with "
+        f"{list(largest)}: {tried[largest]}; correct `arguments` or `window`, or choose another network"
+    )
+
+
+def _objection(architecture: Architecture) -> str | None:
+    try:
+        objection = architecture.objection("meta")
+        return architecture.objection("cpu") if objection and "meta" in objection.lower() else objection
+    except BadInput as error:
+        return str(error)
+
+
+def _refuse_dimensions(made: Architecture) -> None:
+    """Raise `BadInput` for a class without a number of spatial axes that runs with one axis more or less."""
+    if made._names(made._kind())[0] is None:
+        other = 5 - made.dimensions
+        if _objection(replace(made, dimensions=other, window=(64,) * other).rounded(1)) is None:
+            raise BadInput(
+                f"base.network.name: {made.name} is for {other}D images and the data is {made.dimensions}D; choose "
+                "another network"
+            )
+
+
+def _dynunet(window: Sequence[int], strides: Sequence[int | Sequence[int]] | None, filters: int) -> dict[str, Any]:
+    """Kernels and strides of a DynUNet as nnU-Net plans them for equal spacings: an axis is halved until it is shorter
+    than 8 (Isensee et al. 2021; `create_nnunet_plans` of MONAI's tutorials), or until there are as many levels as
+    `filters`, where they are given."""
+    if strides is None:
+        sizes, strides = list(window), [1]
+        while any(size >= 8 for size in sizes) and len(strides) != filters:
+            strides = [*strides, [2 if size >= 8 else 1 for size in sizes]]
+            sizes = [size // 2 if size >= 8 else size for size in sizes]
+    return {"kernel_size": [3] * len(strides), "strides": list(strides), "upsample_kernel_size": list(strides[1:])}

@@ -1,0 +1,210 @@
+"""A MONAI bundle as the base: its network, weights and window, and its processing compared with this project's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from pipeline.cases.preprocess import Preprocess
+from pipeline.errors import BadInput
+from pipeline.knobs import Knobs
+from pipeline.segmenter.knobs import Network
+
+if TYPE_CHECKING:
+    from pipeline.segmenter.architecture import Architecture
+    from pipeline.segmenter.imported.bundle_config import Config
+    from pipeline.segmenter.imported.importer import Foreign
+    from pipeline.store.cases import CaseStore
+
+_AS_IT_IS = {"range": [0.0, 1.0], "to": [0.0, 1.0], "clip": False}
+"""What prepares images of a bundle without a normalisation."""
+_NOT_ARGUMENTS = ("_target_", "_desc_", "_requires_", "_disabled_", "_mode_")
+
+
+class Bundle(Knobs):
+    """The folder of a MONAI bundle: `configs/inference.json` (or YAML) and `models/model.safetensors` or `model.pt`.
+
+    Its network is one of `monai.networks.nets`. Known pre-processing is compared with `preprocess`, known
+    post-processing decides the head; resampling and blending are this project's own.
+    """
+
+    kind: Literal["bundle"]
+    trust: bool = False
+    """Expressions of the configuration run code: true says that you know where the bundle is from. Plain values and
+    references to them need none."""
+    ignore: tuple[str, ...] = ()
+    """Transforms by name, or whole blocks (`preprocessing`, `postprocessing`, `inferer`), that are left out. What is
+    ignored changes what the network sees or gives."""
+    network: str = "network_def"
+    """The block of the network."""
+    weights: str | None = None
+    """The file of the weights, below the bundle's folder; null: as above."""
+    window: tuple[Annotated[int, Field(gt=0)], ...] | None = None
+    """Voxels that the network sees at once. Null: the `roi_size` of the bundle's inferer, else the largest case."""
+    multiple: Annotated[int, Field(gt=0)] | None = None
+    """The window is rounded up to a multiple of this; null as in `base.network` of a base that is trained here."""
+
+    def read(self, model: Path, cases: CaseStore, device: str) -> Foreign:
+        """The network; raises `BadInput` for what is not known or trusted, or differs from how cases are prepared."""
+        from pipeline.segmenter.imported.bundle_config import Config
+        from pipeline.segmenter.imported.bundle_steps import AFTER, BEFORE, effects
+        from pipeline.segmenter.imported.importer import Foreign, Found
+        from pipeline.segmenter.imported.weight_file import read_state
+        from pipeline.segmenter.weights import load_state
+
+        config = Config.of(model, self.trust)
+        if "scripts.transforms.ToWorkingGridd" in json.dumps(config.content):
+            raise BadInput(
+                f"{config.path}: a bundle that this project exported, whose transforms are scripts of its own; take "
+                "`python -m stages.export NAME --format safetensors` of the same model, with base.kind 'checkpoint'"
+            )
+        before, seen = effects(config, "preprocessing", "image", BEFORE, cases.channels, self.ignore)
+        after, given = effects(config, "postprocessing", "pred", AFTER, cases.channels, self.ignore)
+        notes = _compared(config, before, cases) if "preprocessing" not in self.ignore else []
+        window, said = self._window(config)
+        architecture = self._architecture(config, after.get("head"), window, cases)
+        window = architecture.window
+        small = [case for case in cases.all if any(have < want for have, want in zip(case.shape, window, strict=True))]
+        if small:
+            said = [
+                *said,
+                f"{len(small)} of {len(cases.all)} cases are smaller than the window {list(window)} and are padded at "
+                "their ends here, on both sides or not at all in MONAI, so that predictions differ; a smaller "
+                "base.window avoids it",
+            ]
+        path = self._weights(model)
+        state, read = read_state(path)
+        network = load_state(architecture.build(0), state, str(path))
+        left_out = [f"left out as base.ignore says: {', '.join(self.ignore)}"] if self.ignore else []
+        notes = [*left_out, *notes, *seen, *given, *said, *read]
+        return Foreign(Found(architecture, path, network), notes=tuple(notes))
+
+    def _architecture(
+        self, config: Config, head: str | None, window: tuple[int, ...] | None, cases: CaseStore
+    ) -> Architecture:
+        from dataclasses import replace
+
+        from pipeline.segmenter.architecture import Architecture
+        from pipeline.segmenter.imported.bundle_config import class_name
+
+        block = config.content.get(self.network)
+        if not (isinstance(block, dict) and "_target_" in block):
+            raise BadInput(
+                f"{config.path}: {self.network}: expected a block with the `_target_` of the network, found "
+                f"{block!r:.80}; name the block in base.network"
+            )
+        target = config.plain(block["_target_"], f"{self.network}::_target_")
+        if "." in str(target) and not str(target).startswith("monai.networks.nets."):
+            raise BadInput(
+                f"{config.path}: {self.network}: expected a network of monai.networks.nets, found '{target}', whose "
+                "code is the bundle's own; save it by torch.jit.save and use base.kind 'program'"
+            )
+        if config.plain(block.get("_mode_", "default"), f"{self.network}::_mode_") != "default":
+            raise BadInput(f"{config.path}: {self.network}: expected the network itself, found a `_mode_`")
+        stated = {
+            name: config.plain(value, f"{self.network}::{name}")
+            for name, value in block.items()
+            if name not in _NOT_ARGUMENTS
+        }
+        classes = len(cases.class_names)
+        made = Architecture(class_name(target), {}, len(cases.padded), cases.channels, classes, "softmax", ())
+        outputs, _, default = made.sizes()[-1]
+        if head is None:
+            head = "sigmoid" if stated.get(outputs, default) == 1 else "softmax"
+        if head == "sigmoid" and classes != 2:
+            raise BadInput(
+                f"{config.path}: postprocessing: expected a softmax for the {classes} classes of the data, found a "
+                "sigmoid per class, for classes that overlap, which are not supported"
+            )
+        for name, expected, default in replace(made, head=head).sizes():
+            if (found := stated.pop(name, default)) != expected:
+                raise BadInput(
+                    f"{config.path}: {self.network}: expected {name}: {expected}, for this data and a {head}, found "
+                    f"{found}; take a bundle for such data, or correct `data`"
+                )
+        knobs = Network(
+            name=made.name,
+            arguments=stated,
+            head="sigmoid" if head == "sigmoid" else "softmax",
+            window=window,
+            multiple=self.multiple,
+        )
+        return Architecture.of(knobs, cases.channels, classes, cases.padded)
+
+    def _window(self, config: Config) -> tuple[tuple[int, ...] | None, list[str]]:
+        """The window, and how the bundle's own inference differs from ours."""
+        from pipeline.segmenter.imported.bundle_config import class_name
+
+        block = config.content.get("inferer")
+        if not isinstance(block, dict) or "inferer" in self.ignore:
+            return self.window, []
+        name = class_name(config.plain(block.get("_target_"), "inferer::_target_"))
+        if name == "SimpleInferer":
+            return self.window, []
+        if name not in ("SlidingWindowInferer", "SlidingWindowInfererAdapt"):
+            raise BadInput(
+                f"{config.path}: inferer: '{name}' is not known here; list 'inferer' under base.ignore to use whole "
+                "images or base.window instead"
+            )
+        size, overlap, mode = (
+            config.plain(block.get(key, default), f"inferer::{key}")
+            for key, default in (("roi_size", None), ("overlap", 0.25), ("mode", "constant"))
+        )
+        notes = []
+        if (overlap, mode) != (0.5, "gaussian"):
+            notes.append(
+                f"windows of larger cases overlap by half and are blended by a Gaussian here, by {overlap} and "
+                f"'{mode}' in the bundle: predictions differ a little where there are several windows"
+            )
+        return self.window or (tuple(size) if isinstance(size, list) else None), notes
+
+    def _weights(self, model: Path) -> Path:
+        if self.weights is not None:
+            return model / self.weights
+        files = [model / "models" / f"model.{suffix}" for suffix in ("safetensors", "pt")]
+        found = next((file for file in files if file.is_file()), None)
+        if found is None:
+            raise BadInput(
+                f"model: {model}: expected {files[0]} or {files[1].name}, found neither; name the file in "
+                "base.weights, or use base.kind 'program' with models/model.ts"
+            )
+        return found
+
+
+def _compared(config: Config, stated: dict[str, Any], cases: CaseStore) -> list[str]:
+    """Refuse cases that are prepared otherwise than the bundle states; notes where it states nothing."""
+    if config.content.get("preprocessing") is None:
+        return [
+            f"{config.path.name} states no preprocessing: whether `preprocess` is what the network needs is unknown"
+        ]
+    if stated.pop("transposed", False) and cases.info["files"] == "pictures":
+        raise BadInput(
+            f"{config.path}: preprocessing: MONAI reads pictures with the width first, this project with the height "
+            "first, so that the network would see them turned over; list 'LoadImage' under base.ignore if it was "
+            "trained with turns"
+        )
+    found = Preprocess.model_validate_json(json.dumps(cases.info["preprocess"]))
+    # Volumes that are stored in the orientation that the bundle asks for need no knob.
+    stored = stated.get("orientation") == cases.info["orientation"]
+    wanted = {"normalise": _AS_IT_IS, **stated, **({"orientation": found.orientation} if stored else {})}
+    try:
+        expected = Preprocess.model_validate_json(json.dumps(wanted))
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise BadInput(f"{config.path}: preprocessing: {json.dumps(wanted)} cannot be done here: {reason}") from error
+    if _canonical(expected) != _canonical(found):
+        raise BadInput(
+            f"{config.path}: preprocessing: the bundle's is not that of the cases; expected\n"
+            f"preprocess: {expected.model_dump_json()}\nfound\npreprocess: {found.model_dump_json()}\nset the former"
+        )
+    return []
+
+
+def _canonical(preprocess: Preprocess) -> Preprocess:
+    """With one normalisation where all channels have the same."""
+    how = preprocess.normalise
+    one = isinstance(how, tuple) and all(each == how[0] for each in how)
+    return preprocess.model_copy(update={"normalise": how[0]}) if one and isinstance(how, tuple) else preprocess

@@ -1,0 +1,138 @@
+"""Weights as the base: a model folder of this project, or a file of weights for a named network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import model_validator
+
+from pipeline.errors import BadInput
+from pipeline.knobs import Knobs
+from pipeline.segmenter.knobs import MODELS, RECORD, Network
+
+if TYPE_CHECKING:
+    from pipeline.segmenter.imported.importer import Foreign, Found
+    from pipeline.store.cases import CaseStore
+
+Stated = Literal["class_names", "channel_names", "preprocess", "orientation", "convert", "files", "seen"]
+
+
+class Checkpoint(Knobs):
+    """Weights that exist already. A folder of this project is a base, a student or an export; a file is safetensors or
+    a `state_dict` saved by torch."""
+
+    kind: Literal["checkpoint"]
+    network: Network | None = None
+    """Of a file: the network that the weights are of. A folder says it itself."""
+    weights: str | None = None
+    """Of a folder: the name of its weights, such as `best` or `step_000160`. Null: `base` of a base, `last` of a
+    student, the only one of an export."""
+    members: tuple[str, ...] = ()
+    """Of a folder: further weights for the sampler `ensemble`, such as the members of a base."""
+    snapshots: tuple[str, ...] = ()
+    """Of a folder: further weights for the sampler `snapshots`, such as the late steps of a student."""
+    ignore: tuple[Stated, ...] = ()
+    """What a folder states of its data that may differ from this data. Differences change what the network sees, or
+    what its outputs are called; `seen` lets test and validation cases be ones that the model has seen, and
+    then what is measured on them is too good."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Checkpoint:
+        chosen = [*([self.weights] if self.weights else []), *self.members, *self.snapshots]
+        if self.network is not None and chosen:
+            raise ValueError(
+                f"base.network: a file has one network, and {chosen} are of a folder; remove the one or the other"
+            )
+        if twice := sorted({name for name in chosen if chosen.count(name) > 1}):
+            raise ValueError(f"base: the weights {twice} are named twice")
+        for name in (*self.members, *self.snapshots):
+            if name in ("base", "mean") or name.startswith("fold_") or Path(name).name != name:
+                raise ValueError(f"base: '{name}' cannot be a relative of the base; name other weights of the folder")
+        return self
+
+    def read(self, model: Path, cases: CaseStore, device: str) -> Foreign:
+        """The networks; raises `BadInput` naming keys and shapes where weights are not those of their network."""
+        return self._folder(model, cases) if model.is_dir() else self._file(model, cases)
+
+    def _file(self, model: Path, cases: CaseStore) -> Foreign:
+        from pipeline.segmenter.architecture import Architecture
+        from pipeline.segmenter.imported.importer import Foreign, Found
+        from pipeline.segmenter.imported.weight_file import SUFFIXES, read_state
+        from pipeline.segmenter.weights import load_state
+
+        if model.suffix not in SUFFIXES:
+            raise BadInput(f"model: {model}: expected a folder with a model, or a file {', '.join(SUFFIXES)}")
+        if self.network is None:
+            raise BadInput(f"base.network: missing: the network that the weights in {model} are of")
+        architecture = Architecture.of(self.network, cases.channels, len(cases.class_names), cases.padded)
+        state, notes = read_state(model)
+        network = load_state(architecture.build(0), state, str(model))
+        return Foreign(Found(architecture, model, network), notes=tuple(notes), may_have_seen="seen" in self.ignore)
+
+    def _folder(self, folder: Path, cases: CaseStore) -> Foreign:
+        from pipeline.segmenter.imported.importer import Foreign
+        from pipeline.segmenter.weights import Model
+
+        if self.network is not None:
+            raise BadInput(f"base.network: {folder} says itself which network it is of; remove base.network")
+        if Model(folder).architecture.program:
+            raise BadInput(f"model: {folder}: holds a program; take its file, with base.kind 'program'")
+        _same_input(folder, cases, self.ignore)
+        base = _of_folder(folder, self.weights or _usual(folder))
+        members = {name: _of_folder(folder, name) for name in self.members}
+        snapshots = {name: _of_folder(folder, name) for name in self.snapshots}
+        for name, one in snapshots.items():
+            if one.architecture != base.architecture:
+                raise BadInput(f"base.snapshots: '{name}' is of another network than '{base.source.stem}'")
+        return Foreign(base, members, snapshots, may_have_seen="seen" in self.ignore)
+
+
+def _usual(folder: Path) -> str:
+    """The weights that a folder is known for."""
+    from pipeline.segmenter.imported.importer import listed
+
+    record = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else None
+    if record is not None:
+        if record["offsets"] or record["slot"] is not None:
+            raise BadInput(
+                f"{folder / RECORD}: the student is a tuned threshold or a fixed proposal, not weights of its own; "
+                "take its base, or another student"
+            )
+        return "last"
+    if (folder / MODELS).is_file():
+        return "base"
+    names = sorted(path.stem for path in folder.glob("*.safetensors"))
+    if len(names) != 1:
+        raise BadInput(f"base.weights: missing: {folder} has {listed(names)}; name one")
+    return names[0]
+
+
+def _of_folder(folder: Path, name: str) -> Found:
+    from pipeline.segmenter.imported.importer import Found, listed
+    from pipeline.segmenter.weights import Model
+
+    model = Model(folder / name, "base") if (folder / name).is_dir() else Model(folder, name)
+    if not model.weights.is_file():
+        names = sorted(path.stem for path in folder.glob("*.safetensors"))
+        raise BadInput(f"base: {model.weights}: no such weights; {folder} has {listed(names)}")
+    return Found(model.architecture, model.weights, model.load())
+
+
+def _same_input(folder: Path, cases: CaseStore, ignore: tuple[Stated, ...]) -> None:
+    """Raise `BadInput` where a folder says that its network is for other images than these."""
+    from pipeline.store.cases import INPUT, INPUT_KEYS
+
+    path = folder / INPUT
+    if not path.is_file():
+        return
+    stated = json.loads(path.read_text())
+    for key in INPUT_KEYS:
+        if key not in ignore and stated.get(key) != cases.info.get(key):
+            wanted, found = json.dumps(stated.get(key)), json.dumps(cases.info.get(key))
+            to_do = f"set `preprocess: {wanted}`" if key == "preprocess" else "prepare the data likewise"
+            raise BadInput(
+                f"{path}: {key}: the model expects {wanted}, found {found} in {cases.folder / 'cases.json'}; {to_do}, "
+                f"or list '{key}' under base.ignore if that is meant"
+            )

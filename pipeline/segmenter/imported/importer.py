@@ -1,0 +1,163 @@
+"""A model from elsewhere in the shape of a trained base: checked against the data, measured and written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import polars as pl
+import torch
+
+from pipeline.errors import BadInput
+from pipeline.segmenter.architecture import Architecture
+from pipeline.segmenter.augmentation import Augmentation
+from pipeline.segmenter.knobs import MODELS, Compute
+from pipeline.segmenter.loop import validation_dice
+from pipeline.segmenter.program import copy_program
+from pipeline.segmenter.seen import Seen
+from pipeline.segmenter.weights import Model, save_weights
+from pipeline.store.cases import CaseStore
+from pipeline.store.tables import sha256, write_json, write_manifest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Found:
+    """One network of a foreign model."""
+
+    architecture: Architecture
+    source: Path
+    """The file of its weights, or its program."""
+    network: nn.Module
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What was read of a foreign model: its networks, and what the user must know of how they were read."""
+
+    base: Found
+    members: dict[str, Found] = field(default_factory=dict)
+    snapshots: dict[str, Found] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    may_have_seen: bool = False
+    """Whether test and validation cases may be ones that it has seen."""
+
+
+class Importer(Protocol):
+    """Frozen knobs with a literal `kind`."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def read(self, model: Path, cases: CaseStore, device: str) -> Foreign:
+        """The networks of a file or folder; raises `BadInput` for what does not fit these cases."""
+        ...
+
+
+def import_base(
+    cases: CaseStore,
+    knobs: Importer,
+    model: Path,
+    augmentation: Augmentation,
+    compute: Compute,
+    out: Path,
+    history: Path,
+) -> None:
+    """Write a foreign model as the stage writes a trained one: weights or program, `network.json`, `models.json`, and
+    a history of one row per model, its Dice on validation.
+
+    Nothing is written where the model does not fit the data.
+    """
+    if not model.exists():
+        raise BadInput(f"model: {model}: no such file or folder; paths are relative to the folder of params.yaml")
+    if not (validation := cases.split("validation")):
+        raise BadInput("base: no case in split 'validation', on which it is measured; change splits")
+    augmentation.check(len(cases.padded))
+    torch.set_num_threads(compute.threads)
+    found = knobs.read(model, cases, compute.device)
+    networks = {"base": found.base, **found.members}
+    for name, one in {**networks, **found.snapshots}.items():
+        where = f"{one.source}: model '{name}'"
+        fits(one.architecture, cases, where)
+        runs(one, compute, where)
+    seen = Seen.of(model)
+    notes = [*found.notes, *seen.check(cases, model, found.may_have_seen)]
+    for note in notes:
+        print(f"base: {note}", file=sys.stderr)
+    rows = []
+    for name, one in networks.items():
+        window, classes = one.architecture.window, one.architecture.classes
+        images = [cases.image_for(case, window) for case in validation]
+        truths = [cases.label_for(case, window) for case in validation]
+        dice = validation_dice(one.network, images, truths, window, classes, compute)
+        rows.append({"model": name, "step": 0, "loss": None, "validation_dice": dice, "best": True})
+    out.mkdir(parents=True, exist_ok=True)
+    for name, one in {**networks, **found.snapshots}.items():
+        own_folder = one.architecture != found.base.architecture
+        written = Model(out / name, "base") if own_folder else Model(out, name)
+        _write(one, written)
+        cases.write_input(written.folder)
+    seen.save(out)
+    write_json(
+        out / MODELS,
+        {
+            "members": list(found.members),
+            "folds": {},
+            "fold_of": {},
+            "snapshots": list(found.snapshots),
+            "imported": {"kind": knobs.kind, "sha256": sha256(found.base.source), "notes": notes},
+        },
+    )
+    write_manifest(out, (knobs, compute))
+    history.parent.mkdir(parents=True, exist_ok=True)
+    types = {"step": pl.Int64(), "loss": pl.Float64(), "validation_dice": pl.Float64()}
+    pl.DataFrame(rows, schema_overrides=types).write_csv(history)
+
+
+def _write(found: Found, model: Model) -> None:
+    found.architecture.save(model.folder)
+    if found.architecture.program:
+        copy_program(found.source, model.weights)
+    else:
+        save_weights(found.network, model.weights)
+
+
+def fits(architecture: Architecture, cases: CaseStore, where: str) -> None:
+    """Raise `BadInput` where a network is for other images or other classes than these cases have."""
+    for what, found, expected in (
+        ("spatial axes", architecture.dimensions, len(cases.padded)),
+        ("channels", architecture.channels, cases.channels),
+        ("classes, background included", architecture.classes, len(cases.class_names)),
+    ):
+        if found != expected:
+            raise BadInput(
+                f"{where}: expected {expected} {what}, as the data has, found {found}; take a model of such data, or "
+                "correct `data`"
+            )
+
+
+def runs(found: Found, compute: Compute, where: str) -> None:
+    """Raise `BadInput` where a network does not give logits of the right shape for one blank window."""
+    architecture = found.architecture
+    expected = (1, architecture.outputs, *architecture.window)
+    blank = torch.zeros((1, architecture.channels, *architecture.window), device=compute.device)
+    asked = f"{where}: expected logits {list(expected)} of a window {list(blank.shape)}"
+    try:
+        with torch.no_grad():
+            logits = found.network.to(compute.device).eval()(blank)
+    except (RuntimeError, ValueError, TypeError, AssertionError, LookupError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise BadInput(f"{asked}, found an error: {reason}; correct `window` or the number of channels") from error
+    shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != list(expected):
+        raise BadInput(f"{asked}, found {shape}; correct `head`, `window` or the classes of the data")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a message."""
+    return ", ".join(f"'{name}'" for name in names) or "none"

@@ -1,0 +1,1 @@
+"""Stage `train`: objectives, the training loop, and arms that need none."""

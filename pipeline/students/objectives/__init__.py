@@ -1,0 +1,32 @@
+"""The objectives: one file per kind, and the union that lists them."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.students.objectives.distill import Distill
+from pipeline.students.objectives.full import Full
+from pipeline.students.objectives.mapo import Mapo
+from pipeline.students.objectives.mean_teacher import MeanTeacher
+from pipeline.students.objectives.preference import Preference
+from pipeline.students.objectives.proposal import Proposal
+from pipeline.students.objectives.pseudo_label import PseudoLabel
+from pipeline.students.objectives.sft import Imitation
+from pipeline.students.objectives.supervised import Supervised
+from pipeline.students.objectives.threshold import TunedThreshold
+from pipeline.students.objectives.validation_labels import ValidationLabels
+
+Objective = Annotated[
+    Preference
+    | Mapo
+    | Imitation
+    | Distill
+    | PseudoLabel
+    | MeanTeacher
+    | Supervised
+    | ValidationLabels
+    | Full
+    | TunedThreshold
+    | Proposal,
+    Field(discriminator="kind"),
+]

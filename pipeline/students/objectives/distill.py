@@ -1,0 +1,28 @@
+"""Distillation: the student learns the mean probability of the proposals, without any judge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pipeline.students.objectives.objective import Feed, ObjectiveKnobs, PoolBatch, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Distill(ObjectiveKnobs):
+    """Soft cross-entropy to the mean probability of the proposals (Hinton et al. 2015).
+
+    Without this arm no gain from ensemble or consensus proposals can be credited to preference.
+    """
+
+    kind: Literal["distill"]
+    feeds: ClassVar[Feed] = "pool"
+    needs_probability: ClassVar[bool] = True
+
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, Row]:
+        from pipeline.segmenter.losses import soft_cross_entropy
+
+        assert batch.probability is not None
+        assert batch.known is not None
+        return soft_cross_entropy(batch.logits, batch.probability, batch.known), {}

@@ -1,0 +1,183 @@
+"""Pairs that are made while a student is trained, of hypotheses that it draws with dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import BadInput
+from pipeline.measures.overlap import dice_to, first_equal, region
+from pipeline.pairs.strategies.strategy import Scored, TopBottom
+from pipeline.proposals.samplers.mc_dropout import dropped, plan_for
+from pipeline.seeding import torch_generator
+from pipeline.segmenter.knobs import Compute
+from pipeline.segmenter.loop import Average
+from pipeline.segmenter.losses import log_probability
+from pipeline.segmenter.weights import Architecture, predicted_classes
+from pipeline.store.schema import UNKNOWN
+from pipeline.students.objectives.mapo import Mapo
+from pipeline.students.objectives.objective import LabelledBatch, PairStatistics, PoolBatch, Row
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The hypotheses of one image, with the parts of a judge's evidence that do not need a data set."""
+
+    image: np.ndarray  # f32 [channel, *space]
+    masks: np.ndarray  # u8 [hypothesis, *space], 255 outside the image
+    probability: np.ndarray  # f32 [class, *space], mean of the hypotheses in steps of 1/255
+    samplers: list[str]
+
+    @property
+    def classes(self) -> int:
+        return len(self.probability)
+
+    @property
+    def originals(self) -> np.ndarray:
+        return first_equal(self.masks)
+
+
+class Pair(NamedTuple):
+    """Two hypotheses of an image of a batch."""
+
+    image: int
+    chosen: int
+    rejected: int
+
+
+def best_over_worst(
+    masks: Sequence[np.ndarray], scores: Sequence[np.ndarray], tau: float, min_disagreement: int
+) -> list[Pair]:
+    """The pairs that strategy `top_bottom` with `min_margin` = tau mines: at most one per image.
+
+    `masks` u8 `[hypothesis, *space]` and `scores` f64 `[hypothesis]` of each image. Copies of a mask and NaN scores are
+    left out before ranking; where another hypothesis has the score of the best or of the worst there is no pair.
+    """
+    table = np.array(scores, np.float64)
+    for row, each in zip(table, masks, strict=True):
+        row[first_equal(each) != np.arange(len(each))] = np.nan
+    found = TopBottom(kind="top_bottom").candidates(Scored(pl.Series([str(i) for i in range(len(table))]), table), 0)
+    pairs = []
+    for image, chosen, rejected, tie in zip(*found, strict=True):
+        margin = table[image, chosen] - table[image, rejected]
+        if tie or margin < tau or region(masks[image][chosen], masks[image][rejected]).sum() < min_disagreement:
+            continue
+        pairs.append(Pair(int(image), int(chosen), int(rejected)))
+    return pairs
+
+
+class OnlinePairs:
+    """Makes the pairs of a step, and the batch that the loss of a pair takes."""
+
+    def __init__(
+        self, knobs: Mapo, base: nn.Module, policy: nn.Module, architecture: Architecture, compute: Compute, seed: int
+    ) -> None:
+        self.knobs, self.policy, self.architecture, self.compute, self.seed = knobs, policy, architecture, compute, seed
+        self.reference = base
+        self.average = None if knobs.reference_decay is None else Average(policy, knobs.reference_decay, warm_up=False)
+
+    def of_labelled(self, batch: LabelledBatch, step: int) -> tuple[PoolBatch, Row]:
+        """Pairs of a labelled batch, ranked by the truth; voxels of unknown label are in no mask."""
+        known = batch.labels != UNKNOWN
+        empty = batch.labels[:0]
+        nothing = torch.zeros(0, dtype=torch.int64, device=batch.labels.device)
+        with torch.no_grad(), self.compute.autocast():
+            reference = self.reference(batch.images).float()
+        start = PoolBatch(batch.logits, reference, empty, empty, nothing, nothing, known, images=batch.images)
+        return self._paired(start, step, batch.labels)
+
+    def of_pool(self, batch: PoolBatch, step: int) -> tuple[PoolBatch, Row]:
+        """Pairs of a batch of pool images, ranked by the judge."""
+        return self._paired(batch, step, None)
+
+    def follow(self) -> None:
+        """Take the student's last step into the moving reference, where there is one."""
+        if self.average is not None:
+            self.average.update(self.policy)
+
+    def hypotheses(self, images: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Masks u8 `[image, hypothesis, *space]` of the student, and their mean probability `[image, class, *space]`.
+
+        Every image has its own draws, which depend on seed, step and place in the batch.
+        """
+        plan = plan_for(self.policy, self.architecture.channels, self.architecture.window, self.compute, self.knobs.at)
+        drops = [
+            (rate, torch_generator(self.seed, "hypothesis", step, turn)) for turn, rate in enumerate(self.knobs.sweep())
+        ]
+        with torch.no_grad(), self.compute.autocast():
+            passes = dropped(self.policy, plan, drops)(images).float().chunk(len(drops), dim=1)
+        masks = torch.stack([predicted_classes(each) for each in passes], dim=1)
+        return masks, torch.stack([log_probability(each).exp() for each in passes]).mean(0)
+
+    def _paired(self, batch: PoolBatch, step: int, labels: Tensor | None) -> tuple[PoolBatch, Row]:
+        assert batch.images is not None
+        assert batch.known is not None
+        drawn, probability = self.hypotheses(batch.images, step)
+        own = predicted_classes(batch.logits.detach())
+        if self.knobs.prediction:
+            drawn = torch.cat([own[:, None], drawn], dim=1)
+        drawn = torch.where(batch.known[:, None], drawn, UNKNOWN).to(torch.uint8)
+        masks = list(drawn.cpu().numpy())
+        steps = (probability * 255).round().cpu().numpy() / np.float32(255)
+        scores = []
+        for position, each in enumerate(masks):
+            if labels is not None:
+                scores.append(dice_to(labels[position].cpu().numpy(), each, self.architecture.classes))
+            else:
+                # Every pass has a rate of its own, and so is a sampler of its own.
+                names = [f"pass {slot}" for slot in range(len(each))]
+                seen: Any = Seen(batch.images[position].cpu().numpy(), each, steps[position], names)
+                judge: Any = self.knobs.ranker
+                scores.append(np.asarray(judge.score(seen), np.float64))
+        pairs = best_over_worst(masks, scores, self.knobs.tau, self.knobs.min_disagreement)
+        spread = [float(np.nanmax(each) - np.nanmin(each)) for each in scores if not np.isnan(each).all()]
+        row: Row = {
+            "online/batches_with_pair": float(bool(pairs)),
+            "online/images_with_pair": len(pairs) / len(masks),
+            "online/spread": float(np.mean(spread)) if spread else None,
+        }
+        if labels is not None:
+            hard = torch.where(batch.known, own, UNKNOWN).to(torch.uint8).cpu().numpy()
+            truths = labels.cpu().numpy()
+            above = [
+                float(each.max() - dice_to(truth, one[None], self.architecture.classes)[0])
+                for each, truth, one in zip(scores, truths, hard, strict=True)
+            ]
+            row["online/headroom"] = float(np.mean(above))
+        index = torch.tensor(pairs, dtype=torch.int64, device=drawn.device).reshape(-1, 3)
+        image, chosen, rejected = index.unbind(1)
+        voxels = batch.known.flatten(1).sum(1)[image]
+        moving = None if self.average is None else self.average.logits(batch.images, self.compute)
+        made = replace(
+            batch,
+            chosen=drawn[image, chosen],
+            rejected=drawn[image, rejected],
+            image=image,
+            voxels=voxels,
+            moving=moving,
+        )
+        return made, row
+
+    def statistics(self, batches: Iterable[PoolBatch]) -> PairStatistics:
+        """|D| and image size of the pairs that the base makes: what beta is matched on.
+
+        Raises `BadInput` where it makes none and the normaliser needs it.
+        """
+        size, voxels = [], []
+        for batch in batches:
+            for chosen, rejected in zip(batch.chosen.cpu().numpy(), batch.rejected.cpu().numpy(), strict=True):
+                size.append(int(region(chosen, rejected).sum()))
+            voxels += batch.voxels.tolist()
+        if not size and self.knobs.beta_unit == "matched" and self.knobs.normaliser not in ("region", "voxel"):
+            raise BadInput(
+                f"objective 'mapo': no two hypotheses of the base differ by tau = {self.knobs.tau} on the first "
+                f"batches, so beta cannot be matched for normaliser '{self.knobs.normaliser}'; lower tau, raise "
+                "`rates`, set `at: all`, or set beta_unit: own"
+            )
+        return PairStatistics(np.array(size, np.int64), np.array(voxels, np.int64), self.architecture.dimensions)

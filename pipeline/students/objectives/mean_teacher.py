@@ -1,0 +1,37 @@
+"""Mean teacher: what a user of unlabelled images would pick instead of preferences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pipeline.segmenter.knobs import Consistency
+from pipeline.students.objectives.objective import Feed, ObjectiveKnobs, PoolBatch, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class MeanTeacher(ObjectiveKnobs):
+    """The student's prediction of a noised pool image against its own moving average's of the clean one
+    (Tarvainen & Valpola 2017). The average is the student that is kept."""
+
+    kind: Literal["mean_teacher"]
+    feeds: ClassVar[Feed] = "pool"
+    consistency: Consistency = Consistency()
+    """Decay, weight and noise."""
+
+    @property
+    def image_noise(self) -> float:
+        return self.consistency.noise
+
+    @property
+    def teacher_decay(self) -> float | None:
+        return self.consistency.decay
+
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, Row]:
+        from pipeline.segmenter.losses import consistency, ramp_up
+
+        assert batch.teacher is not None
+        assert batch.known is not None
+        term = consistency(batch.logits, batch.teacher, batch.known)
+        return self.consistency.weight * ramp_up(batch.progress) * term, {"consistency": float(term.detach())}

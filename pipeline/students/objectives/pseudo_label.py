@@ -1,0 +1,33 @@
+"""Pseudo-labels: supervised training on what the base itself predicts for the pool."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.students.objectives.objective import Feed, ObjectiveKnobs, PoolBatch, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PseudoLabel(ObjectiveKnobs):
+    """DiceCE between the student and the base's most probable class of the same image (Lee 2013)."""
+
+    kind: Literal["pseudo_label"]
+    feeds: ClassVar[Feed] = "pool"
+    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Voxels whose class is less probable than this count in no term; 0 takes all."""
+
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, Row]:
+        import torch
+
+        from pipeline.segmenter.losses import dice_ce, log_probability
+        from pipeline.store.schema import UNKNOWN
+
+        assert batch.known is not None
+        probability, label = log_probability(batch.reference).exp().max(1)
+        sure = batch.known & (probability >= self.confidence)
+        label = torch.where(sure, label, UNKNOWN).to(torch.uint8)
+        return dice_ce(batch.logits, label), {"pseudo_labelled": float(sure.sum() / batch.known.sum().clamp(min=1))}

@@ -1,0 +1,24 @@
+"""Imitation of the judge's choice: supervised training on the chosen mask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pipeline.students.objectives.objective import Feed, ObjectiveKnobs, PoolBatch, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Imitation(ObjectiveKnobs):
+    """DiceCE between the student and the chosen mask of each pair, as if it were the truth."""
+
+    kind: Literal["sft"]
+    feeds: ClassVar[Feed] = "pairs"
+
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, Row]:
+        from pipeline.segmenter.losses import dice_ce
+        from pipeline.students.pair_terms import disagreement_region
+
+        size = disagreement_region(batch.chosen, batch.rejected).flatten(1).sum(1).float()
+        return dice_ce(batch.logits[batch.image], batch.chosen), {"disagreement": float(size.mean())}

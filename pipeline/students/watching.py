@@ -1,0 +1,117 @@
+"""What is watched of a student while it is trained, and when to stop without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.measures.overlap import dice_to
+from pipeline.measures.surfaces import surface_metrics
+from pipeline.seeding import numpy_generator
+from pipeline.segmenter.knobs import Compute
+from pipeline.segmenter.loop import predicted_labels, validation_dice
+from pipeline.store.cases import Values, fits
+from pipeline.store.schema import UNKNOWN
+from pipeline.students.objectives.objective import Row
+from pipeline.students.pair_terms import disagreement_region
+from pipeline.students.pool_batches import PoolBatches, drift
+from pipeline.students.student import Stopping
+
+PROBE = 32
+"""Pool cases on which a trained student is compared with its base."""
+
+
+def validation_measures(
+    network: nn.Module,
+    images: Sequence[Values],
+    truths: Sequence[Values],
+    spacings: Sequence[tuple[float, ...] | None],
+    window: Sequence[int],
+    classes: int,
+    compute: Compute,
+) -> Row:
+    """Means over cases and foreground classes, on the working grid: `validation_dice`, and `validation_assd` in mm, or
+    in voxels where the spacing is unknown; null where cases of both kinds meet, and where a case is larger than the
+    window, whose surfaces would have to be held whole."""
+    if not all(fits(image.shape[1:], window) for image in images):
+        dice_alone = validation_dice(network, images, truths, window, classes, compute)
+        return {"validation_dice": dice_alone, "validation_assd": None}
+    dice, assd = [], []
+    for image, stored, spacing in zip(images, truths, spacings, strict=True):
+        truth = stored[:]
+        ((_, found),) = predicted_labels(network, image, window, compute)  # what fits is one box
+        dice.append(dice_to(truth, found[None], classes)[0])
+        known = truth != UNKNOWN
+        assd += [
+            surface_metrics((found == label) & known, truth == label, spacing or (1.0,) * truth.ndim, 0.0)[2]
+            for label in range(1, classes)
+        ]
+    one_unit = len({spacing is None for spacing in spacings}) == 1
+    return {"validation_dice": float(np.mean(dice)), "validation_assd": float(np.mean(assd)) if one_unit else None}
+
+
+def watched(pool: PoolBatches, network: nn.Module, bound: Any) -> Row:
+    """What label-free stopping looks at: means over held-out images, unflipped, of drift and of reward accuracy."""
+    sums: dict[str, list[float]] = {}
+    crops = numpy_generator(pool.seed, "watched")
+    for case in pool.pool:
+        with torch.no_grad():
+            batch = pool.batch([(case, ())], network, crops)
+            row = drift(batch)
+            if len(batch.image):
+                row["accuracy"] = bound(batch)[1].get("rewards/accuracies")
+        for key, value in row.items():
+            if value is not None:
+                sums.setdefault(f"held_out/{key}", []).append(value)
+    return {key: sum(values) / len(values) for key, values in sums.items()}
+
+
+def stop_rule(stopping: Stopping | None) -> Any:
+    """A function of a history row that gives the reason to stop, or None; it remembers the best reward accuracy."""
+    best, waited = -1.0, 0
+
+    def rule(row: Row) -> str | None:
+        nonlocal best, waited
+        if stopping is None:
+            return None
+        kl, ratio = row.get("held_out/kl_outside"), row.get("held_out/volume_ratio")
+        accuracy = row.get("held_out/accuracy")
+        if stopping.kl is not None and kl is not None and kl > stopping.kl:
+            return f"KL outside the disagreement regions {kl:.3g} above {stopping.kl:g}"
+        if stopping.volume_ratio is not None and ratio is not None:
+            low, high = stopping.volume_ratio
+            if not low <= ratio <= high:
+                return f"volume ratio {ratio:.3g} outside {low:g} to {high:g}"
+        if stopping.patience is not None and accuracy is not None:
+            best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
+            if waited >= stopping.patience:
+                return f"reward accuracy on held-out pairs not above {best:.3g} for {waited} evaluations"
+        return None
+
+    return rule
+
+
+def moved_on_disagreement(pool: PoolBatches, policy: nn.Module) -> dict[str, float | None]:
+    """Median base margin on D, and the share of D on which the student predicts another class than the base."""
+    margins, flipped, total = [], 0, 0
+    crops = numpy_generator(pool.seed, "probe")
+    for case in pool.pool[:PROBE]:
+        with torch.no_grad():
+            batch = pool.batch([(case, ())], policy, crops)
+        region = disagreement_region(batch.chosen, batch.rejected).any(0)
+        reference, logits = (
+            torch.cat([torch.zeros_like(x), x], dim=1)[0] if x.shape[1] == 1 else x[0]
+            for x in (batch.reference, batch.logits)
+        )
+        top = reference.float().topk(2, dim=0).values
+        margins.append((top[0] - top[1])[region])
+        flipped += int((reference.argmax(0) != logits.argmax(0))[region].sum())
+        total += int(region.sum())
+    return {
+        "base_margin_on_disagreement": float(torch.cat(margins).median()),
+        "flipped_share": flipped / max(1, total),
+    }

@@ -1,0 +1,229 @@
+"""Readers: one contract for all kinds, phantoms, case ids, the case table, and real data."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+
+from pipeline.cases.case_table import described
+from pipeline.cases.files.checks import check_case_id
+from pipeline.cases.readers import Reader
+from pipeline.cases.readers.decathlon import Decathlon
+from pipeline.cases.readers.folders import Folders
+from pipeline.cases.readers.nnunet import NnUNet
+from pipeline.cases.readers.phantom import Phantom
+from pipeline.cases.readers.reader import CaseTable, Source
+from pipeline.errors import BadInput
+from tests.fixtures.phantoms import save_image, write_decathlon, write_folders, write_nnunet, write_table
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+KINDS = [kind.model_fields["kind"].default for kind in get_args(get_args(Reader)[0])]
+
+
+def small(kind: str, root: Path) -> Any:
+    """A small data set of this kind with six cases, as `params.yaml` would configure it."""
+    blocks = {
+        "phantom": lambda: {"cases": 6, "size": [16, 20], "classes": 3},
+        "decathlon": lambda: {"path": str(write_decathlon(root))},
+        "folders": lambda: {"path": str(write_folders(root, cases=6))},
+        "nnunet": lambda: {"path": str(write_nnunet(root, channels=2))},
+    }
+    assert kind in blocks, f"no example for the reader '{kind}': add one here, so that the contract is tested"
+    return TypeAdapter(Reader).validate_json(json.dumps({"kind": kind, **blocks[kind]()}))
+
+
+# ---- the contract -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract_of_every_reader(kind: str, tmp_path: Path) -> None:
+    reader = small(kind, tmp_path)
+    sources = reader.scan()
+    assert reader.kind == kind
+    assert len(sources) == 6
+    for source in described(sources, reader.path, reader.case_table):
+        image, label = reader.read(source)
+        assert len(source.shape) in reader.dimensions
+        assert (image.dtype, image.shape) == (np.float32, (len(reader.channel_names()), *source.shape))
+        assert label is not None
+        assert (label.dtype, label.shape) == (np.uint8, source.shape)
+        assert label.max() < len(reader.class_names())
+        assert source.spacing_mm is None or len(source.spacing_mm) == len(source.shape)
+        assert (source.affine is None) or len(source.affine) == 16
+        again, _ = pickle.loads(pickle.dumps(reader)).read(source)
+        assert np.array_equal(again, image)
+    assert reader.scan() == sources
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("which", ["image", "label"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_contract_damaged_files_are_named(kind: str, which: str, share: float, tmp_path: Path) -> None:
+    """A file that breaks off, or is empty, is refused with its name when the case is found or read."""
+    reader = small(kind, tmp_path)
+    source = reader.scan()[2]
+    if not source.image:
+        pytest.skip("made, not read")
+    file = reader.path / getattr(source, which)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(BadInput, match=rf"{file.name}: case '{source.case_id}': expected"):
+        reader.read(reader.scan()[2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract_a_case_whose_label_is_gone_is_pool_or_refused(kind: str, tmp_path: Path) -> None:
+    """Never a label of zeros: the case has none, or, where an index lists the file, the missing file is named."""
+    reader = small(kind, tmp_path)
+    source = reader.scan()[2]
+    if not source.image:
+        pytest.skip("made, not read")
+    (reader.path / source.label).unlink()
+    if kind == "decathlon":
+        with pytest.raises(BadInput, match=f"{Path(source.label).name}: .* expected a file, found none"):
+            reader.scan()
+        return
+    without = [source.case_id for source in reader.scan() if source.label is None]
+    assert without == [source.case_id]
+    assert reader.read(reader.scan()[2])[1] is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract_labels_that_are_no_class_are_refused(kind: str, tmp_path: Path) -> None:
+    reader = small(kind, tmp_path)
+    source = reader.scan()[0]
+    if not source.image:
+        pytest.skip("made, not read")
+    label = reader.read(source)[1]
+    assert label is not None
+    wrong = np.where(label > 0, np.uint8(77), label)
+    save_image(reader.path / source.label, wrong)
+    with pytest.raises(BadInput, match=f"case '{source.case_id}': expected labels 0 to .*, found 77; declare"):
+        reader.read(source)
+
+
+# ---- phantom ----------------------------------------------------------------------------------------------------
+
+
+def test_phantom_cases_do_not_depend_on_their_number() -> None:
+    few, many = Phantom(cases=3, size=(16, 16)), Phantom(cases=9, size=(16, 16))
+    assert many.scan()[:3] == few.scan()
+    for source in few.scan():
+        assert np.array_equal(few.read(source)[0], many.read(source)[0])
+
+
+def test_phantom_groups_have_one_to_three_cases_and_a_seed_is_a_data_set() -> None:
+    sources = Phantom(cases=60).scan()
+    sizes = [sum(other.group == source.group for other in sources) for source in sources]
+    assert set(sizes) == {1, 2, 3}
+    first = sources[0]
+    assert not np.array_equal(Phantom(seed=0).read(first)[0], Phantom(seed=1).read(first)[0])
+
+
+def test_phantom_shares_of_empty_cases_are_met() -> None:
+    for share, low, high in ((0.0, 0, 0), (0.5, 10, 30), (1.0, 40, 40)):
+        reader = Phantom(cases=40, size=(16, 16), empty=share)
+        empty = sum(not (reader.read(source)[1] > 0).any() for source in reader.scan())  # type: ignore[operator]
+        assert low <= empty <= high
+
+
+def test_phantom_volumes_hold_all_classes() -> None:
+    """Organ, core and lobe are all there, and the core is smaller than the organ around it."""
+    reader = Phantom(cases=1, size=(24, 24, 24), classes=4, empty=0.0)
+    image, label = reader.read(reader.scan()[0])
+    assert image.shape == (1, 24, 24, 24)
+    assert set(np.unique(label)) == {0, 1, 2, 3}
+    assert (label == 2).sum() < (label == 1).sum()
+
+
+# ---- case ids and the case table --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case_id", ["a", "case_01", "site-A.3", "_x", "007"])
+def test_plain_case_ids_pass(case_id: str) -> None:
+    check_case_id(case_id, "f.png")
+
+
+@pytest.mark.parametrize("case_id", ["../x", "<script>", "", ".hidden", "a b", "a/b", "ä", "x\n", '"', "a,b"])
+def test_unsafe_case_ids_are_refused(case_id: str) -> None:
+    with pytest.raises(BadInput, match=r"^f\.png: case id .* expected letters, digits, .* rename the file$"):
+        check_case_id(case_id, "f.png")
+
+
+def four() -> list[Source]:
+    return [Source(case_id, (4, 4), f"{case_id}.png", "l.png") for case_id in ("d", "b", "a", "c")]
+
+
+def test_case_table_describes_cases_and_empty_cells_say_nothing(tmp_path: Path) -> None:
+    write_table(tmp_path, "\ufeffid,patient,where,part", "a,p1,Oslo,test", "b,p1,,", "c, ,Bonn,")
+    table = CaseTable(file="cases.csv", case="id", group="patient", site="where", split="part")
+    found = described(four(), tmp_path, table)
+    assert [(s.case_id, s.group, s.site, s.split) for s in found] == [
+        ("a", "p1", "Oslo", "test"),
+        ("b", "p1", None, None),
+        ("c", None, "Bonn", None),
+        ("d", None, None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["case_id,patient", "a,p", "a,q"], "expected one row per case, found 2 for 'a'"),
+        (["case_id,patient", "a,p", "zz,q"], "expected cases of the data set, found 1 unknown .* e.g. 'zz'"),
+        (["case_id;patient", "a;p"], r"expected the columns \['case_id', 'patient'\], found \['case_id;patient'\]"),
+        (["case_id,patient,split", "a,p,train"], "case 'a': column 'split' expected labelled, pool, .* found 'train'"),
+    ],
+)
+def test_case_table_faults(lines: list[str], message: str, tmp_path: Path) -> None:
+    write_table(tmp_path, *lines)
+    table = CaseTable(file="cases.csv", group="patient", split="split" if "split" in lines[0] else None)
+    with pytest.raises(BadInput, match=message):
+        described(four(), tmp_path, table)
+
+
+def test_case_table_must_be_a_file_below_the_data(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"cases\.csv: expected a CSV file in UTF-8"):
+        described(four(), tmp_path, CaseTable(file="cases.csv"))
+    with pytest.raises(BadInput, match=r"case_table.file: expected a path below"):
+        described(four(), tmp_path, CaseTable(file="../cases.csv"))
+
+
+def test_repeated_case_ids_are_refused(tmp_path: Path) -> None:
+    twice = [Source("a", (4, 4), "one/a.png", None), Source("a", (4, 4), "two/a.png", None)]
+    with pytest.raises(BadInput, match=r"'a' is expected once, found for one/a.png and two/a.png; rename"):
+        described(twice, tmp_path, None)
+
+
+# ---- real data --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not here")
+def test_real_sets_read(tmp_path: Path) -> None:
+    hippocampus = Decathlon(path=DATA / "Task04_Hippocampus", case_table=CaseTable(file="groups.csv", group="group"))
+    sources = described(hippocampus.scan(), hippocampus.path, hippocampus.case_table)
+    assert len(sources) == 200
+    assert all(source.group for source in sources)
+    image, label = hippocampus.read(sources[0])
+    assert image.shape == (1, *sources[0].shape)
+    assert set(np.unique(label)) == {0, 1, 2}
+    polyps = Folders(path=DATA / "kvasir-seg", case_table=CaseTable(file="cases.csv", group="near_duplicate_group"))
+    sources = described(polyps.scan(), polyps.path, polyps.case_table)
+    assert len(sources) == 1000
+    assert sum(source.group is not None for source in sources) == 8
+    image, label = polyps.read(sources[0])
+    assert image.shape == (3, 352, 352)
+    assert set(np.unique(label)) == {0, 1}
+    nuclei = NnUNet(path=DATA / "Dataset038_Nuclei")
+    sources = nuclei.scan()
+    assert Counter(source.shape for source in sources) == {(256, 256): 334, (360, 360): 90, (520, 696): 90}
+    image, label = nuclei.read(sources[0])
+    assert image.shape == (1, *sources[0].shape)
+    assert set(np.unique(label)) == {0, 1}

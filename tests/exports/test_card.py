@@ -1,0 +1,238 @@
+"""Model cards: facts of a run, and their text with what is not known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pipeline.errors import BadInput
+from pipeline.exports.card import Finished, card_facts
+from pipeline.exports.card_text import card_text
+from pipeline.exports.predict import trained
+from pipeline.params import load_params
+from pipeline.segmenter.knobs import MODELS
+from pipeline.segmenter.seen import Seen
+from pipeline.store import schema
+from pipeline.store.tables import sha256, write_json, write_table
+from tests.exports.test_export import finished
+from tests.fixtures.builders import case_store
+from tests.fixtures.phantoms import disc
+from tests.fixtures.trained import model_folder
+
+
+def estimate(mean: float, low: float, high: float) -> dict[str, float]:
+    return {"mean": mean, "low": low, "high": high}
+
+
+METRICS: dict[str, Any] = {
+    **{name: estimate(0.8, 0.7, 0.9) for name in ("dice", "nsd", "hd95", "assd")},
+    "gain_over_base": {name: estimate(0.012, -0.003, 0.027) for name in ("dice", "nsd", "hd95", "assd")},
+    "cases": 40,
+    "groups": 12,
+    "distance_unit": "mm",
+    "peak": 0.812,
+    "nsd_tolerance": 1.0,
+    "worse_by": 0.02,
+    "cases_worse": 3,
+    "empty": {"missed": 2},
+}
+RECORD = {
+    "pairs": "mined",
+    "objective": {"kind": "preference", "normaliser": "region", "beta": 3.0},
+    "anchor": {"supervised": 1.0},
+    "pairs_mined": 77,
+}
+
+
+def facts(folder: Path, record: dict[str, Any] | None = None) -> dict[str, Any]:
+    model = model_folder(folder / "model", (8, 8), weights=("base",) if record is None else ("last",), record=record)
+    return card_facts("rn_dpo", trained(model), finished(folder))
+
+
+def audited(folder: Path) -> None:
+    """One judge and one pair set, with verdicts; warnings about all, about this pair set, and about another."""
+    for table, file, row in (
+        (schema.AUDIT_JUDGES, "judges", {"judge": "agreement", "cases": 6, "abstained": 0.0, "verdict": "not shown"}),
+        (schema.AUDIT_PAIRS, "pairs", {"pairs": "mined", "judge": "agreement", "strategy": "top_bottom", "mined": 6}),
+    ):
+        frame = pl.DataFrame([row], schema={name: table.columns[name] for name in row})
+        missing = [pl.lit(None, dtype).alias(name) for name, dtype in table.columns.items() if name not in row]
+        write_table(frame.with_columns(missing), table, folder / f"audit/{file}.parquet", "a test")
+    warnings = [{"text": text, "pairs": pairs} for text, pairs in (("W1", None), ("W2", "mined"), ("W3", "other"))]
+    write_json(folder / "audit/summary.json", {"warnings": warnings})
+
+
+def test_facts_of_a_student(tmp_path):
+    """Six cases; two labelled ones are of one patient."""
+    audited(tmp_path)
+    write_json(tmp_path / "m/rn_dpo.json", METRICS)
+    found = facts(tmp_path, RECORD)
+    assert found["data"]["splits"]["labelled"] == {"cases": 2, "groups": 1, "has_label": 2}
+    assert found["data"]["splits"]["test"] == {"cases": 2, "groups": 2, "has_label": 2}
+    assert found["judge"]["name"] == found["judge"]["kind"] == "agreement"
+    assert found["pairs"]["strategy"]["kind"] == "top_bottom"
+    assert found["audit"] == {"judge": "not shown", "pairs": None, "warnings": ["W1", "W2"]}
+    assert found["hashes"]["weights"] == sha256(tmp_path / "model/last.safetensors")
+    assert found["hashes"]["cases_manifest"] == sha256(tmp_path / "cases/manifest.json")
+    assert found["hashes"]["pairs"] is None
+    assert len(found["hashes"]["code"]["pipeline"]) == 64
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("own", ["base", "rn_other"])
+def test_the_results_of_another_model_are_not_shown(tmp_path, own):
+    """Exported as `rn_dpo`: the folder of the base, which has no record, and that of another student."""
+    record = None if own == "base" else RECORD | {"name": own}
+    write_json(tmp_path / "model" / MODELS, {})
+    with pytest.raises(BadInput, match=rf"model: expected the model 'rn_dpo', .*, found '{own}'; export it as '{own}'"):
+        facts(tmp_path, record)
+
+
+def test_the_card_of_a_student(tmp_path):
+    audited(tmp_path)
+    write_json(tmp_path / "m/rn_dpo.json", METRICS)
+    text = card_text(facts(tmp_path, RECORD))
+    for line in (
+        "| labelled | 2 | 1 | 2 |",
+        "| Dice | 0.800 [0.700, 0.900] | +0.012 [-0.003, +0.027] |",
+        "On 40 test cases of 12 patients or groups, on the grids of their images.",
+        "3 cases are worse than with the base by more than 0.02.",
+        "- objective: preference (beta: 3.0, normaliser: region)",
+        "- judge: agreement (agreement)",
+        "- judge: not shown",
+        "- warning: W2",
+        "- classes: 0 background, 1 class_1, 2 class_2",
+        "- no second site is known to be in its data: how it does elsewhere is unknown",
+    ):
+        assert line in text
+    assert "W3" not in text
+
+
+def test_intervals_of_few_patients_are_left_out(tmp_path):
+    write_json(tmp_path / "m/rn_dpo.json", METRICS | {"groups": 4})
+    text = card_text(facts(tmp_path, RECORD))
+    assert "| Dice | 0.800 | +0.012 |" in text
+    assert "Of fewer than 5 patients no interval is believed, and none is given." in text
+
+
+@pytest.mark.parametrize(
+    ("record", "learned"), [(None, "It learned from no judge."), (RECORD, "Not audited: how often")]
+)
+def test_what_is_not_known_is_said(tmp_path, record, learned):
+    text = card_text(facts(tmp_path, record))
+    assert "Not evaluated: nothing is known of how good its masks are." in text
+    assert learned in text
+    assert "Sites: not stated." in text
+
+
+def test_groups_are_stated_where_a_case_has_one_of_another_name(tmp_path):
+    assert facts(tmp_path)["data"]["groups_stated"]
+    case_store(tmp_path / "cases", [disc((8, 8), 2.0)] * 2, ["labelled", "test"])
+    run = Finished(load_params(tmp_path / "params.yaml"), tmp_path / "cases", *(tmp_path / name for name in "pam"))
+    alone = card_facts("base", trained(tmp_path / "model"), run)
+    assert not alone["data"]["groups_stated"]
+    text = card_text(alone | {"metrics": METRICS | {"groups": 4}})
+    assert "| split | cases | cases (no patients stated) | with a label |" in text
+    assert "On 40 test cases (no patients stated), on the grids of their images." in text
+    assert "Of fewer than 5 cases no interval is believed, and none is given." in text
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("unit", "intensities divided by 255"),
+        ("zscore", "intensities shifted and scaled to mean 0 and standard deviation 1, by image and channel"),
+        (["minmax", "unit"], "intensities by channel: scaled to 0 to 1 by their least and largest, by image and"),
+        ({"range": [-57, 164], "to": [0, 1], "clip": True}, "intensities from -57 to 164 brought to 0 to 1, clipped"),
+    ],
+)
+def test_how_intensities_are_prepared_is_said_in_words(tmp_path, how, words):
+    found = facts(tmp_path)
+    found["input"]["preprocess"]["normalise"] = how
+    assert words in card_text(found)
+
+
+@pytest.mark.parametrize(("resize", "windows"), [(None, True), ([8, 8], False), ([8, 4], False), ([8, 9], True)])
+def test_windows_overlap_only_where_the_grid_is_larger(tmp_path, resize, windows):
+    found = facts(tmp_path)
+    found["input"]["preprocess"]["resize"] = resize
+    assert ("window 8 x 8; larger images by overlapping windows\n" in card_text(found)) is windows
+    assert ("window 8 x 8\n" in card_text(found)) is not windows
+
+
+@pytest.mark.parametrize(
+    ("ranker", "pairs", "believed"),
+    [
+        ("truth", "ranked by the labels of the labelled cases", "labelled cases: it learned from no judge."),
+        ({"kind": "agreement"}, "ranked by the judge agreement", "judge agreement, while it was trained. How often it"),
+    ],
+)
+def test_pairs_that_are_made_online_say_who_ranked_them(tmp_path, ranker, pairs, believed):
+    """And warnings of the audit are in the text even where there is no judge to audit."""
+    audited(tmp_path)
+    objective = {"kind": "mapo", "ranker": ranker}
+    text = card_text(facts(tmp_path, RECORD | {"pairs": "none", "objective": objective}))
+    assert f"- pairs: made online, of the student's own hypotheses, {pairs}\n" in text
+    assert believed in text
+    assert "- warning: W1" in text
+
+
+def test_terms_of_an_anchor_that_are_0_are_left_out(tmp_path):
+    found = facts(tmp_path, RECORD | {"anchor": {"supervised": 1.0, "kl": 0.0, "distill": 0.5}})
+    assert "- anchor: distill: 0.5, supervised: 1.0\n" in card_text(found)
+    found["training"]["anchor"] = {"supervised": 0.0}
+    assert "- anchor: none\n" in card_text(found)
+
+
+def test_where_the_base_is_from(tmp_path):
+    found = facts(tmp_path)
+    assert "- the base, trained here: DiceCE on the labelled cases" in card_text(found)
+    found["training"]["imported"] = {"kind": "bundle", "sha256": "ab12", "notes": ["resampled as MONAI does"]}
+    text = card_text(found)
+    assert "- the base, imported and not trained here: a MONAI bundle, SHA-256 `ab12`\n- note: resampled as" in text
+
+
+def test_a_student_says_where_its_base_is_from(tmp_path):
+    """Of the run's base folder, where there is one."""
+    text = card_text(facts(tmp_path, RECORD))
+    assert "## Training\n\n- started from the base, of which nothing is known here\n- objective: preference" in text
+    run = replace(finished(tmp_path), base=tmp_path / "base")
+    for imported, words in (
+        (None, "- started from the base, trained here: DiceCE on the labelled cases"),
+        (
+            {"kind": "checkpoint", "sha256": "ab12", "notes": ["a note"]},
+            "- started from the base, imported and not trained here: weights, SHA-256 `ab12`\n- note: a note\n- objec",
+        ),
+    ):
+        write_json(tmp_path / "base" / MODELS, {"imported": imported})
+        assert words in card_text(card_facts("rn_dpo", trained(tmp_path / "model"), run))
+
+
+def test_the_folder_of_the_data_is_named_without_its_path(tmp_path):
+    assert "\nRead as: test, folder `phantom.py`.\n" in card_text(facts(tmp_path))
+    info = tmp_path / "cases/cases.json"
+    write_json(info, json.loads(info.read_text()) | {"files": None})  # as of phantoms
+    run = Finished(load_params(tmp_path / "params.yaml"), tmp_path / "cases", *(tmp_path / name for name in "pamb"))
+    assert "\nRead as: test.\n" in card_text(card_facts("base", trained(tmp_path / "model"), run))
+
+
+def test_whether_all_that_it_has_seen_is_known(tmp_path):
+    words = "- it started from a model of which nobody knows here what it has seen: the results are too good if test"
+    found = facts(tmp_path)
+    assert words in card_text(found)
+    Seen(complete=True).save(tmp_path / "model")
+    assert words not in card_text(found | {"all_seen_known": Seen.of(tmp_path / "model").complete})
+
+
+@pytest.mark.parametrize(("weights", "words"), [("last", "the last of these alone"), ("best", "those of the best")])
+def test_the_limits_say_which_weights_were_measured(tmp_path, weights, words):
+    write_json(tmp_path / "m/rn_dpo.json", METRICS)
+    found = facts(tmp_path, RECORD) | {"weights": weights}
+    sentence = "- metrics are means over the late checkpoints of training; the weights given here are "
+    assert sentence + words in card_text(found)
+    assert sentence not in card_text(found | {"metrics": None})

@@ -1,0 +1,277 @@
+"""Intervals from resampled patients, and from patients crossed with seeds, on numbers worked by hand."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from pipeline.measures.intervals import (
+    Interval,
+    crossed_interval,
+    interval,
+    resampled_interval,
+    share_interval,
+    tail,
+    weighted_interval,
+)
+from pipeline.seeding import numpy_generator
+
+
+def test_degenerate_intervals():
+    """One patient with cases 1 and 2 has a mean and no spread; nothing at all has no mean."""
+    assert interval([1.0, 2.0], ["a", "a"], 100, 0) == Interval(1.5, None, None)
+    assert interval([], [], 100, 0) == Interval(None, None, None)
+    assert interval([3.0, 3.0], ["a", "b"], 100, 0) == Interval(3.0, 3.0, 3.0)
+    assert weighted_interval([1.0], [4.0], ["a"], 100, 0) == Interval(0.25, None, None)
+    assert weighted_interval([0.0, 0.0], [0.0, 0.0], ["a", "b"], 100, 0) == Interval(None, None, None)
+    assert weighted_interval([], [], [], 100, 0) == Interval(None, None, None)
+
+
+def test_a_share_that_is_nought_or_one_is_not_certain():
+    """0 of 20: 1 - .025^(1/20) = .1684, and 20 of 20 from .8316; cases of one patient count once."""
+    twenty = [str(i) for i in range(20)]
+    assert share_interval([0.0] * 20, twenty, 100, 0) == pytest.approx((0, 0, 0.16843), abs=1e-5)
+    assert share_interval([1.0] * 20, twenty, 100, 0) == pytest.approx((1, 0.83157, 1), abs=1e-5)
+    assert share_interval([0.0] * 40, twenty * 2, 100, 0) == share_interval([0.0] * 20, twenty, 100, 0)
+    mixed = [0.0] * 19 + [0.5]
+    assert share_interval(mixed, twenty, 100, 0) == interval(mixed, twenty, 100, 0)
+    assert share_interval([0.0], ["a"], 100, 0) == Interval(0.0, None, None)
+    assert share_interval([], [], 100, 0) == Interval(None, None, None)
+
+
+def test_mean_is_over_patients_and_not_over_cases():
+    """Patient a with cases 0, 0, 0 and b with 1: 1/2, not 1/4."""
+    assert interval([0, 0, 0, 1], ["a", "a", "a", "b"], 500, 0) == Interval(0.5, 0.0, 1.0)
+
+
+def test_interval_is_seeded():
+    values, groups = list(range(9)), list(range(9))
+    assert interval(values, groups, 200, 1) == interval(values, groups, 200, 1)
+    assert interval(values, groups, 200, 1) != interval(values, groups, 200, 2)
+
+
+def test_blocks_of_resamples_cover_all_draws(monkeypatch):
+    """Memory is bounded by blocks, and their size does not show in the result."""
+    values, groups = np.linspace(0, 1, 30), list(range(30))
+    whole = interval(values, groups, 500, 0)
+    monkeypatch.setattr("pipeline.measures.intervals.BLOCK", 30 * 64)
+    assert interval(values, groups, 500, 0) == whole
+
+
+def test_ratio_of_sums():
+    """Wrong |D| 10 of 10 + 30 in patient a, 0 of 60 in b: 10/100. Resamples: 10/40, 10/100 or 0."""
+    found = weighted_interval([10, 0, 0], [10, 30, 60], ["a", "a", "b"], 2000, 0)
+    assert found == pytest.approx(Interval(0.1, 0.0, 0.25))
+
+
+def test_difference_of_two_ratios_shares_its_resamples():
+    """e_D = 10/100 against e = 1/3. Only a: 1/4 - 1/2; only b: 0 - 0."""
+    found = weighted_interval([10, 0, 0], [10, 30, 60], ["a", "a", "b"], 2000, 0, minus=([1, 0, 0], [1, 1, 1]))
+    assert found == pytest.approx(Interval(0.1 - 1 / 3, -0.25, 0.0))
+
+
+def test_resamples_without_weight_are_left_out():
+    """Patient c has no weight: draws of c alone have no ratio, all others give 1/2."""
+    assert weighted_interval([1, 2, 0], [2, 4, 0], ["a", "b", "c"], 500, 0) == Interval(0.5, 0.5, 0.5)
+
+
+def test_patients_without_weight_show_no_spread():
+    """Of a alone there is a ratio: however many others have none, nothing is known about the spread."""
+    assert weighted_interval([1, 0, 0], [2, 0, 0], ["a", "b", "c"], 500, 0) == Interval(0.5, None, None)
+    assert weighted_interval([1, -1, 0], [2, 0, 0], ["a", "b", "c"], 500, 0).low is not None, "a gain is weight"
+
+
+# ---- a statistic of weighted cases ------------------------------------------------------------------------------
+
+
+def mean_of(values):
+    """The mean as a statistic of how often each case is drawn."""
+    return lambda times: times @ np.asarray(values) / times.sum(1)
+
+
+def test_a_statistic_is_resampled_by_patient():
+    """Cases 0, 0, 1 of a, a, b: 1/3. Draws of a alone give 0, of b alone 1, of both 1/3."""
+    assert resampled_interval(mean_of([0, 0, 1]), ["a", "a", "b"], 500, 0) == pytest.approx((1 / 3, 0, 1))
+
+
+def test_the_mean_as_a_statistic_is_that_of_interval():
+    """With a case per patient both are means over the same draws."""
+    values, groups = [0.1, 0.5, 0.2, 0.9, 0.3, 0.4], list("abcdef")
+    assert resampled_interval(mean_of(values), groups, 300, 3) == pytest.approx(interval(values, groups, 300, 3))
+
+
+def test_draws_without_a_value_are_left_out():
+    """Only draws with case b have a value, 5; of a alone there is none."""
+    found = resampled_interval(lambda times: np.where(times[:, 1] > 0, 5.0, np.nan), ["a", "b"], 100, 0)
+    assert found == Interval(5.0, 5.0, 5.0)
+
+
+def test_a_statistic_without_value_or_spread():
+    assert resampled_interval(mean_of([]), [], 100, 0) == Interval(None, None, None)
+    assert resampled_interval(lambda times: np.full(len(times), np.nan), ["a"], 9, 0) == Interval(None, None, None)
+    assert resampled_interval(mean_of([1, 3]), ["a", "a"], 100, 0) == Interval(2.0, None, None)
+    assert resampled_interval(mean_of([1, 3]), ["a", "b"], 100, 0, telling=1) == Interval(2.0, None, None)
+
+
+def test_the_rarer_class_widens():
+    """Ends that rest on five of forty patients are further out than those that rest on all."""
+    values, groups = np.linspace(0, 1, 40), range(40)
+    found = [resampled_interval(mean_of(values), groups, 4000, 0, telling) for telling in (5, None)]
+    ends = [x for x in (found[0].low, found[1].low, found[1].high, found[0].high) if x is not None]
+    assert len(ends) == 4
+    assert ends == sorted(set(ends))
+
+
+# ---- ends ------------------------------------------------------------------------------------------------------
+
+
+def test_tail():
+    """Five patients: the 2.5 % quantile of t with 4 degrees of freedom is -2.7764, times sqrt(5/4) is -3.1042, below
+    which a normal variable lies with probability .000954. Many patients: .025. One: there is no spread."""
+    assert tail(5) == pytest.approx(0.000954, abs=1e-6)
+    assert tail(10**6) == pytest.approx(0.025, abs=1e-6)
+    assert tail(1) is None
+
+
+def test_fewer_patients_are_further_out():
+    tails = [x for n in range(2, 200) if (x := tail(n)) is not None]
+    assert len(tails) == 198
+    assert all(few < more < 0.025 for few, more in pairwise(tails))
+
+
+def test_two_patients_give_all_that_they_can():
+    """All of the resamples: .0, .5 and 1."""
+    assert interval([0, 1], ["a", "b"], 500, 0) == Interval(0.5, 0.0, 1.0)
+
+
+def test_ends_are_the_outer_fortieths():
+    """Resampled means of 50 zeros and 50 ones are Binomial(100, 1/2) / 100: .0231 is what is left of 1/40 for 100
+    patients; 1.8 % lie below .40 and 2.8 % up to it."""
+    found = interval(np.repeat([0, 1], 50), np.arange(100), 8000, 0)
+    assert found == pytest.approx(Interval(0.5, 0.4, 0.6), abs=0.0101)
+
+
+def test_interval_covers_the_known_mean():
+    """100 sets of 40 patients with 2 cases each, mean 0: about 95 of the intervals hold 0."""
+    covered = 0
+    for repeat in range(100):
+        generator = numpy_generator(repeat, "coverage")
+        values = generator.standard_normal((40, 1)) + 0.3 * generator.standard_normal((40, 2))
+        _, low, high = interval(values.ravel(), np.repeat(np.arange(40), 2), 500, repeat)
+        assert low is not None
+        assert high is not None
+        covered += low <= 0 <= high
+    assert 90 <= covered <= 99
+
+
+def test_interval_of_few_patients_covers_the_known_mean():
+    """300 sets of 6 patients, mean 0: plain percentiles hold it in about 84 of 100, the expanded ones in 91."""
+    expanded = plain = 0
+    for repeat in range(300):
+        values = numpy_generator(repeat, "few").standard_normal(6)
+        _, low, high = interval(values, range(6), 300, repeat)
+        assert low is not None
+        assert high is not None
+        expanded += low <= 0 <= high
+        chosen = numpy_generator(repeat, "few, plain").integers(6, size=(300, 6))
+        low, high = np.quantile(values[chosen].mean(1), (0.025, 0.975))
+        plain += low <= 0 <= high
+    assert expanded >= 0.88 * 300
+    assert plain <= expanded - 9
+
+
+def test_ratio_of_few_patients_covers_the_known_one():
+    """300 sets of 8 patients whose |D| are lognormal and of whom 30 % are wrong: at least 80 of 100 hold .3."""
+    covered = 0
+    for repeat in range(300):
+        generator = numpy_generator(repeat, "few ratios")
+        weight = generator.lognormal(0, 1, 8)
+        _, low, high = weighted_interval(weight * (generator.random(8) < 0.3), weight, range(8), 300, repeat)
+        assert low is not None
+        assert high is not None
+        covered += low <= 0.3 <= high
+    assert covered >= 0.8 * 300
+
+
+# ---- patients crossed with seeds -------------------------------------------------------------------------------
+
+
+def test_patients_and_seeds_are_both_resampled():
+    """Gains of patient a in two seeds: 0 and 2, of b: 4 and 6; mean 3. Draws of (a, a), (a, b), (b, b) are 1:2:1.
+
+    With seeds 1:2:1 too: a alone in seed 1 gives 0 (1/16 of draws), b alone in seed 2 gives 6 (1/16): the ends. Over
+    patients alone the means 1 and 5 of the patients would be the ends.
+    """
+    assert crossed_interval([[0, 4], [2, 6]], ["a", "b"], 4000, 0) == Interval(3.0, 0.0, 6.0)
+    assert interval([1, 5], ["a", "b"], 4000, 0) == Interval(3.0, 1.0, 5.0)
+
+
+def test_patients_are_the_same_for_all_seeds_of_a_draw():
+    """Seed 2 is seed 1 with the sign turned. A draw of both seeds is 0 whoever its patients are.
+
+    Patients a and b have -1 and 1 in seed 1: the mean m of two drawn ones is -1, 0 or 1 (1:2:1). Half of the draws
+    have both seeds and are (m - m)/2, the others are m or -m: 1/2 + 1/2 * 1/2 = 3/4 of 400 are 0. With other patients
+    for each seed, the first half were 0 only where two such means are equal (3/8): 7/16 of 400.
+    """
+    draws = [crossed_interval([[-1, 1], [1, -1]], ["a", "b"], 1, seed).low for seed in range(400)]
+    assert set(draws) == {-1.0, 0.0, 1.0}
+    assert 270 <= draws.count(0.0) <= 330
+
+
+def test_without_spread_between_patients_seeds_remain():
+    """Every patient gains 1 in seed 1 and 3 in seed 2: draws are 1, 2 or 3 (1:2:1)."""
+    assert crossed_interval([[1, 1, 1], [3, 3, 3]], ["a", "b", "c"], 2000, 0) == Interval(2.0, 1.0, 3.0)
+
+
+def test_one_seed_is_the_interval_over_patients():
+    values, groups = [0.1, 0.5, 0.2, 0.9], ["a", "a", "b", "c"]
+    assert crossed_interval([values], groups, 500, 3) == interval(values, groups, 500, 3)
+
+
+def test_identical_seeds_add_nothing():
+    """Whatever seeds are drawn, they have the same values, and patients are drawn as `interval` draws them."""
+    values, groups = [0.1, 0.5, 0.2, 0.9], ["a", "a", "b", "c"]
+    assert crossed_interval([values] * 3, groups, 500, 3) == pytest.approx(interval(values, groups, 500, 3))
+
+
+def test_mean_of_crossed_values_is_over_patients_and_not_over_cases():
+    """Patient a: 0 in three cases, then 3 in each; b: 1, then 5. (0 + 1)/2 and (3 + 5)/2: 2.25; over cases 15/8."""
+    found = crossed_interval([[0, 0, 0, 1], [3, 3, 3, 5]], ["a", "a", "a", "b"], 100, 0)
+    assert found.mean == 2.25
+
+
+def test_degenerate_crossings():
+    """One patient says nothing about others; nothing has no mean."""
+    assert crossed_interval([[1.0, 2.0], [3.0, 4.0]], ["a", "a"], 100, 0) == Interval(2.5, None, None)
+    assert crossed_interval([], [], 100, 0) == Interval(None, None, None)
+    assert crossed_interval([[], []], [], 100, 0) == Interval(None, None, None)
+    assert crossed_interval([], ["a"], 100, 0) == Interval(None, None, None)
+
+
+def test_blocks_of_crossed_resamples_cover_all_draws(monkeypatch):
+    values = numpy_generator(0, "crossed").standard_normal((3, 30))
+    whole = crossed_interval(values, list(range(30)), 500, 0)
+    monkeypatch.setattr("pipeline.measures.intervals.BLOCK", 30 * 64)
+    assert crossed_interval(values, list(range(30)), 500, 0) == whole
+
+
+def test_crossed_interval_covers_the_known_mean():
+    """100 sets of 8 seeds and 30 patients with an effect of each, mean 0: most of the intervals hold 0.
+
+    Over patients alone, the effect of seeds (as large as that of patients) leaves many of them without 0.
+    """
+    crossed = alone = 0
+    for repeat in range(100):
+        generator = numpy_generator(repeat, "crossed coverage")
+        seeds, patients = generator.standard_normal((8, 1)), generator.standard_normal((1, 30))
+        values = seeds + patients + 0.3 * generator.standard_normal((8, 30))
+        _, low, high = crossed_interval(values, np.arange(30), 500, repeat)
+        assert low is not None
+        assert high is not None
+        crossed += low <= 0 <= high
+        _, low, high = interval(values.mean(0), np.arange(30), 500, repeat)
+        assert low is not None
+        assert high is not None
+        alone += low <= 0 <= high
+    assert 88 <= crossed <= 99
+    assert alone <= crossed - 10

@@ -1,0 +1,193 @@
+"""The answer of a run in the report: arms with their gains, worst cases, and F1 of components where it was measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import polars as pl
+import pytest
+
+from pipeline.evaluation.evaluate import summary
+from pipeline.measures.surfaces import Evaluation
+from pipeline.report.answer import answer, gap_recovered, objective_text, worst_cases
+from pipeline.report.blocks import Note, Section, Table
+from pipeline.report.cells import Estimate
+from pipeline.report.run import Arm, Run
+from pipeline.segmenter.knobs import MODELS
+from pipeline.store import schema
+from pipeline.store.tables import write_json
+from tests.fixtures.reporting import GAINS, STUDENTS, Built, build, row_of, table
+
+TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
+KNOBS = Evaluation(nsd_tolerance=1.0, bootstrap=50, components=True, component_overlap=0.6)
+
+
+def test_an_objective_that_makes_its_pairs_says_who_ranks_them() -> None:
+    knobs = {"kind": "mapo", "link": {"kind": "sigmoid"}, "normaliser": "region"}
+    assert objective_text({**knobs, "ranker": "truth"}) == f"mapo by truth: sigmoid {TIMES} region"
+    assert objective_text({**knobs, "ranker": {"kind": "agreement"}}) == f"mapo by agreement: sigmoid {TIMES} region"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build(tmp_path_factory.mktemp("run"))
+
+
+def test_results_of_removed_students_are_not_shown(built: Built) -> None:
+    kept = {name: student for name, student in built.run.params.students.items() if name != "supervised"}
+    run = replace(built.run, params=built.run.params.model_copy(update={"students": kept}))
+    arms = table(answer(run), "Test results of all arms")
+    assert {row[0].text for row in arms.cells} == {"base", "rn_cdpo", "oracle_dpo", "full"}
+
+
+def test_what_was_said_of_an_imported_base_comes_before_all_results(built: Built, tmp_path: Path) -> None:
+    assert not any(isinstance(block, Note) for block in answer(built.run).blocks)
+    note = "the model had seen 7 of 40 test cases before: what is measured on them is too good"
+    write_json(tmp_path / MODELS, {"imported": {"kind": "checkpoint", "sha256": "ab", "notes": [note]}})
+    first = answer(replace(built.run, base=tmp_path)).blocks[0]
+    assert isinstance(first, Note)
+    assert list(first.lines) == [f"The base: {note}."]
+
+
+def test_arms_show_dice_in_points_with_signed_gains(built: Built) -> None:
+    """Base: mean of .3 .4 .5 .6 is .45, so 45.0; rn_cdpo adds .2 to each case: 65.0, gain +20.0 [+20.0, +20.0]."""
+    arms = table(answer(built.run), "Test results of all arms")
+    assert row_of(arms, "base")["test Dice, sustained"].text == "45.0"
+    student = row_of(arms, "rn_cdpo")
+    assert student["test Dice, sustained"].text == "65.0"
+    gain = student["gain over base"]
+    assert (gain.text, gain.interval, gain.sign) == ("+20.0", "[+20.0, +20.0]", 1)
+    assert (student["peak"].text, student["drop"].text) == ("66.0", "+1.0")
+    assert (student["pair set"].text, student["judge"].text) == ("mined", "agreement")
+    assert student["objective"].text == f"cdpo (e 0.2) {TIMES} region"
+    assert student["anchor"].text == "supervised 1"
+    assert student["cases worse"].text == "0 of 4"
+
+
+def test_a_gain_whose_interval_includes_zero_is_not_marked(built: Built) -> None:
+    """Gains +.1 -.1 +.1 -.1: mean 0, and two of four patients lose more than two points."""
+    student = row_of(table(answer(built.run), "Test results of all arms"), "supervised")
+    assert (student["gain over base"].text, student["gain over base"].sign) == ("0.0", 0)
+    assert student["cases worse"].text == "2 of 4"
+
+
+def test_gap_recovered_is_the_share_of_full_supervision_s_gain(built: Built) -> None:
+    """.2 of .4 is 50 %."""
+    arms = table(answer(built.run), "Test results of all arms")
+    found = {name: row_of(arms, name)["gap recovered"].text for name in ("base", *STUDENTS)}
+    assert found == {"base": "—", "supervised": "0 %", "rn_cdpo": "50 %", "oracle_dpo": "75 %", "full": "—"}
+
+
+def test_gap_recovered_is_left_out_where_full_supervision_is_not_shown_to_gain(tmp_path: Path) -> None:
+    made = build(tmp_path, gains={**GAINS, "full": (0.5, -0.2, 0.4, -0.1)})
+    arms = table(answer(made.run), "Test results of all arms")
+    assert {row_of(arms, name)["gap recovered"].text for name in ("base", *STUDENTS)} == {"—"}
+    assert "is not shown to be above 0" in arms.note
+
+
+@pytest.mark.parametrize(
+    ("full", "expected"),
+    [
+        (Estimate(0.4, 0.1, 0.6), 0.5),
+        (Estimate(0.4, -0.1, 0.6), None),  # includes 0
+        (Estimate(-0.4, -0.6, -0.1), None),  # full supervision hurts: a share of it means nothing
+        (Estimate(0.4), None),  # a single patient has no interval
+        (None, None),
+    ],
+)
+def test_gap_recovered(full: Estimate | None, expected: float | None) -> None:
+    assert gap_recovered(0.2, full) == expected
+
+
+def test_arms_that_learned_from_the_pool_s_truth_are_marked(built: Built) -> None:
+    arms = table(answer(built.run), "Test results of all arms")
+    tags = {name: row_of(arms, name)["arm"].tag for name in ("base", *STUDENTS)}
+    assert tags == {
+        "base": "",
+        "supervised": "",
+        "rn_cdpo": "",
+        "oracle_dpo": "research only",
+        "full": "research only",
+    }
+
+
+def test_unbounded_links_are_told_from_objectives_without_a_link(built: Built) -> None:
+    pushed = table(answer(built.run), "How hard each student was pushed")
+    assert row_of(pushed, "oracle_dpo")["aimed shift"].text == "unbounded"
+    assert row_of(pushed, "supervised")["aimed shift"].text == "—"
+    assert row_of(pushed, "rn_cdpo")["flipped share"].text == "25 %"
+
+
+def test_worst_cases_are_of_the_best_practical_student(tmp_path: Path) -> None:
+    """supervised gains .2 on average, so it is shown; t2 loses most (-.1), and 'x' has the lowest Dice (.3 + .1)."""
+    made = build(tmp_path, gains={**GAINS, "supervised": (0.1, 0.6, -0.1, 0.3), "rn_cdpo": (0.0, 0.0, 0.0, 0.0)})
+    found = worst_cases(made.run)
+    assert found.blocks[0].lines[0].startswith("Shown is 'supervised'")  # type: ignore[union-attr]
+    losses = table(found, "Largest losses against the base").cells
+    assert [c.text for c in losses[0]] == ["t2", "p2", "50.0", "40.0", f"{MINUS}10.0"]
+    assert [row[0].text for row in table(found, "Lowest Dice").cells[:2]] == ["<b>x", "t2"]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "expected"),
+    [
+        ({"kind": "sft"}, "sft"),
+        ({"kind": "preference", "link": {"kind": "sigmoid"}, "normaliser": "none"}, f"sigmoid {TIMES} none"),
+        (
+            {"kind": "preference", "link": {"kind": "ipo", "tau": 0.5}, "normaliser": "region"},
+            f"ipo (tau 0.5) {TIMES} region",
+        ),
+    ],
+)
+def test_objectives_are_named_by_link_and_normaliser(knobs: dict[str, Any], expected: str) -> None:
+    assert objective_text(knobs) == expected
+
+
+# ---- F1 of components ------------------------------------------------------------------------------------------------
+
+
+def run_of(f1: float | None) -> Run:
+    """A run whose base has this F1 in both test cases and classes."""
+    rows = [
+        {
+            **{"case_id": case, "class": label, "group": case, "dice": 0.5, "dice_peak": 0.5},
+            **{"nsd": 0.5, "hd95": 2.0, "assd": 1.0, "f1": f1, "distance_unit": "px", "volume_error": 0.0},
+            **{"truth_empty": False, "prediction_empty": False},
+        }
+        for case in ("a", "b")
+        for label in (1, 2)
+    ]
+    metrics = summary(pl.DataFrame(rows, schema=schema.EVALUATION.columns), None, KNOBS)
+    cases = SimpleNamespace(class_names=["background", "nucleus", "gland"])
+    return cast(Run, SimpleNamespace(base_notes=[], arms=[Arm("base", metrics)], cases=cases))
+
+
+def tables(section: Section) -> dict[str, Table]:
+    return {block.caption: block for block in section.blocks if isinstance(block, Table)}
+
+
+def test_f1_is_a_column_and_a_table_where_it_was_measured() -> None:
+    run = run_of(0.25)
+    arms = tables(answer(run))["Test results of all arms"]
+    assert [cell.text for cell in arms.cells[0]][list(arms.columns).index("F1")] == "25.0"
+    assert "IoU is above 0.6" in arms.note
+    by_class = tables(worst_cases(run))["F1 of components by class, points"]
+    assert by_class.rows == [["base", "25.0", "25.0"]]
+
+
+def test_f1_is_nowhere_where_it_was_not_measured() -> None:
+    run = run_of(None)
+    arms = tables(answer(run))["Test results of all arms"]
+    assert "F1" not in arms.columns
+    assert "F1" not in arms.note
+    assert not any("F1" in caption for caption in tables(worst_cases(run)))
+
+
+@pytest.mark.parametrize("f1", [None, 0.25])
+def test_only_the_recipe_is_set_as_words(f1: float | None) -> None:
+    arms = tables(answer(run_of(f1)))["Test results of all arms"]
+    assert {len(row) for row in arms.rows} == {len(arms.columns)}
+    assert [arms.columns[place] for place in sorted(arms.words)] == ["pair set", "judge", "objective", "anchor"]

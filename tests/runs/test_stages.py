@@ -1,0 +1,98 @@
+"""The chain as a user runs it: its outputs, determinism, and what the labels of the pool may reach."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.fixtures.chain import TINY, hashes, run_chain, with_changes
+from tests.fixtures.phantoms import poison_labels, write_folders
+
+EXPECTED = {
+    "data/proposals/proposals.parquet",
+    "data/scores/agreement.parquet",
+    "data/panel.parquet",
+    "data/pairs/mined.parquet",
+    "data/pairs/mined.drops.json",
+    "models/base/base.safetensors",
+    "models/base/member_1.safetensors",
+    "models/students/rn_dpo/best.safetensors",
+    "models/students/rn_dpo/student.json",
+    "history/rn_dpo.csv",
+    "audit/judges.parquet",
+    "evaluation/rn_dpo.parquet",
+    "metrics/rn_dpo.json",
+    "reports/index.html",
+}
+
+pytestmark = pytest.mark.first
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chain") / "first"
+    run_chain(folder, TINY)
+    return folder
+
+
+def test_the_chain_ends_with_pairs_students_and_a_report(first_run: Path) -> None:
+    assert set(hashes(first_run)) >= EXPECTED
+    pairs = pl.read_parquet(first_run / "data/pairs/mined.parquet")
+    assert len(pairs)
+    assert (pairs["chosen_score"] > pairs["rejected_score"]).all()
+    assert not (first_run / ".work").exists() or not any((first_run / ".work").iterdir())
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_every_output_has_equal_bytes_again_and_on_any_scheduler(
+    first_run: Path, tmp_path: Path, scheduler: str
+) -> None:
+    """The first run was synchronous."""
+    again = tmp_path / "again"
+    skip: tuple[str, ...] = ()
+    if scheduler == "threads":
+        # Two models never share a process, so under threads they are trained as they are under processes.
+        skip = ("base",)
+        shutil.copytree(first_run / "models/base", again / "models/base")
+        (again / "history").mkdir()
+        shutil.copy(first_run / "history/base.csv", again / "history")
+    # Slots per case are small here, so that every store has several shards to share out.
+    run_chain(again, with_changes(execution={"scheduler": scheduler, "workers": 2, "progress": "none"}), skip)
+    expected, found = (hashes(folder, without="") for folder in (first_run, again))
+    assert found == expected
+
+
+def test_labels_of_the_pool_reach_the_oracle_and_nothing_else(tmp_path: Path) -> None:
+    params = with_changes(
+        data={"kind": "folders", "path": "raw", "classes": ["background", "disc"]},
+        splits={"labelled": 5, "pool": 8, "validation": 4, "test": 4},
+        judges={"agreement": {"kind": "agreement"}, "oracle": {"kind": "oracle"}},
+        pairs={**TINY["pairs"], "ceiling": {"judge": "oracle", "strategy": {"kind": "top_bottom"}}},
+        students={
+            **TINY["students"],
+            "ceiling": {"pairs": "ceiling", "objective": {"kind": "preference"}, "anchor": None},
+            "full": {"pairs": "none", "objective": {"kind": "full", "optimisation": TINY["training"]["optimisation"]}},
+        },
+    )
+    write_folders(tmp_path / "clean" / "raw", cases=21, shape=(24, 24))
+    shutil.copytree(tmp_path / "clean", tmp_path / "poisoned")
+    run_chain(tmp_path / "clean", params, skip=("report",))
+    cases = pl.read_parquet(tmp_path / "clean/data/cases/cases.parquet")
+    poison_labels(tmp_path / "poisoned/raw", cases.filter(pl.col("split") == "pool")["case_id"])
+    run_chain(tmp_path / "poisoned", params, skip=("report",))
+    clean, poisoned = (hashes(tmp_path / name) for name in ("clean", "poisoned"))
+    changed = {path for path in clean if clean[path] != poisoned[path]}
+    assert {
+        "data/scores/oracle.parquet",
+        "data/pairs/ceiling.parquet",
+        "models/students/full/last.safetensors",
+    } <= changed
+    descendants = {
+        path for path in clean if path.split("/")[-1].split(".")[0] in ("oracle", "ceiling", "full", "panel")
+    } | {path for path in clean if path.startswith(("models/students/ceiling/", "models/students/full/"))}
+    assert changed <= descendants
+    panels = [pl.read_parquet(tmp_path / name / "data/panel.parquet") for name in ("clean", "poisoned")]
+    assert panels[0].drop("score_oracle").equals(panels[1].drop("score_oracle"))

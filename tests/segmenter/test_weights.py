@@ -1,0 +1,115 @@
+"""Weights on disk, and inference on cases of any size."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import BadInput
+from pipeline.segmenter.knobs import Network
+from pipeline.segmenter.weights import Architecture, Model, labels, load_weights, probability, save_weights
+from tests.fixtures.networks import same
+
+
+def architecture() -> Architecture:
+    knobs = Network(arguments={"channels": [4, 8], "strides": [2]}, multiple=2)
+    return Architecture.of(knobs, 1, 2, (8, 8))
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------
+
+
+def test_weights_round_trip(tmp_path):
+    saved = architecture().build(3)
+    path = tmp_path / "models" / "base.safetensors"
+    save_weights(saved, path)
+    assert same(load_weights(architecture().build(4), path), saved)
+    assert [file.name for file in path.parent.iterdir()] == ["base.safetensors"]
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode  # whoever reads the folder reads them
+
+
+def test_weights_of_another_network(tmp_path):
+    """A convolution with 2 outputs and a bias, read into one with 3 outputs, no bias and a normalisation behind it."""
+    path = tmp_path / "w.safetensors"
+    save_weights(nn.Sequential(nn.Conv2d(1, 2, 1)), path)
+    other = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.InstanceNorm2d(3, affine=True))
+    with pytest.raises(BadInput, match=r"w.safetensors: weights of another network: ") as error:
+        load_weights(other, path)
+    assert str(error.value).split("network: ")[1].split("; ") == [
+        "'0.weight' expected (3, 1, 1, 1), found (2, 1, 1, 1)",
+        "missing '1.bias' (3,)",
+        "missing '1.weight' (3,)",
+        "unexpected '0.bias' (2,)",
+    ]
+
+
+def test_weights_under_two_names_are_written_and_read(tmp_path):
+    """As those of a DynUNet."""
+    layer, new = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+    save_weights(nn.ModuleDict({"one": layer, "two": layer}), tmp_path / "w.safetensors")
+    load_weights(nn.ModuleDict({"one": new, "two": new}), tmp_path / "w.safetensors")
+    assert same(new, layer)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100])
+def test_truncated_weights(tmp_path, keep):
+    path = tmp_path / "w.safetensors"
+    save_weights(architecture().build(0), path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(BadInput, match=r"w.safetensors: not a readable safetensors file"):
+        load_weights(architecture().build(0), path)
+
+
+def test_missing_weights(tmp_path):
+    with pytest.raises(BadInput, match=r"w.safetensors: no such weights; run the stage that trains them"):
+        load_weights(nn.Conv2d(1, 1, 1), tmp_path / "w.safetensors")
+
+
+def model(folder: Path, seed: int) -> Model:
+    architecture().save(folder)
+    save_weights(architecture().build(seed), folder / "base.safetensors")
+    return Model(folder)
+
+
+def test_a_model_is_shared_within_a_thread_only(tmp_path):
+    found = model(tmp_path, 0)
+    mine = found.shared()
+    assert not mine.training
+    assert Model(tmp_path).shared() is mine
+    assert pickle.loads(pickle.dumps(found)).shared() is mine
+    assert found.load() is not mine
+    others: list[nn.Module] = []
+    thread = threading.Thread(target=lambda: others.extend([found.shared(), found.shared()]))
+    thread.start()
+    thread.join()
+    assert others[0] is others[1]
+    assert others[0] is not mine
+    assert same(others[0], mine)
+
+
+def test_a_shared_model_follows_its_file(tmp_path):
+    found = model(tmp_path, 0)
+    first = found.shared()
+    save_weights(architecture().build(1), found.weights)
+    os.utime(found.weights, ns=(1, 1))  # a clock too coarse to tell the two files apart would hide the change
+    assert same(found.shared(), architecture().build(1))
+    assert not same(found.shared(), first)
+
+
+def test_probability_of_both_heads():
+    """Sigmoid of log 3 is 3/4; softmax of (log 1, log 2, log 5) is (1, 2, 5)/8. Equal logits: the lower class."""
+    one = probability(torch.tensor([3.0, 1.0]).log()[None])
+    assert one.numpy() == pytest.approx(np.array([[0.25, 0.5], [0.75, 0.5]]))
+    assert labels(one).tolist() == [1, 0]
+    three = probability(torch.tensor([[1.0, 1.0], [2.0, 1.0], [5.0, 1.0]]).log())
+    assert three.numpy() == pytest.approx(np.array([[1 / 8, 1 / 3], [2 / 8, 1 / 3], [5 / 8, 1 / 3]]))
+    assert labels(three).tolist() == [2, 0]
+    assert labels(three).dtype == np.uint8

@@ -1,0 +1,139 @@
+"""Arms on a schedule of their own or without training: validation labels, tuned offsets, one fixed proposal."""
+
+from __future__ import annotations
+
+from math import log
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pipeline.errors import BadInput
+from pipeline.evaluation.prediction import Taken, Weights, predictions
+from pipeline.segmenter.knobs import Compute, Optimisation
+from pipeline.segmenter.weights import shifted
+from pipeline.students.baselines import picked_slot, tuned_offsets
+from pipeline.students.objectives.proposal import Proposal
+from pipeline.students.objectives.threshold import TunedThreshold
+from pipeline.students.objectives.validation_labels import ValidationLabels
+from tests.fixtures.builders import bars, case_store, proposal_store
+from tests.fixtures.students import Setting, made
+
+
+@pytest.fixture
+def setting(tmp_path) -> Setting:
+    return made(tmp_path)
+
+
+# ---- validation labels -----------------------------------------------------------------------------------------
+
+
+def test_validation_labels_are_trained_on_and_choose_nothing(setting):
+    """2 labelled cases and 1 of validation; its best weights are its last, whatever the validation Dice."""
+    own = Optimisation(steps=3, learning_rate=1e-2, evaluate_every=1)
+    rows = setting.train(ValidationLabels(kind="validation_labels", optimisation=own, batch=2), [], steps=3)
+    record = setting.record()
+    assert (record["labelled"], record["best_step"]) == (3, 3)
+    files = [(setting.folder / "student" / f"{name}.safetensors").read_bytes() for name in ("best", "last")]
+    assert files[0] == files[1]
+    assert rows[-1]["loss"] > 0
+
+
+def test_validation_labels_leave_nothing_for_patience():
+    own = Optimisation(steps=3, learning_rate=1e-2, patience=2)
+    with pytest.raises(ValidationError, match="trains on what patience would look at; remove `patience`"):
+        ValidationLabels(kind="validation_labels", optimisation=own)
+
+
+# ---- tuned threshold -------------------------------------------------------------------------------------------
+
+
+def test_offsets_shift_foreground_logits():
+    """Softmax: +1 on class 1 and -1 on class 2, background untouched; a sigmoid head has one logit."""
+    import torch
+
+    logits = torch.zeros(3, 1, 1)
+    assert shifted(logits, (1.0, -1.0)).flatten().tolist() == [0, 1, -1]
+    assert shifted(torch.zeros(1, 1, 1), (0.5,)).flatten().tolist() == [0.5]
+    assert shifted(logits, ()) is logits
+
+
+def test_tuned_offsets_are_at_least_as_good_as_none(setting):
+    """Offset 0 is always tried, so the Dice on validation cannot fall; what was chosen is what evaluation applies."""
+    rows = setting.train(TunedThreshold(kind="threshold"), [])
+    base_dice = setting.train(Proposal(kind="proposal", pick="base base"), [], out="other")[0]
+    assert rows[0]["step"] == 0
+    offsets, dice = tuned_offsets(TunedThreshold(kind="threshold"), setting.cases, setting.base, Compute())
+    none, plain = tuned_offsets(
+        TunedThreshold(kind="threshold", offsets=(0.0,)), setting.cases, setting.base, Compute()
+    )
+    assert none == (0.0,)
+    assert dice >= plain
+    assert rows[0]["validation_dice"] == pytest.approx(dice)
+    assert base_dice["validation_dice"] is not None
+    record = setting.record()
+    assert record["offsets"] == list(offsets)
+    found = predictions(setting.folder / "student", setting.cases, setting.proposals, Compute())
+    assert isinstance(found.best, Weights)
+    assert found.best.offsets == offsets
+    assert len(found.sustained) == 1
+
+
+def test_an_offset_is_a_threshold():
+    """P(foreground) >= t where logit + log((1 - t) / t) >= 0: p = .3 is foreground at t = .25, not at t = .35."""
+    import torch
+
+    logit = torch.full((1, 1, 1), log(0.3 / 0.7))
+    for t, foreground in ((0.25, True), (0.35, False)):
+        assert bool(shifted(logit, (log((1 - t) / t),)) >= 0) is foreground
+
+
+# ---- one fixed proposal ----------------------------------------------------------------------------------------
+
+
+def fixed(folder, splits=("validation", "validation", "test")):
+    """Truth: 4 voxels. Slots 2, 4 and 6 voxels long: Dice 2*2/6 = .667, 1 and 2*4/10 = .8."""
+    cases = case_store(folder / "cases", [bars([4])[0]] * 3, list(splits))
+    return cases, proposal_store(folder / "proposals", [bars([2, 4, 6])] * 3)
+
+
+def test_the_best_fixed_proposal(tmp_path):
+    cases, proposals = fixed(tmp_path)
+    assert picked_slot(Proposal(kind="proposal"), cases, proposals) == (1, "s 1", pytest.approx(1.0))
+    assert picked_slot(Proposal(kind="proposal", pick="s 2"), cases, proposals) == (2, "s 2", pytest.approx(0.8))
+    found = Taken(cases, proposals, 1)(cases.all[2])
+    assert found.tolist() == bars([4])[0].tolist()
+
+
+def test_a_proposal_that_is_not_there(tmp_path):
+    cases, proposals = fixed(tmp_path)
+    with pytest.raises(BadInput, match=r"pick: no proposal 'ensemble mean'; there are \['base base', 's 1', 's 2'\]"):
+        picked_slot(Proposal(kind="proposal", pick="ensemble mean"), cases, proposals)
+
+
+def test_an_arm_that_takes_a_proposal_has_no_weights(setting):
+    setting.train(Proposal(kind="proposal"), [])
+    out = setting.folder / "student"
+    assert {path.name for path in out.iterdir()} == {"student.json", "manifest.json"}
+    record = setting.record()
+    assert (record["slot"], record["proposal"]) == (0, "base base")
+    assert record["late"] == []
+    found = predictions(out, setting.cases, setting.proposals, Compute())
+    assert found.best is None
+    mask = found.sustained[0](setting.cases.all[4])
+    assert np.array_equal(mask, setting.proposals.masks(setting.cases.all[4])[0])
+
+
+def test_test_cases_must_be_proposed_for(tmp_path):
+    """The proposals of the third case are missing."""
+    folder = tmp_path
+    cases = case_store(folder / "cases", [bars([4])[0]] * 3, ["validation", "validation", "test"])
+    proposals = proposal_store(folder / "proposals", [bars([2, 4, 6])] * 2)
+    student = folder / "student"
+    student.mkdir()
+    (student / "student.json").write_text('{"slot": 1, "offsets": null, "late": []}')
+    with pytest.raises(
+        BadInput,
+        match=r"takes proposal 1 of every case, and 1 test cases have none \(first: 'c2'\); add 'test' to propose",
+    ):
+        predictions(student, cases, proposals, Compute())

@@ -1,0 +1,34 @@
+"""What is measured on validation while a student is trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.segmenter.knobs import Compute
+from pipeline.students.watching import validation_measures
+from tests.fixtures.networks import Ramp
+
+
+def measured(window: tuple[int, ...], *spacings: tuple[float, ...] | None) -> dict[str, float | None]:
+    """The network finds the lower half of 8x4; the truth is the lowest quarter."""
+    truth = (np.arange(8)[:, None] >= 6).repeat(4, 1).astype(np.uint8)
+    images = [np.zeros((1, 8, 4), np.float32)] * len(spacings)
+    return validation_measures(Ramp(), images, [truth] * len(spacings), list(spacings), window, 2, Compute())
+
+
+def test_dice_and_surface_distance_by_hand():
+    """Dice 2 * 8 / (16 + 8) = 2/3. Surface of the prediction, rows 4 to 7: 12 voxels, of which the 4 of row
+    4 are 2 away from the truth's, the 2 ends of row 5 are 1 away, the rest 0. Of the truth, rows 6 and 7: 8 voxels, of
+    which the inner two of row 6 are 1 away. (8 + 2 + 2) / 20 = .6."""
+    found = measured((8, 4), None)
+    assert found["validation_dice"] == pytest.approx(2 / 3)
+    assert found["validation_assd"] == pytest.approx(0.6)
+    assert measured((8, 4), (2.0, 2.0), (2.0, 2.0))["validation_assd"] == pytest.approx(1.2)
+
+
+def test_a_distance_that_has_no_unit_or_would_need_a_whole_case_is_null():
+    assert measured((8, 4), None, (2.0, 2.0))["validation_assd"] is None
+    larger = measured((8, 2), None)
+    assert larger["validation_assd"] is None
+    assert larger["validation_dice"] == pytest.approx(2 / 3)
