@@ -22,17 +22,21 @@ import polars as pl
 from pipeline.audit.audit import Audit
 from pipeline.audit.judges import audit_judge, judged
 from pipeline.audit.pair_sets import audit_pairs, try_pairs, voxel_shares
+from pipeline.compute import Compute
 from pipeline.execution import Execution
-from pipeline.judges.judge import Evidence, judge
+from pipeline.judges.judge import Evidence
 from pipeline.judges.kinds.synthetic import Synthetic, SyntheticScores
 from pipeline.judges.panel import build_panel
+from pipeline.judges.score import judge
 from pipeline.measures.overlap import disagreement, first_equal
 from pipeline.pairs.mine import PairSet
 from pipeline.seeding import numpy_generator
-from pipeline.segmenter.knobs import Compute
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore
-from pipeline.store.tables import create_array, open_array, scan_table, write_json, write_manifest, write_table
+from pipeline.store.arrays import create_array, open_array
+from pipeline.store.cases import CaseStore
+from pipeline.store.manifest import write_json, write_manifest
+from pipeline.store.proposals import ProposalStore
+from pipeline.store.tables import scan_table, write_table
 
 PATIENTS = 25
 CASES = 2

@@ -23,7 +23,8 @@ from pipeline.measures.overlap import dice_to
 from pipeline.pairs.calibration import BINS, Curve, Isotonic, Logistic, Tried, calibrate
 from pipeline.pairs.mine import PairSet, mine
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import scan_table
 
 BUDGET = 0.05

@@ -21,8 +21,9 @@ import pytest
 import torch
 import zarr
 
+from pipeline.compute import Compute
 from pipeline.segmenter.architecture import Architecture
-from pipeline.segmenter.knobs import Compute, Network
+from pipeline.segmenter.knobs import Network
 from pipeline.segmenter.losses import dice_ce
 from tests.fixtures.chain import commands, hashes, invoke, run_chain, with_changes, write_params
 

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.judges.judge import Evidence, Given, Judge, LabelFree
+from pipeline.judges.judge import Evidence, Given, Judge
+from pipeline.judges.score import LabelFree
 from pipeline.params import Params, load_params
 from pipeline.seeding import numpy_generator
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 
 CASES = 40
 """Scored of each judge."""

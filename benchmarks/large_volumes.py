@@ -41,7 +41,7 @@ def _draw(size: tuple[int, ...]) -> Callable[[], Any]:
     import numpy as np
 
     from pipeline.cases.readers.phantom import Phantom
-    from pipeline.store.tables import write_json
+    from pipeline.store.manifest import write_json
 
     content = {"cases": CASES, "size": size, "classes": CLASSES, "empty": 0, "seed": 1}
     phantom = Phantom.model_validate_json(json.dumps(content))
@@ -75,9 +75,10 @@ def _prepare() -> Callable[[], Any]:
 
 def _base() -> Callable[[], Any]:
     from benchmarks.proposals import ONE
+    from pipeline.compute import Compute
     from pipeline.segmenter.augmentation import Augmentation
     from pipeline.segmenter.base import train_base
-    from pipeline.segmenter.knobs import Base, Compute, Network, Optimisation
+    from pipeline.segmenter.knobs import Base, Network, Optimisation
     from pipeline.store.cases import CaseStore
 
     network = Network(arguments={"channels": [8, 16, 32], "strides": [2, 2]}, window=WINDOW)
@@ -90,11 +91,11 @@ def _base() -> Callable[[], Any]:
 
 def _propose(splits: tuple[str, ...]) -> Callable[[], Any]:
     from benchmarks.proposals import ONE
+    from pipeline.compute import Compute
     from pipeline.proposals.propose import Propose, propose
     from pipeline.proposals.samplers.ensemble import Ensemble
     from pipeline.proposals.samplers.mc_dropout import MCDropout
     from pipeline.proposals.samplers.tta import TTA
-    from pipeline.segmenter.knobs import Compute
     from pipeline.store.cases import CaseStore
 
     samplers = {
@@ -112,7 +113,8 @@ def _pairs() -> None:
     import polars as pl
 
     from pipeline.store import schema
-    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.store.cases import CaseStore
+    from pipeline.store.proposals import ProposalStore
     from pipeline.store.tables import write_table
 
     proposals = ProposalStore(Path("proposals"))
@@ -138,10 +140,12 @@ def _pairs() -> None:
 
 
 def _train() -> Callable[[], Any]:
+    from pipeline.compute import Compute
     from pipeline.segmenter.augmentation import Augmentation
-    from pipeline.segmenter.knobs import Compute, Optimisation
+    from pipeline.segmenter.knobs import Optimisation
     from pipeline.segmenter.weights import Model
-    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.store.cases import CaseStore
+    from pipeline.store.proposals import ProposalStore
     from pipeline.students.objectives.preference import Preference
     from pipeline.students.student import Anchor, Student, Training
     from pipeline.students.train import train_student
@@ -157,10 +161,11 @@ def _train() -> Callable[[], Any]:
 
 def _evaluate() -> Callable[[], Any]:
     from benchmarks.proposals import ONE
+    from pipeline.compute import Compute
     from pipeline.evaluation.evaluate import evaluate_model
-    from pipeline.measures.surfaces import Evaluation
-    from pipeline.segmenter.knobs import Compute
-    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.evaluation.metrics import Evaluation
+    from pipeline.store.cases import CaseStore
+    from pipeline.store.proposals import ProposalStore
 
     stores = CaseStore(Path("cases")), ProposalStore(Path("proposals"))
     rest = BASE, None, Evaluation(nsd_tolerance=2), Compute(), Path("base.parquet"), Path("base.json"), ONE

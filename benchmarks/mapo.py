@@ -134,7 +134,8 @@ def _measure(name: str, model: Path) -> None:
     from pipeline.evaluation.evaluate import evaluate, means_per_case
     from pipeline.evaluation.prediction import predictions
     from pipeline.params import load_params
-    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.store.cases import CaseStore
+    from pipeline.store.proposals import ProposalStore
 
     path = Path("measured") / f"{name}.parquet"
     if path.exists():

@@ -17,10 +17,11 @@ import numpy as np
 import polars as pl
 
 from pipeline.pairs.mine import PairSet, mine
-from pipeline.pairs.strategies.strategy import Mined
+from pipeline.pairs.strategies import Mined
 from pipeline.store import schema
-from pipeline.store.cases import ProposalStore
-from pipeline.store.tables import create_array, open_array, scan_table, write_table
+from pipeline.store.arrays import create_array, open_array
+from pipeline.store.proposals import ProposalStore
+from pipeline.store.tables import scan_table, write_table
 
 SLOTS = 16
 STRATEGIES = tuple(get_args(kind.model_fields["kind"].annotation)[0] for kind in get_args(Mined))

@@ -20,14 +20,15 @@ from pipeline.cases.prepare import prepare
 from pipeline.cases.preprocess import Preprocess
 from pipeline.cases.readers.phantom import Phantom
 from pipeline.cases.splits import Splits
+from pipeline.compute import Compute
 from pipeline.execution import Execution
 from pipeline.proposals.propose import Propose, propose
 from pipeline.proposals.samplers.mc_dropout import MCDropout
 from pipeline.proposals.samplers.tta import TTA
-from pipeline.segmenter.knobs import MODELS, Compute
+from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.weights import Architecture, Model, save_weights
 from pipeline.store.cases import CaseStore
-from pipeline.store.tables import write_json, write_manifest
+from pipeline.store.manifest import write_json, write_manifest
 
 ROUNDS = 5
 PASSES = 8

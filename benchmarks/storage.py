@@ -16,7 +16,8 @@ from scipy.ndimage import gaussian_filter
 
 from pipeline.measures.overlap import disagreement
 from pipeline.store import schema
-from pipeline.store.tables import cases_per_shard, create_array, open_array, shard_cases, write_manifest
+from pipeline.store.arrays import cases_per_shard, create_array, open_array, shard_cases
+from pipeline.store.manifest import write_manifest
 
 
 def write(folder: Path, space: tuple[int, ...], cases: int, slots: int) -> None:

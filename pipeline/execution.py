@@ -25,7 +25,7 @@ from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.store.tables import sha256
+from pipeline.store.manifest import sha256
 
 WORK = Path(".work")
 """Finished shards of unfinished stages; deleted on success, ignored by git and DVC."""

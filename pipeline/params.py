@@ -13,19 +13,20 @@ from pipeline.audit.audit import Audit
 from pipeline.cases.preprocess import Preprocess
 from pipeline.cases.readers import Reader
 from pipeline.cases.splits import Splits
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
+from pipeline.evaluation.metrics import Evaluation
 from pipeline.execution import Execution
 from pipeline.judges.consensus import Consensus, check_consensus
 from pipeline.judges.kinds import Judge
 from pipeline.judges.kinds.table import Table
 from pipeline.knobs import Knobs, Name
-from pipeline.measures.surfaces import Evaluation
 from pipeline.pairs.mine import PairSet
-from pipeline.pairs.strategies.strategy import NoPairs
+from pipeline.pairs.strategies.none import NoPairs
 from pipeline.proposals.propose import Propose
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.imported import AnyBase, Program
-from pipeline.segmenter.knobs import TRAINER, Base, Compute
+from pipeline.segmenter.knobs import TRAINER, Base
 from pipeline.students.student import Student, Training
 
 T = TypeVar("T")

@@ -16,7 +16,8 @@ from stages import FOLDER, stage
 def main(cases: Path, proposals: Path, panel: Path, out: Path, params_file: Path) -> None:
     from pipeline.audit.audit import run_audit
     from pipeline.params import load_params
-    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.store.cases import CaseStore
+    from pipeline.store.proposals import ProposalStore
 
     params = load_params(params_file)
     run_audit(

@@ -28,7 +28,8 @@ def main(
 ) -> None:
     from pipeline.evaluation.evaluate import evaluate_model
     from pipeline.params import load_params
-    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.store.cases import CaseStore
+    from pipeline.store.proposals import ProposalStore
 
     params = load_params(params_file)
     evaluate_model(

@@ -15,7 +15,8 @@ from stages import FOLDER, stage
 @stage
 def main(out: Path, cases: Path, proposals: Path, splits: tuple[str, ...], params_file: Path) -> None:
     from pipeline.proposals.qc_files import SHEET, export_proposals
-    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.store.cases import CaseStore
+    from pipeline.store.proposals import ProposalStore
 
     count = export_proposals(CaseStore(cases), ProposalStore(proposals), splits, out)
     click.echo(

@@ -20,9 +20,10 @@ from stages import FOLDER, stage
 def main(
     name: str, cases: Path, proposals: Path, out_of_fold: Path, models: Path, out: Path, params_file: Path
 ) -> None:
-    from pipeline.judges.judge import judge
+    from pipeline.judges.score import judge
     from pipeline.params import entry, load_params
-    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.store.cases import CaseStore
+    from pipeline.store.proposals import ProposalStore
 
     params = load_params(params_file)
     knobs = entry({**params.judges, **params.tables}, name, "judges or tables")

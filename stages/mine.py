@@ -17,7 +17,7 @@ from stages import FOLDER, stage
 def main(name: str, panel: Path, proposals: Path, audit: Path | None, out: Path, params_file: Path) -> None:
     from pipeline.pairs.mine import mine_to
     from pipeline.params import entry, load_params
-    from pipeline.store.cases import ProposalStore
+    from pipeline.store.proposals import ProposalStore
 
     params = load_params(params_file)
     pairs = entry(params.pairs, name, "pairs")

@@ -16,7 +16,8 @@ from stages import FOLDER, stage
 def main(cases: Path, proposals: Path, scores: Path, out: Path, params_file: Path) -> None:
     from pipeline.judges.panel import build_panel
     from pipeline.params import load_params
-    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.store.cases import CaseStore
+    from pipeline.store.proposals import ProposalStore
 
     params = load_params(params_file)
     judges = [*params.judges, *params.tables]

@@ -30,9 +30,9 @@ def main(
     device: str,
     **knobs: str | int,
 ) -> None:
+    from pipeline.compute import Compute
     from pipeline.execution import Execution
     from pipeline.exports.predict import apply_model, trained
-    from pipeline.segmenter.knobs import Compute
 
     compute = Compute.model_validate({"device": device, "precision": knobs.pop("precision")})
     execution = Execution.model_validate(knobs)

@@ -24,7 +24,8 @@ def main(cases: Path, panel: Path, proposals: Path, out: Path, params_file: Path
     from pipeline.params import load_params
     from pipeline.report.page import write_report
     from pipeline.report.run import Run
-    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.store.cases import CaseStore
+    from pipeline.store.proposals import ProposalStore
 
     params = load_params(params_file)
     run = Run(params=params, cases=CaseStore(cases), panel_file=panel, proposals=ProposalStore(proposals), **folders)

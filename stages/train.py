@@ -21,7 +21,8 @@ def main(
 ) -> None:
     from pipeline.params import entry, load_params
     from pipeline.segmenter.weights import Model
-    from pipeline.store.cases import CaseStore, ProposalStore
+    from pipeline.store.cases import CaseStore
+    from pipeline.store.proposals import ProposalStore
     from pipeline.students.train import train_student
 
     params = load_params(params_file)

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from pipeline.errors import BadInput
 from pipeline.judges.kinds import Judge
-from pipeline.pairs.strategies.strategy import Strategy
+from pipeline.pairs.strategies import Strategy
 from pipeline.params import Params, entry, load_params
 from pipeline.proposals.samplers import Sampler
 

@@ -16,10 +16,15 @@ from pipeline.audit.verdicts import headroom_verdict, judge_verdict, nothing_kno
 from pipeline.knobs import Knobs, Name
 from pipeline.pairs.calibration import Calibration, Isotonic, knots
 from pipeline.pairs.mine import PairSet
-from pipeline.pairs.strategies.strategy import Mined, NoPairs, TopBase, TopBottom
+from pipeline.pairs.strategies import Mined
+from pipeline.pairs.strategies.none import NoPairs
+from pipeline.pairs.strategies.top_base import TopBase
+from pipeline.pairs.strategies.top_bottom import TopBottom
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore
-from pipeline.store.tables import scan_table, write_json, write_table
+from pipeline.store.cases import CaseStore
+from pipeline.store.manifest import write_json
+from pipeline.store.proposals import ProposalStore
+from pipeline.store.tables import scan_table, write_table
 
 
 class Audit(Knobs):

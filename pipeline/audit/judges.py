@@ -9,11 +9,20 @@ import numpy as np
 import polars as pl
 
 from pipeline.errors import BadInput
-from pipeline.judges.consensus import within_case_spearman
 from pipeline.measures.intervals import Interval, interval, resampled_interval, share_interval, weighted_interval
-from pipeline.measures.ranking import aurc, auroc, best_fixed, differences, kendall, pair_error, rightness, top_value
+from pipeline.measures.ranking import (
+    aurc,
+    auroc,
+    best_fixed,
+    differences,
+    kendall,
+    pair_error,
+    rightness,
+    top_value,
+    within_case_spearman,
+)
 from pipeline.store import schema
-from pipeline.store.cases import ProposalStore
+from pipeline.store.proposals import ProposalStore
 
 
 class Judged(NamedTuple):

@@ -14,7 +14,8 @@ from pipeline.measures.overlap import region
 from pipeline.pairs.calibration import Calibrated, Calibration, Curve, Tried, calibrate
 from pipeline.pairs.mine import PairSet, mine
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 
 TOP = 0.25
 """The `keep_fraction` of the cases with the widest margins whose lift is measured apart from the rest."""

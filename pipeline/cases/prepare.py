@@ -22,8 +22,10 @@ from pipeline.cases.splits import Splits, assign
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
 from pipeline.store import schema
-from pipeline.store import tables as store
+from pipeline.store.arrays import cases_per_shard, create_array, open_array
 from pipeline.store.cases import Case
+from pipeline.store.manifest import MANIFEST, sha256, write_json, write_manifest
+from pipeline.store.tables import write_table
 
 _WORKING_COPIES = 3
 """A shard in work holds its blocks, their compressed copies and the case being read."""
@@ -62,7 +64,7 @@ class _PrepareShard:
                 rows.append(self._case(planned, place, blocks))
         failures.raise_any()
         for array, block in blocks.items():
-            store.open_array(self.folder, array, "r+")[first : first + count] = block
+            open_array(self.folder, array, "r+")[first : first + count] = block
         return pl.DataFrame(
             rows, schema={**schema.CASES.columns, "foreground": pl.Boolean(), "only_ignore": pl.Boolean()}
         )
@@ -82,7 +84,7 @@ class _PrepareShard:
             **asdict(case),
             "site": source.site,
             "sources": files,
-            "sha256": [store.sha256(self.reader.path / file) for file in files],
+            "sha256": [sha256(self.reader.path / file) for file in files],
             "only_ignore": label is not None
             and bool((label == schema.UNKNOWN).any() and (label == schema.UNKNOWN)[label > 0].all()),
             "foreground": label is not None and bool(((label > 0) & (label != schema.UNKNOWN)).any()),
@@ -116,7 +118,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     truth = original if any(case.resampled for case in cases) else None
     channels = len(channel_names)
     case_bytes = 4 * channels * int(np.prod(padded)) + (int(np.prod(original)) if truth else 0)
-    size = store.cases_per_shard(len(plan), case_bytes)
+    size = cases_per_shard(len(plan), case_bytes)
     arrays = {schema.IMAGES: (len(plan), channels, *padded), schema.LABELS: (len(plan), *padded)}
     if truth is not None:
         arrays[schema.TRUTH] = (len(plan), *truth)
@@ -125,7 +127,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     with workspace("prepare", knobs, inputs=[]) as work:
         if not any((work / "done").glob("*.arrow")):
             for array, shape in arrays.items():
-                store.create_array(work, array, shape, size)
+                create_array(work, array, shape, size)
         rows = run(
             _PrepareShard(reader, preprocess, work, channels, padded, truth),
             shards_of(plan, size, key=lambda planned: planned.case.case),
@@ -149,7 +151,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
         for array in arrays:
             publish(work / f"{array.name}.zarr", out / f"{array.name}.zarr")
         made_by = (reader.model_dump(exclude={"path"}), preprocess, splits)
-        store.write_table(rows, schema.CASES, out / "cases.parquet", made_by)
+        write_table(rows, schema.CASES, out / "cases.parquet", made_by)
         info = {
             "class_names": class_names,
             "channel_names": channel_names,
@@ -160,8 +162,8 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
             "convert": getattr(reader, "channels", None),
             "files": _family(plan),
         }
-        store.write_json(out / "cases.json", info)
-        store.write_manifest(out, made_by)
+        write_json(out / "cases.json", info)
+        write_manifest(out, made_by)
 
 
 def case_of(row: int, split: str, source: Source, preprocess: Preprocess) -> Case:
@@ -185,7 +187,7 @@ def case_of(row: int, split: str, source: Source, preprocess: Preprocess) -> Cas
 def _clear(out: Path) -> None:
     """Remove an earlier store, its manifest first, so that a half-written one never looks finished."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in (store.MANIFEST, "cases.parquet", "cases.json"):
+    for name in (MANIFEST, "cases.parquet", "cases.json"):
         (out / name).unlink(missing_ok=True)
     for array in (schema.IMAGES, schema.LABELS, schema.TRUTH):
         if (path := out / f"{array.name}.zarr").exists():

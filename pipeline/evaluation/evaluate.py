@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
+from pipeline.evaluation.metrics import Evaluation, case_metrics
 from pipeline.evaluation.prediction import Predictions, Taken, predictions
 from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
 from pipeline.measures.intervals import Interval, group_means, interval
-from pipeline.measures.surfaces import Evaluation, case_metrics, dice
-from pipeline.segmenter.knobs import Compute
+from pipeline.measures.surfaces import dice
 from pipeline.store import schema
-from pipeline.store.cases import Case, CaseStore, ProposalStore
-from pipeline.store.tables import MANIFEST, read_table, write_json, write_table
+from pipeline.store.cases import Case, CaseStore
+from pipeline.store.manifest import MANIFEST, write_json
+from pipeline.store.proposals import ProposalStore
+from pipeline.store.tables import read_table, write_table
 
 Predict = Callable[[Case], np.ndarray]
 """A checkpoint at work: label map u8 `[*space]` of a case on the grid of its source image."""

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.cases.preprocess import to_source
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.segmenter.knobs import RECORD, Compute
-from pipeline.store.cases import Case, CaseStore, ProposalStore, Values, Where
+from pipeline.segmenter.knobs import RECORD
+from pipeline.store.cases import Case, CaseStore, Values, Where
+from pipeline.store.proposals import ProposalStore
 
 if TYPE_CHECKING:
     from pipeline.segmenter.weights import Model

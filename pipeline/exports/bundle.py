@@ -15,7 +15,7 @@ import pipeline.exports.bundle_script
 from pipeline import __version__
 from pipeline.errors import BadInput
 from pipeline.exports.predict import Trained
-from pipeline.store.tables import write_json
+from pipeline.store.manifest import write_json
 
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _NEEDED = ("nibabel", "pillow", "scikit-image", "scipy")

@@ -19,7 +19,8 @@ from pipeline.segmenter.knobs import MODELS, RECORD
 from pipeline.segmenter.seen import Seen
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
-from pipeline.store.tables import MANIFEST, read_table, sha256
+from pipeline.store.manifest import MANIFEST, sha256
+from pipeline.store.tables import read_table
 
 if TYPE_CHECKING:
     from pipeline.exports.predict import Trained

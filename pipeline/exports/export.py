@@ -18,7 +18,7 @@ from pipeline.segmenter.program import load_program
 from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.weights import ARCHITECTURE
 from pipeline.store.cases import INPUT
-from pipeline.store.tables import check_manifest, write_json, write_manifest
+from pipeline.store.manifest import check_manifest, write_json, write_manifest
 
 Format = Literal["safetensors", "program", "bundle"]
 PROGRAM, DESCRIPTION = "model.pt2", "program.json"

@@ -11,16 +11,17 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.cases.files.mask_file import mask_ending, write_mask, write_probability
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import predicted, predicted_mask
 from pipeline.execution import CaseFailures, Execution, Shard, fingerprint, run, shards_of
 from pipeline.exports.model_input import ModelInput
 from pipeline.exports.new_images import NewImage, new_images
-from pipeline.segmenter.knobs import RECORD, Compute
+from pipeline.segmenter.knobs import RECORD
 from pipeline.segmenter.program import FORMATS
 from pipeline.segmenter.weights import ARCHITECTURE, Model
 from pipeline.store.cases import INPUT
-from pipeline.store.tables import sha256, write_json
+from pipeline.store.manifest import sha256, write_json
 
 DONE = ".predict"
 """Folder in the output: per finished case, what it was made of and the hashes of its files."""

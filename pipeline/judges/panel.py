@@ -10,7 +10,8 @@ import polars as pl
 from pipeline.judges.consensus import Consensus, check_consensus, with_consensus
 from pipeline.measures.overlap import dice_to
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_table, write_table
 
 

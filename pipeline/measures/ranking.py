@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.pairs.calibration import folds_by_group
+from pipeline.measures.folds import folds_by_group
 
 
 def differences(values: np.ndarray) -> np.ndarray:
@@ -104,3 +104,31 @@ def _by_score(score: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _ratio(top: np.ndarray, bottom: np.ndarray, where_zero: float = np.nan) -> np.ndarray:
     return np.divide(top, bottom, out=np.full(np.shape(top), where_zero), where=np.asarray(bottom) > 0)
+
+
+def within_case_spearman(scores: np.ndarray, true_dice: np.ndarray) -> np.ndarray:
+    """Rank correlation f64 `[judge, case]` of scores `[judge, case, slot]` with true Dice `[case, slot]`, ties mean.
+
+    Over the proposals that all judges scored; NaN where the score or the truth does not differ.
+    """
+    order, _ = _order(np.concatenate([scores, true_dice[None]]))
+    order = order.astype(np.float64)
+    score, truth = order[:-1], order[-1]
+    spread = np.sqrt((score**2).sum(2) * (truth**2).sum(1))
+    return np.divide((score * truth).sum(2), spread, out=np.full(spread.shape, np.nan), where=spread > 0)
+
+
+def _order(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower less higher scores of the same judge and case, i32 `[judge, case, slot]`, and ranks less 1 `[case, 1]`.
+
+    Only of slots that every judge scored; 0 for the others, and at least 1 rank. Twice the mean rank less its mean.
+    """
+    joint = ~np.isnan(scores).any(0)
+    slots = np.ascontiguousarray(np.moveaxis(np.where(joint, scores, np.nan), 2, 0))  # [slot, judge, case]
+    order = np.zeros(slots.shape, np.int32)
+    for slot in range(1, len(slots)):
+        before, this = slots[:slot], slots[slot]
+        differ = (this > before).view(np.int8) - (this < before).view(np.int8)
+        order[slot] += differ.sum(0, dtype=np.int32)
+        order[:slot] -= differ
+    return np.moveaxis(order, 0, 2), np.maximum(joint.sum(1, keepdims=True) - 1, 1)

@@ -5,7 +5,6 @@ Platt, Probabilistic outputs for support vector machines, 1999; Zadrozny and Elk
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ import polars as pl
 from pydantic import Field
 
 from pipeline.knobs import Knobs
-from pipeline.seeding import numpy_generator
+from pipeline.measures.folds import folds_by_group
 from pipeline.store import schema
 
 BINS = 10
@@ -182,15 +181,6 @@ def _reliability(tried: Tried, predicted: np.ndarray | None) -> pl.DataFrame:
 
 
 _BIN = ("bin", "count", "cases", "predicted", "observed")
-
-
-def folds_by_group(groups: Sequence[str] | np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Fold of each value `[n]`: whole groups, spread evenly at random over at most as many folds as groups."""
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    order = numpy_generator(seed, "audit", "folds").permutation(len(names))
-    fold = np.empty(len(names), np.int64)
-    fold[order] = np.arange(len(names)) % min(folds, max(1, len(names)))
-    return fold[member]
 
 
 def knots(name: str, judge: str, strategy: str, curve: Curve | None) -> pl.DataFrame:

@@ -12,10 +12,13 @@ import polars as pl
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs, Name
 from pipeline.pairs.calibration import Curve, curve_of
-from pipeline.pairs.strategies.strategy import Mined, NoPairs, Scored, Strategy
+from pipeline.pairs.strategies import Mined, Strategy
+from pipeline.pairs.strategies.none import NoPairs
+from pipeline.pairs.strategies.strategy import Scored
 from pipeline.store import schema
-from pipeline.store.cases import ProposalStore
-from pipeline.store.tables import read_table, scan_table, write_json, write_table
+from pipeline.store.manifest import write_json
+from pipeline.store.proposals import ProposalStore
+from pipeline.store.tables import read_table, scan_table, write_table
 
 BLOCK = 32_768
 """Cases mined at a time: what bounds the memory."""

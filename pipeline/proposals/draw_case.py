@@ -12,8 +12,8 @@ import numpy as np
 from pipeline.measures.overlap import dice_of, disagreement, overlaps_to
 from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.sampler import CaseModels, Draw, OnDisk, drawn
+from pipeline.store.arrays import Slabs
 from pipeline.store.schema import UNKNOWN
-from pipeline.store.tables import Slabs
 
 BASE = "base"
 """Sampler and setting of slot 0, where there is a base segmenter."""

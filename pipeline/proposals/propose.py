@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import polars as pl
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
 from pipeline.knobs import Knobs, Name
@@ -18,20 +19,11 @@ from pipeline.proposals.samplers.ensemble import Ensemble
 from pipeline.proposals.samplers.imported import Imported
 from pipeline.proposals.samplers.sampler import CaseModels, Loaded, Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
-from pipeline.segmenter.knobs import Compute
 from pipeline.store import schema
+from pipeline.store.arrays import Slabs, cases_per_shard, create_array, open_array, shard_cases
 from pipeline.store.cases import Case, CaseStore
-from pipeline.store.tables import (
-    MANIFEST,
-    Slabs,
-    cases_per_shard,
-    check_manifest,
-    create_array,
-    open_array,
-    shard_cases,
-    write_manifest,
-    write_table,
-)
+from pipeline.store.manifest import MANIFEST, check_manifest, write_manifest
+from pipeline.store.tables import write_table
 
 if TYPE_CHECKING:
     from pipeline.segmenter.weights import Family, Model

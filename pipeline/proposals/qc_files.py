@@ -10,7 +10,8 @@ import polars as pl
 
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import on_source_grid
-from pipeline.store.cases import Case, CaseStore, ProposalStore
+from pipeline.store.cases import Case, CaseStore
+from pipeline.store.proposals import ProposalStore
 
 SHEET = "proposals.csv"
 """One row per exported proposal; with its `score` column filled in, a file for `tables:`."""

@@ -7,9 +7,10 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.measures.numbers import UNKNOWN, Estimate, decimal, percent, points
 from pipeline.report.audit_measures import RESEARCH
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
-from pipeline.report.cells import UNKNOWN, Estimate, cell, decimal, inline, percent, points
+from pipeline.report.cells import cell, inline
 from pipeline.report.figures import forest
 from pipeline.report.run import Arm, Run, read_json
 

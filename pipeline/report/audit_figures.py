@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.measures.numbers import Estimate, decimal
 from pipeline.report.blocks import Figure
-from pipeline.report.cells import Estimate, decimal
 from pipeline.report.figures import BLUE, GREEN, GREY, RED, SKY, drawing, embed, grid
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.measures.numbers import Estimate
 from pipeline.report.blocks import Cell
-from pipeline.report.cells import Estimate, cell
+from pipeline.report.cells import cell
 
 NO_INTERVAL = "no interval"
 RESEARCH = "research only"

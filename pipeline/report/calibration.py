@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pipeline.measures.numbers import decimal, percent
 from pipeline.report.audit_figures import Calibration, Distribution, distributions, reliabilities
 from pipeline.report.blocks import Block, Note, Section, Table
-from pipeline.report.cells import decimal, percent
 from pipeline.report.run import Run
 from pipeline.store import schema
 

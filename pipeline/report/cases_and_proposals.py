@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import polars as pl
 
+from pipeline.measures.numbers import UNKNOWN, percent, points
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
-from pipeline.report.cells import UNKNOWN, case_means, extent, percent, points
+from pipeline.report.cells import case_means, extent
 from pipeline.report.figures import histograms
 from pipeline.report.run import Run
 from pipeline.store import schema

@@ -14,9 +14,10 @@ import polars as pl
 
 from pipeline.errors import BadInput
 from pipeline.evaluation.evaluate import cases_worse, gain_per_case, mean_over_patients, means_per_case, worst_5_percent
+from pipeline.evaluation.metrics import Evaluation
 from pipeline.measures.intervals import Interval, crossed_interval
-from pipeline.measures.surfaces import Evaluation
-from pipeline.report.cells import UNKNOWN, Estimate, decimal, inline, points
+from pipeline.measures.numbers import UNKNOWN, Estimate, decimal, points
+from pipeline.report.cells import inline
 from pipeline.store import schema
 from pipeline.store.tables import read_table, write_table
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from pipeline.measures.numbers import Estimate, decimal, points
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
-from pipeline.report.cells import Estimate, cell, decimal, points
+from pipeline.report.cells import cell
 from pipeline.report.figures import curves
 from pipeline.report.run import Run, read_json
 from pipeline.segmenter.knobs import RECORD

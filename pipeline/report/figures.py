@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pipeline.measures.numbers import Estimate
 from pipeline.report.blocks import Figure
-from pipeline.report.cells import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

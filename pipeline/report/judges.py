@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pipeline.measures.numbers import Estimate, percent, points
 from pipeline.report.audit_figures import accuracies, lifts
 from pipeline.report.audit_measures import HEADROOM, LIFT, OF_ORDER, OF_TOP_PICK, RESEARCH, SCORED, gaps, meanings
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
-from pipeline.report.cells import Estimate, case_means, inline, percent, points
+from pipeline.report.cells import case_means, inline
 from pipeline.report.figures import scatters
 from pipeline.report.run import Run
 from pipeline.store import schema

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.measures.numbers import UNKNOWN
 from pipeline.report.audit_measures import CONTENT, FAVOURED, MINED, NOISE, RESEARCH, Measure, gaps, meanings
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
-from pipeline.report.cells import UNKNOWN
 from pipeline.report.run import Run
 from pipeline.store import schema
 

@@ -12,10 +12,11 @@ import polars as pl
 
 from pipeline.audit.verdicts import LEAST
 from pipeline.errors import BadInput
-from pipeline.report.cells import Estimate
+from pipeline.measures.numbers import Estimate
 from pipeline.segmenter.knobs import MODELS
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_foreign_table, read_table, scan_table
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from pipeline.judges.judge import error_maps
+from pipeline.judges.error_maps import error_maps
+from pipeline.measures.numbers import points
 from pipeline.measures.overlap import region
 from pipeline.report.blocks import Block, Figure, Legend, Note, Section
-from pipeline.report.cells import points
 from pipeline.report.figures import embed, grid
 from pipeline.report.pictures import colour_of, height_of, outline, plane_of, show
 from pipeline.report.run import Run

@@ -17,7 +17,7 @@ from torch import nn
 from pipeline.errors import BadInput
 from pipeline.segmenter.heads import all_heads, keep_main_head
 from pipeline.segmenter.knobs import Network
-from pipeline.store.tables import write_json
+from pipeline.store.manifest import write_json
 
 ARCHITECTURE = "network.json"
 PROGRAM = "program"

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain, combinations
-from math import radians
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.segmenter.crops import Spots, around
-from pipeline.store.cases import Values, fits
-from pipeline.store.schema import UNKNOWN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,93 +63,3 @@ class Augmentation(Knobs):
 def flip(batch: Tensor, view: Sequence[int], dimensions: int) -> Tensor:
     """Flip the spatial axes of a batch; the last `dimensions` axes are space."""
     return batch.flip([axis - dimensions for axis in view]) if view else batch
-
-
-class LabelledBatches:
-    """An endless stream of augmented batches: images f32 `[n, channel, *window]`, labels u8 `[n, *window]`.
-
-    Draws only from the generator of its seed, in the order of the steps: equal for equal seed and thread count.
-    Cases are visited in shuffled rounds, so that each is seen equally often. A case larger than the window is cropped,
-    every other time around a foreground voxel. Voxels turned in from outside the case are 255.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[Values],
-        labels: Sequence[Values],
-        window: Sequence[int],
-        knobs: Augmentation,
-        batch: int,
-        seed: int,
-    ) -> None:
-        self.images, self.labels, self.window, self.knobs, self.batch = images, labels, tuple(window), knobs, batch
-        self.generator = np.random.default_rng(seed)
-        self.spots: dict[int, Spots] = {}  # foreground by position, of cases larger than the window
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        rounds = self._order()
-        while True:
-            images, labels = zip(*(self._placed(next(rounds)) for _ in range(self.batch)), strict=True)
-            yield self._varied(np.stack(images), np.stack(labels))
-
-    def _order(self) -> Iterator[int]:
-        while True:
-            yield from self.generator.permutation(len(self.images))
-
-    def _placed(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One case cut or padded to the window."""
-        image, label = self.images[index], self.labels[index]
-        space = label.shape
-        centre = None
-        if not fits(space, self.window) and self.generator.random() < 0.5:
-            if index not in self.spots:
-                self.spots[index] = Spots(space, lambda where: (label[where] > 0) & (label[where] != UNKNOWN))
-            centre = self.spots[index].draw(self.generator)
-        if centre is None:
-            lasts = [max(0, have - want) for have, want in zip(space, self.window, strict=True)]
-            starts = [int(self.generator.integers(last + 1)) for last in lasts]
-            centre = [start + want // 2 for start, want in zip(starts, self.window, strict=True)]
-        where = around(centre, space, self.window)
-        ends = [(0, want - min(have, want)) for have, want in zip(space, self.window, strict=True)]
-        placed = np.pad(image[(slice(None), *where)], [(0, 0), *ends])
-        return placed, np.pad(label[where], ends, constant_values=UNKNOWN)
-
-    def _varied(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-        import torch
-        from torch.nn.functional import affine_grid, grid_sample
-
-        image, label = torch.from_numpy(images), torch.from_numpy(labels)
-        knobs, draw, count, axes = self.knobs, self.generator, len(images), len(self.window)
-        if knobs.rotate_degrees or knobs.scale:
-            matrix = torch.from_numpy(np.stack([self._matrix(axes) for _ in range(count)])).float()
-            grid = affine_grid(matrix, list(image.shape), align_corners=False)
-            image = grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
-            # Shifted by one, so that the zeros beyond the border become 255.
-            shifted = (label[:, None].to(torch.int16) + 1).float()
-            shifted = torch.where(shifted == UNKNOWN + 1, 0, shifted)
-            turned = grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0]
-            label = torch.where(turned == 0, UNKNOWN, turned - 1).to(torch.uint8)
-        spread = (count, image.shape[1], *([1] * axes))
-        contrast = 1 + knobs.intensity * draw.uniform(-1, 1, spread)
-        brightness = knobs.intensity * draw.uniform(-1, 1, spread) * image.std().item()
-        noise = draw.uniform(0, knobs.noise, (count, *([1] * (axes + 1)))) * draw.standard_normal(image.shape)
-        image = image * torch.from_numpy(contrast).float() + torch.from_numpy(brightness + noise).float()
-        flipped = [[axis for axis in knobs.flips if draw.random() < 0.5] for _ in range(count)]
-        image = torch.stack([flip(x, view, axes) for x, view in zip(image, flipped, strict=True)])
-        label = torch.stack([knobs.swap(flip(x, view, axes), view) for x, view in zip(label, flipped, strict=True)])
-        return image, label
-
-    def _matrix(self, axes: int) -> np.ndarray:
-        """Rotation about each axis and zoom, `[axes, axes + 1]`, in `affine_grid`'s units: the window is [-1, 1]."""
-        draw, knobs = self.generator, self.knobs
-        matrix = np.eye(axes)
-        for first, second in combinations(range(axes), 2):
-            angle = radians(draw.uniform(-knobs.rotate_degrees, knobs.rotate_degrees))
-            turn = np.eye(axes)
-            turn[[first, second], [first, second]] = np.cos(angle)
-            turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
-            matrix = matrix @ turn
-        # affine_grid counts axes from the last one, and windows need not be cubes.
-        edges = np.array(self.window[::-1], np.float64)
-        matrix = matrix * edges[None] / edges[:, None] * (1 + draw.uniform(-knobs.scale, knobs.scale))
-        return np.hstack([matrix, np.zeros((axes, 1))])

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.measures.overlap import dice_of, overlaps_to
-from pipeline.segmenter.knobs import Compute, Optimisation
+from pipeline.segmenter.knobs import Optimisation
 from pipeline.segmenter.sliding import bands
 from pipeline.segmenter.weights import predicted_classes
 from pipeline.store.cases import Values, Where

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import BadInput
-from pipeline.store.tables import write_json
+from pipeline.store.manifest import write_json
 
 if TYPE_CHECKING:
     from pipeline.store.cases import CaseStore

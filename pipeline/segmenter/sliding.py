@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.segmenter.knobs import Compute
+from pipeline.compute import Compute
 from pipeline.store.cases import Values, Where, fits
 
 BAND_BYTES = 2**21

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,9 @@ import polars as pl
 
 from pipeline.errors import BadInput
 from pipeline.store import schema
-from pipeline.store.tables import check_manifest, open_array, read_table, write_json
+from pipeline.store.arrays import open_array
+from pipeline.store.manifest import check_manifest, write_json
+from pipeline.store.tables import read_table
 
 if TYPE_CHECKING:
     import zarr
@@ -201,81 +201,3 @@ class CaseStore:
             )
         space: tuple[Any, ...] = tuple(slice(0, length) for length in case.original_shape)
         return np.asarray(self._truth[(case.case, *space)])
-
-
-@dataclass(frozen=True)
-class ProposalStore:
-    """The folder that `propose` writes: `proposals.parquet`, masks, mean probability and disagreement."""
-
-    folder: Path
-
-    def __reduce__(self) -> tuple[type[ProposalStore], tuple[Path]]:
-        return ProposalStore, (self.folder,)
-
-    @cached_property
-    def table(self) -> pl.DataFrame:
-        check_manifest(self.folder)
-        return read_table(self.folder / "proposals.parquet", schema.PROPOSALS)
-
-    @cached_property
-    def _masks(self) -> zarr.Array:
-        return open_array(self.folder, schema.MASKS)
-
-    @cached_property
-    def _probability(self) -> zarr.Array:
-        return open_array(self.folder, schema.PROBABILITY)
-
-    @cached_property
-    def _disagreement(self) -> zarr.Array:
-        return open_array(self.folder, schema.DISAGREEMENT)
-
-    def case_ids(self) -> list[str]:
-        """Cases that have proposals."""
-        return self.table["case_id"].unique(maintain_order=True).to_list()
-
-    def masks(self, case: Case, slots: Sequence[int] | None = None, where: Where | None = None) -> np.ndarray:
-        """u8 `[proposal, *space]`, without padding; `slots` chooses and orders proposals, `where` is a box of it."""
-        box: Any = case.space if where is None else where
-        if slots is None or self._masks.chunks[1] > 1:
-            block = np.asarray(self._masks[(case.case, slice(None), *box)])
-            return block if slots is None else block[list(slots)]
-        # A chunk holds one proposal: only those asked for are read.
-        read = sorted(set(slots))
-        block = np.asarray(self._masks.oindex[(case.case, np.array(read), *box)])
-        return block[[read.index(slot) for slot in slots]]
-
-    @cached_property
-    def _distinct(self) -> dict[str, list[int]]:
-        first = self.table.filter(pl.col("duplicate_of").is_null()).sort("case_id", "proposal")
-        groups = first.group_by("case_id", maintain_order=True).agg("proposal")
-        return dict(zip(groups["case_id"], groups["proposal"].to_list(), strict=True))
-
-    def distinct(self, case: Case) -> list[int]:
-        """Slots of a case that are no duplicate of an earlier one."""
-        return self._distinct[case.case_id]
-
-    def mask_hashes(self, case: Case) -> list[str]:
-        """One short hash per proposal: whether a score that came from outside is of this very mask."""
-        return [hashlib.blake2b(mask.tobytes(), digest_size=8).hexdigest() for mask in self.masks(case)]
-
-    def probability(self, case: Case, where: Where | None = None) -> np.ndarray:
-        """f32 `[class, *space]`, the mean over proposals that have probabilities, in steps of 1/255."""
-        box: Any = case.space if where is None else where
-        return np.asarray(self._probability[(case.case, slice(None), *box)]).astype(np.float32) / 255
-
-    def disagreement(self, case: Case) -> np.ndarray:
-        """u32 `[proposal, proposal]`: voxels on which two proposals differ."""
-        return np.asarray(self._disagreement[case.case])
-
-    def disagreement_of(self, rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """|D| of many pairs: array rows and two slots each, all `[n]`; one read per shard."""
-        out = np.empty(len(rows), np.int64)
-        step = self._disagreement.chunks[0]
-        order = np.argsort(rows, kind="stable")
-        bounds = np.searchsorted(rows[order], np.arange(0, self._disagreement.shape[0] + step, step))
-        for start, (low, high) in enumerate(pairwise(bounds.tolist())):
-            if low < high:
-                block = np.asarray(self._disagreement[start * step : (start + 1) * step])
-                at = order[low:high]
-                out[at] = block[rows[at] - start * step, first[at], second[at]]
-        return out

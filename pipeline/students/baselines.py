@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.measures.overlap import dice_to
 from pipeline.seeding import seed_of
 from pipeline.segmenter.augmentation import Augmentation
-from pipeline.segmenter.base import train_supervised
-from pipeline.segmenter.knobs import Compute
 from pipeline.segmenter.loop import Trained
 from pipeline.segmenter.sliding import predict
+from pipeline.segmenter.supervised import train_supervised
 from pipeline.segmenter.weights import Model, labels, probability, shifted
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 from pipeline.students.objectives.full import Full
 from pipeline.students.objectives.proposal import Proposal
 from pipeline.students.objectives.threshold import TunedThreshold

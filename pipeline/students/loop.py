@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.seeding import numpy_generator, seed_of
-from pipeline.segmenter.augmentation import Augmentation, LabelledBatches
+from pipeline.segmenter.augmentation import Augmentation
+from pipeline.segmenter.batches import LabelledBatches
 from pipeline.segmenter.heads import all_heads
-from pipeline.segmenter.knobs import Compute
 from pipeline.segmenter.loop import Average, Trained, interpolated, optimise, validation_dice
 from pipeline.segmenter.losses import deep_dice_ce, soft_cross_entropy
 from pipeline.segmenter.weights import Model
 from pipeline.store import schema
-from pipeline.store.cases import Case, CaseStore, ProposalStore
+from pipeline.store.cases import Case, CaseStore
+from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_table
 from pipeline.students.objectives.mapo import Mapo
 from pipeline.students.objectives.mapo_pairs import OnlinePairs

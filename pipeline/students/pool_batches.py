@@ -11,16 +11,17 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from pipeline.compute import Compute
 from pipeline.measures.overlap import region
 from pipeline.seeding import numpy_generator, torch_generator
 from pipeline.segmenter.augmentation import Augmentation, flip
 from pipeline.segmenter.crops import Spots, anywhere, around
-from pipeline.segmenter.knobs import Compute
 from pipeline.segmenter.loop import Average
 from pipeline.segmenter.sliding import pad_to
 from pipeline.segmenter.weights import Architecture
 from pipeline.store import schema
-from pipeline.store.cases import Case, CaseStore, ProposalStore, Where, fits
+from pipeline.store.cases import Case, CaseStore, Where, fits
+from pipeline.store.proposals import ProposalStore
 from pipeline.students.objectives.objective import PairStatistics, PoolBatch, Row
 from pipeline.students.pair_terms import disagreement_region, kl_to_reference
 from pipeline.students.student import Training

@@ -8,14 +8,16 @@ from typing import Any
 import polars as pl
 import torch
 
+from pipeline.compute import Compute
 from pipeline.segmenter.augmentation import Augmentation
-from pipeline.segmenter.knobs import RECORD, Compute
+from pipeline.segmenter.knobs import RECORD
 from pipeline.segmenter.loop import State, Trained
 from pipeline.segmenter.program import copy_program
 from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.weights import Model, save_weights
-from pipeline.store.cases import CaseStore, ProposalStore
-from pipeline.store.tables import write_json, write_manifest
+from pipeline.store.cases import CaseStore
+from pipeline.store.manifest import write_json, write_manifest
+from pipeline.store.proposals import ProposalStore
 from pipeline.students.baselines import picked_slot, retrained, tuned_offsets
 from pipeline.students.loop import train_on_pool
 from pipeline.students.objectives import Objective

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.compute import Compute
 from pipeline.measures.overlap import dice_to
 from pipeline.measures.surfaces import surface_metrics
 from pipeline.seeding import numpy_generator
-from pipeline.segmenter.knobs import Compute
 from pipeline.segmenter.loop import predicted_labels, validation_dice
 from pipeline.store.cases import Values, fits
 from pipeline.store.schema import UNKNOWN

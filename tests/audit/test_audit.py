@@ -15,7 +15,8 @@ from pipeline.audit.audit import Audit, run_audit
 from pipeline.pairs.calibration import curve_of
 from pipeline.pairs.mine import PairSet, mine_to
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_table, write_table
 from tests.fixtures.auditing import PAIR_SCORES, PAIRED, TOP_BOTTOM, stores
 from tests.fixtures.builders import panel_of

@@ -13,7 +13,8 @@ from pipeline.audit.pair_sets import audit_pairs, calibrate_pairs, try_pairs, vo
 from pipeline.pairs.calibration import Isotonic
 from pipeline.pairs.mine import PairSet
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 from tests.fixtures.auditing import PAIR_SCORES, PAIRED, TOP_BOTTOM, approx_row, hold_their_means, stores
 from tests.fixtures.builders import bars, case_store, panel_of, proposal_store, rows_of
 

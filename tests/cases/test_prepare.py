@@ -23,8 +23,10 @@ from pipeline.cases.splits import Splits
 from pipeline.errors import BadInput
 from pipeline.execution import WORK, Execution
 from pipeline.store import schema
-from pipeline.store import tables as store
+from pipeline.store.arrays import open_array
 from pipeline.store.cases import CaseStore
+from pipeline.store.manifest import MANIFEST, check_manifest, sha256
+from pipeline.store.tables import made_by
 from tests.fixtures.phantoms import disc, poison_labels, write_decathlon, write_folders, write_nifti, write_table
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -86,7 +88,7 @@ def test_volumes_are_padded_and_pool_cases_without_label_are_unknown(tmp_path: P
     write_nifti(tmp_path / "raw/labelsTr/vol_00.nii.gz", longer, (1.0, 0.5, 2.0))
     cases = prepared(Decathlon(path=tmp_path / "raw"), splits=Splits(labelled=2, pool=0, validation=1, test=2))
     assert cases.padded == (20, 12, 8)
-    raw = np.asarray(store.open_array(cases.folder, schema.LABELS)[:])
+    raw = np.asarray(open_array(cases.folder, schema.LABELS)[:])
     for case in cases.all:
         beyond = raw[case.case].copy()
         beyond[case.space] = 255
@@ -100,7 +102,7 @@ def test_volumes_are_padded_and_pool_cases_without_label_are_unknown(tmp_path: P
         cases.label(pool)
     row = cases.table.filter(pl.col("case_id") == "vol_00").row(0, named=True)
     assert row["sources"] == ["imagesTr/vol_00.nii.gz", "labelsTr/vol_00.nii.gz"]
-    assert row["sha256"] == [store.sha256(tmp_path / "raw" / file) for file in row["sources"]]
+    assert row["sha256"] == [sha256(tmp_path / "raw" / file) for file in row["sources"]]
 
 
 def test_resampled_cases_keep_their_truth_and_the_way_back(tmp_path: Path) -> None:
@@ -127,8 +129,8 @@ def test_scheduler_and_path_change_no_byte(scheduler: Any, tmp_path: Path) -> No
     shutil.copytree(tmp_path / "raw", tmp_path / "moved")
     execution = Execution(scheduler=scheduler, workers=2, progress="none")
     two = prepared(Folders(path=tmp_path / "moved"), "two", execution=execution)
-    assert (one.folder / store.MANIFEST).read_text() == (two.folder / store.MANIFEST).read_text()
-    assert str(tmp_path) not in store.made_by(one.folder / "cases.parquet")
+    assert (one.folder / MANIFEST).read_text() == (two.folder / MANIFEST).read_text()
+    assert str(tmp_path) not in made_by(one.folder / "cases.parquet")
 
 
 def test_poisoned_pool_labels_change_only_labels_and_hashes(tmp_path: Path) -> None:
@@ -166,7 +168,7 @@ def test_a_second_run_replaces_the_store(tmp_path: Path) -> None:
     cases = prepared(reader)
     assert cases.padded == (10, 12, 8)
     assert not (cases.folder / "truth.zarr").exists()
-    store.check_manifest(cases.folder)
+    check_manifest(cases.folder)
 
 
 # ---- failures ---------------------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def test_all_bad_cases_are_named_and_a_repaired_set_is_prepared(tmp_path: Path) 
     for name, content in whole.items():
         (raw / name).write_bytes(content)
     repaired = prepared(Folders(path=raw), "out")
-    assert (repaired.folder / store.MANIFEST).read_text() == (good.folder / store.MANIFEST).read_text()
+    assert (repaired.folder / MANIFEST).read_text() == (good.folder / MANIFEST).read_text()
 
 
 def test_a_stopped_run_resumes(
@@ -212,7 +214,7 @@ def test_a_stopped_run_resumes(
     resumed = prepared(reader, "out")
     assert len(calls) == 5 + 28
     assert "prepare: resuming, 2 of 16 shards are done" in capsys.readouterr().err
-    assert (resumed.folder / store.MANIFEST).read_text() == (good.folder / store.MANIFEST).read_text()
+    assert (resumed.folder / MANIFEST).read_text() == (good.folder / MANIFEST).read_text()
 
 
 def test_a_run_killed_while_publishing_starts_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +232,7 @@ def test_a_run_killed_while_publishing_starts_over(monkeypatch: pytest.MonkeyPat
         prepared(reader, "out")
     monkeypatch.setattr(prepare_module, "publish", publish)
     again = prepared(reader, "out")
-    assert (again.folder / store.MANIFEST).read_text() == (good.folder / store.MANIFEST).read_text()
+    assert (again.folder / MANIFEST).read_text() == (good.folder / MANIFEST).read_text()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

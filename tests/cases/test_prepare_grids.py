@@ -21,8 +21,9 @@ from pipeline.cases.splits import Splits
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
 from pipeline.store import schema
-from pipeline.store import tables as store
+from pipeline.store.arrays import open_array
 from pipeline.store.cases import Case, CaseStore
+from pipeline.store.manifest import sha256
 from tests.fixtures.phantoms import disc, save_image, write_decathlon, write_index, write_nifti, write_nnunet
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -143,7 +144,7 @@ def test_nnunet_data_with_its_own_splits(tmp_path: Path) -> None:
         "labelsTr/case_00.nii.gz",
         "imagesTr/case_00_0001.nii.gz",
     ]
-    assert row["sha256"] == [store.sha256(raw / file) for file in row["sources"]]
+    assert row["sha256"] == [sha256(raw / file) for file in row["sources"]]
 
 
 def test_pictures_without_any_mask_are_prepared(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_pictures_without_any_mask_are_prepared(tmp_path: Path) -> None:
         save_image(tmp_path / f"raw/images/a{number}.png", disc((8, 9 + number), 3) * 100)
     cases = prepared(Folders(path=tmp_path / "raw", masks=None), splits=NONE)
     assert [(case.split, case.has_label) for case in cases.all] == [("pool", False)] * 3
-    assert (np.asarray(store.open_array(cases.folder, schema.LABELS)[:]) == 255).all()
+    assert (np.asarray(open_array(cases.folder, schema.LABELS)[:]) == 255).all()
 
 
 def test_stacks_with_unknown_spacing_are_not_resampled_to_one(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import BadInput
 from pipeline.evaluation.evaluate import evaluate, rows_of, summary
-from pipeline.measures.surfaces import Evaluation
+from pipeline.evaluation.metrics import Evaluation
 from pipeline.store import schema
 from pipeline.store.cases import Case, CaseStore
 from pipeline.store.tables import write_table

@@ -18,7 +18,8 @@ from pipeline.params import load_params
 from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.seen import Seen
 from pipeline.store import schema
-from pipeline.store.tables import sha256, write_json, write_table
+from pipeline.store.manifest import sha256, write_json
+from pipeline.store.tables import write_table
 from tests.exports.test_export import finished
 from tests.fixtures.builders import case_store
 from tests.fixtures.phantoms import disc

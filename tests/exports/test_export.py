@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from pipeline.cases.preprocess import FixedRange, Preprocess
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
 from pipeline.exports import export as model_export
@@ -23,10 +24,9 @@ from pipeline.exports.export import DESCRIPTION, PROGRAM, Format, export_model
 from pipeline.exports.predict import Trained, apply_model, trained
 from pipeline.params import load_params
 from pipeline.segmenter.imported.checkpoint import Checkpoint
-from pipeline.segmenter.knobs import Compute
 from pipeline.segmenter.seen import Seen
 from pipeline.store.cases import CaseStore
-from pipeline.store.tables import check_manifest, write_manifest
+from pipeline.store.manifest import check_manifest, write_manifest
 from stages.export import main
 from tests.exports.test_predict import mask_of, write_png
 from tests.fixtures.builders import case_store

@@ -20,12 +20,12 @@ from pipeline.cases.readers.decathlon import Decathlon
 from pipeline.cases.readers.folders import Folders
 from pipeline.cases.readers.nnunet import NnUNet
 from pipeline.cases.splits import Splits
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import Weights
 from pipeline.execution import Execution
 from pipeline.exports.bundle_script import images_of
 from pipeline.exports.predict import DONE, PROBABILITY, apply_model, trained
-from pipeline.segmenter.knobs import Compute
 from pipeline.store.cases import CaseStore
 from stages.predict import main
 from tests.fixtures.trained import model_folder, textured, write_oblique

@@ -16,7 +16,8 @@ from scipy.stats import rankdata, spearmanr
 
 import pipeline.judges.consensus as module
 from pipeline.errors import BadInput
-from pipeline.judges.consensus import Consensus, check_consensus, with_consensus, within_case_spearman
+from pipeline.judges.consensus import Consensus, check_consensus, with_consensus
+from pipeline.measures.ranking import within_case_spearman
 
 KINDS = [get_args(kind.model_fields["kind"].annotation)[0] for kind in get_args(get_args(Consensus)[0])]
 EXAMPLES: dict[str, dict[str, Any]] = {"rank_mean": {}, "weighted": {}, "unanimous": {"max_spread": 0.5}}

@@ -12,16 +12,20 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
-from pipeline.judges.judge import Evidence, Given, LabelFree, as_steps, error_maps, judge
+from pipeline.judges.error_maps import as_steps, error_maps
+from pipeline.judges.judge import Evidence, Given
 from pipeline.judges.kinds import Judge
-from pipeline.judges.kinds.error_map import LEARNED, ErrorMapScores, error_of, expected_dice
+from pipeline.judges.kinds.error_map import ErrorMapScores
+from pipeline.judges.learning.expected_dice import LEARNED, error_of, expected_dice
 from pipeline.judges.learning.truth_network import TruthNetwork, calibration_of, expected_dice_of, gap_weighted_accuracy
+from pipeline.judges.score import LabelFree, judge
 from pipeline.seeding import numpy_generator
-from pipeline.segmenter.knobs import Compute
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_table
 from tests.fixtures.builders import case_store, proposal_store
 from tests.fixtures.phantoms import disc

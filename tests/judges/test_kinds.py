@@ -11,12 +11,13 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 import pytest
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
-from pipeline.judges.judge import Evidence, Given, JudgeKnobs, LabelFree, judge
+from pipeline.judges.judge import Evidence, Given, JudgeKnobs
 from pipeline.judges.kinds import Judge
+from pipeline.judges.score import LabelFree, judge
 from pipeline.seeding import numpy_generator
-from pipeline.segmenter.knobs import Compute
 from pipeline.store import schema
 from pipeline.store.tables import read_table
 from tests.fixtures.builders import bars, case_store, proposal_store

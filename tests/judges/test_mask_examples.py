@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Given, LabelFree
+from pipeline.judges.judge import Given
 from pipeline.judges.learning.mask_examples import (
     BANK,
     Example,
@@ -21,9 +22,9 @@ from pipeline.judges.learning.mask_examples import (
     input_channels,
     network_input,
 )
+from pipeline.judges.score import LabelFree
 from pipeline.measures.overlap import dice_to
 from pipeline.seeding import numpy_generator
-from pipeline.segmenter.knobs import Compute
 from tests.fixtures.builders import bars, case_store, no_proposals, proposal_store, rows_of
 from tests.fixtures.judging import noisy_labels
 

@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipeline.compute import Compute
 from pipeline.judges.consensus import Consensus, RankMean, Unanimous, Weighted
-from pipeline.judges.judge import judge
 from pipeline.judges.panel import build_panel
+from pipeline.judges.score import judge
 from pipeline.seeding import numpy_generator
-from pipeline.segmenter.knobs import Compute
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
 from pipeline.store.tables import read_table

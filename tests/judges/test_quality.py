@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Evidence, Given, LabelFree
+from pipeline.judges.judge import Evidence, Given
 from pipeline.judges.kinds.quality import REPORT, Quality, dice_of, ranking_loss, reliability, soft_pick
+from pipeline.judges.score import LabelFree
 from pipeline.seeding import numpy_generator
-from pipeline.segmenter.knobs import Compute
 from tests.fixtures.builders import case_store, no_proposals, proposal_store
 from tests.fixtures.judging import Scene, evidence_of, folds_of
 from tests.fixtures.phantoms import disc

@@ -17,7 +17,7 @@ from pipeline.judges.kinds.expected_dice import ExpectedDice
 from pipeline.judges.kinds.likelihood import Likelihood
 from pipeline.judges.kinds.oracle import Oracle
 from pipeline.store import schema
-from pipeline.store.cases import ProposalStore
+from pipeline.store.proposals import ProposalStore
 from tests.fixtures.builders import bars, rows_of
 from tests.fixtures.judging import Scene, evidence_of, scene, scorer_of, scores_of
 

@@ -14,7 +14,8 @@ import pytest
 from pipeline.judges.judge import Evidence
 from pipeline.judges.kinds.shape import Shape, ShapeScores
 from pipeline.store import schema
-from pipeline.store.tables import write_manifest, write_table
+from pipeline.store.manifest import write_manifest
+from pipeline.store.tables import write_table
 from tests.fixtures.builders import bars, case_store, proposal_store, rows_of
 from tests.fixtures.judging import Scene, given, scores_of
 from tests.fixtures.phantoms import disc

@@ -14,7 +14,8 @@ import pytest
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence
 from pipeline.judges.kinds.table import Table
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 from tests.fixtures.builders import bars, case_store, proposal_store
 from tests.fixtures.judging import given
 

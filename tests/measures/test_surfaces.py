@@ -14,8 +14,9 @@ from scipy.ndimage import gaussian_filter
 from skimage.measure import label
 
 from pipeline.errors import BadInput
+from pipeline.evaluation.metrics import Evaluation, case_metrics
 from pipeline.measures.overlap import dice_to, disagreement, pairwise_dice
-from pipeline.measures.surfaces import Evaluation, case_metrics, component_f1, dice, surface_metrics
+from pipeline.measures.surfaces import component_f1, dice, surface_metrics
 from pipeline.seeding import numpy_generator
 from pipeline.store.schema import EVALUATION, UNKNOWN
 

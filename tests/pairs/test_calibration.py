@@ -12,17 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.pairs.calibration import (
-    Calibration,
-    Curve,
-    Isotonic,
-    Logistic,
-    Tried,
-    calibrate,
-    curve_of,
-    folds_by_group,
-    knots,
-)
+from pipeline.measures.folds import folds_by_group
+from pipeline.pairs.calibration import Calibration, Curve, Isotonic, Logistic, Tried, calibrate, curve_of, knots
 from pipeline.store import schema
 
 KINDS = get_args(get_args(Calibration)[0])

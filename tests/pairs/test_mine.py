@@ -20,9 +20,10 @@ from pipeline.measures.overlap import region
 from pipeline.pairs import mine as mining
 from pipeline.pairs.calibration import Curve, knots
 from pipeline.pairs.mine import PairSet, mine, mine_to
-from pipeline.pairs.strategies.strategy import Mined
+from pipeline.pairs.strategies import Mined
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 from pipeline.store.schema import UNKNOWN
 from pipeline.store.tables import read_table, write_table
 from tests.fixtures.builders import bars, case_store, panel_of, proposal_store

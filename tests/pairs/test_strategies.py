@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from pipeline.pairs.strategies.strategy import Candidates, Mined, NoPairs, Scored, Strategy
+from pipeline.pairs.strategies import Mined, Strategy
+from pipeline.pairs.strategies.none import NoPairs
+from pipeline.pairs.strategies.strategy import Candidates, Scored
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "top_bottom": {"max_pairs_per_case": 2},

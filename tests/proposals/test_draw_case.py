@@ -10,17 +10,20 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipeline.compute import Compute
 from pipeline.execution import WORK, Execution
 from pipeline.measures.overlap import dice_to, disagreement
 from pipeline.proposals.draw_case import Counts
 from pipeline.proposals.propose import Propose, propose
 from pipeline.seeding import numpy_generator
 from pipeline.segmenter import sliding
-from pipeline.segmenter.knobs import MODELS, Compute
+from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.weights import Architecture, save_weights
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore, Volume
-from pipeline.store.tables import open_array, write_json, write_manifest
+from pipeline.store.arrays import open_array
+from pipeline.store.cases import CaseStore, Volume
+from pipeline.store.manifest import write_json, write_manifest
+from pipeline.store.proposals import ProposalStore
 from tests.fixtures.builders import case_store
 from tests.fixtures.networks import noise
 from tests.fixtures.phantoms import disc, write_nifti

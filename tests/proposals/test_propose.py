@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import WORK, Execution
 from pipeline.knobs import Knobs
@@ -21,12 +22,14 @@ from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
 from pipeline.proposals.samplers.threshold import Threshold
 from pipeline.proposals.samplers.tta import TTA
-from pipeline.segmenter.knobs import MODELS, Compute, Network
+from pipeline.segmenter.knobs import MODELS, Network
 from pipeline.segmenter.sliding import predict
 from pipeline.segmenter.weights import Architecture, Model, labels, probability, save_weights
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore
-from pipeline.store.tables import open_array, write_json, write_manifest
+from pipeline.store.arrays import open_array
+from pipeline.store.cases import CaseStore
+from pipeline.store.manifest import write_json, write_manifest
+from pipeline.store.proposals import ProposalStore
 from tests.fixtures.builders import case_store
 from tests.fixtures.networks import noise
 

@@ -18,8 +18,10 @@ from pipeline.judges.kinds.table import Table
 from pipeline.measures.overlap import dice_to
 from pipeline.proposals.qc_files import SHEET, export_proposals
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore
-from pipeline.store.tables import read_table, write_manifest, write_table
+from pipeline.store.cases import CaseStore
+from pipeline.store.manifest import write_manifest
+from pipeline.store.proposals import ProposalStore
+from pipeline.store.tables import read_table, write_table
 from tests.fixtures.builders import case_store, proposal_store
 from tests.fixtures.judging import given
 from tests.fixtures.phantoms import disc

@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 
 from pipeline.evaluation.evaluate import summary
-from pipeline.measures.surfaces import Evaluation
+from pipeline.evaluation.metrics import Evaluation
+from pipeline.measures.numbers import Estimate
 from pipeline.report.answer import answer, gap_recovered, objective_text, worst_cases
 from pipeline.report.blocks import Note, Section, Table
-from pipeline.report.cells import Estimate
 from pipeline.report.run import Arm, Run
 from pipeline.segmenter.knobs import MODELS
 from pipeline.store import schema
-from pipeline.store.tables import write_json
+from pipeline.store.manifest import write_json
 from tests.fixtures.reporting import GAINS, STUDENTS, Built, build, row_of, table
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"

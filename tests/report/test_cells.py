@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pipeline.report.cells import Estimate, case_means, cell, decimal, extent, inline, percent, points
+from pipeline.measures.numbers import Estimate, decimal, percent, points
+from pipeline.report.cells import case_means, cell, extent, inline
 from pipeline.report.figures import histograms
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"

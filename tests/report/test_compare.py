@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from pipeline.errors import BadInput
 from pipeline.evaluation.evaluate import summary
+from pipeline.evaluation.metrics import Evaluation
 from pipeline.measures.intervals import Interval
-from pipeline.measures.surfaces import Evaluation
 from pipeline.report.compare import COMPARISON, compare, gain_over_seeds, printed, write_comparison
 from pipeline.store import schema
 from pipeline.store.tables import read_table, write_table

@@ -10,7 +10,7 @@ import pytest
 import torch
 import zarr
 
-from pipeline.segmenter.knobs import Compute
+from pipeline.compute import Compute
 from tests.fixtures.chain import hashes, invoke, run_chain, with_changes, write_params
 
 

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
 from pipeline.proposals import propose as proposals
@@ -21,9 +22,9 @@ from pipeline.proposals.samplers.morphology import Morphology
 from pipeline.proposals.samplers.threshold import Threshold
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.base import train_base
-from pipeline.segmenter.knobs import Compute
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_table
 from tests.fixtures.builders import case_store
 from tests.fixtures.chain import TINY, invoke

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.segmenter.architecture import Architecture
-from pipeline.segmenter.knobs import Compute, Network
+from pipeline.segmenter.knobs import Network
 from pipeline.segmenter.sliding import predict
 from tests.fixtures.networks import noise, same
 

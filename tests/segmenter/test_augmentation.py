@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.segmenter.augmentation import Augmentation, LabelledBatches, flip
+from pipeline.segmenter.augmentation import Augmentation, flip
+from pipeline.segmenter.batches import LabelledBatches
 from pipeline.store.cases import Volume
 from tests.fixtures.builders import case_store
 from tests.fixtures.networks import noise

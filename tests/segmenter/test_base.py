@@ -12,11 +12,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.base import TEACHER, train_base
-from pipeline.segmenter.knobs import MODELS, Base, Compute, Consistency, Network, Optimisation
+from pipeline.segmenter.knobs import MODELS, Base, Consistency, Network, Optimisation
 from pipeline.segmenter.weights import Model, fold_families, member_models, snapshot_models
 from pipeline.store.cases import INPUT, CaseStore
 from tests.fixtures.builders import case_store

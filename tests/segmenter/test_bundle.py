@@ -15,13 +15,13 @@ from pipeline.cases.prepare import prepare
 from pipeline.cases.preprocess import Preprocess
 from pipeline.cases.readers.decathlon import Decathlon
 from pipeline.cases.splits import Splits
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import Weights
 from pipeline.execution import Execution
-from pipeline.segmenter.knobs import Compute
 from pipeline.segmenter.weights import Model
 from pipeline.store.cases import CaseStore
-from pipeline.store.tables import write_json
+from pipeline.store.manifest import write_json
 from tests.fixtures.builders import case_store
 from tests.fixtures.foreign import SPLITS, discs, imported, network, write_bundle
 from tests.fixtures.phantoms import disc, write_decathlon

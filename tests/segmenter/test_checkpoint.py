@@ -12,14 +12,15 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.segmenter.imported.weight_file import read_state
-from pipeline.segmenter.knobs import MODELS, RECORD, Compute
+from pipeline.segmenter.knobs import MODELS, RECORD
 from pipeline.segmenter.loop import validation_dice
 from pipeline.segmenter.seen import SEEN, Seen
 from pipeline.segmenter.weights import Model, family, save_weights
 from pipeline.store.cases import INPUT, CaseStore
-from pipeline.store.tables import check_manifest
+from pipeline.store.manifest import check_manifest
 from tests.fixtures.builders import case_store
 from tests.fixtures.foreign import NETWORK, Canary, base_of, discs, history, imported, network
 from tests.fixtures.phantoms import disc

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.measures.overlap import dice_to
 from pipeline.segmenter import sliding
-from pipeline.segmenter.knobs import Compute, Optimisation
+from pipeline.segmenter.knobs import Optimisation
 from pipeline.segmenter.loop import Average, Trained, interpolated, optimise, validation_dice
 from pipeline.segmenter.sliding import predict
 from pipeline.segmenter.weights import labels

@@ -13,20 +13,21 @@ import polars as pl
 import pytest
 import torch
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.evaluate import evaluate_model
+from pipeline.evaluation.metrics import Evaluation
 from pipeline.execution import Execution
-from pipeline.measures.surfaces import Evaluation
 from pipeline.proposals.propose import Propose, propose
 from pipeline.proposals.samplers.sampler import Loaded
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.base import train_base
 from pipeline.segmenter.heads import all_heads
-from pipeline.segmenter.knobs import Base, Compute, Network, Optimisation
+from pipeline.segmenter.knobs import Base, Network, Optimisation
 from pipeline.segmenter.sliding import predict
 from pipeline.segmenter.weights import Model
 from pipeline.store import schema
-from pipeline.store.cases import ProposalStore
+from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_table
 from pipeline.students.objectives.preference import Preference
 from pipeline.students.student import Anchor

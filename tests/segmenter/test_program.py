@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import predictions
 from pipeline.execution import Execution
 from pipeline.exports.predict import apply_model, trained
 from pipeline.params import load_params
 from pipeline.proposals.propose import Propose, propose
-from pipeline.segmenter.knobs import Compute
 from pipeline.segmenter.sliding import predict
 from pipeline.segmenter.weights import Model
-from pipeline.store.cases import ProposalStore
+from pipeline.store.proposals import ProposalStore
 from tests.fixtures.chain import TINY, write_params
 from tests.fixtures.foreign import discs, imported, network
 from tests.fixtures.networks import noise, sampler_of

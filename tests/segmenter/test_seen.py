@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.judges.kinds.agreement import Agreement
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.base import train_base
-from pipeline.segmenter.knobs import Base, Compute, Consistency, Network, Optimisation
+from pipeline.segmenter.knobs import Base, Consistency, Network, Optimisation
 from pipeline.segmenter.seen import Seen
 from pipeline.students.objectives.full import Full
 from pipeline.students.objectives.mapo import Mapo

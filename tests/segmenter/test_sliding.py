@@ -10,7 +10,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import nn
 
-from pipeline.segmenter.knobs import Compute
+from pipeline.compute import Compute
 from pipeline.segmenter.sliding import Sliding, View, bands, pad_to, predict
 from tests.fixtures.networks import noise, seeded, small
 

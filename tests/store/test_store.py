@@ -15,22 +15,10 @@ from hypothesis import strategies as st
 from pipeline.errors import BadInput
 from pipeline.seeding import numpy_generator
 from pipeline.store import schema
+from pipeline.store.arrays import Slabs, cases_per_shard, create_array, open_array
 from pipeline.store.cases import CaseStore
-from pipeline.store.tables import (
-    MANIFEST,
-    Slabs,
-    cases_per_shard,
-    check_manifest,
-    create_array,
-    made_by,
-    open_array,
-    read_table,
-    scan_table,
-    sha256,
-    write_json,
-    write_manifest,
-    write_table,
-)
+from pipeline.store.manifest import MANIFEST, check_manifest, sha256, write_json, write_manifest
+from pipeline.store.tables import made_by, read_table, scan_table, write_table
 from tests.fixtures.builders import bars, case_store, proposal_store, rows_of
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import Taken, Weights, predictions
-from pipeline.segmenter.knobs import Compute, Optimisation
+from pipeline.segmenter.knobs import Optimisation
 from pipeline.segmenter.weights import shifted
 from pipeline.students.baselines import picked_slot, tuned_offsets
 from pipeline.students.objectives.proposal import Proposal

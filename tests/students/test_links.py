@@ -15,7 +15,12 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pipeline.errors import BadInput
-from pipeline.students.links.link import IPO, ConservativeDPO, Hinge, Link, RobustDPO, Sigmoid
+from pipeline.students.links import Link
+from pipeline.students.links.cdpo import ConservativeDPO
+from pipeline.students.links.hinge import Hinge
+from pipeline.students.links.ipo import IPO
+from pipeline.students.links.robust import RobustDPO
+from pipeline.students.links.sigmoid import Sigmoid
 
 KINDS = {get_args(link.model_fields["kind"].annotation)[0]: link for link in get_args(get_args(Link)[0])}
 EXAMPLES = {

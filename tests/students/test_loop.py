@@ -9,12 +9,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.measures.overlap import dice_to
-from pipeline.segmenter.knobs import Compute, Consistency
+from pipeline.segmenter.knobs import Consistency
 from pipeline.segmenter.sliding import predict
 from pipeline.segmenter.weights import Model, probability
-from pipeline.students.links.link import ConservativeDPO
+from pipeline.students.links.cdpo import ConservativeDPO
 from pipeline.students.objectives.distill import Distill
 from pipeline.students.objectives.mean_teacher import MeanTeacher
 from pipeline.students.objectives.objective import PoolBatch

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence
 from pipeline.judges.kinds.agreement import Agreement
 from pipeline.judges.kinds.oracle import Oracle
 from pipeline.measures.overlap import dice_to
 from pipeline.pairs.mine import PairSet, mine
-from pipeline.pairs.strategies.strategy import TopBottom
-from pipeline.segmenter.knobs import Compute
+from pipeline.pairs.strategies.top_bottom import TopBottom
 from pipeline.store.schema import UNKNOWN
 from pipeline.students.objectives.mapo import Mapo
 from pipeline.students.objectives.mapo_pairs import OnlinePairs, best_over_worst

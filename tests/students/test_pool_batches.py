@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.compute import Compute
 from pipeline.seeding import numpy_generator
 from pipeline.segmenter.augmentation import Augmentation
-from pipeline.segmenter.knobs import Compute, Optimisation
+from pipeline.segmenter.knobs import Optimisation
 from pipeline.segmenter.weights import Architecture
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 from pipeline.students.objectives.objective import PoolBatch
 from pipeline.students.objectives.preference import Preference
 from pipeline.students.pair_terms import disagreement_region, pair_terms

@@ -13,7 +13,7 @@ from pipeline.measures.overlap import dice_to
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.knobs import Optimisation
 from pipeline.segmenter.weights import Architecture, Model, load_weights
-from pipeline.store.tables import check_manifest
+from pipeline.store.manifest import check_manifest
 from pipeline.students.objectives.full import Full
 from pipeline.students.objectives.preference import Preference
 from pipeline.students.objectives.sft import Imitation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.segmenter.knobs import Compute
+from pipeline.compute import Compute
 from pipeline.students.watching import validation_measures
 from tests.fixtures.networks import Ramp
 

@@ -14,7 +14,7 @@ from pipeline.judges.judge import Evidence, Given, JudgeKnobs
 from pipeline.judges.learning.features import features
 from pipeline.measures.overlap import dice_to
 from pipeline.seeding import numpy_generator
-from pipeline.store.tables import write_json
+from pipeline.store.manifest import write_json
 
 LEARNED = "pairwise.json"
 """What the judge has learned, to be read by people too."""

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence, Given, JudgeKnobs
 from pipeline.measures.overlap import first_equal
 from pipeline.seeding import numpy_generator, seed_of
-from pipeline.segmenter.knobs import Compute, Network, Optimisation
+from pipeline.segmenter.knobs import Network, Optimisation
+from pipeline.store.manifest import write_json
 from pipeline.store.schema import UNKNOWN
-from pipeline.store.tables import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,8 +10,10 @@ import numpy as np
 import polars as pl
 
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Evidence, Given, JudgeKnobs, judged
-from pipeline.store.cases import CaseStore, ProposalStore
+from pipeline.judges.judge import Evidence, Given, JudgeKnobs
+from pipeline.judges.score import judged
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_foreign_table
 
 

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Given
-from pipeline.judges.kinds.error_map import LEARNED, error_of, expected_dice
 from pipeline.judges.kinds.quality import DECAY, ranking_loss, reliability
+from pipeline.judges.learning.expected_dice import LEARNED, error_of, expected_dice
 from pipeline.judges.learning.mask_examples import (
     Example,
     MaskBatch,
@@ -26,14 +27,13 @@ from pipeline.judges.learning.mask_examples import (
     examples_of,
     network_input,
 )
+from pipeline.measures.folds import folds_by_group
 from pipeline.measures.ranking import differences
-from pipeline.pairs.calibration import folds_by_group
 from pipeline.seeding import seed_of
-from pipeline.segmenter.knobs import Compute
 from pipeline.segmenter.loop import Average, Row, optimise
 from pipeline.segmenter.weights import Architecture, load_weights, save_weights
+from pipeline.store.manifest import write_json
 from pipeline.store.schema import UNKNOWN
-from pipeline.store.tables import write_json
 
 if TYPE_CHECKING:
     from pipeline.judges.kinds.error_map import ErrorMap

@@ -1,1 +1,20 @@
-"""The mining strategies."""
+"""The mining strategies: one file per kind, and the union that lists them."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.pairs.strategies.all_pairs import AllPairs
+from pipeline.pairs.strategies.none import NoPairs
+from pipeline.pairs.strategies.random import Random
+from pipeline.pairs.strategies.top_base import TopBase
+from pipeline.pairs.strategies.top_bottom import TopBottom
+from pipeline.pairs.strategies.top_quantile import TopQuantile
+from pipeline.pairs.strategies.top_random import TopRandom
+
+Mined = TopBottom | TopBase | TopRandom | TopQuantile | Random | AllPairs
+"""The strategies that make pairs."""
+
+Strategy = Annotated[
+    TopBottom | TopBase | TopRandom | TopQuantile | Random | AllPairs | NoPairs, Field(discriminator="kind")
+]

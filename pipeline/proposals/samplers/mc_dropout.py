@@ -11,11 +11,11 @@ from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
 from pipeline.seeding import torch_generator
-from pipeline.segmenter.knobs import Compute
 
 if TYPE_CHECKING:
     import torch

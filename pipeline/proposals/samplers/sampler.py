@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.segmenter.knobs import Compute
 from pipeline.store.cases import Case, Values, Where
 
 if TYPE_CHECKING:

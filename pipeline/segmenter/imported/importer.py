@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Protocol
 import polars as pl
 import torch
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.augmentation import Augmentation
-from pipeline.segmenter.knobs import MODELS, Compute
+from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.loop import validation_dice
 from pipeline.segmenter.program import copy_program
 from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.weights import Model, save_weights
 from pipeline.store.cases import CaseStore
-from pipeline.store.tables import sha256, write_json, write_manifest
+from pipeline.store.manifest import sha256, write_json, write_manifest
 
 if TYPE_CHECKING:
     from torch import nn

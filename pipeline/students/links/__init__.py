@@ -1,1 +1,14 @@
-"""The links of a preference loss."""
+"""The links of a preference loss: one file per kind, and the union that lists them."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.students.links.cdpo import ConservativeDPO
+from pipeline.students.links.hinge import Hinge
+from pipeline.students.links.ipo import IPO
+from pipeline.students.links.robust import RobustDPO
+from pipeline.students.links.sigmoid import Sigmoid
+
+Link = Annotated[Sigmoid | ConservativeDPO | RobustDPO | IPO | Hinge, Field(discriminator="kind")]
+"""Every member is a `LossOfMargin`."""

@@ -11,12 +11,13 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.measures.overlap import dice_to, first_equal, region
-from pipeline.pairs.strategies.strategy import Scored, TopBottom
+from pipeline.pairs.strategies.strategy import Scored
+from pipeline.pairs.strategies.top_bottom import TopBottom
 from pipeline.proposals.samplers.mc_dropout import dropped, plan_for
 from pipeline.seeding import torch_generator
-from pipeline.segmenter.knobs import Compute
 from pipeline.segmenter.loop import Average
 from pipeline.segmenter.losses import log_probability
 from pipeline.segmenter.weights import Architecture, predicted_classes

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.students.links.link import IPO, Link, NoisyLink, Normaliser, Sigmoid
+from pipeline.students.links import Link
+from pipeline.students.links.ipo import IPO
+from pipeline.students.links.link import Normaliser
+from pipeline.students.links.noisy import NoisyLink
+from pipeline.students.links.sigmoid import Sigmoid
 from pipeline.students.objectives.objective import ObjectiveKnobs, PairStatistics, PoolBatch, Row
 
 if TYPE_CHECKING:

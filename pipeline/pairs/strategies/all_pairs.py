@@ -1,0 +1,42 @@
+"""Every proposal over every lower scored one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.pairs.strategies.strategy import Candidates, Scored, StrategyKnobs, ranked, together
+
+
+class AllPairs(StrategyKnobs):
+    """Every proposal over every lower scored one, the widest margins first.
+
+    Where more pairs have one margin than `max_pairs_per_case` leaves room for, none of these is taken.
+    """
+
+    kind: Literal["all_pairs"]
+    max_pairs_per_case: Annotated[int, Field(ge=1)] = 6
+    """Most pairs of one case."""
+
+    def candidates(self, scored: Scored, seed: int) -> Candidates:
+        _, order, count = ranked(scored.scores)
+        slots, most = order.shape[1], self.max_pairs_per_case
+        # The pair of the a-th from the top and the b-th from the bottom has (a+1)(b+1) - 1 pairs that are as wide.
+        ranks = [(a, b) for a in range(slots) for b in range(slots - 1 - a) if (a + 1) * (b + 1) <= most + 1]
+        above, below = np.array(ranks, np.int64).reshape(-1, 2).T
+        last = count[:, None] - 1 - below
+        valid = above < last
+        chosen, rejected = order[:, above], np.take_along_axis(order, np.where(valid, last, 0), axis=1)
+        best, worst = (np.take_along_axis(scored.scores, slot, axis=1) for slot in (chosen, rejected))
+        margin = np.where(valid, best - worst, -np.inf)
+        widest = np.argsort(-margin, axis=1, kind="stable")
+        margin = np.take_along_axis(margin, widest, axis=1)
+        beyond = margin[:, most] if margin.shape[1] > most else np.full(len(margin), -np.inf)
+        found = []
+        for turn in range(min(most, margin.shape[1])):
+            row = np.flatnonzero(margin[:, turn] > -np.inf)
+            at = widest[row, turn]
+            found.append(Candidates(row, chosen[row, at], rejected[row, at], margin[row, turn] == beyond[row]))
+        return together(found)

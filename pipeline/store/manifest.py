@@ -1,0 +1,51 @@
+"""Manifests: a hash of every file of a finished store, and JSON files written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from pipeline.errors import BadInput
+from pipeline.store import schema
+
+MANIFEST = "manifest.json"
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: object) -> None:
+    """Sorted, indented JSON, renamed into place; NaN and infinity are refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
+def write_manifest(folder: Path, made_by: object) -> None:
+    """Hash every file of a finished store; written last: a store without it is unfinished."""
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder)}
+    write_json(folder / MANIFEST, {"version": schema.VERSION, "made_by": repr(made_by), "sha256": files})
+
+
+def check_manifest(folder: Path, content: bool = False) -> None:
+    """Raise `BadInput` for an unfinished store, another version, and missing or (`content`) changed files."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BadInput(f"{folder}: no {MANIFEST}: the store is missing or unfinished; run `dvc repro`")
+    manifest = json.loads(path.read_text())
+    if manifest["version"] != schema.VERSION:
+        raise BadInput(f"{path}: expected version {schema.VERSION}, found {manifest['version']}; run `dvc repro`")
+    for name, expected in manifest["sha256"].items():
+        if not (folder / name).is_file():
+            raise BadInput(f"{folder / name}: listed in {MANIFEST} but missing; run `dvc checkout` or `dvc repro`")
+        if content and sha256(folder / name) != expected:
+            raise BadInput(f"{folder / name}: differs from its SHA-256 in {MANIFEST}; run `dvc checkout`")

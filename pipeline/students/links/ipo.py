@@ -1,0 +1,27 @@
+"""The link of IPO."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.knobs import Knobs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class IPO(Knobs):
+    """`(delta/N - 1/(2 tau))^2`: IPO (Azar et al. 2023, eq. 17); stops at a mean logit shift of 1/(2 tau) on D."""
+
+    kind: Literal["ipo"] = "ipo"
+    tau: Annotated[float, Field(gt=0)] = 0.5
+    """Regularisation; beta only scales the reported rewards."""
+
+    def __call__(self, h: Tensor, shift: Tensor, e: Tensor | None = None) -> Tensor:
+        return (shift - 1 / (2 * self.tau)) ** 2
+
+    def aimed_shift(self, beta: float) -> float | None:
+        """1 / (2 tau)."""
+        return 1 / (2 * self.tau)
