@@ -99,7 +99,7 @@ def params(dimensions: int, **compute: Any) -> dict[str, Any]:
     return with_changes(
         data={
             "kind": "phantom",
-            "path": "pipeline/cases/readers/phantom.py",
+            "path": "raw/none",
             "cases": 60 if flat else 24,
             "size": [48, 48] if flat else [40, 40, 40],
             "classes": 3,

@@ -25,6 +25,7 @@ from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
+from pipeline.source_code import code_of
 from pipeline.store.manifest import sha256
 
 WORK = Path(".work")
@@ -78,17 +79,19 @@ class CaseFailures:
             raise BadInput.all(self.messages)
 
 
-def fingerprint(knobs: object, inputs: Sequence[Path]) -> str:
-    """Key of unfinished work: knobs, input hashes, all code of the library, versions of what computes."""
+def fingerprint(module: str, knobs: object, inputs: Sequence[Path]) -> str:
+    """Key of unfinished work: knobs, input hashes, the code that the module and the knobs use, versions of libraries.
+
+    `module` is the dotted name of the module that does the work.
+    """
     for path in inputs:
         if not path.is_file():
             raise BadInput(f"{path}: missing; run the stage that writes it with `dvc repro`")
-    code = sorted(Path(__file__).parent.rglob("*.py"))
     versions = {name: importlib.metadata.version(name) for name in ("torch", "monai", "numpy", "zarr", "polars")}
     content = [
         repr(knobs),
         [sha256(path) for path in inputs],
-        [(path.name, sha256(path)) for path in code],
+        code_of(module, knobs),
         versions,
         sys.version,
     ]
@@ -96,12 +99,12 @@ def fingerprint(knobs: object, inputs: Sequence[Path]) -> str:
 
 
 @contextmanager
-def workspace(stage: str, knobs: object, inputs: Sequence[Path]) -> Iterator[Path]:
+def workspace(stage: str, module: str, knobs: object, inputs: Sequence[Path]) -> Iterator[Path]:
     """Folder for finished shards: kept if the stage fails or is killed, deleted when it succeeds.
 
-    Work of the same stage under another fingerprint is deleted: it can never be used again.
+    Work of the same stage under another `fingerprint` is deleted: it can never be used again.
     """
-    key = fingerprint(knobs, inputs)
+    key = fingerprint(module, knobs, inputs)
     root = WORK / stage
     if root.is_dir():
         for other in root.iterdir():

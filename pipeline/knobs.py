@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 """A name chosen in `params.yaml`: it becomes a file name, a stage name and a column name."""
+
+
+NOTHING = Path("raw/none")
+"""An empty file that stands for "nothing is read": DVC needs a path that exists."""
 
 
 class Knobs(BaseModel):

@@ -20,13 +20,13 @@ from pipeline.execution import Execution
 from pipeline.judges.consensus import Consensus, check_consensus
 from pipeline.judges.kinds import Judge
 from pipeline.judges.kinds.table import Table
-from pipeline.knobs import Knobs, Name
+from pipeline.knobs import NOTHING, Knobs, Name
 from pipeline.pairs.mine import PairSet
 from pipeline.pairs.strategies.none import NoPairs
 from pipeline.proposals.propose import Propose
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.imported import AnyBase, Program
-from pipeline.segmenter.knobs import TRAINER, Base
+from pipeline.segmenter.knobs import Base
 from pipeline.students.student import Student, Training
 
 T = TypeVar("T")
@@ -41,9 +41,8 @@ class Params(Knobs):
     preprocess: Preprocess
     splits: Splits
     augmentation: Augmentation
-    model: Path = TRAINER
-    """Of a base that is not trained here: its file or folder, which DVC watches. Else the code that trains it, as DVC
-    needs a file that is there."""
+    model: Path = NOTHING
+    """File or folder of a base that is not trained here; DVC watches it. `raw/none` where the base is trained here."""
     base: AnyBase | None
     """Null where there is no model: all masks are imported, and there are no students."""
     propose: Propose
@@ -87,13 +86,13 @@ class Params(Knobs):
         if self.base is None and self.students:
             raise ValueError("students: without a model (base: null) there is nothing to train; set students: {}")
         if isinstance(self.base, Base | None):
-            if self.model != TRAINER:
+            if self.model != NOTHING:
                 raise ValueError(
                     f"model: '{self.model}' is read by no base that is trained here; set base.kind to checkpoint, "
-                    f"bundle or program, or model to {TRAINER}"
+                    f"bundle or program, or model to {NOTHING}"
                 )
-        elif self.model == TRAINER:
-            raise ValueError(f"model: expected the file or folder of a {self.base.kind}, found {TRAINER}")
+        elif self.model == NOTHING:
+            raise ValueError(f"model: expected the file or folder of a {self.base.kind}, found {NOTHING}")
         for name, sampler in self.propose.samplers.items():
             if isinstance(self.base, Program) and sampler.kind == "mc_dropout":
                 raise ValueError(

@@ -230,16 +230,16 @@ def inputs(tmp_path, monkeypatch) -> list[Path]:
 
 
 def test_a_workspace_goes_on_success(inputs):
-    with workspace("stage", "knobs", inputs) as folder:
+    with workspace("stage", "pipeline.seeding", "knobs", inputs) as folder:
         assert (folder / "done").is_dir()
         assert folder.parent == execution.WORK / "stage"
     assert list(execution.WORK.iterdir()) == []
 
 
 def test_a_workspace_stays_on_failure_and_is_found_again(inputs):
-    with pytest.raises(BadInput, match="half way"), workspace("stage", "knobs", inputs) as folder:
+    with pytest.raises(BadInput, match="half way"), workspace("stage", "pipeline.seeding", "knobs", inputs) as folder:
         _finish_and_fail(folder)
-    with workspace("stage", "knobs", inputs) as again:
+    with workspace("stage", "pipeline.seeding", "knobs", inputs) as again:
         assert again == folder
         assert (again / "done" / "000000.arrow").is_file()
 
@@ -252,20 +252,20 @@ def _finish_and_fail(folder: Path) -> None:
 def test_work_for_other_knobs_or_inputs_is_removed(inputs):
     """Another stage's work stays."""
     for stage, knobs in (("stage", "old"), ("other", "old")):
-        with pytest.raises(BadInput), workspace(stage, knobs, inputs):
+        with pytest.raises(BadInput), workspace(stage, "pipeline.seeding", knobs, inputs):
             raise BadInput("no")
-    with pytest.raises(BadInput), workspace("stage", "new", inputs) as folder:
+    with pytest.raises(BadInput), workspace("stage", "pipeline.seeding", "new", inputs) as folder:
         raise BadInput("no")
     assert list((execution.WORK / "stage").iterdir()) == [folder]
     assert len(list((execution.WORK / "other").iterdir())) == 1
 
 
 def test_the_fingerprint_follows_knobs_and_the_content_of_inputs(inputs, tmp_path):
-    first = fingerprint("knobs", inputs)
-    assert fingerprint("knobs", inputs) == first
-    assert fingerprint("other", inputs) != first
+    first = fingerprint("pipeline.seeding", "knobs", inputs)
+    assert fingerprint("pipeline.seeding", "knobs", inputs) == first
+    assert fingerprint("pipeline.seeding", "other", inputs) != first
     (tmp_path / "input").write_text("two")
-    assert fingerprint("knobs", inputs) != first
+    assert fingerprint("pipeline.seeding", "knobs", inputs) != first
 
 
 # ---- publish ---------------------------------------------------------------------------------------------------

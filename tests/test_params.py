@@ -214,7 +214,7 @@ def test_every_knob_says_what_it_means():
         ),
         (
             {"base": {"kind": "checkpoint"}},
-            "model: expected the file or folder of a checkpoint, found pipeline/segmenter/base.py",
+            "model: expected the file or folder of a checkpoint, found raw/none",
         ),
         ({"model": "my.pt"}, "model: 'my.pt' is read by no base that is trained here; set base.kind to checkpoint"),
         ({"base": None}, "students: without a model (base: null) there is nothing to train; set students: {}"),

@@ -14,8 +14,9 @@ import polars as pl
 
 from pipeline.cases.case_table import described
 from pipeline.cases.files.nifti import ENDINGS
+from pipeline.cases.grid import to_working
 from pipeline.cases.nnunet_split import with_given_split
-from pipeline.cases.preprocess import Preprocess, one_orientation, to_working
+from pipeline.cases.preprocess import Preprocess, one_orientation
 from pipeline.cases.readers import Reader
 from pipeline.cases.readers.reader import Source
 from pipeline.cases.splits import Splits, assign
@@ -124,7 +125,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
         arrays[schema.TRUTH] = (len(plan), *truth)
 
     knobs = (reader, class_names, preprocess, splits, plan, _stamps(plan, reader.path))
-    with workspace("prepare", knobs, inputs=[]) as work:
+    with workspace("prepare", __name__, knobs, inputs=[]) as work:
         if not any((work / "done").glob("*.arrow")):
             for array, shape in arrays.items():
                 create_array(work, array, shape, size)

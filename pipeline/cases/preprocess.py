@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.cases.voxels import back, on_working_grid, resized, to_ras, turned, voxels_at, working_axes
+from pipeline.cases.voxels import on_working_grid, to_ras, voxels_at, working_axes
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 
@@ -123,31 +123,6 @@ class Preprocess(Knobs):
             raise BadInput(f"case '{case.case_id}': {error}") from error
 
 
-def to_working(label: np.ndarray, case: Case) -> np.ndarray:
-    """Label u8 `[*working]` from `[*source]`: the value whose indicator is largest after the resampling of images.
-
-    255 competes as a class of its own; ties go to the lower value. The same array if the grids are equal. Raises
-    `BadInput` for a label on another grid.
-    """
-    _expect(label.shape, case.original_shape, case, "source's grid")
-    label = turned(label, case.orientation)
-    if label.shape == case.shape:
-        return label
-    values = np.unique(label)
-    indicators = [resized((label == value).astype(np.float32), case.shape) for value in values[:-1]]
-    last = 1 - sum(indicators, np.zeros(case.shape, np.float32))
-    return values[np.argmax([*indicators, last], axis=0)]
-
-
-def to_source(probability: np.ndarray, case: Case) -> np.ndarray:
-    """Probability f32 `[class, *source]` from `[class, *working]`, linearly between voxel centres.
-
-    The same array if the grids are equal. Classes that sum to 1 still do. Raises `BadInput` for another grid.
-    """
-    _expect(probability.shape[1:], case.shape, case, "working grid")
-    return back(probability, case.original_shape, case.orientation)
-
-
 def one_orientation(sources: list[Source]) -> str | None:
     """The orientation that all volumes have as stored, e.g. `LAS`, or `unknown`; None for images.
 
@@ -180,10 +155,3 @@ def _orientation(source: Source) -> tuple[int, ...] | None:
         return to_ras(source.affine)
     except ValueError as error:
         raise BadInput(f"{source.image}: case '{source.case_id}': {error}; correct the header") from error
-
-
-def _expect(found: tuple[int, ...], expected: tuple[int, ...], case: Case, grid: str) -> None:
-    if found != expected:
-        raise BadInput(
-            f"case '{case.case_id}': expected {expected} voxels, the {grid}, found {found}; resample it to that grid"
-        )

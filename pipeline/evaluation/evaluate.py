@@ -250,7 +250,7 @@ def evaluate_model(
     inputs = [cases.folder / MANIFEST, model / MANIFEST]
     if any(isinstance(each, Taken) for each in found.sustained):
         inputs.append(proposals.folder / MANIFEST)
-    with workspace(f"evaluate_{name}", (knobs, compute), inputs) as work:
+    with workspace(f"evaluate_{name}", __name__, (knobs, compute), inputs) as work:
         task = _Evaluating(cases, found, knobs)
         rows = run(task, shards_of(cases.split("test"), SHARD), work, execution, f"evaluate {name}")
         write_table(rows, schema.EVALUATION, out, (knobs, compute))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.cases.preprocess import to_source
+from pipeline.cases.grid import on_source_grid, to_source
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.segmenter.knobs import RECORD
@@ -19,30 +19,6 @@ from pipeline.store.proposals import ProposalStore
 
 if TYPE_CHECKING:
     from pipeline.segmenter.weights import Model
-
-
-def on_source_grid(mask: np.ndarray, case: Case, classes: int) -> np.ndarray:
-    """Label map u8 on the grid of the source image: the class with the largest signed distance to its border.
-
-    Distances are interpolated, not indicators, whose borders would stay steps: on discs resized from 256 to 360 pixels
-    that is worth 2 points of Dice.
-    """
-    if not case.resampled:
-        return mask
-    inside = [mask == label for label in range(classes)]
-    return to_source(np.stack([_signed_distance(one) for one in inside]), case).argmax(0).astype(np.uint8)
-
-
-def _signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Voxels f32 `[*space]` to the border of a bool mask, above 0 inside; far outside everywhere for an empty mask."""
-    from scipy.ndimage import distance_transform_edt
-
-    far = float(sum(mask.shape))
-    if not mask.any() or mask.all():
-        return np.full(mask.shape, far if mask.any() else -far, np.float32)
-    # Centres next to the border are half a voxel away from it.
-    distance = np.where(mask, distance_transform_edt(mask) - 0.5, 0.5 - distance_transform_edt(~mask))
-    return distance.astype(np.float32)
 
 
 def _found(

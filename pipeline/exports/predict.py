@@ -155,7 +155,7 @@ def apply_model(
         raise BadInput(f"{out}: expected a new or empty folder, or one of earlier predictions, found other files")
     architecture = found.model.architecture
     images, failures = new_images(given, len(found.input.channel_names), architecture.dimensions, out)
-    key = fingerprint((found.offsets, compute, probabilities), found.files)
+    key = fingerprint(__name__, (found.offsets, compute, probabilities), found.files)
     waiting = [image for image in images if not _finished(image, key, out)]
     (out / DONE).mkdir(parents=True, exist_ok=True)
     if waiting:

@@ -122,7 +122,7 @@ def judge(
     rows = [case for case in cases.all if case.case_id in known]
     stores = (cases, proposals, out_of_fold)
     inputs = [*(store.folder / MANIFEST for store in stores), *knobs.inputs()]
-    with workspace(f"judge_{name}", (name, knobs, compute, seed, flips), inputs) as work:
+    with workspace(f"judge_{name}", __name__, (name, knobs, compute, seed, flips), inputs) as work:
         learned = work / "models"
         learned.mkdir(exist_ok=True)
         scorer = knobs.ready(Given(seen, proposals, out_of_fold, learned, compute, seed, flips))

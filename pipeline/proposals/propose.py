@@ -12,7 +12,7 @@ import polars as pl
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
-from pipeline.knobs import Knobs, Name
+from pipeline.knobs import NOTHING, Knobs, Name
 from pipeline.proposals.draw_case import BASE, draw_case
 from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.ensemble import Ensemble
@@ -38,8 +38,8 @@ class Propose(Knobs):
     splits: tuple[Literal["labelled", "pool", "validation", "test"], ...] = ("pool", "validation")
     """Validation is needed to measure judges; labelled only by judges or objectives that learn from it; test only to
     measure what one proposal of every case would be worth."""
-    imports: Path = Path("pipeline/proposals/samplers/imported.py")
-    """Folder of all imported masks; DVC watches it. Without any, a file that is there, as DVC needs."""
+    imports: Path = NOTHING
+    """Folder of all imported masks; DVC watches it. `raw/none` where no masks are imported."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _make(
     imported = [
         file for sampler in knobs.samplers.values() if isinstance(sampler, Imported) for file in sampler.files(setup)
     ]
-    with workspace(stage, block, [cases.folder / MANIFEST, base / MANIFEST, *imported]) as work:
+    with workspace(stage, __name__, block, [cases.folder / MANIFEST, base / MANIFEST, *imported]) as work:
         for array, shape in (
             (schema.MASKS, (n_cases, slots, *padded)),
             (schema.PROBABILITY, (n_cases, classes, *padded)),

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from pipeline.cases.grid import on_source_grid
 from pipeline.errors import BadInput
-from pipeline.evaluation.prediction import on_source_grid
 from pipeline.store.cases import Case, CaseStore
 from pipeline.store.proposals import ProposalStore
 

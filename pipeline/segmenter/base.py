@@ -139,7 +139,7 @@ def train_base(
     members = [*seeds, *knobs.others, *([TEACHER] if knobs.mean_teacher else [])]
     of_folds = [f"{fold}_{member}" for fold in folds for member in seeds[: knobs.fold_members]]
     block = (knobs, augmentation, compute, seed)
-    with workspace("base", block, [cases.folder / MANIFEST]) as work:
+    with workspace("base", __name__, block, [cases.folder / MANIFEST]) as work:
         task = _Training(cases, knobs, augmentation, compute, seed, fold_of, work)
         rows = run(task, shards_of(["base", *members, *folds, *of_folds], 1), work, execution, "base", isolated=True)
         snapshots = sorted(path.stem for path in work.glob("*snapshot_*.safetensors"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -11,9 +10,6 @@ from pipeline.knobs import Knobs, Name
 
 MODELS = "models.json"
 """Lists the models of a base folder by role: members, folds, snapshots."""
-
-TRAINER = Path("pipeline/segmenter/base.py")
-"""What DVC watches in place of a model where the base is trained here."""
 
 RECORD = "student.json"
 """Beside a student's weights: what it is and how it is used."""
@@ -102,3 +98,10 @@ class Base(Knobs):
                 f"base.fold_members: expected at most {most} (members of folds), found {self.fold_members}"
             )
         return self
+
+
+def kind_of_base(block: Any) -> Any:
+    """The kind of a block `base`; a block that names none is trained here."""
+    if isinstance(block, dict):
+        return block.get("kind", "trained")
+    return getattr(block, "kind", "trained")

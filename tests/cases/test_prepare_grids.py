@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
+from pipeline.cases.grid import to_source
 from pipeline.cases.nnunet_split import GivenSplit
 from pipeline.cases.prepare import prepare
-from pipeline.cases.preprocess import Preprocess, to_source
+from pipeline.cases.preprocess import Preprocess
 from pipeline.cases.readers.decathlon import Decathlon
 from pipeline.cases.readers.folders import Folders
 from pipeline.cases.readers.nnunet import NnUNet

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from pipeline.cases.grid import on_source_grid
 from pipeline.errors import BadInput
-from pipeline.evaluation.prediction import on_source_grid
 from pipeline.judges.kinds.table import Table
 from pipeline.measures.overlap import dice_to
 from pipeline.proposals.qc_files import SHEET, export_proposals

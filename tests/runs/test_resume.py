@@ -44,8 +44,8 @@ def copy(project: Path, name: str) -> Path:
 
 
 def other_version(file: Path) -> None:
-    """The same code to Python, another to DVC and to the fingerprint of unfinished work."""
-    file.write_text(file.read_text() + "\n# Another version.\n")
+    """Code that does the same, and is other code to DVC and to the fingerprint of unfinished work."""
+    file.write_text(file.read_text() + "\n_ANOTHER_VERSION = True\n")
 
 
 def kill_after_more(folder: Path, target: str, work: str, known: int) -> list[Path]:

@@ -66,7 +66,7 @@ def test_a_judge_swap_runs_exactly_what_must_run(dvc_run: Path) -> None:
     assert ran(**removed) == base | mines, "a removed judge: pairs have equal bytes, so no student is trained"
     assert "score_spare" not in pl.read_parquet(dvc_run / "data/panel.parquet").columns
 
-    (dvc_run / "pipeline/judges/unused.py").write_text('"""A judge that no entry uses."""\n')
+    (dvc_run / "pipeline/judges/kinds/unused.py").write_text('"""A judge that no entry uses."""\n')
     assert ran(**removed) == set(), "a new judge file alone"
 
     judges = {"learned": LEARNED, "expected_dice": {"kind": "expected_dice"}}

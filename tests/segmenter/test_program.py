@@ -163,7 +163,7 @@ def of_program(**changes: Any) -> dict[str, Any]:
     ("changes", "message"),
     [
         ({}, "students.[a-z_]+: a base of kind 'program' proposes but cannot be trained"),
-        ({"model": "pipeline/segmenter/base.py", "students": {}}, "model: expected the file or folder of a program"),
+        ({"model": "raw/none", "students": {}}, "model: expected the file or folder of a program"),
     ],
 )
 def test_what_cannot_be_done_with_a_program_is_said_with_the_parameters(tmp_path, changes, message):

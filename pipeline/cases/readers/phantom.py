@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.cases.readers.reader import Source
-from pipeline.knobs import Knobs
+from pipeline.knobs import NOTHING, Knobs
 from pipeline.seeding import numpy_generator
 
 _CLASSES = ("background", "organ", "core", "lobe")
@@ -29,8 +29,8 @@ class Phantom(Knobs):
     """
 
     kind: Literal["phantom"] = "phantom"
-    path: Path = Path("pipeline/cases/readers/phantom.py")
-    """What DVC depends on: the code that draws the cases."""
+    path: Path = NOTHING
+    """Phantoms read no file."""
     case_table: None = None
     """Phantoms know their groups; there is no table."""
     cases: Annotated[int, Field(ge=1)] = 160

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from pipeline.cases.files.checks import brighter, inside
 from pipeline.cases.files.image_file import read_mask
-from pipeline.cases.preprocess import to_working
+from pipeline.cases.grid import to_working
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs, Name
 from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup

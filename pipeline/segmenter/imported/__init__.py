@@ -1,28 +1,18 @@
 """Where the base segmenter comes from: trained here, or a model that the user has."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Discriminator, Tag
 
 from pipeline.segmenter.imported.bundle import Bundle
 from pipeline.segmenter.imported.checkpoint import Checkpoint
 from pipeline.segmenter.imported.program import Program
-from pipeline.segmenter.knobs import Base
-
-
-def _kind(block: Any) -> Any:
-    """A block without `kind` is trained here."""
-    if isinstance(block, dict):
-        return block.get("kind", "trained")
-    return getattr(block, "kind", "trained")
-
+from pipeline.segmenter.knobs import Base, kind_of_base
 
 AnyBase = Annotated[
     Annotated[Base, Tag("trained")]
     | Annotated[Checkpoint, Tag("checkpoint")]
     | Annotated[Bundle, Tag("bundle")]
     | Annotated[Program, Tag("program")],
-    Discriminator(_kind),
+    Discriminator(kind_of_base),
 ]
-
-__all__ = ["AnyBase", "Bundle", "Checkpoint", "Program"]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from pydantic import ValidationError
 
-from pipeline.cases.preprocess import Preprocess, one_orientation, to_source, to_working
+from pipeline.cases.grid import to_source, to_working
+from pipeline.cases.preprocess import Preprocess, one_orientation
 from pipeline.cases.readers.reader import Source
 from pipeline.errors import BadInput
 from pipeline.store.cases import Case

@@ -1,0 +1,33 @@
+"""Stage `provenance`: which code the results of each stage follow from. DVC watches the files that it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.params import Params
+from pipeline.source_code import PREFIX, code_of
+from pipeline.store.manifest import write_json
+
+
+def write_provenance(params: Params, out: Path) -> None:
+    """Write one JSON per stage and entry, file -> hash, such as `judge/agreement.json`."""
+    for name, stage, knobs in stages_and_knobs(params):
+        write_json(out / f"{name}.json", code_of(f"{PREFIX}stages.{stage}", knobs))
+
+
+def stages_and_knobs(params: Params) -> Iterator[tuple[str, str, object]]:
+    """Name, module below `stages` and knobs of every stage and entry that `dvc.yaml` runs."""
+    augmentation, compute = params.augmentation, params.compute
+    yield "prepare", "prepare", (params.data, params.preprocess, params.splits)
+    yield "base", "base", (params.base, augmentation, compute)
+    yield "propose", "propose", (params.propose, augmentation, compute)
+    yield from ((f"judge/{name}", "judge", (judge, augmentation, compute)) for name, judge in params.judges.items())
+    yield from ((f"table/{name}", "judge", table) for name, table in params.tables.items())
+    yield "panel", "panel", params.consensus
+    yield "audit", "audit", (params.audit, params.pairs, params.consensus)
+    yield from ((f"mine/{name}", "mine", pairs) for name, pairs in params.pairs.items())
+    for name, student in params.students.items():
+        yield f"train/{name}", "train", (student, params.training, augmentation, compute)
+    yield "evaluate", "evaluate", (params.evaluation, compute)
+    yield "report", "report", ()

@@ -1,0 +1,175 @@
+"""The code that a result follows from: files found through imports and through the kinds in use, each with a hash.
+
+A result follows from a module, from every module that it imports at any depth, and from the classes of the knobs in
+use. Three places are left out, because no result follows from them: the `__init__.py` of a package only lists the
+kinds of a family, `params.py` only reads `params.yaml`, and `execution.py` only orders the work.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.knobs import Knobs
+
+if TYPE_CHECKING:
+    from grimp import ImportGraph
+
+PACKAGE = __name__.rpartition(".")[0]
+"""The library's name: `pipeline` in a clone."""
+PREFIX = PACKAGE.removesuffix("pipeline")
+"""What an installation puts in front of `pipeline` and `stages`. Names of files leave the prefix out."""
+LEFT_OUT = (f"{PACKAGE}.params", f"{PACKAGE}.execution")
+"""Modules from which no result follows, besides the `__init__.py` of packages."""
+
+Stamp = tuple[tuple[str, int, int], ...]
+"""Path, time of change and size of files: equal stamps mean equal files."""
+
+
+def code_of(module: str, knobs: object) -> dict[str, str]:
+    """Hash of every file that a module and knobs use, by its path below the folder that holds the packages.
+
+    `module` is a dotted name; `knobs` is any nesting of knobs, mappings and sequences. Files of a class from outside
+    the two packages count alone, without their imports. Files that are no Python count where a module beside them does.
+    """
+    root, graph = _root(), _import_graph(_stamp(_root()))
+    waiting, files = {module}, set()
+    for kind in kinds_of(knobs):
+        if kind.__module__ in graph.modules:
+            waiting.add(kind.__module__)
+        else:
+            files.add(Path(inspect.getfile(kind)))
+    used: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in used or name in LEFT_OUT or _is_package(root, name):
+            continue
+        used.add(name)
+        waiting |= graph.find_modules_directly_imported_by(name)
+    for name in used:
+        file = _file(root, name)
+        files |= {file, *_other_files(file.parent)}
+    return {_named(root, file): _hash(file, file.stat().st_mtime_ns) for file in sorted(files)}
+
+
+def kinds_of(knobs: object) -> Iterator[type[Knobs]]:
+    """Classes of all knobs inside, at any depth."""
+    if isinstance(knobs, Knobs):
+        yield type(knobs)
+        knobs = [getattr(knobs, name) for name in type(knobs).model_fields]
+    if isinstance(knobs, Mapping):
+        knobs = knobs.values()
+    if isinstance(knobs, Iterable) and not isinstance(knobs, str | bytes):
+        for each in knobs:
+            yield from kinds_of(each)
+
+
+def syntax_of(source: str) -> str:
+    """The syntax tree of Python code as text: equal for code that differs in comments, layout and docstrings only.
+
+    A string that stands alone is a docstring, also behind a field. The text is the same on every supported Python,
+    because fields of the tree that are empty are left out: newer versions of Python add such fields.
+    """
+    return _text(ast.parse(source))
+
+
+def _text(node: Any) -> str:
+    if isinstance(node, ast.JoinedStr):
+        node = ast.JoinedStr(_joined(node.values))
+    if isinstance(node, ast.AST):
+        fields = ((name, getattr(node, name, None)) for name in sorted(node._fields) if name not in _NO_MEANING)
+        content = (f"{name}={text}" for name, value in fields if value is not None and (text := _text(value)) != "[]")
+        return f"{type(node).__name__}({','.join(content)})"
+    if isinstance(node, list):
+        return f"[{','.join(_text(each) for each in node if not _is_docstring(each))}]"
+    return repr(node)
+
+
+_NO_MEANING = ("kind", "type_comment", "type_ignores")
+"""Fields of the syntax tree that hold spelling (`u""`) and comments."""
+
+
+def _joined(parts: list[ast.expr]) -> list[ast.expr]:
+    """Parts of an f-string with neighbouring texts in one: versions of Python cut them differently."""
+    joined: list[ast.expr] = []
+    for part in parts:
+        if isinstance(part, ast.Constant) and joined and isinstance(joined[-1], ast.Constant):
+            joined[-1] = ast.Constant(f"{joined[-1].value}{part.value}")
+        else:
+            joined.append(part)
+    return [part for part in joined if not (isinstance(part, ast.Constant) and part.value == "")]
+
+
+def _is_docstring(node: Any) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+@lru_cache(maxsize=1024)
+def _hash(file: Path, changed: int) -> str:
+    """SHA-256 of a file's syntax, or of its bytes where it is no Python.
+
+    `changed` is the time of the last change: it tells contents of one file apart in the cache.
+    """
+    content = syntax_of(file.read_text("utf-8")).encode() if file.suffix == ".py" else file.read_bytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _root() -> Path:
+    """The folder that holds the two packages."""
+    found = importlib.util.find_spec(PACKAGE)
+    assert found is not None
+    assert found.submodule_search_locations
+    return Path(found.submodule_search_locations[0]).parent
+
+
+def _packages() -> list[str]:
+    """Names of the packages whose imports are followed: the stages are there in a clone and in a wheel."""
+    if PREFIX:
+        return [PREFIX.rstrip(".")]
+    return [PACKAGE, *(["stages"] if importlib.util.find_spec("stages") else [])]
+
+
+def _stamp(root: Path) -> Stamp:
+    folders = [root / name.rpartition(".")[2] for name in (PACKAGE, "stages")]
+    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
+    return tuple((str(file), (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files)
+
+
+@lru_cache(maxsize=1)
+def _import_graph(stamp: Stamp) -> ImportGraph:
+    """Who imports whom; imports for type checkers alone do not run and are left out."""
+    import grimp
+
+    first, *others = _packages()
+    # No cache on disk: a folder of the user's project is no place for it, and building takes a tenth of a second.
+    return grimp.build_graph(first, *others, exclude_type_checking_imports=True, cache_dir=None)
+
+
+def _file(root: Path, module: str) -> Path:
+    """The file of a module that is no package."""
+    return root.joinpath(*module.removeprefix(PREFIX).split(".")).with_suffix(".py")
+
+
+def _is_package(root: Path, module: str) -> bool:
+    return not _file(root, module).is_file()
+
+
+def _other_files(folder: Path) -> Iterator[Path]:
+    """Files in a folder that are no Python, such as the report's page and style sheet."""
+    for file in folder.iterdir():
+        if file.is_file() and file.suffix not in (".py", ".pyc") and not file.name.startswith("."):
+            yield file
+
+
+def _named(root: Path, file: Path) -> str:
+    for base in (root, Path.cwd(), *map(Path, sys.path)):
+        if file.is_relative_to(base):
+            return file.relative_to(base).as_posix()
+    return file.name

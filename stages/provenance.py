@@ -1,0 +1,21 @@
+"""The code and params.yaml -> per stage and entry, the files of code that its results follow from, each with a hash."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, stage
+
+
+@click.command(help=__doc__)
+@click.option("--out", type=FOLDER, required=True)
+@stage
+def main(out: Path, params_file: Path) -> None:
+    from pipeline.params import load_params
+    from pipeline.provenance import write_provenance
+
+    write_provenance(load_params(params_file), out)
+
+
+if __name__ == "__main__":
+    main()

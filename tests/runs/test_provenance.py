@@ -1,0 +1,206 @@
+"""What reruns after an edit of code, and what does not: real DVC, with stages that only write their outputs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.fixtures.chain import ROOT, TINY, checkout, repro, with_changes, write_params
+
+CDPO = {"kind": "preference", "link": {"kind": "cdpo"}}
+PARAMS = with_changes(
+    students={
+        **TINY["students"],
+        "rn_cdpo": {"pairs": "mined", "objective": CDPO, "anchor": {"supervised": 1.0}},
+        "mapo": {"pairs": "none", "objective": {"kind": "mapo", "ranker": {"kind": "agreement"}}, "anchor": None},
+    }
+)
+STUDENTS = set(PARAMS["students"])
+TRAINED = {f"train@{name}" for name in STUDENTS} | {f"evaluate@{name}" for name in STUDENTS} | {"report"}
+
+
+def write_outputs(command: str) -> None:
+    """Stands for a stage: its outputs hold a hash of the code, of the command and of the stage's parameters.
+
+    So the outputs change where the code or the parameters do, and never else; what a stage reads is left out, but for
+    the file of pairs.
+    """
+    _, _, module, *arguments = shlex.split(command)
+    stage = module.removeprefix("stages.")
+    options = dict(pairwise(arguments))
+    outs = [Path(options[name]) for name in ("--out", "--metrics", "--history", "--out-of-fold") if name in options]
+    name = arguments[0] if not arguments[0].startswith("--") else ""
+    if stage == "judge":
+        outs = [outs[0], Path("models/judges") / name]
+    if stage == "mine":
+        outs.append(outs[0].with_suffix(".drops.json"))
+    if stage == "audit":
+        outs = [outs[0] / "calibration.parquet"]
+    content = f"{command} {code_of(stage, name)} {read(options.get('--pairs'))} {knobs_of(stage, name)}"
+    for out in outs:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(hashlib.sha256(content.encode()).hexdigest())
+
+
+def code_of(stage: str, name: str) -> str:
+    found = [f"provenance/{stage}/{name}.json", f"provenance/{stage}.json"]
+    return next(read(file) for file in found if Path(file).is_file())
+
+
+def read(file: str | None) -> str:
+    return "" if file is None else Path(file).read_text()
+
+
+def knobs_of(stage: str, name: str) -> Any:
+    """The judge of a pair set: the one parameter that these tests change."""
+    pairs = YAML(typ="safe").load(Path("params.yaml"))["pairs"]
+    return pairs if stage == "audit" else pairs[name] if stage == "mine" else ""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("provenance") / "project"
+    checkout(folder, PARAMS)
+    assert rerun(folder) == {"prepare", "base", "propose", "panel", "audit", "evaluate_base"} | TRAINED | {
+        *("judge@agreement", "judge@expected_dice", "mine@none", "mine@mined")
+    }
+    return folder
+
+
+@pytest.fixture
+def edited(project: Path) -> Iterator[Path]:
+    """The project, which has nothing to do; afterwards its code and parameters are as they were."""
+    assert rerun(project) == set()
+    before = {path: path.read_bytes() for name in ("pipeline", "stages") for path in (project / name).rglob("*.py")}
+    yield project
+    for path in [path for name in ("pipeline", "stages") for path in (project / name).rglob("*.py")]:
+        if path not in before:
+            path.unlink()
+        elif path.read_bytes() != before[path]:
+            path.write_bytes(before[path])
+    write_params(project, PARAMS)
+    rerun(project)
+
+
+def rerun(folder: Path) -> set[str]:
+    return repro(folder, run_stage=write_outputs)
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text, f"{file} has no '{old}'"
+    file.write_text(text.replace(old, new, 1))
+
+
+def add_code(file: Path) -> None:
+    file.write_text(file.read_text() + "\n_ANOTHER_VERSION = True\n")
+
+
+def test_words_rerun_nothing(edited: Path) -> None:
+    """A comment, a docstring and a reformatted line, in files that all stages use."""
+    change(edited / "pipeline/store/schema.py", "VERSION = ", "# A comment.\nVERSION = ")
+    change(edited / "pipeline/seeding.py", '"""Seeds that', '"""All seeds that')
+    change(edited / "pipeline/students/student.py", '    """Name of a pair set', '    """The name of a pair set')
+    change(edited / "pipeline/measures/overlap.py", "\n\n\ndef ", "\n\n\n\n\ndef ")
+    assert rerun(edited) == set()
+
+
+NEW_KINDS = {
+    "judges/kinds": ("expected_dice", "ExpectedDice", "Judge"),
+    "proposals/samplers": ("snapshots", "Snapshots", "Sampler"),
+    "pairs/strategies": ("random", "Random", "Strategy"),
+    "students/links": ("hinge", "Hinge", "Link"),
+    "students/objectives": ("distill", "Distill", "Objective"),
+    "cases/readers": ("phantom", "Phantom", "Reader"),
+}
+"""Per family a kind to copy: its file, its class, and the union that lists it."""
+
+
+@pytest.mark.parametrize("family", NEW_KINDS)
+def test_a_new_kind_reruns_nothing(edited: Path, family: str) -> None:
+    """One more file, with its line in the union: until params.yaml names the kind, no result follows from it."""
+    kind, name, _ = NEW_KINDS[family]
+    folder = edited / "pipeline" / family
+    text = (folder / f"{kind}.py").read_text()
+    assert f'Literal["{kind}"]' in text
+    text = text.replace(f'"{kind}"', f'"own_{kind}"').replace(f"class {name}(", f"class Own{name}(")
+    (folder / f"own_{kind}.py").write_text(text)
+    package = ".".join(("pipeline", *family.split("/")))
+    line = f"from {package}.{kind} import {name}\n"
+    change(folder / "__init__.py", line, f"{line}from {package}.own_{kind} import Own{name}\n")
+    listed = (folder / "__init__.py").read_text()
+    union = listed[listed.rindex("Annotated[") :]
+    (folder / "__init__.py").write_text(listed.replace(union, re.sub(rf"\b{name}\b", f"Own{name} | {name}", union)))
+    assert rerun(edited) == set()
+
+
+def test_a_sampler_that_params_does_not_name_reruns_nothing(edited: Path) -> None:
+    assert "morphology" not in {sampler["kind"] for sampler in PARAMS["propose"]["samplers"].values()}
+    add_code(edited / "pipeline/proposals/samplers/morphology.py")
+    assert rerun(edited) == set()
+
+
+def test_a_sampler_in_use_reruns_proposals(edited: Path) -> None:
+    """And nothing that reads proposals with equal bytes; here all bytes change with the code, so all that follows."""
+    add_code(edited / "pipeline/proposals/samplers/threshold.py")
+    assert "propose" in rerun(edited)
+
+
+def test_a_judge_that_no_entry_uses_reruns_nothing(edited: Path) -> None:
+    add_code(edited / "pipeline/judges/kinds/shape.py")
+    assert rerun(edited) == set()
+
+
+def test_a_judge_that_an_entry_uses_reruns_that_entry(edited: Path) -> None:
+    """And not the other judge, nor students, but the student that ranks its own hypotheses with this kind of judge."""
+    add_code(edited / "pipeline/judges/kinds/agreement.py")
+    ran = rerun(edited)
+    assert "judge@agreement" in ran
+    assert {"train@mapo", "evaluate@mapo"} <= ran
+    assert not ran & {"propose", "judge@expected_dice", "train@supervised", "train@rn_dpo", "train@rn_cdpo"}
+
+
+def test_a_link_reruns_the_students_that_use_it(edited: Path) -> None:
+    add_code(edited / "pipeline/students/links/cdpo.py")
+    assert rerun(edited) == {"train@rn_cdpo", "evaluate@rn_cdpo", "report"}
+
+
+def test_a_default_of_all_students_reruns_all_students(edited: Path) -> None:
+    change(edited / "pipeline/students/student.py", "average: ", "another: int = 0\n    average: ")
+    assert rerun(edited) == TRAINED
+
+
+def test_another_judge_for_a_pair_set_reruns_audit_mining_and_its_students(edited: Path) -> None:
+    """Proposals, scores and the students of other pair sets stay."""
+    mined = {**PARAMS["pairs"]["mined"], "judge": "expected_dice"}
+    write_params(edited, {**PARAMS, "pairs": {**PARAMS["pairs"], "mined": mined}})
+    # The curves of all pair sets are one file, so that all are mined again; those with equal bytes stop there.
+    followed = {f"{stage}@{name}" for stage in ("train", "evaluate") for name in ("rn_dpo", "rn_cdpo")}
+    assert rerun(edited) == {"audit", "mine@none", "mine@mined", "report"} | followed
+
+
+def test_a_figure_of_the_report_reruns_the_report(edited: Path) -> None:
+    add_code(edited / "pipeline/report/figures.py")
+    assert rerun(edited) == {"report"}
+
+
+@pytest.mark.parametrize("file", ["params.py", "execution.py"])
+def test_reading_parameters_and_ordering_work_rerun_nothing(edited: Path, file: str) -> None:
+    add_code(edited / "pipeline" / file)
+    assert rerun(edited) == set()
+
+
+def test_the_files_say_which_code_made_a_result(project: Path) -> None:
+    """They are the same when stage `provenance` runs from a checkout elsewhere."""
+    written = {path.relative_to(project).as_posix() for path in (project / "provenance").rglob("*.json")}
+    assert {f"provenance/train/{name}.json" for name in STUDENTS} <= written
+    assert str(ROOT) not in (project / "provenance/train/rn_cdpo.json").read_text()
+    assert "pipeline/students/links/cdpo.py" in (project / "provenance/train/rn_cdpo.json").read_text()
