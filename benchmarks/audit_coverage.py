@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.audit.audit import Audit
-from pipeline.audit.judges import audit_judge, judged
+from pipeline.audit.judges import audit_judge, validation_scores
 from pipeline.audit.pair_sets import audit_pairs, try_pairs, voxel_shares
 from pipeline.compute import Compute
 from pipeline.execution import Execution
@@ -272,7 +272,7 @@ def audited(
     voxels = voxel_shares(tried.values(), *stores)
     rows = {which: audit_pairs(table, voxels, knobs.bootstrap, seed) for which, table in tried.items()}
     judges = sorted({measure.judge for measure in measures if measure.strategy == ALL})
-    validation = judged(panel, judges)
+    validation = validation_scores(panel, judges)
     for name in judges:
         row = audit_judge(name, validation, knobs.folds, knobs.failure_below, knobs.bootstrap, seed)
         rows[name, ALL] = row

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from benchmarks.stage import stage
 from pipeline.audit.pair_sets import with_truth
 from pipeline.measures.overlap import dice_to
-from pipeline.pairs.calibration import BINS, Curve, Isotonic, Logistic, Tried, calibrate
+from pipeline.pairs.calibration import BINS, Curve, Isotonic, Logistic, ValidationPairs, calibrate
 from pipeline.pairs.mine import PairSet, mine
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
@@ -88,13 +88,13 @@ def known_panel(cases: CaseStore, proposals: ProposalStore) -> pl.LazyFrame:
     return joined.with_columns(true_dice=pl.coalesce("true_dice", "of_pool")).drop("of_pool").lazy()
 
 
-def tried(panel: pl.LazyFrame, proposals: ProposalStore, pairs: PairSet, split: str) -> Tried:
+def tried(panel: pl.LazyFrame, proposals: ProposalStore, pairs: PairSet, split: str) -> ValidationPairs:
     """Pairs of a split, mined without a calibration, and which of them are right."""
     table = with_truth(mine(panel, proposals, pairs, split, 0)[0], panel)
-    return Tried(*(table[column].to_numpy() for column in ("margin", "right", "case", "group")))
+    return ValidationPairs(*(table[column].to_numpy() for column in ("margin", "right", "case", "group")))
 
 
-def reliability(curve: Curve, held_out: Tried, weight: np.ndarray) -> pl.DataFrame:
+def reliability(curve: Curve, held_out: ValidationPairs, weight: np.ndarray) -> pl.DataFrame:
     """Bins of predicted P that hold a pair: pairs, weight, mean predicted P and share of right orders."""
     frame = pl.DataFrame({"p": curve(held_out.margin), "right": held_out.right, "weight": weight})
     bins = frame.with_columns(bin=(pl.col("p") * BINS).cast(pl.Int32).clip(0, BINS - 1))

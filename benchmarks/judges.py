@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.judges.judge import Evidence, Given, Judge
+from pipeline.judges.judge import Evidence, Judge, JudgeInputs
 from pipeline.judges.score import LabelFree
 from pipeline.params import Params, load_params
 from pipeline.seeding import numpy_generator
@@ -39,7 +39,7 @@ def measure(name: str, knobs: Judge, params: Params, n_cases: int) -> tuple[floa
         out_of_fold = ProposalStore(Path("data/out_of_fold"))
         start = time.process_time()
         scorer = knobs.ready(
-            Given(seen, proposals, out_of_fold, Path(folder), compute, params.seed, params.augmentation.unsided)
+            JudgeInputs(seen, proposals, out_of_fold, Path(folder), compute, params.seed, params.augmentation.unsided)
         )
         learning = time.process_time() - start
         scorer.score(Evidence(*evidence[0]))

@@ -17,15 +17,16 @@ from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.execution import Execution
-from pipeline.judges.consensus import Consensus, check_consensus
+from pipeline.judges.consensus import JudgeConsensus, check_consensus
 from pipeline.judges.kinds import Judge
-from pipeline.judges.kinds.table import Table
+from pipeline.judges.kinds.table import ScoreTable
 from pipeline.knobs import NOTHING, Knobs, Name
 from pipeline.pairs.mine import PairSet
 from pipeline.pairs.strategies.none import NoPairs
 from pipeline.proposals.propose import Propose
 from pipeline.segmenter.augmentation import Augmentation
-from pipeline.segmenter.imported import AnyBase, Program
+from pipeline.segmenter.imported import AnyBase
+from pipeline.segmenter.imported.program import ImportedProgram
 from pipeline.segmenter.knobs import Base
 from pipeline.students.student import Student, Training
 
@@ -47,8 +48,8 @@ class Params(Knobs):
     """Null where there is no model: all masks are imported, and there are no students."""
     propose: Propose
     judges: dict[Name, Judge]
-    tables: dict[Name, Table] = {}
-    consensus: dict[Name, Consensus] = {}
+    tables: dict[Name, ScoreTable] = {}
+    consensus: dict[Name, JudgeConsensus] = {}
     """Scores that combine those of judges and tables, computed in the panel."""
     audit: Audit
     pairs: dict[Name, PairSet]
@@ -94,12 +95,12 @@ class Params(Knobs):
         elif self.model == NOTHING:
             raise ValueError(f"model: expected the file or folder of a {self.base.kind}, found {NOTHING}")
         for name, sampler in self.propose.samplers.items():
-            if isinstance(self.base, Program) and sampler.kind == "mc_dropout":
+            if isinstance(self.base, ImportedProgram) and sampler.kind == "mc_dropout":
                 raise ValueError(
                     f"propose.samplers.{name}: a base of kind 'program' has no layers to drop features of; remove it"
                 )
         for name, student in self.students.items():
-            if isinstance(self.base, Program) and student.objective.feeds != "nothing":
+            if isinstance(self.base, ImportedProgram) and student.objective.feeds != "nothing":
                 raise ValueError(
                     f"students.{name}: a base of kind 'program' proposes but cannot be trained; use kind checkpoint or "
                     "bundle, or only students that train nothing (threshold, proposal)"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.judges.kinds.agreement import Agreement
-from pipeline.judges.kinds.table import Table
+from pipeline.judges.kinds.table import ScoreTable
 from pipeline.source_code import code_of, kinds_of, syntax_of
 from pipeline.students.links.cdpo import ConservativeDPO
 from pipeline.students.objectives.preference import Preference
@@ -106,7 +106,7 @@ def test_kinds_are_found_at_any_depth() -> None:
 def test_a_module_follows_from_what_it_imports_and_the_kinds_in_use() -> None:
     module = "pipeline.judges.score"
     agreement = code_of(module, {"agreement": Agreement(kind="agreement")})
-    table = code_of(module, Table(kind="table", path=Path("scores.csv")))
+    table = code_of(module, ScoreTable(kind="table", path=Path("scores.csv")))
     assert {"pipeline/judges/score.py", "pipeline/store/schema.py", "pipeline/measures/overlap.py"} <= agreement.keys()
     assert "pipeline/judges/kinds/agreement.py" in agreement.keys() - table.keys()
     assert "pipeline/judges/kinds/table.py" in table.keys() - agreement.keys()

@@ -10,7 +10,7 @@ from typing import Annotated
 import polars as pl
 from pydantic import Field, field_validator
 
-from pipeline.audit.judges import Sizes, audit_bins, audit_judge, headroom, judged
+from pipeline.audit.judges import Sizes, audit_bins, audit_judge, headroom, validation_scores
 from pipeline.audit.pair_sets import audit_pairs, calibrate_pairs, try_pairs, voxel_shares
 from pipeline.audit.verdicts import headroom_verdict, judge_verdict, nothing_known, warnings
 from pipeline.knobs import Knobs, Name
@@ -100,7 +100,7 @@ def run_audit(
         {"judge": judge, "strategy": name} | audit_pairs(table, voxels, knobs.bootstrap, seed)
         for (judge, name), table in standard.items()
     ]
-    known = judged(validation, judges)
+    known = validation_scores(validation, judges)
     groups = validation["group"].n_unique()
     found = [audit_judge(name, known, knobs.folds, knobs.failure_below, knobs.bootstrap, seed) for name in judges]
     for row in found:

@@ -9,7 +9,13 @@ import numpy as np
 import polars as pl
 
 from pipeline.errors import BadInput
-from pipeline.measures.intervals import Interval, interval, resampled_interval, share_interval, weighted_interval
+from pipeline.measures.intervals import (
+    Interval,
+    bootstrap_interval,
+    resampled_interval,
+    share_interval,
+    weighted_interval,
+)
 from pipeline.measures.ranking import (
     aurc,
     auroc,
@@ -25,7 +31,7 @@ from pipeline.store import schema
 from pipeline.store.proposals import ProposalStore
 
 
-class Judged(NamedTuple):
+class ValidationScores(NamedTuple):
     """Labelled validation cases with their proposals and scores."""
 
     case: np.ndarray  # row in the arrays, i64 [case]
@@ -44,7 +50,7 @@ class Sizes(NamedTuple):
     disagreements: int  # quantile bins
 
 
-def judged(panel: pl.DataFrame, judges: Iterable[str]) -> Judged:
+def validation_scores(panel: pl.DataFrame, judges: Iterable[str]) -> ValidationScores:
     """Rows of a panel that have a true Dice, in any order. Raises `BadInput` where a case lacks a slot."""
     rows = panel.sort("case", "proposal")
     slots = int(rows["proposal"].max()) + 1 if len(rows) else 1  # type: ignore[arg-type]
@@ -60,7 +66,7 @@ def judged(panel: pl.DataFrame, judges: Iterable[str]) -> Judged:
 
     first = rows.gather_every(slots)
     settings = rows.head(slots).select("sampler", "setting").rows()
-    return Judged(
+    return ValidationScores(
         first["case"].to_numpy().astype(np.int64),
         first["group"].to_numpy(),
         block(rows["voxels"].list.sum()).max(axis=1, initial=1).astype(np.float64),
@@ -71,7 +77,9 @@ def judged(panel: pl.DataFrame, judges: Iterable[str]) -> Judged:
     )
 
 
-def audit_judge(name: str, cases: Judged, folds: int, failure_below: float, draws: int, seed: int) -> dict[str, object]:
+def audit_judge(
+    name: str, cases: ValidationScores, folds: int, failure_below: float, draws: int, seed: int
+) -> dict[str, object]:
     """One row of `AUDIT_JUDGES` without its verdict. Duplicates of a mask count once, abstentions not at all.
 
     Over cases with two distinct, scored proposals: `spearman`, `kendall`, `pair_error`; `lift`, true Dice of the top
@@ -101,7 +109,7 @@ def audit_judge(name: str, cases: Judged, folds: int, failure_below: float, draw
         out["fixed_sampler"] = cases.slots[slot]
     for measure, values in within.items():
         known = ~np.isnan(values)
-        ends = share_interval if measure == "top_beats_base" else interval
+        ends = share_interval if measure == "top_beats_base" else bootstrap_interval
         out |= named(measure, ends(values[known], group[known], draws, seed))
     out |= named("lift_over_headroom", weighted_interval(gain, worth, group, draws, seed))
     ordered = differences(score[kept]), differences(cases.dice[kept])
@@ -112,10 +120,10 @@ def audit_judge(name: str, cases: Judged, folds: int, failure_below: float, draw
     return out | _between(cases.scores[name][:, 0], cases.dice[:, 0], cases.group, failure_below, draws, seed)
 
 
-def headroom(cases: Judged, draws: int, seed: int) -> dict[str, float | None]:
+def headroom(cases: ValidationScores, draws: int, seed: int) -> dict[str, float | None]:
     """True Dice of the best proposal less that of the base, over all cases, whatever a judge says of them."""
     best = cases.dice.max(axis=1, initial=0) - cases.dice[:, 0]
-    return named("headroom", interval(best, cases.group, draws, seed))
+    return named("headroom", bootstrap_interval(best, cases.group, draws, seed))
 
 
 def _within(score: np.ndarray, dice: np.ndarray) -> dict[str, np.ndarray]:
@@ -151,7 +159,7 @@ def named(measure: str, estimate: Interval) -> dict[str, float | None]:
     return dict(zip((measure, f"{measure}_low", f"{measure}_high"), estimate, strict=True))
 
 
-def audit_bins(cases: Judged, proposals: ProposalStore, sizes: Sizes, draws: int, seed: int) -> pl.DataFrame:
+def audit_bins(cases: ValidationScores, proposals: ProposalStore, sizes: Sizes, draws: int, seed: int) -> pl.DataFrame:
     """Rows of `AUDIT_BINS`: the pair accuracy of every judge by gap in true Dice and by |D| as a share of the case.
 
     All pairs of distinct proposals of a case that differ in true Dice; those with an abstention are left out of the

@@ -9,9 +9,9 @@ import polars as pl
 
 from pipeline.audit.judges import named
 from pipeline.audit.verdicts import noise_verdict
-from pipeline.measures.intervals import interval, share_interval, weighted_interval
+from pipeline.measures.intervals import bootstrap_interval, share_interval, weighted_interval
 from pipeline.measures.overlap import region
-from pipeline.pairs.calibration import Calibrated, Calibration, Curve, Tried, calibrate
+from pipeline.pairs.calibration import Calibration, Curve, PairCalibration, ValidationPairs, calibrate
 from pipeline.pairs.mine import PairSet, mine
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
@@ -75,7 +75,7 @@ def audit_pairs(table: pl.DataFrame, voxels: pl.DataFrame, draws: int, seed: int
     }
     out: dict[str, object] = {"mined": len(found)}
     for measure, (values, wanted) in measured.items():
-        ends = share_interval if measure == "noise_rate" else interval
+        ends = share_interval if measure == "noise_rate" else bootstrap_interval
         out |= named(measure, ends(values[wanted], groups[wanted], draws, seed))
     ratio = wrong * weight, weight
     weighted = weighted_interval(*ratio, groups, draws, seed)
@@ -131,11 +131,11 @@ def voxel_shares(tables: Iterable[pl.DataFrame], cases: CaseStore, proposals: Pr
 
 def calibrate_pairs(
     pairs: PairSet, panel: pl.LazyFrame, proposals: ProposalStore, knobs: Calibration, seed: int
-) -> Calibrated:
+) -> PairCalibration:
     """What the margins of a pair set are worth, on validation pairs of its strategy without the filters on them."""
     unfiltered = _with(pairs, min_margin=0.0, min_p_correct=None, keep_fraction=1.0)
     table = with_truth(mine(panel, proposals, unfiltered, "validation", seed)[0], panel)
-    tried = Tried(*(table[column].to_numpy() for column in ("margin", "right", "case", "group")))
+    tried = ValidationPairs(*(table[column].to_numpy() for column in ("margin", "right", "case", "group")))
     return calibrate(tried, knobs, seed)
 
 

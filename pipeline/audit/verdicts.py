@@ -28,12 +28,12 @@ LEAST = 5
 FEW = 10
 """Fewer patients than this are said to be few."""
 
-Row = Mapping[str, Any]
-Warned = dict[str, str | None]
+AuditRow = Mapping[str, Any]
+AuditWarning = dict[str, str | None]
 """`pairs`: the pair set that a warning is about, null if it is about all; `text`."""
 
 
-def judge_verdict(row: Row, strategies: Sequence[Row], groups: int, research: bool) -> str:
+def judge_verdict(row: AuditRow, strategies: Sequence[AuditRow], groups: int, research: bool) -> str:
     """Verdict on a row of `AUDIT_JUDGES`, with its rows of `AUDIT_STRATEGIES` and the number of validation patients.
 
     `research`: the judge looks at the truth of what it scores.
@@ -44,7 +44,7 @@ def judge_verdict(row: Row, strategies: Sequence[Row], groups: int, research: bo
         return "; ".join([*said, "nothing is known: it scored no two distinct proposals of any validation case"])
     empty = _above(row, "headroom") < HEADROOM
     if empty:
-        said.append(f"no headroom: the best proposals are {points(row, 'headroom')} Dice points above the base")
+        said.append(f"no headroom: the best proposals are {points_text(row, 'headroom')} Dice points above the base")
     else:
         said.append(f"top pick {_against_base(row)}, {_against_fixed(row)}")
     said += [text for text in (_noise(strategies), _unmined(strategies)) if text]
@@ -57,12 +57,12 @@ def judge_verdict(row: Row, strategies: Sequence[Row], groups: int, research: bo
     return "; ".join(said if research else [*said, _advice(row, strategies)])
 
 
-def headroom_verdict(row: Row, groups: int) -> str:
+def headroom_verdict(row: AuditRow, groups: int) -> str:
     """Whether the proposals of validation cases leave anything to learn, from the best of each case less the base:
     what a student of a perfect judge could reach, and what another round from this base could gain at most."""
     row = _believed(row, groups)
     low, high = row["headroom_low"], row["headroom_high"]
-    best = f"the best proposals are {points(row, 'headroom')} Dice points above the base"
+    best = f"the best proposals are {points_text(row, 'headroom')} Dice points above the base"
     if row["headroom"] is None:
         return "headroom unknown: no validation case with a label has proposals"
     if low is None or high is None:
@@ -74,8 +74,8 @@ def headroom_verdict(row: Row, groups: int) -> str:
     return f"headroom left: {best}; no more than this can be gained from them"
 
 
-def _against_base(row: Row) -> str:
-    lift = f"{points(row, 'lift')} Dice points"
+def _against_base(row: AuditRow) -> str:
+    lift = f"{points_text(row, 'lift')} Dice points"
     match _sign(row, "lift"):
         case 1:
             return f"beats the base by {lift}"
@@ -84,22 +84,22 @@ def _against_base(row: Row) -> str:
     return f"is not shown to beat the base ({lift})"
 
 
-def _against_fixed(row: Row) -> str:
+def _against_fixed(row: AuditRow) -> str:
     than = {1: "more than", -1: "less than", 0: "not shown to differ from"}[_sign(row, "lift_over_fixed")]
     return f"{than} always taking '{row['fixed_sampler']}' ({100 * (row['lift'] - row['lift_over_fixed']):+.1f})"
 
 
-def _noise(strategies: Sequence[Row]) -> str:
-    parts = [f"{percent(row, 'noise_rate')} of its {row['strategy']}" for row in strategies if row["mined"]]
+def _noise(strategies: Sequence[AuditRow]) -> str:
+    parts = [f"{percent_text(row, 'noise_rate')} of its {row['strategy']}" for row in strategies if row["mined"]]
     return f"{' and '.join(parts)} pairs are wrong" if parts else ""
 
 
-def _unmined(strategies: Sequence[Row]) -> str:
+def _unmined(strategies: Sequence[AuditRow]) -> str:
     names = [row["strategy"] for row in strategies if not row["mined"]]
     return f"no {' or '.join(names)} pair could be mined" if names else ""
 
 
-def _advice(row: Row, strategies: Sequence[Row]) -> str:
+def _advice(row: AuditRow, strategies: Sequence[AuditRow]) -> str:
     if strategies:
         mined = {one["strategy"]: _above(one, "noise_rate") < 0.5 for one in strategies if one["mined"]}
     else:
@@ -112,14 +112,16 @@ def _advice(row: Row, strategies: Sequence[Row]) -> str:
     return "do not train on it without an anchor" + (f", nor on its {' or '.join(doubtful)} pairs" if doubtful else "")
 
 
-def noise_verdict(row: Row, groups: int) -> str:
+def noise_verdict(row: AuditRow, groups: int) -> str:
     """Whom the noise favours, from the interval of the noise weighted by |D| less that per pair."""
     return {1: "RN-DPO", -1: "DPO", 0: "undecided"}[_sign(_believed(row, groups), "noise_difference")]
 
 
-def warnings(judges: pl.DataFrame, pairs: pl.DataFrame, groups: int, notes: Mapping[str, str | None]) -> list[Warned]:
+def warnings(
+    judges: pl.DataFrame, pairs: pl.DataFrame, groups: int, notes: Mapping[str, str | None]
+) -> list[AuditWarning]:
     """What a user must know before training; the report repeats it. `notes` on the calibration, by pair set."""
-    found: list[Warned] = []
+    found: list[AuditWarning] = []
     if groups < FEW:
         found.append(
             _warned(
@@ -138,20 +140,20 @@ def warnings(judges: pl.DataFrame, pairs: pl.DataFrame, groups: int, notes: Mapp
         if judge and _sign(judge, "lift") < 1:
             text = (
                 f"pair set '{name}': the top pick of judge '{row['judge']}' is not shown to beat the base "
-                f"(lift {points(judge, 'lift')} Dice points)"
+                f"(lift {points_text(judge, 'lift')} Dice points)"
             )
             found.append(_warned(name, text))
         if _above(row, "noise_rate") >= 0.5:
             text = (
-                f"pair set '{name}': {percent(row, 'noise_rate')} of its validation pairs are ordered wrongly, not "
-                "clearly below one half; do not train on it without an anchor"
+                f"pair set '{name}': {percent_text(row, 'noise_rate')} of its validation pairs are ordered wrongly, "
+                "not clearly below one half; do not train on it without an anchor"
             )
             found.append(_warned(name, text))
     found += [_warned(name, f"pair set '{name}': {note}") for name, note in notes.items() if note]
     return found
 
 
-def nothing_known() -> list[Warned]:
+def nothing_known() -> list[AuditWarning]:
     """The one warning without a labelled validation case that has proposals."""
     text = (
         "nothing is known about the judges and the pair sets: no validation case with a label has proposals; "
@@ -160,21 +162,21 @@ def nothing_known() -> list[Warned]:
     return [_warned(None, text)]
 
 
-def _warned(pairs: str | None, text: str) -> Warned:
+def _warned(pairs: str | None, text: str) -> AuditWarning:
     return {"pairs": pairs, "text": text}
 
 
-def points(row: Row, measure: str) -> str:
+def points_text(row: AuditRow, measure: str) -> str:
     """A measure in Dice points with its interval: `+0.8 [+0.3, +1.3]`."""
     return _estimate(row, measure, "+.1f", "")
 
 
-def percent(row: Row, measure: str) -> str:
+def percent_text(row: AuditRow, measure: str) -> str:
     """A share with its interval: `29 % [22, 37]`."""
     return _estimate(row, measure, ".0f", " %")
 
 
-def _estimate(row: Row, measure: str, form: str, unit: str) -> str:
+def _estimate(row: AuditRow, measure: str, form: str, unit: str) -> str:
     value, low, high = (row[f"{measure}{end}"] for end in ("", "_low", "_high"))
     if value is None:
         return "unknown"
@@ -182,14 +184,14 @@ def _estimate(row: Row, measure: str, form: str, unit: str) -> str:
     return said if low is None or high is None else f"{said} [{100 * low:{form}}, {100 * high:{form}}]"
 
 
-def _believed(row: Row, groups: int) -> Row:
+def _believed(row: AuditRow, groups: int) -> AuditRow:
     """The row without the ends of its intervals where they rest on too few patients."""
     if groups >= LEAST:
         return row
     return {name: None if name.endswith(("_low", "_high")) else value for name, value in row.items()}
 
 
-def _sign(row: Row, measure: str) -> int:
+def _sign(row: AuditRow, measure: str) -> int:
     """1 or -1 where the interval says so, 0 where it does not or there is none."""
     low, high = row[f"{measure}_low"], row[f"{measure}_high"]
     if low is None or high is None:
@@ -197,7 +199,7 @@ def _sign(row: Row, measure: str) -> int:
     return 1 if low > 0 else -1 if high < 0 else 0
 
 
-def _above(row: Row, measure: str) -> float:
+def _above(row: AuditRow, measure: str) -> float:
     """Upper end of an interval; anything is possible where there is none."""
     high = row[f"{measure}_high"]
     return float("inf") if high is None else high

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.cases.grid import to_source
 from pipeline.cases.voxels import back, resized, turned
 from pipeline.errors import BadInput
 from pipeline.store.cases import Case

@@ -70,7 +70,7 @@ class _PrepareShard:
             rows, schema={**schema.CASES.columns, "foreground": pl.Boolean(), "only_ignore": pl.Boolean()}
         )
 
-    def _case(self, planned: _Planned, place: int, blocks: dict[schema.Array, np.ndarray]) -> dict[str, Any]:
+    def _case(self, planned: _Planned, place: int, blocks: dict[schema.ArraySchema, np.ndarray]) -> dict[str, Any]:
         """Put one case into the blocks; its row of the case table, and whether its label holds any foreground."""
         case, source = planned.case, planned.source
         image, label = self.reader.read(source)
@@ -195,7 +195,7 @@ def _clear(out: Path) -> None:
             shutil.rmtree(path)
 
 
-def _filled(array: schema.Array, shape: tuple[int, ...]) -> np.ndarray:
+def _filled(array: schema.ArraySchema, shape: tuple[int, ...]) -> np.ndarray:
     return np.full(shape, array.fill, array.dtype)
 
 

@@ -38,7 +38,7 @@ class FixedRange(Knobs):
 
 Normalise = Literal["zscore", "percentile", "minmax", "unit"] | FixedRange
 
-UNKNOWN = "unknown"
+UNKNOWN_ORIENTATION = "unknown"
 """Orientation of volumes whose files do not say it."""
 
 
@@ -134,7 +134,7 @@ def one_orientation(sources: list[Source]) -> str | None:
     for source in sources:
         if len(source.shape) == 3:
             affine = None if source.affine is None else np.asarray(source.affine).reshape(4, 4)
-            first.setdefault(UNKNOWN if affine is None else "".join(map(str, aff2axcodes(affine))), source)
+            first.setdefault(UNKNOWN_ORIENTATION if affine is None else "".join(map(str, aff2axcodes(affine))), source)
     if len(first) > 1:
         (one, a), (two, b) = list(first.items())[:2]
         raise BadInput(

@@ -12,9 +12,9 @@ import polars as pl
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.metrics import Evaluation, case_metrics
-from pipeline.evaluation.prediction import Predictions, Taken, predictions
+from pipeline.evaluation.prediction import FixedProposal, Predictions, predictions
 from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
-from pipeline.measures.intervals import Interval, group_means, interval
+from pipeline.measures.intervals import Interval, bootstrap_interval, group_means
 from pipeline.measures.surfaces import dice
 from pipeline.store import schema
 from pipeline.store.cases import Case, CaseStore
@@ -178,7 +178,7 @@ def cases_worse(gain: pl.DataFrame, knobs: Evaluation) -> int:
 
 
 def _interval(per_case: pl.DataFrame, name: str, knobs: Evaluation) -> Interval:
-    return interval(per_case[name].to_numpy(), per_case["group"].to_list(), knobs.bootstrap, knobs.seed)
+    return bootstrap_interval(per_case[name].to_numpy(), per_case["group"].to_list(), knobs.bootstrap, knobs.seed)
 
 
 def _intervals(per_case: pl.DataFrame, comparable: Mapping[str, bool], knobs: Evaluation) -> dict[str, dict]:
@@ -248,7 +248,7 @@ def evaluate_model(
     """
     found = predictions(model, cases, proposals, compute)
     inputs = [cases.folder / MANIFEST, model / MANIFEST]
-    if any(isinstance(each, Taken) for each in found.sustained):
+    if any(isinstance(each, FixedProposal) for each in found.sustained):
         inputs.append(proposals.folder / MANIFEST)
     with workspace(f"evaluate_{name}", __name__, (knobs, compute), inputs) as work:
         task = _Evaluating(cases, found, knobs)

@@ -32,7 +32,9 @@ def _found(
         yield where, probability(shifted(logits, offsets)).cpu().numpy()
 
 
-def predicted(model: Model, image: Values, case: Case, compute: Compute, offsets: Sequence[float] = ()) -> np.ndarray:
+def class_probabilities(
+    model: Model, image: Values, case: Case, compute: Compute, offsets: Sequence[float] = ()
+) -> np.ndarray:
     """Class probabilities f32 `[class, *source]` for an image f32 `[channel, *working]`; its mask is their argmax."""
     whole = np.empty((model.architecture.classes, *case.shape), np.float32)
     for where, working in _found(model, image, compute, offsets):
@@ -45,7 +47,7 @@ def predicted_mask(
 ) -> np.ndarray:
     """Label map u8 `[*source]`, without holding the probabilities of a large case where no grid is changed."""
     if case.resampled:
-        return predicted(model, image, case, compute, offsets).argmax(0).astype(np.uint8)
+        return class_probabilities(model, image, case, compute, offsets).argmax(0).astype(np.uint8)
     mask = np.empty(case.shape, np.uint8)
     for where, working in _found(model, image, compute, offsets):
         mask[where] = working.argmax(0)
@@ -53,7 +55,7 @@ def predicted_mask(
 
 
 @dataclass(frozen=True)
-class Weights:
+class NetworkPrediction:
     """A network's most probable class, with offsets on its class logits where the student has some."""
 
     cases: CaseStore
@@ -68,7 +70,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Taken:
+class FixedProposal:
     """The same proposal of every case."""
 
     cases: CaseStore
@@ -84,8 +86,8 @@ class Taken:
 class Predictions:
     """The checkpoints of a folder by role; the base and an arm without training have one and no best."""
 
-    sustained: tuple[Weights | Taken, ...]
-    best: Weights | Taken | None
+    sustained: tuple[NetworkPrediction | FixedProposal, ...]
+    best: NetworkPrediction | FixedProposal | None
 
 
 def predictions(folder: Path, cases: CaseStore, proposals: ProposalStore, compute: Compute) -> Predictions:
@@ -94,7 +96,7 @@ def predictions(folder: Path, cases: CaseStore, proposals: ProposalStore, comput
 
     record = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else None
     if record is None:
-        return Predictions((Weights(cases, Model(folder, "base", compute.device), compute),), None)
+        return Predictions((NetworkPrediction(cases, Model(folder, "base", compute.device), compute),), None)
     if record["slot"] is not None:
         known = set(proposals.case_ids())
         if missing := [case.case_id for case in cases.split("test") if case.case_id not in known]:
@@ -102,9 +104,10 @@ def predictions(folder: Path, cases: CaseStore, proposals: ProposalStore, comput
                 f"{folder}: takes proposal {record['slot']} of every case, and {len(missing)} test cases have none "
                 f"(first: '{missing[0]}'); add 'test' to propose.splits"
             )
-        return Predictions((Taken(cases, proposals, record["slot"]),), None)
+        return Predictions((FixedProposal(cases, proposals, record["slot"]),), None)
     offsets = tuple(record["offsets"] or ())
     best, *late = (
-        Weights(cases, Model(folder, name, compute.device), compute, offsets) for name in ("best", *record["late"])
+        NetworkPrediction(cases, Model(folder, name, compute.device), compute, offsets)
+        for name in ("best", *record["late"])
     )
     return Predictions(tuple(late), best)

@@ -14,7 +14,7 @@ import pipeline.cases.voxels
 import pipeline.exports.bundle_script
 from pipeline import __version__
 from pipeline.errors import BadInput
-from pipeline.exports.predict import Trained
+from pipeline.exports.predict import ReadyModel
 from pipeline.store.manifest import write_json
 
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -27,7 +27,7 @@ trained them and may share what follows from that data.
 """
 
 
-def write_bundle(found: Trained, out: Path, name: str, card: str) -> None:
+def write_bundle(found: ReadyModel, out: Path, name: str, card: str) -> None:
     """Write `configs`, `models/model.pt` (a plain `state_dict`), `scripts`, `docs/README.md` and `LICENSE`.
 
     Raises `BadInput` for what MONAI could not run in the same way: programs, stacks of TIFF.
@@ -59,7 +59,7 @@ def write_bundle(found: Trained, out: Path, name: str, card: str) -> None:
     (out / "LICENSE").write_text(_LICENCE)
 
 
-def _same_logits(found: Trained, network: torch.nn.Module, arguments: dict[str, Any]) -> None:
+def _same_logits(found: ReadyModel, network: torch.nn.Module, arguments: dict[str, Any]) -> None:
     """Refuse a network that MONAI's class alone does not rebuild, such as one with further heads in inference."""
     from monai.networks import nets
 
@@ -129,7 +129,7 @@ def _inference(name: str, arguments: dict[str, Any], window: tuple[int, ...], sp
     }
 
 
-def _metadata(found: Trained, name: str) -> dict[str, Any]:
+def _metadata(found: ReadyModel, name: str) -> dict[str, Any]:
     """`configs/metadata.json` by MONAI's schema; `segpref` holds what the model's own folder states."""
     architecture, taken = found.model.architecture, found.input
     shape = list(architecture.window)

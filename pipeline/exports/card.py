@@ -23,7 +23,7 @@ from pipeline.store.manifest import MANIFEST, sha256
 from pipeline.store.tables import read_table
 
 if TYPE_CHECKING:
-    from pipeline.exports.predict import Trained
+    from pipeline.exports.predict import ReadyModel
     from pipeline.params import Params
 
 CARD, FACTS = "MODEL_CARD.md", "model_card.json"
@@ -32,7 +32,7 @@ _PACKAGES = ("torch", "monai", "numpy", "scipy", "scikit-image")
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """The files of a run that a card reads, as `dvc.yaml` names them; what is not there, the card says so."""
 
     params: Params
@@ -43,7 +43,7 @@ class Finished:
     base: Path = Path("models/base")
 
 
-def card_facts(name: str, found: Trained, run: Finished) -> dict[str, Any]:
+def card_facts(name: str, found: ReadyModel, run: FinishedRun) -> dict[str, Any]:
     """Content of `model_card.json`; null where a piece of the run is not there.
 
     Raises `BadInput` for a folder of another model than `name`, of which the results are.
@@ -107,14 +107,14 @@ def _data(cases: CaseStore, params: Params) -> dict[str, Any]:
     }
 
 
-def _base_facts(folder: Path, run: Finished) -> dict[str, Any]:
+def _base_facts(folder: Path, run: FinishedRun) -> dict[str, Any]:
     """How the base came about: the knobs of `base`, or what it was imported from."""
     models = _json(folder / MODELS) or {}
     knobs = None if run.params.base is None else run.params.base.model_dump(mode="json")
     return {"base": knobs, "imported": models.get("imported")}
 
 
-def _pair_set(record: dict[str, Any] | None, run: Finished) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+def _pair_set(record: dict[str, Any] | None, run: FinishedRun) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Judge and strategy of a student's pair set by `params.yaml`; None for a model without pairs."""
     knobs = None if record is None else run.params.pairs.get(record["pairs"])
     if record is None or knobs is None or knobs.judge == "none":
@@ -129,7 +129,7 @@ def _pair_set(record: dict[str, Any] | None, run: Finished) -> tuple[dict[str, A
     return judge, {"name": record["pairs"], "strategy": knobs.strategy.model_dump(mode="json")}
 
 
-def _audited(judge: dict[str, Any] | None, pairs: str | None, run: Finished) -> dict[str, Any] | None:
+def _audited(judge: dict[str, Any] | None, pairs: str | None, run: FinishedRun) -> dict[str, Any] | None:
     """Verdicts on the judge and the pair set, and warnings about all or about this pair set."""
     summary = _json(run.audit / "summary.json")
     if summary is None:

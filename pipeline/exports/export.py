@@ -10,9 +10,9 @@ import torch
 
 from pipeline.errors import BadInput
 from pipeline.exports.bundle import write_bundle
-from pipeline.exports.card import CARD, FACTS, Finished, card_facts
+from pipeline.exports.card import CARD, FACTS, FinishedRun, card_facts
 from pipeline.exports.card_text import card_text
-from pipeline.exports.predict import Trained
+from pipeline.exports.predict import ReadyModel
 from pipeline.segmenter.knobs import RECORD
 from pipeline.segmenter.program import load_program
 from pipeline.segmenter.seen import Seen
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 """Largest difference of a program's logits from the network's, as a share of the largest logit."""
 
 
-def export_model(name: str, found: Trained, run: Finished, form: Format, out: Path) -> None:
+def export_model(name: str, found: ReadyModel, run: FinishedRun, form: Format, out: Path) -> None:
     """Write the model and its card to `out`, which is there only when it is whole.
 
     Raises `BadInput` where `out` is not empty, where the model's folder is unfinished or has changed since it was
@@ -57,7 +57,7 @@ def export_model(name: str, found: Trained, run: Finished, form: Format, out: Pa
     partial.replace(out)
 
 
-def _write_weights(found: Trained, out: Path) -> None:
+def _write_weights(found: ReadyModel, out: Path) -> None:
     """A model folder: one set of weights, `network.json`, `input.json`, `seen.json` and, for a tuned threshold, its
     record."""
     if found.model.architecture.program:
@@ -69,7 +69,7 @@ def _write_weights(found: Trained, out: Path) -> None:
         shutil.copy(found.model.folder / RECORD, out / RECORD)
 
 
-def _write_program(found: Trained, out: Path) -> None:
+def _write_program(found: ReadyModel, out: Path) -> None:
     """`model.pt2`, a `torch.export` program from a batch of windows to logits, `program.json`, which says the rest, and
     `seen.json`.
 

@@ -13,7 +13,7 @@ import polars as pl
 from pipeline.cases.files.mask_file import mask_ending, write_mask, write_probability
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.evaluation.prediction import predicted, predicted_mask
+from pipeline.evaluation.prediction import class_probabilities, predicted_mask
 from pipeline.execution import CaseFailures, Execution, Shard, fingerprint, run, shards_of
 from pipeline.exports.model_input import ModelInput
 from pipeline.exports.new_images import NewImage, new_images
@@ -26,7 +26,7 @@ from pipeline.store.manifest import sha256, write_json
 DONE = ".predict"
 """Folder in the output: per finished case, what it was made of and the hashes of its files."""
 
-PROBABILITY = "probability"
+PROBABILITY_FOLDER = "probability"
 """Folder in the output for class probabilities."""
 
 
@@ -38,7 +38,7 @@ _EXPORTS = {
 
 
 @dataclass(frozen=True)
-class Trained:
+class ReadyModel:
     """One set of weights of a model folder, with all that is needed to use it."""
 
     model: Model
@@ -51,7 +51,7 @@ class Trained:
         return [self.model.weights, self.model.folder / ARCHITECTURE, self.model.folder / INPUT]
 
 
-def trained(folder: Path, weights: str | None = None, device: str = "cpu") -> Trained:
+def trained(folder: Path, weights: str | None = None, device: str = "cpu") -> ReadyModel:
     """The weights of this name in the folder of a base, a student or an exported model.
 
     Without a name: the only ones there, else `last` of a student (what its metrics call sustained is of late
@@ -71,7 +71,7 @@ def trained(folder: Path, weights: str | None = None, device: str = "cpu") -> Tr
     if name not in there:
         raise BadInput(f"{folder}: has no weights '{name}'; there are {', '.join(there) or 'none'}")
     offsets = () if record is None else tuple(record["offsets"] or ())
-    return Trained(Model(folder, name, device), ModelInput.load(folder), offsets)
+    return ReadyModel(Model(folder, name, device), ModelInput.load(folder), offsets)
 
 
 def _no_model(folder: Path) -> str:
@@ -95,7 +95,7 @@ def _no_model(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class _Applying:
-    trained: Trained
+    trained: ReadyModel
     compute: Compute
     key: str
     out: Path
@@ -119,7 +119,7 @@ class _Applying:
         asked = (model, voxels, case, self.compute, self.trained.offsets)
         mask, probability = _outputs(image)
         if self.probabilities:
-            found = predicted(*asked)
+            found = class_probabilities(*asked)
             write_probability(found, image.files[0], self.out / probability)
             write_mask(found.argmax(0).astype("uint8"), image.files[0], self.out / mask)
         else:
@@ -130,7 +130,7 @@ class _Applying:
 
 
 def apply_model(
-    found: Trained,
+    found: ReadyModel,
     given: Path,
     out: Path,
     compute: Compute,
@@ -175,7 +175,7 @@ def _outputs(image: NewImage) -> tuple[str, str]:
     """Mask and probability of an image, relative to the output."""
     ending = mask_ending(image.files[0])
     of_probability = ending if ending.startswith(".nii") else ".npz"
-    return f"{image.case_id}{ending}", f"{PROBABILITY}/{image.case_id}{of_probability}"
+    return f"{image.case_id}{ending}", f"{PROBABILITY_FOLDER}/{image.case_id}{of_probability}"
 
 
 def _made_of(key: str, image: NewImage) -> str:

@@ -23,7 +23,7 @@ BLOCK = 32_768
 """Cases combined at a time: what bounds the memory."""
 
 
-class Judged(NamedTuple):
+class ScoredBlock(NamedTuple):
     """Scores of several judges, and the truth where it may be read; slots that are no ranked proposal are NaN."""
 
     scores: np.ndarray  # f64 [judge, case, slot]
@@ -44,7 +44,7 @@ class _Consensus(Knobs):
             raise ValueError(f"expected different judges, found {list(judges)}")
         return judges
 
-    def weights(self, judged: Judged) -> np.ndarray:
+    def weights(self, judged: ScoredBlock) -> np.ndarray:
         """Weight of each judge, f64 `[judge, case]`."""
         return np.ones(judged.scores.shape[:2])
 
@@ -69,7 +69,7 @@ class Weighted(_Consensus):
 
     kind: Literal["weighted"]
 
-    def weights(self, judged: Judged) -> np.ndarray:
+    def weights(self, judged: ScoredBlock) -> np.ndarray:
         known = np.flatnonzero(~np.isnan(judged.true_dice).all(1))
         if not len(known):
             raise BadInput("no validation proposals to weigh the judges by; add 'validation' to propose.splits")
@@ -101,10 +101,10 @@ class Unanimous(_Consensus):
         return spread > self.max_spread + 1e-12  # fractions that are equal may differ in the last bit
 
 
-Consensus = Annotated[RankMean | Weighted | Unanimous, Field(discriminator="kind")]
+JudgeConsensus = Annotated[RankMean | Weighted | Unanimous, Field(discriminator="kind")]
 
 
-def check_consensus(entries: Mapping[str, Consensus], judges: Iterable[str]) -> None:
+def check_consensus(entries: Mapping[str, JudgeConsensus], judges: Iterable[str]) -> None:
     """Raise `BadInput` for an entry with the name of a judge or score table, or one that names no such judge."""
     known = list(judges)
     for name, knobs in entries.items():
@@ -115,7 +115,7 @@ def check_consensus(entries: Mapping[str, Consensus], judges: Iterable[str]) -> 
                 raise BadInput(f"consensus.{name}.judges: no judge '{judge}'; there are {known}")
 
 
-def with_consensus(panel: pl.DataFrame, entries: Mapping[str, Consensus]) -> pl.DataFrame:
+def with_consensus(panel: pl.DataFrame, entries: Mapping[str, JudgeConsensus]) -> pl.DataFrame:
     """Panel rows with a column `score_NAME` f64 per entry; `true_dice` is null outside validation. Sorts by case.
 
     Needs `case`, `proposal`, `group`, `duplicate_of`, `true_dice` and the `score_` columns of the named judges.
@@ -143,14 +143,14 @@ def with_consensus(panel: pl.DataFrame, entries: Mapping[str, Consensus]) -> pl.
     for name, knobs in entries.items():
         scores = np.stack([blocks[f"score_{judge}"] for judge in knobs.judges])
         try:
-            combined = combine(knobs, Judged(scores, blocks["true_dice"], group))
+            combined = combine(knobs, ScoredBlock(scores, blocks["true_dice"], group))
         except BadInput as error:
             raise BadInput(f"consensus.{name}: {error}") from error
         found.append(pl.Series(f"score_{name}", combined[row, original]).fill_nan(None))
     return panel.with_columns(found)
 
 
-def combine(knobs: Consensus, judged: Judged) -> np.ndarray:
+def combine(knobs: JudgeConsensus, judged: ScoredBlock) -> np.ndarray:
     """Scores of one entry, f64 `[case, slot]` in 0..1; NaN where it abstains."""
     weights = knobs.weights(judged)
     out = np.empty(judged.scores.shape[1:])

@@ -17,7 +17,7 @@ ERROR_STEPS = 254
 
 
 @runtime_checkable
-class Mapping(Scorer, Protocol):
+class ErrorMapper(Scorer, Protocol):
     """A scorer that can also say where a proposal is wrong."""
 
     def mapped(self, case: Case) -> bool:

@@ -75,7 +75,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Given:
+class JudgeInputs:
     """What a judge may learn from before it scores."""
 
     cases: CaseStore
@@ -124,7 +124,7 @@ class Judge(Protocol):
         """Name of the kind in `params.yaml`."""
         ...
 
-    def ready(self, given: Given) -> Scorer:
+    def ready(self, given: JudgeInputs) -> Scorer:
         """Read, check or learn what scoring needs. Raises `BadInput`."""
         ...
 
@@ -139,5 +139,5 @@ class JudgeKnobs(Knobs):
         """Files beyond cases and proposals that scores follow from."""
         return []
 
-    def ready(self, given: Given) -> Any:
+    def ready(self, given: JudgeInputs) -> Any:
         return self

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.judges.consensus import Consensus, check_consensus, with_consensus
+from pipeline.judges.consensus import JudgeConsensus, check_consensus, with_consensus
 from pipeline.measures.overlap import dice_to
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
@@ -35,7 +35,7 @@ def build_panel(
     scores: Path,
     judges: Sequence[str],
     out: Path,
-    consensus: Mapping[str, Consensus] | None = None,
+    consensus: Mapping[str, JudgeConsensus] | None = None,
 ) -> None:
     """Join the score tables of these judges, combine them and write the panel; proposals of test cases are left out.
 

@@ -12,8 +12,8 @@ import polars as pl
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
-from pipeline.judges.error_maps import Mapping, as_steps
-from pipeline.judges.judge import Evidence, Given, Judge, Scorer
+from pipeline.judges.error_maps import ErrorMapper, as_steps
+from pipeline.judges.judge import Evidence, Judge, JudgeInputs, Scorer
 from pipeline.store import schema
 from pipeline.store.arrays import cases_per_shard, create_array, open_array, shard_cases
 from pipeline.store.cases import Case, CaseStore
@@ -21,7 +21,7 @@ from pipeline.store.manifest import MANIFEST, write_json
 from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import write_table
 
-RECORD = "judge.json"
+JUDGE_FILE = "judge.json"
 """Beside what a judge has learned: which judge it is."""
 
 
@@ -73,7 +73,7 @@ class _Scoring:
                     {"case_id": case.case_id, "proposal": slot, "judge": self.name, "score": None if np.isnan(s) else s}
                     for slot, s in enumerate(scores.tolist())
                 ]
-                if isinstance(self.scorer, Mapping) and self.scorer.mapped(case):
+                if isinstance(self.scorer, ErrorMapper) and self.scorer.mapped(case):
                     errors[case.case] = as_steps(self.scorer.errors(evidence))
         failures.raise_any()
         if errors:
@@ -92,7 +92,7 @@ class _Scoring:
         array[start : start + len(block)] = block
 
 
-def judged(cases: CaseStore, proposals: ProposalStore) -> pl.DataFrame:
+def scored_proposals(cases: CaseStore, proposals: ProposalStore) -> pl.DataFrame:
     """Rows of the proposals table that judges score: all but those of test cases, whose truth no judge may meet."""
     test = cases.table.filter(pl.col("split") == "test")["case_id"]
     return proposals.table.filter(~pl.col("case_id").is_in(test.implode()))
@@ -117,7 +117,7 @@ def judge(
     naming every case that failed and where a judge's scores do not match the proposals.
     """
     seen = cases if knobs.research else LabelFree(cases.folder)
-    expected = judged(cases, proposals).select("case_id", "proposal")
+    expected = scored_proposals(cases, proposals).select("case_id", "proposal")
     known = set(expected["case_id"].unique().to_list())
     rows = [case for case in cases.all if case.case_id in known]
     stores = (cases, proposals, out_of_fold)
@@ -125,9 +125,9 @@ def judge(
     with workspace(f"judge_{name}", __name__, (name, knobs, compute, seed, flips), inputs) as work:
         learned = work / "models"
         learned.mkdir(exist_ok=True)
-        scorer = knobs.ready(Given(seen, proposals, out_of_fold, learned, compute, seed, flips))
+        scorer = knobs.ready(JudgeInputs(seen, proposals, out_of_fold, learned, compute, seed, flips))
         size = cases_per_shard(len(cases.all), 1)
-        if isinstance(scorer, Mapping) and any(scorer.mapped(case) for case in rows):
+        if isinstance(scorer, ErrorMapper) and any(scorer.mapped(case) for case in rows):
             shape = (len(cases.all), int(expected["proposal"].to_numpy().max()) + 1, *cases.padded)
             size = cases_per_shard(len(cases.all), int(np.prod(shape[1:])))
             if not (learned / f"{schema.ERROR.name}.zarr" / "zarr.json").is_file():
@@ -140,6 +140,6 @@ def judge(
             raise BadInput(
                 f"judge '{name}': gave {len(scores)} scores, expected one for each of {len(expected)} proposals"
             )
-        write_json(learned / RECORD, {"judge": name, "knobs": repr(knobs)})
+        write_json(learned / JUDGE_FILE, {"judge": name, "knobs": repr(knobs)})
         publish(learned, models)
         write_table(scores, schema.SCORES, out, knobs)

@@ -34,7 +34,9 @@ def group_means(values: Sequence[float] | np.ndarray, groups: Sequence | np.ndar
     return np.bincount(member, np.asarray(values, np.float64)) / np.bincount(member)
 
 
-def interval(values: Sequence[float] | np.ndarray, groups: Sequence | np.ndarray, draws: int, seed: int) -> Interval:
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, groups: Sequence | np.ndarray, draws: int, seed: int
+) -> Interval:
     """Mean over patients of the mean over their cases, f64 `[n]` and the group of each, with its interval.
 
     Resamples whole groups, since cases of one patient are not independent. One group says nothing about the spread
@@ -52,13 +54,13 @@ def interval(values: Sequence[float] | np.ndarray, groups: Sequence | np.ndarray
 def share_interval(
     values: Sequence[float] | np.ndarray, groups: Sequence | np.ndarray, draws: int, seed: int
 ) -> Interval:
-    """As `interval`, for values that say yes (1) or no (0), perhaps with halves.
+    """As `bootstrap_interval`, for values that say yes (1) or no (0), perhaps with halves.
 
     Where all say the same, no resample differs, and 0 wrong of 5 would look as sure as 0 of 500. The far end is then
     that of the exact binomial interval for as many groups, 1 - .025^(1/n) from 0 and .025^(1/n) from 1 (Clopper and
     Pearson, Biometrika 26, 1934): 0 of 20 is [0, .168].
     """
-    found = interval(values, groups, draws, seed)
+    found = bootstrap_interval(values, groups, draws, seed)
     if found.low is None or found.mean not in (0.0, 1.0):
         return found
     far = 0.025 ** (1 / _numbered(groups)[1])
@@ -73,12 +75,12 @@ def crossed_interval(
     Patients are crossed with seeds, since every seed is measured on the same ones. A draw takes as many patients as
     there are, the same ones for all of its seeds, and independently as many seeds: its value is the mean over the
     drawn seeds of the mean over the drawn patients. Ends are expanded by the share that seeds and patients have in the
-    variance (Satterthwaite's degrees of freedom). One seed: `interval` over patients alone, which says nothing about
-    the spread between seeds. One patient: low and high are None. No seed or no case: all three are None.
+    variance (Satterthwaite's degrees of freedom). One seed: `bootstrap_interval` over patients alone, which says
+    nothing about the spread between seeds. One patient: low and high are None. No seed or no case: all three are None.
     """
     values = np.asarray(values, np.float64)
     if len(values) < 2 or not values.size:
-        return interval(values.ravel(), groups if values.size else [], draws, seed)
+        return bootstrap_interval(values.ravel(), groups if values.size else [], draws, seed)
     means = np.stack([group_means(row, groups) for row in values])
     generator = numpy_generator(seed, "bootstrap seeds", len(means))
     drawn = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-UNKNOWN = "\N{EM DASH}"
+NO_VALUE = "\N{EM DASH}"
 """Stands for what was not measured or does not apply."""
 
 
@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
 def decimal(value: float | None, digits: int = 1, signed: bool = False) -> str:
     """A number with a true minus sign; zero has no sign."""
     if value is None:
-        return UNKNOWN
+        return NO_VALUE
     text = f"{value:{'+' if signed else ''}.{digits}f}"
     if float(text) == 0:
         text = f"{0:.{digits}f}"
@@ -51,10 +51,10 @@ def points(value: float | None, signed: bool = False) -> str:
 
 def percent(value: float | None) -> str:
     """A share in per cent."""
-    return UNKNOWN if value is None else f"{decimal(100 * value, 0)} %"
+    return NO_VALUE if value is None else f"{decimal(100 * value, 0)} %"
 
 
-def interval(estimate: Estimate, scale: float = 100, digits: int = 1, signed: bool = False) -> str:
+def interval_text(estimate: Estimate, scale: float = 100, digits: int = 1, signed: bool = False) -> str:
     """`[low, high]`, or nothing where there is no interval."""
     if estimate.low is None or estimate.high is None:
         return ""

@@ -86,7 +86,7 @@ def overlaps_to(mask: np.ndarray, masks: np.ndarray, n_classes: int) -> np.ndarr
     return np.array(overlaps)
 
 
-def dice_of(overlaps: np.ndarray) -> np.ndarray:
+def dice_from_counts(overlaps: np.ndarray) -> np.ndarray:
     """Dice f64 `[K]` of what `overlaps_to` counts: mean over the classes, 1 for a class that is empty in both."""
     return _mean_dice(overlaps)
 
@@ -96,4 +96,4 @@ def dice_to(mask: np.ndarray, masks: np.ndarray, n_classes: int) -> np.ndarray:
 
     Mean over the foreground classes; a class that is empty in both counts as 1; 255 in either does not count.
     """
-    return dice_of(overlaps_to(mask, masks, n_classes))
+    return dice_from_counts(overlaps_to(mask, masks, n_classes))

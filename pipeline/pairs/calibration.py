@@ -21,7 +21,7 @@ KNOTS = 101
 """Knots that stand for a logistic curve; linear between them it is off by less than .001."""
 
 
-class Tried(NamedTuple):
+class ValidationPairs(NamedTuple):
     """Validation pairs whose truth is known, all `[pair]`."""
 
     margin: np.ndarray  # f64
@@ -35,8 +35,8 @@ class Tried(NamedTuple):
         _, member, pairs = np.unique(self.case, return_inverse=True, return_counts=True)
         return 1 / pairs[member]
 
-    def only(self, wanted: np.ndarray) -> Tried:
-        return Tried(*(column[wanted] for column in self))
+    def only(self, wanted: np.ndarray) -> ValidationPairs:
+        return ValidationPairs(*(column[wanted] for column in self))
 
 
 class Curve(NamedTuple):
@@ -68,7 +68,7 @@ class Isotonic(_Calibration):
 
     kind: Literal["isotonic"] = "isotonic"
 
-    def curve(self, tried: Tried) -> Curve:
+    def curve(self, tried: ValidationPairs) -> Curve:
         from scipy.optimize import isotonic_regression
 
         margin, member = np.unique(tried.margin, return_inverse=True)
@@ -88,7 +88,7 @@ class Logistic(_Calibration):
 
     kind: Literal["logistic"] = "logistic"
 
-    def curve(self, tried: Tried) -> Curve:
+    def curve(self, tried: ValidationPairs) -> Curve:
         from scipy.optimize import minimize
         from scipy.special import expit
 
@@ -117,7 +117,7 @@ class Logistic(_Calibration):
 Calibration = Annotated[Isotonic | Logistic, Field(discriminator="kind")]
 
 
-class Calibrated(NamedTuple):
+class PairCalibration(NamedTuple):
     """What is known about P(the order is right) in one pair set."""
 
     curve: Curve | None  # fitted on all validation cases; None without a pair
@@ -125,7 +125,7 @@ class Calibrated(NamedTuple):
     summary: dict[str, Any]  # `kind`, `cases`, `groups`, `shrinkage`, `ece`, `brier`, `note`
 
 
-def calibrate(tried: Tried, knobs: Calibration, seed: int) -> Calibrated:
+def calibrate(tried: ValidationPairs, knobs: Calibration, seed: int) -> PairCalibration:
     """The fit on all pairs, and how reliable such fits are on groups that were held out of them.
 
     `shrinkage`: what is left of the distance to one half, 1 with enough cases. `ece`: mean of |predicted - observed|
@@ -156,10 +156,10 @@ def calibrate(tried: Tried, knobs: Calibration, seed: int) -> Calibrated:
         "brier": None if held_out is None else float(np.average((held_out - tried.right) ** 2, weights=tried.weight)),
         "note": note,
     }
-    return Calibrated(knobs.curve(tried).shrunk(left) if groups else None, reliability, summary)
+    return PairCalibration(knobs.curve(tried).shrunk(left) if groups else None, reliability, summary)
 
 
-def _held_out(tried: Tried, knobs: Calibration, left: float, seed: int) -> np.ndarray:
+def _held_out(tried: ValidationPairs, knobs: Calibration, left: float, seed: int) -> np.ndarray:
     """P of each pair `[pair]` by a fit on the other folds of groups."""
     fold = folds_by_group(tried.group, knobs.folds, seed)
     p = np.empty(len(tried.margin))
@@ -169,7 +169,7 @@ def _held_out(tried: Tried, knobs: Calibration, left: float, seed: int) -> np.nd
     return p
 
 
-def _reliability(tried: Tried, predicted: np.ndarray | None) -> pl.DataFrame:
+def _reliability(tried: ValidationPairs, predicted: np.ndarray | None) -> pl.DataFrame:
     """Bins of predicted P that hold a pair: what was predicted and how often the order was right, cases equal."""
     if predicted is None:
         return pl.DataFrame(schema={name: schema.RELIABILITY.columns[name] for name in _BIN})

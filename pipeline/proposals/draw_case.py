@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.measures.overlap import dice_of, disagreement, overlaps_to
+from pipeline.measures.overlap import dice_from_counts, disagreement, overlaps_to
 from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.sampler import CaseModels, Draw, OnDisk, drawn
 from pipeline.store.arrays import Slabs
 from pipeline.store.schema import UNKNOWN
 
-BASE = "base"
+BASE_SAMPLER = "base"
 """Sampler and setting of slot 0, where there is a base segmenter."""
 
 
@@ -42,7 +42,7 @@ class Counts:
     @property
     def dice_to_base(self) -> np.ndarray:
         """Dice of every mask with slot 0, f64 `[proposal]`."""
-        return dice_of(self._overlaps)
+        return dice_from_counts(self._overlaps)
 
     def duplicate_of(self, slot: int) -> int | None:
         """The first slot with the same mask, if it is another one."""
@@ -136,7 +136,7 @@ def _draw_slabs(
 
 def _draw(case: CaseModels, samplers: Mapping[str, Sampler]) -> None:
     if case.base is not None:
-        case.keep(drawn(BASE, BASE, case.predict(case.base)))
+        case.keep(drawn(BASE_SAMPLER, BASE_SAMPLER, case.predict(case.base)))
     for name, sampler in samplers.items():
         for draw in sampler.draw(name, case):
             case.keep(draw)

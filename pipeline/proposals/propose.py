@@ -13,7 +13,7 @@ from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
 from pipeline.knobs import NOTHING, Knobs, Name
-from pipeline.proposals.draw_case import BASE, draw_case
+from pipeline.proposals.draw_case import BASE_SAMPLER, draw_case
 from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.ensemble import Ensemble
 from pipeline.proposals.samplers.imported import Imported
@@ -118,8 +118,8 @@ def _loaded(model: Model) -> Loaded:
 
 def _slots(knobs: Propose, setup: Setup) -> int:
     """Proposals of every case; raises `BadInput` for what the samplers lack."""
-    if BASE in knobs.samplers:
-        raise BadInput(f"propose.samplers: '{BASE}' is the name of slot 0; choose another name")
+    if BASE_SAMPLER in knobs.samplers:
+        raise BadInput(f"propose.samplers: '{BASE_SAMPLER}' is the name of slot 0; choose another name")
     if not setup.base and (not knobs.samplers or next(iter(knobs.samplers.values())).kind != "imported"):
         raise BadInput(
             "propose.samplers: expected a sampler of kind 'imported' as the first one, since base is null, found "

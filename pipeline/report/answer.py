@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.measures.numbers import UNKNOWN, Estimate, decimal, percent, points
+from pipeline.measures.numbers import NO_VALUE, Estimate, decimal, percent, points
 from pipeline.report.audit_measures import RESEARCH
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
 from pipeline.report.cells import cell, inline
@@ -95,15 +95,16 @@ def _has_f1(arms: list[Arm]) -> bool:
 
 def _recipe(arm: Arm) -> list[Cell | str]:
     if arm.student is None:
-        return [UNKNOWN] * 4
+        return [NO_VALUE] * 4
     paired = arm.student.objective.feeds == "pairs"
     pooled = paired or arm.student.objective.feeds == "pool"
     anchor = arm.student.anchor.model_dump(mode="json") if arm.student.anchor else {}
     return [
-        arm.student.pairs if paired else UNKNOWN,
-        arm.judge if paired else UNKNOWN,
+        arm.student.pairs if paired else NO_VALUE,
+        arm.judge if paired else NO_VALUE,
         objective_text(arm.student.objective.model_dump(mode="json")),
-        ", ".join(f"{name} {weight:g}" for name, weight in anchor.items() if weight) or ("none" if pooled else UNKNOWN),
+        ", ".join(f"{name} {weight:g}" for name, weight in anchor.items() if weight)
+        or ("none" if pooled else NO_VALUE),
     ]
 
 
@@ -134,15 +135,15 @@ def _results(arm: Arm, full: Estimate | None, is_full: bool, f1: bool) -> list[C
     gap = None if is_full or not student else gap_recovered(arm.gain.mean, full)
     return [
         cell(dice),
-        cell(arm.gain, signed=True) if student else UNKNOWN,
+        cell(arm.gain, signed=True) if student else NO_VALUE,
         percent(gap),
-        points(metrics["peak"]) if student else UNKNOWN,
-        points(metrics["drop"], signed=True) if student else UNKNOWN,
+        points(metrics["peak"]) if student else NO_VALUE,
+        points(metrics["drop"], signed=True) if student else NO_VALUE,
         cell(nsd),
         cell(hd95, 1, 1),
         cell(assd, 1, 2),
         *([cell(Estimate.read(metrics["f1"]))] if f1 else []),
-        f"{metrics['cases_worse']} of {metrics['cases']}" if student else UNKNOWN,
+        f"{metrics['cases_worse']} of {metrics['cases']}" if student else NO_VALUE,
         str(metrics["empty"]["missed"]),
         str(metrics["empty"]["invented"]),
     ]
@@ -160,7 +161,7 @@ def _push_table(run: Run) -> Table:
             [
                 arm.name,
                 decimal(objective.get("beta"), 2),
-                f"{record['beta_own']:.3g}" if "beta_own" in record else UNKNOWN,
+                f"{record['beta_own']:.3g}" if "beta_own" in record else NO_VALUE,
                 aimed,
                 decimal(record.get("base_margin_on_disagreement"), 2),
                 percent(record.get("flipped_share")),

@@ -23,7 +23,7 @@ SMALL = 8.5
 """Size in points of numbers inside small charts."""
 
 
-class Calibration(NamedTuple):
+class CalibrationCurve(NamedTuple):
     """What is drawn of the calibration of a pair set; the bins are empty where nothing could be held out."""
 
     ece: float | None
@@ -133,7 +133,7 @@ def _count(n: int) -> str:
     return str(n)
 
 
-def reliabilities(panels: Mapping[str, Calibration], alt: str, caption: str) -> Figure:
+def reliabilities(panels: Mapping[str, CalibrationCurve], alt: str, caption: str) -> Figure:
     """Per pair set a reliability diagram, and beside it the curve from margin to p_correct."""
     lowest = min(float(np.min([*one.predicted, *one.observed, *one.p_correct, 0.5])) for one in panels.values())
     low = np.floor(10 * lowest) / 10 - 0.05
@@ -163,7 +163,7 @@ def reliabilities(panels: Mapping[str, Calibration], alt: str, caption: str) -> 
         return embed(drawn, alt, caption)
 
 
-def _curve(at: Axes, one: Calibration, low: float) -> None:
+def _curve(at: Axes, one: CalibrationCurve, low: float) -> None:
     """Curve from margin to p_correct over the margins of the mined pairs."""
     end = max(float(one.margin.max()), float(one.mined.max()) if len(one.mined) else 0.0)
     if len(one.mined):

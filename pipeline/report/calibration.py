@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.measures.numbers import decimal, percent
-from pipeline.report.audit_figures import Calibration, Distribution, distributions, reliabilities
+from pipeline.report.audit_figures import CalibrationCurve, Distribution, distributions, reliabilities
 from pipeline.report.blocks import Block, Note, Section, Table
 from pipeline.report.run import Run
 from pipeline.store import schema
@@ -37,7 +37,7 @@ def calibration(run: Run) -> Section:
 
 def _reliability(run: Run, summaries: Mapping[str, Mapping[str, Any]]) -> list[Block]:
     bins, knots = run.audited("reliability", schema.RELIABILITY), run.audited("calibration", schema.CALIBRATION)
-    panels: dict[str, Calibration] = {}
+    panels: dict[str, CalibrationCurve] = {}
     missing = []
     for name, summary in summaries.items():
         curve = knots.filter(pl.col("pairs") == name).sort("knot")
@@ -45,7 +45,7 @@ def _reliability(run: Run, summaries: Mapping[str, Mapping[str, Any]]) -> list[B
         if curve.is_empty():
             missing.append(f"Pair set '{name}' has no curve: {summary['note'] or 'the audit gives no reason'}.")
             continue
-        panels[name] = Calibration(
+        panels[name] = CalibrationCurve(
             ece=summary["ece"],
             judge=run.params.pairs[name].judge,
             predicted=held_out["predicted"].to_numpy(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.measures.numbers import UNKNOWN, percent, points
+from pipeline.measures.numbers import NO_VALUE, percent, points
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
 from pipeline.report.cells import case_means, extent
 from pipeline.report.figures import histograms
@@ -30,7 +30,7 @@ def splits(run: Run) -> Section:
                 str(len({case.group for case in cases})),
                 str(sum(case.has_label for case in cases)),
                 extent([case.shape for case in cases]),
-                spacing or UNKNOWN,
+                spacing or NO_VALUE,
             ]
         )
     columns = ["split", "cases", "groups", "with label", "voxels, working grid", "spacing, mm"]
@@ -61,8 +61,8 @@ def proposals(run: Run) -> Section:
     rows = [
         [
             f"{row['sampler']} · {row['setting']}" if row["sampler"] != row["setting"] else row["sampler"],
-            points(row["lift"], signed=True) if row["proposal"] else UNKNOWN,
-            percent(row["duplicates"]) if row["proposal"] else UNKNOWN,
+            points(row["lift"], signed=True) if row["proposal"] else NO_VALUE,
+            percent(row["duplicates"]) if row["proposal"] else NO_VALUE,
             points(row["dice_to_base"]),
             points(1 - row["dice_to_base"]),
         ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.measures.numbers import UNKNOWN, Estimate, decimal, interval
+from pipeline.measures.numbers import NO_VALUE, Estimate, decimal, interval_text
 from pipeline.report.blocks import Cell
 
 
 def cell(estimate: Estimate, scale: float = 100, digits: int = 1, signed: bool = False) -> Cell:
     """An estimate and its interval; a signed one is marked where the interval excludes 0."""
     text = decimal(None if estimate.mean is None else scale * estimate.mean, digits, signed)
-    return Cell(text, interval(estimate, scale, digits, signed), estimate.sign if signed else 0)
+    return Cell(text, interval_text(estimate, scale, digits, signed), estimate.sign if signed else 0)
 
 
 def inline(estimate: Estimate, scale: float = 100, digits: int = 1, signed: bool = False) -> str:
@@ -32,7 +32,7 @@ def case_means(cases: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nd
 def extent(shapes: list[tuple[float, ...]], digits: int = 0) -> str:
     """What a list of shapes or spacings has in common: `64 x 64`, or per axis the range `64-80 x 64`."""
     if not shapes:
-        return UNKNOWN
+        return NO_VALUE
     if len({len(shape) for shape in shapes}) > 1:
         return "of 2 and 3 axes"
     axes = []

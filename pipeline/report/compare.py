@@ -16,12 +16,12 @@ from pipeline.errors import BadInput
 from pipeline.evaluation.evaluate import cases_worse, gain_per_case, mean_over_patients, means_per_case, worst_5_percent
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.measures.intervals import Interval, crossed_interval
-from pipeline.measures.numbers import UNKNOWN, Estimate, decimal, points
+from pipeline.measures.numbers import NO_VALUE, Estimate, decimal, points
 from pipeline.report.cells import inline
 from pipeline.store import schema
 from pipeline.store.tables import read_table, write_table
 
-COMPARISON = schema.Table(
+COMPARISON = schema.TableSchema(
     "comparison",
     "an arm over several runs",
     ("arm",),
@@ -41,7 +41,7 @@ COMPARISON = schema.Table(
     frozenset({"gain", "gain_low", "gain_high", "seeds_gained", "cases_worse"}),
 )
 
-BASE = "base"
+BASE_NAME = "base"
 
 
 def gain_over_seeds(students: Sequence[pl.DataFrame], bases: Sequence[pl.DataFrame], draws: int, seed: int) -> Interval:
@@ -72,13 +72,13 @@ def compare(runs: Sequence[Path], arms: Sequence[str], knobs: Evaluation) -> pl.
     """
     if len({run.resolve() for run in runs}) < len(runs):
         raise BadInput(f"comparison: expected each run once, found {[str(run) for run in runs]}")
-    names = tuple(dict.fromkeys((BASE, *arms)))
+    names = tuple(dict.fromkeys((BASE_NAME, *arms)))
     tables = {
         run: {name: read_table(run / "evaluation" / f"{name}.parquet", schema.EVALUATION) for name in names}
         for run in runs
     }
     for run in runs[1:]:
-        _check_same_cases(str(runs[0]), tables[runs[0]][BASE], str(run), tables[run][BASE])
+        _check_same_cases(str(runs[0]), tables[runs[0]][BASE_NAME], str(run), tables[run][BASE_NAME])
     for one, other in combinations(runs, 2):
         if all(tables[one][name].equals(tables[other][name]) for name in names):
             raise BadInput(
@@ -102,15 +102,15 @@ def _row(
         "sustained": float(np.mean([mean_over_patients(cases, "dice") for cases in per_case])),
         "worst_5_percent": float(np.mean([worst_5_percent(cases) for cases in per_case])),
     }
-    if name == BASE:
+    if name == BASE_NAME:
         return row
     gains = []
     for run, found in tables.items():
         try:
-            gains.append(gain_per_case(found[name], found[BASE]))
+            gains.append(gain_per_case(found[name], found[BASE_NAME]))
         except BadInput as error:
             raise BadInput(f"{run / 'evaluation' / f'{name}.parquet'}: {error}") from error
-    gain = gain_over_seeds(of_seed, [found[BASE] for found in tables.values()], knobs.bootstrap, knobs.seed)
+    gain = gain_over_seeds(of_seed, [found[BASE_NAME] for found in tables.values()], knobs.bootstrap, knobs.seed)
     return row | {
         "gain": gain.mean,
         "gain_low": gain.low,
@@ -149,7 +149,7 @@ def printed(table: pl.DataFrame) -> str:
     seeds, cases, groups = table.select("seeds", "cases", "groups").row(0)
     rows = [("arm", "sustained Dice", "gain over base", "seeds gained", "worst 5 %", "cases worse")]
     for row in table.iter_rows(named=True):
-        gained = UNKNOWN if row["seeds_gained"] is None else f"{row['seeds_gained']} of {seeds}"
+        gained = NO_VALUE if row["seeds_gained"] is None else f"{row['seeds_gained']} of {seeds}"
         rows.append(
             (
                 row["arm"],

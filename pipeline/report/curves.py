@@ -27,7 +27,7 @@ MEASURES = (
 )
 """Columns of a student's history that are drawn where some student has them."""
 
-Curve = tuple[np.ndarray, np.ndarray]
+HistoryCurve = tuple[np.ndarray, np.ndarray]
 
 
 def training(run: Run) -> Section:
@@ -49,7 +49,7 @@ def training(run: Run) -> Section:
                 level=100 * start[0] if len(start) else None,
             )
         )
-        panels: dict[str, dict[str, Curve]] = {}
+        panels: dict[str, dict[str, HistoryCurve]] = {}
         for measure in MEASURES:
             seen = {name: _curve(history, measure) for name, history in histories.items()}
             if seen := {name: curve for name, curve in seen.items() if len(curve[0])}:
@@ -125,7 +125,7 @@ def _steadiness(run: Run, histories: dict[str, pl.DataFrame]) -> Table:
     )
 
 
-def _curve(history: pl.DataFrame, column: str, scale: float = 1.0) -> Curve:
+def _curve(history: pl.DataFrame, column: str, scale: float = 1.0) -> HistoryCurve:
     """Steps and values of a column, without the evaluations that lack it."""
     rows = history.select("step", column).drop_nulls() if column in history.columns else history.clear()
     return rows["step"].to_numpy(), (rows[column] * scale).to_numpy() if len(rows) else np.zeros(0)

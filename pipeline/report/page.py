@@ -14,7 +14,7 @@ from pipeline.report.curves import training
 from pipeline.report.example_pairs import examples
 from pipeline.report.judges import judges
 from pipeline.report.pair_sets import pair_sets
-from pipeline.report.run import Run, Warned
+from pipeline.report.run import Run, RunWarning
 from pipeline.report.top_picks import picks
 
 SECTIONS = (answer, splits, proposals, judges, pair_sets, calibration, picks, examples, training, worst_cases)
@@ -40,7 +40,7 @@ def _unbroken(value: Any) -> Any:
     return value.replace(" %", "\N{NO-BREAK SPACE}%") if isinstance(value, str) else value
 
 
-def render(sections: list[Section], facts: Mapping[str, Any], warnings: Sequence[Warned]) -> str:
+def render(sections: list[Section], facts: Mapping[str, Any], warnings: Sequence[RunWarning]) -> str:
     """HTML of the page. Every text is escaped: case ids and class names are data."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

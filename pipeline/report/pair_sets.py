@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.measures.numbers import UNKNOWN
+from pipeline.measures.numbers import NO_VALUE
 from pipeline.report.audit_measures import CONTENT, FAVOURED, MINED, NOISE, RESEARCH, Measure, gaps, meanings
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
 from pipeline.report.run import Run
@@ -74,7 +74,7 @@ def _name(run: Run, pairs: str, tag: str = "") -> Cell:
 
 
 def _favoured(row: Mapping[str, Any]) -> Cell:
-    return Cell(row["verdict"] or UNKNOWN, why="" if row["verdict"] else f"needs {MINED}")
+    return Cell(row["verdict"] or NO_VALUE, why="" if row["verdict"] else f"needs {MINED}")
 
 
 def _content(run: Run, rows: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -43,7 +43,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Warned:
+class RunWarning:
     """A warning of the audit, the pair set that it is about, and the students that train on that."""
 
     text: str
@@ -115,7 +115,7 @@ class Run:
         """How many cases of the pool were looked at, and the counted reasons of those without a pair."""
         return read_json(self.pairs / f"{name}.drops.json")
 
-    def audited(self, file: str, table: schema.Table) -> pl.DataFrame:
+    def audited(self, file: str, table: schema.TableSchema) -> pl.DataFrame:
         """A table of the audit, without the ends of intervals where its verdicts do not believe them either."""
         found = read_table(self.audit / f"{file}.parquet", table)
         if self.patients >= LEAST:
@@ -136,9 +136,9 @@ class Run:
         return read_json(self.audit / "summary.json")
 
     @cached_property
-    def warnings(self) -> list[Warned]:
+    def warnings(self) -> list[RunWarning]:
         """What the audit warns of, in its order."""
-        return [Warned(w["text"], w["pairs"], self.trained_on(w["pairs"])) for w in self.summary["warnings"]]
+        return [RunWarning(w["text"], w["pairs"], self.trained_on(w["pairs"])) for w in self.summary["warnings"]]
 
     def trained_on(self, pairs: str | None) -> tuple[str, ...]:
         """Students that train on a pair set."""

@@ -12,28 +12,28 @@ from torch import Tensor, nn
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.measures.overlap import dice_of, overlaps_to
+from pipeline.measures.overlap import dice_from_counts, overlaps_to
 from pipeline.segmenter.knobs import Optimisation
 from pipeline.segmenter.sliding import bands
 from pipeline.segmenter.weights import predicted_classes
 from pipeline.store.cases import Values, Where
 
 State = dict[str, Tensor]
-Row = dict[str, float | None]
+HistoryRow = dict[str, float | None]
 
 MOST_LATE = 5
 """Most checkpoints kept of the last fifth of the evaluations; their mean is the sustained result."""
 
 
 @dataclass
-class Trained:
+class TrainedWeights:
     """What a training leaves: weights by role and the history, one row per evaluation."""
 
     best: State
     last: State
     late: dict[int, State]  # step -> weights, of the last fifth of the evaluations, at most MOST_LATE
     snapshots: dict[int, State]
-    history: list[Row] = field(default_factory=list)
+    history: list[HistoryRow] = field(default_factory=list)
     best_step: int = 0
     stopped: str | None = None  # why a training without labels ended before its last step
 
@@ -84,7 +84,7 @@ def validation_dice(
             overlaps_to(truth[where], found[None], classes)
             for where, found in predicted_labels(network, image, window, compute)
         ]
-        return dice_of(np.sum(counts, axis=0))[0]
+        return dice_from_counts(np.sum(counts, axis=0))[0]
 
     return float(np.mean([dice(image, truth) for image, truth in zip(images, truths, strict=True)]))
 
@@ -104,14 +104,14 @@ def _copy(network: nn.Module) -> State:
 
 def optimise(
     network: nn.Module,
-    step_loss: Callable[[int], tuple[Tensor, Row]],
-    evaluate: Callable[[nn.Module], Row],
+    step_loss: Callable[[int], tuple[Tensor, HistoryRow]],
+    evaluate: Callable[[nn.Module], HistoryRow],
     knobs: Optimisation,
     train_mode: bool,
     snapshot_every: int = 0,
     average: Average | None = None,
-    stop: Callable[[Row], str | None] = lambda row: None,
-) -> Trained:
+    stop: Callable[[HistoryRow], str | None] = lambda row: None,
+) -> TrainedWeights:
     """Train the network in place.
 
     `step_loss(step)` gives the loss to minimise and numbers for the history, which are averaged between evaluations;
@@ -121,7 +121,7 @@ def optimise(
     reason to end there, or None; the weights of that row are not kept, since they are what it objects to.
     """
     optimiser = torch.optim.AdamW(network.parameters(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay)
-    trained = Trained({}, {}, {}, {})
+    trained = TrainedWeights({}, {}, {}, {})
     sums: dict[str, list[float]] = {}
     best = -1.0
     waited = 0
@@ -130,7 +130,7 @@ def optimise(
         nonlocal best, waited, sums
         network.eval()
         current = network if average is None else average.network
-        row: Row = {"step": step, **{name: float(np.mean(values)) for name, values in sums.items()}}
+        row: HistoryRow = {"step": step, **{name: float(np.mean(values)) for name, values in sums.items()}}
         row |= evaluate(current)
         sums = {}
         trained.history.append(row)
@@ -188,7 +188,7 @@ def _keep_newest(states: dict[int, State], count: int) -> None:
 
 
 def interpolated(
-    trained: Trained, start: nn.Module, shares: Sequence[float], value: Callable[[nn.Module], float]
+    trained: TrainedWeights, start: nn.Module, shares: Sequence[float], value: Callable[[nn.Module], float]
 ) -> float:
     """Replace all kept weights w by `start + share * (w - start)`, with the share whose last weights have the highest
     `value`; of equal shares the smallest. Returns the share (Wortsman et al. 2022, WiSE-FT)."""

@@ -19,7 +19,7 @@ FORMATS = {"torch.export": ".pt2", "torchscript": ".ts"}
 """Formats of a program, and the suffix of their files in a folder of models."""
 
 
-class Program(nn.Module):
+class ProgramNetwork(nn.Module):
     """Logits of a program. It has no layers to drop, hook or train."""
 
     def __init__(self, run: Callable[[Tensor], Any]) -> None:
@@ -54,7 +54,7 @@ def format_of(path: Path) -> str:
     )
 
 
-def load_program(path: Path, device: str) -> Program:
+def load_program(path: Path, device: str) -> ProgramNetwork:
     """The program of a file, on a device. This runs the file's own code: both formats unpickle.
 
     `torch.export.load` unpickles constants and custom objects (its documentation: never load data from an untrusted
@@ -65,13 +65,13 @@ def load_program(path: Path, device: str) -> Program:
     kind = format_of(path)
     try:
         if kind == "torchscript":
-            return Program(torch.jit.load(str(path), map_location=device).eval())
+            return ProgramNetwork(torch.jit.load(str(path), map_location=device).eval())
         exported = torch.export.load(path)
         if device != "cpu":
             from torch.export.passes import move_to_device_pass
 
             exported = move_to_device_pass(exported, device)
-        return Program(exported.module())
+        return ProgramNetwork(exported.module())
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"{path}: this torch ({torch.__version__}) cannot read the program: {reason}") from error

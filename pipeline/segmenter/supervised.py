@@ -14,7 +14,7 @@ from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.batches import LabelledBatches
 from pipeline.segmenter.heads import all_heads
 from pipeline.segmenter.knobs import Consistency, Network, Optimisation
-from pipeline.segmenter.loop import Average, Trained, optimise, validation_dice
+from pipeline.segmenter.loop import Average, TrainedWeights, optimise, validation_dice
 from pipeline.segmenter.losses import consistency, deep_dice_ce, ramp_up
 from pipeline.segmenter.weights import load_weights
 from pipeline.store.cases import Case, CaseStore
@@ -38,7 +38,7 @@ def train_supervised(
     start: Path | None = None,
     snapshots: int = 0,
     mean_teacher: Consistency | None = None,
-) -> Trained:
+) -> TrainedWeights:
     """DiceCE on labelled cases with augmentation, early stopping on validation; from `start` or from new weights.
 
     With `mean_teacher`, images of the pool are learnt from too, and the weights are those of the moving average.

@@ -11,13 +11,13 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from pipeline.store import schema
-from pipeline.store.schema import Array
+from pipeline.store.schema import ArraySchema
 
 if TYPE_CHECKING:
     import zarr
 
 
-def _layout(array: Array, shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _layout(array: ArraySchema, shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Chunk shape, one case deep (many for the small matrices), and the shape of whole chunks that hold a case."""
     if array is schema.DISAGREEMENT:
         chunk = [1, *shape[1:]]
@@ -55,7 +55,9 @@ class Slabs:
         return cls(axis, edge * max(1, schema.SLAB_BYTES // thin))
 
 
-def create_array(folder: Path, array: Array, shape: Sequence[int], cases: int, slabs: Slabs | None = None) -> None:
+def create_array(
+    folder: Path, array: ArraySchema, shape: Sequence[int], cases: int, slabs: Slabs | None = None
+) -> None:
     """Create an empty array whose shards hold `cases` cases, or one slab; until a shard is written it reads as fill."""
     import zarr
     from zarr.codecs import BloscCodec
@@ -88,7 +90,7 @@ def shard_cases(array: zarr.Array) -> int:
     return array.shards[0]
 
 
-def open_array(folder: Path, array: Array, mode: str = "r") -> zarr.Array:
+def open_array(folder: Path, array: ArraySchema, mode: str = "r") -> zarr.Array:
     """Open an array of the contract, after checking its name and version."""
     import zarr
 

@@ -21,7 +21,7 @@ ROW_GROUP = 131_072
 
 
 @dataclass(frozen=True)
-class Table:
+class TableSchema:
     """A Parquet table: what one row is, its key (also the sort order) and its columns.
 
     `optional` columns may be null; all others may not.
@@ -38,7 +38,7 @@ _TEXT, _INT, _COUNT, _REAL, _FLAG = pl.String(), pl.Int32(), pl.Int64(), pl.Floa
 _INTS, _REALS, _TEXTS = pl.List(pl.Int32()), pl.List(pl.Float64()), pl.List(pl.String())
 _SPLIT = pl.Enum(SPLITS)
 
-CASES = Table(
+CASES = TableSchema(
     "cases",
     "a case",
     ("case_id",),
@@ -61,7 +61,7 @@ CASES = Table(
     frozenset({"spacing_mm", "original_spacing_mm", "affine", "orientation", "site"}),
 )
 
-PROPOSALS = Table(
+PROPOSALS = TableSchema(
     "proposals",
     "a proposal",
     ("case_id", "proposal"),
@@ -77,7 +77,7 @@ PROPOSALS = Table(
     frozenset({"duplicate_of"}),
 )
 
-SCORES = Table(
+SCORES = TableSchema(
     "scores",
     "a proposal seen by one judge",
     ("case_id", "proposal"),
@@ -86,7 +86,7 @@ SCORES = Table(
 )
 
 
-def panel(judges: Iterable[str]) -> Table:
+def panel(judges: Iterable[str]) -> TableSchema:
     """The panel's schema for these judges: one `score_NAME` column per judge and consensus entry."""
     columns = {
         "case_id": _TEXT,
@@ -103,10 +103,10 @@ def panel(judges: Iterable[str]) -> Table:
         "true_dice": _REAL,  # validation only; never read by mining
     }
     optional = {"duplicate_of", "true_dice", *(name for name in columns if name.startswith("score_"))}
-    return Table("panel", "a proposal seen by all judges", ("case_id", "proposal"), columns, frozenset(optional))
+    return TableSchema("panel", "a proposal seen by all judges", ("case_id", "proposal"), columns, frozenset(optional))
 
 
-PAIRS = Table(
+PAIRS = TableSchema(
     "pairs",
     "a preference",
     ("case_id", "chosen", "rejected"),
@@ -128,7 +128,7 @@ PAIRS = Table(
     frozenset({"p_correct"}),
 )
 
-EVALUATION = Table(
+EVALUATION = TableSchema(
     "evaluation",
     "a test case and class",
     ("case_id", "class"),
@@ -181,7 +181,7 @@ _OF_PAIRS = (
     "volume_bias",
 )
 
-AUDIT_JUDGES = Table(
+AUDIT_JUDGES = TableSchema(
     "audit_judges",
     "a judge on validation cases",
     ("judge",),
@@ -196,7 +196,7 @@ AUDIT_JUDGES = Table(
     frozenset({f"{measure}{end}" for measure in _OF_JUDGES for end in _ENDS} | {"fixed_sampler"}),
 )
 
-AUDIT_PAIRS = Table(
+AUDIT_PAIRS = TableSchema(
     "audit_pairs",
     "a pair set tried on validation cases",
     ("pairs",),
@@ -211,7 +211,7 @@ AUDIT_PAIRS = Table(
     frozenset({f"{measure}{end}" for measure in _OF_PAIRS for end in _ENDS} | {"verdict"}),
 )
 
-AUDIT_STRATEGIES = Table(
+AUDIT_STRATEGIES = TableSchema(
     "audit_strategies",
     "a judge and a standard strategy tried on validation cases",
     ("judge", "strategy"),
@@ -225,7 +225,7 @@ AUDIT_STRATEGIES = Table(
     frozenset({f"{measure}{end}" for measure in _OF_PAIRS for end in _ENDS} | {"verdict"}),
 )
 
-AUDIT_BINS = Table(
+AUDIT_BINS = TableSchema(
     "audit_bins",
     "pairs of proposals of one validation case that are alike in size of gap or of disagreement",
     ("judge", "by", "bin"),
@@ -241,7 +241,7 @@ AUDIT_BINS = Table(
     frozenset({f"accuracy{end}" for end in _ENDS}),
 )
 
-CALIBRATION = Table(
+CALIBRATION = TableSchema(
     "calibration",
     "a knot of the curve from margin to P(the order is right)",
     ("pairs", "knot"),
@@ -255,7 +255,7 @@ CALIBRATION = Table(
     },
 )
 
-RELIABILITY = Table(
+RELIABILITY = TableSchema(
     "reliability",
     "a bin of P(the order is right), predicted for validation pairs that were held out of the fit",
     ("pairs", "bin"),
@@ -287,7 +287,7 @@ TABLES = (
 
 
 @dataclass(frozen=True)
-class Array:
+class ArraySchema:
     """A sharded Zarr v3 array: first axis the case, last axes space, padded to the largest case."""
 
     name: str
@@ -296,16 +296,16 @@ class Array:
     fill: int | float
 
 
-IMAGES = Array("images", "float32", ("case", "channel", "*space"), 0.0)
-LABELS = Array("labels", "uint8", ("case", "*space"), UNKNOWN)
-TRUTH = Array("truth", "uint8", ("case", "*space"), UNKNOWN)
+IMAGES = ArraySchema("images", "float32", ("case", "channel", "*space"), 0.0)
+LABELS = ArraySchema("labels", "uint8", ("case", "*space"), UNKNOWN)
+TRUTH = ArraySchema("truth", "uint8", ("case", "*space"), UNKNOWN)
 """Labels on the source's grid; written only where the working grid is another one, for metrics on the source's grid."""
-MASKS = Array("masks", "uint8", ("case", "proposal", "*space"), UNKNOWN)
-PROBABILITY = Array("probability", "uint8", ("case", "class", "*space"), 0)
+MASKS = ArraySchema("masks", "uint8", ("case", "proposal", "*space"), UNKNOWN)
+PROBABILITY = ArraySchema("probability", "uint8", ("case", "class", "*space"), 0)
 """Mean probability times 255, rounded."""
-DISAGREEMENT = Array("disagreement", "uint32", ("case", "proposal", "proposal"), 0)
+DISAGREEMENT = ArraySchema("disagreement", "uint32", ("case", "proposal", "proposal"), 0)
 """Voxels on which two proposals differ; voxels that are 255 in either do not count."""
-ERROR = Array("error", "uint8", ("case", "proposal", "*space"), UNKNOWN)
+ERROR = ArraySchema("error", "uint8", ("case", "proposal", "*space"), UNKNOWN)
 """Probability that a voxel of a proposal is wrong, as a learned judge sees it, times 254, rounded."""
 
 ARRAYS = (IMAGES, LABELS, TRUTH, MASKS, PROBABILITY, DISAGREEMENT, ERROR)

@@ -8,10 +8,10 @@ import polars as pl
 
 from pipeline.errors import BadInput
 from pipeline.store import schema
-from pipeline.store.schema import Table
+from pipeline.store.schema import TableSchema
 
 
-def write_table(frame: pl.DataFrame, table: Table, path: Path, made_by: object) -> None:
+def write_table(frame: pl.DataFrame, table: TableSchema, path: Path, made_by: object) -> None:
     """Write a table of the contract: checked, sorted by key, byte-stable, renamed into place when complete.
 
     `made_by` is kept as its `repr` in the file's metadata. Raises `BadInput` for missing columns, nulls where the
@@ -42,7 +42,7 @@ def write_table(frame: pl.DataFrame, table: Table, path: Path, made_by: object) 
     partial.replace(path)
 
 
-def scan_table(path: Path, table: Table) -> pl.LazyFrame:
+def scan_table(path: Path, table: TableSchema) -> pl.LazyFrame:
     """Lazy table of the contract, after checking the file's schema name, version and columns."""
     if not path.is_file():
         raise BadInput(f"{path}: no such table; run the stage that writes it with `dvc repro`")
@@ -60,7 +60,7 @@ def scan_table(path: Path, table: Table) -> pl.LazyFrame:
     return pl.scan_parquet(path)
 
 
-def read_table(path: Path, table: Table) -> pl.DataFrame:
+def read_table(path: Path, table: TableSchema) -> pl.DataFrame:
     """Table of the contract, in key order."""
     return scan_table(path, table).select(list(table.columns)).collect()
 

@@ -12,7 +12,7 @@ from pipeline.errors import BadInput
 from pipeline.measures.overlap import dice_to
 from pipeline.seeding import seed_of
 from pipeline.segmenter.augmentation import Augmentation
-from pipeline.segmenter.loop import Trained
+from pipeline.segmenter.loop import TrainedWeights
 from pipeline.segmenter.sliding import predict
 from pipeline.segmenter.supervised import train_supervised
 from pipeline.segmenter.weights import Model, labels, probability, shifted
@@ -31,7 +31,7 @@ def retrained(
     augmentation: Augmentation,
     compute: Compute,
     seed: int,
-) -> Trained:
+) -> TrainedWeights:
     """The base trained on with the truth of another split; raises `BadInput` where a case of it has no label."""
     further = cases.split(objective.split)
     without = [case.case_id for case in further if not case.has_label]

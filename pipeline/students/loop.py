@@ -16,7 +16,7 @@ from pipeline.seeding import numpy_generator, seed_of
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.batches import LabelledBatches
 from pipeline.segmenter.heads import all_heads
-from pipeline.segmenter.loop import Average, Trained, interpolated, optimise, validation_dice
+from pipeline.segmenter.loop import Average, TrainedWeights, interpolated, optimise, validation_dice
 from pipeline.segmenter.losses import deep_dice_ce, soft_cross_entropy
 from pipeline.segmenter.weights import Model
 from pipeline.store import schema
@@ -25,7 +25,7 @@ from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_table
 from pipeline.students.objectives.mapo import Mapo
 from pipeline.students.objectives.mapo_pairs import OnlinePairs
-from pipeline.students.objectives.objective import LabelledBatch, PoolBatch, Row
+from pipeline.students.objectives.objective import HistoryRow, LabelledBatch, PoolBatch
 from pipeline.students.pool_batches import PoolBatches, drift, kl_outside
 from pipeline.students.student import Student, Training
 from pipeline.students.watching import PROBE, moved_on_disagreement, stop_rule, validation_measures, watched
@@ -42,7 +42,7 @@ def train_on_pool(
     augmentation: Augmentation,
     compute: Compute,
     seed: int,
-) -> tuple[Trained, dict[str, Any]]:
+) -> tuple[TrainedWeights, dict[str, Any]]:
     """Weights and history of a student, and numbers for its record; the base is where it starts and its reference.
 
     Raises `BadInput` where the pair set has no pairs, or no calibration, but the objective needs it.
@@ -112,7 +112,7 @@ def train_on_pool(
     elif pool is not None:
         bound = objective.bind(pool.statistics())
 
-    def step_loss(step: int) -> tuple[Tensor, Row]:
+    def step_loss(step: int) -> tuple[Tensor, HistoryRow]:
         if online is not None and step > 1:
             online.follow()
         if pool is None or draws is None:
@@ -160,8 +160,8 @@ def train_on_pool(
     def dice_of(network: nn.Module) -> float:
         return validation_dice(network, images, truths, architecture.window, architecture.classes, compute)
 
-    def evaluate(network: nn.Module) -> Row:
-        row: Row = {}
+    def evaluate(network: nn.Module) -> HistoryRow:
+        row: HistoryRow = {}
         if last:
             batch = last.pop("batch")
             with torch.no_grad():

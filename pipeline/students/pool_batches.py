@@ -22,14 +22,14 @@ from pipeline.segmenter.weights import Architecture
 from pipeline.store import schema
 from pipeline.store.cases import Case, CaseStore, Where, fits
 from pipeline.store.proposals import ProposalStore
-from pipeline.students.objectives.objective import PairStatistics, PoolBatch, Row
+from pipeline.students.objectives.objective import HistoryRow, PairStatistics, PoolBatch
 from pipeline.students.pair_terms import disagreement_region, kl_to_reference
 from pipeline.students.student import Training
 
-ERROR = (0.02, 0.45)
+ERROR_RANGE = (0.02, 0.45)
 """Bounds of error probabilities: no pair is trusted fully, and none is turned around."""
 
-Drawn = list[tuple[Case, tuple[int, ...]]]
+CasesAndFlips = list[tuple[Case, tuple[int, ...]]]
 """The cases of a step, each with its flips."""
 
 
@@ -99,7 +99,7 @@ class PoolBatches:
                 voxels += [masks[0].numel()] * half
         return PairStatistics(np.array(size, np.int64), np.array(voxels, np.int64), self.architecture.dimensions)
 
-    def draws(self) -> Iterator[Drawn]:
+    def draws(self) -> Iterator[CasesAndFlips]:
         """Cases and flips of each step: shuffled rounds over the pool."""
         generator = numpy_generator(self.seed, "pool")
 
@@ -115,7 +115,7 @@ class PoolBatches:
 
     def batch(
         self,
-        drawn: Drawn,
+        drawn: CasesAndFlips,
         policy: nn.Module,
         crops: np.random.Generator,
         teacher: Average | None = None,
@@ -166,7 +166,7 @@ class PoolBatches:
             torch.stack(known).to(device),
             torch.stack(probability).to(device) if self.probability else None,
             None if teacher is None else teacher.logits(clean, self.compute),
-            torch.tensor(e, dtype=torch.float32, device=device).clamp(*ERROR) if self.calibrated else None,
+            torch.tensor(e, dtype=torch.float32, device=device).clamp(*ERROR_RANGE) if self.calibrated else None,
             torch.cat(errors).to(device) if self.votes else None,
             self.classes,
             progress,
@@ -207,7 +207,7 @@ class PoolBatches:
     def _errors(self, case: Case, where: Where | None) -> Tensor:
         """f32 `[pair, *space]`: among the votes for chosen's or rejected's class at a voxel, the share for rejected's.
 
-        Votes are those of all proposals, each distinct mask once; clipped to `ERROR`.
+        Votes are those of all proposals, each distinct mask once; clipped to `ERROR_RANGE`.
         """
 
         def count() -> Tensor:
@@ -217,7 +217,7 @@ class PoolBatches:
             shares = []
             for chosen, rejected in zip(masks[:half], masks[half:], strict=True):
                 right, wrong = (every == chosen).sum(0), (every == rejected).sum(0)
-                shares.append((wrong / (right + wrong).clamp(min=1)).clamp(*ERROR))
+                shares.append((wrong / (right + wrong).clamp(min=1)).clamp(*ERROR_RANGE))
             return torch.stack(shares)
 
         return self._kept("errors", case, where, count)
@@ -275,13 +275,13 @@ def kl_outside(batch: PoolBatch) -> Tensor:
     return (kl * outside).sum() / outside.sum().clamp(min=1)
 
 
-def drift(batch: PoolBatch) -> Row:
+def drift(batch: PoolBatch) -> HistoryRow:
     """KL to the reference inside and outside the union of D (null without D), and foreground volume ratio."""
     with torch.no_grad():
         logits = batch.logits.detach()
         kl = kl_to_reference(logits, batch.reference)
         union, outside = regions(batch)
-        row: Row = {
+        row: HistoryRow = {
             "kl_inside": float((kl * union).sum() / union.sum()) if union.any() else None,
             "kl_outside": float((kl * outside).sum() / outside.sum().clamp(min=1)),
         }

@@ -11,7 +11,7 @@ import torch
 from pipeline.compute import Compute
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.knobs import RECORD
-from pipeline.segmenter.loop import State, Trained
+from pipeline.segmenter.loop import State, TrainedWeights
 from pipeline.segmenter.program import copy_program
 from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.weights import Model, save_weights
@@ -22,7 +22,7 @@ from pipeline.students.baselines import picked_slot, retrained, tuned_offsets
 from pipeline.students.loop import train_on_pool
 from pipeline.students.objectives import Objective
 from pipeline.students.objectives.full import Full
-from pipeline.students.objectives.objective import Row
+from pipeline.students.objectives.objective import HistoryRow
 from pipeline.students.objectives.proposal import Proposal
 from pipeline.students.objectives.threshold import TunedThreshold
 from pipeline.students.objectives.validation_labels import ValidationLabels
@@ -127,11 +127,11 @@ def learned_splits(objective: Objective) -> tuple[str, ...]:
     )
 
 
-def _untrained(state: State, validation_dice: float) -> Trained:
-    return Trained(state, state, {0: state}, {}, [{"step": 0, "validation_dice": validation_dice}])
+def _untrained(state: State, validation_dice: float) -> TrainedWeights:
+    return TrainedWeights(state, state, {0: state}, {}, [{"step": 0, "validation_dice": validation_dice}])
 
 
-def _history(rows: list[Row]) -> pl.DataFrame:
+def _history(rows: list[HistoryRow]) -> pl.DataFrame:
     further = sorted({name for row in rows for name in row} - set(HISTORY))
     columns = {name: [row.get(name) for row in rows] for name in (*HISTORY, *further)}
     types = {name: pl.Int64() if name == "step" else pl.Float64() for name in columns}

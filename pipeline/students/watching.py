@@ -16,7 +16,7 @@ from pipeline.seeding import numpy_generator
 from pipeline.segmenter.loop import predicted_labels, validation_dice
 from pipeline.store.cases import Values, fits
 from pipeline.store.schema import UNKNOWN
-from pipeline.students.objectives.objective import Row
+from pipeline.students.objectives.objective import HistoryRow
 from pipeline.students.pair_terms import disagreement_region
 from pipeline.students.pool_batches import PoolBatches, drift
 from pipeline.students.student import Stopping
@@ -33,7 +33,7 @@ def validation_measures(
     window: Sequence[int],
     classes: int,
     compute: Compute,
-) -> Row:
+) -> HistoryRow:
     """Means over cases and foreground classes, on the working grid: `validation_dice`, and `validation_assd` in mm, or
     in voxels where the spacing is unknown; null where cases of both kinds meet, and where a case is larger than the
     window, whose surfaces would have to be held whole."""
@@ -54,7 +54,7 @@ def validation_measures(
     return {"validation_dice": float(np.mean(dice)), "validation_assd": float(np.mean(assd)) if one_unit else None}
 
 
-def watched(pool: PoolBatches, network: nn.Module, bound: Any) -> Row:
+def watched(pool: PoolBatches, network: nn.Module, bound: Any) -> HistoryRow:
     """What label-free stopping looks at: means over held-out images, unflipped, of drift and of reward accuracy."""
     sums: dict[str, list[float]] = {}
     crops = numpy_generator(pool.seed, "watched")
@@ -74,7 +74,7 @@ def stop_rule(stopping: Stopping | None) -> Any:
     """A function of a history row that gives the reason to stop, or None; it remembers the best reward accuracy."""
     best, waited = -1.0, 0
 
-    def rule(row: Row) -> str | None:
+    def rule(row: HistoryRow) -> str | None:
         nonlocal best, waited
         if stopping is None:
             return None

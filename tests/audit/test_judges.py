@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.audit.judges import Sizes, audit_bins, audit_judge, judged
+from pipeline.audit.judges import Sizes, audit_bins, audit_judge, validation_scores
 from pipeline.errors import BadInput
 from pipeline.store import schema
 from tests.fixtures.auditing import Scores, approx_row, hold_their_means, stores
@@ -21,7 +21,7 @@ SCORES: Scores = ([0.5, 0.9, 0.1], [0.1, 0.5, 0.9], [0.5, 0.9, 0.9], [0.5, 0.9, 
 
 
 def audited(panel: pl.DataFrame, failure_below: float = 0.7) -> dict[str, Any]:
-    return audit_judge("j", judged(panel, ["j"]), 5, failure_below, 200, 0)
+    return audit_judge("j", validation_scores(panel, ["j"]), 5, failure_below, 200, 0)
 
 
 @pytest.fixture
@@ -102,16 +102,16 @@ def test_a_single_proposal_per_case_ranks_nothing_within(tmp_path):
     row = audited(panel)
     assert (row["cases"], row["lift"], row["fixed_sampler"]) == (0, None, None)
     approx_row(row, auroc=0.5, aurc=1 / 6)
-    assert len(audit_bins(judged(panel, ["j"]), proposals, Sizes([0.1], 2), 10, 0)) == 0
+    assert len(audit_bins(validation_scores(panel, ["j"]), proposals, Sizes([0.1], 2), 10, 0)) == 0
 
 
 def test_a_case_without_a_slot_is_refused(panel):
     with pytest.raises(BadInput, match=r"proposals 0 to 2 of every validation case, found 14 rows of 5 cases"):
-        judged(panel.filter((pl.col("case") != 1) | (pl.col("proposal") != 2)), ["j"])
+        validation_scores(panel.filter((pl.col("case") != 1) | (pl.col("proposal") != 2)), ["j"])
 
 
 def test_the_slots_have_the_names_of_their_samplers(panel):
-    assert judged(panel, []).slots == ["base", "s 1", "s 2"]
+    assert validation_scores(panel, []).slots == ["base", "s 1", "s 2"]
 
 
 # ---- bins ------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_bins_by_hand(tmp_path):
     The median |D| is 5: up to it 4, 2 and 4: 2 of 3; above 6, 6 and 10: 1 of 3.
     """
     cases, proposals = stores(tmp_path, JUDGED[:2])
-    known = judged(panel_of(cases, proposals, {"j": SCORES[:2]}), ["j"])
+    known = validation_scores(panel_of(cases, proposals, {"j": SCORES[:2]}), ["j"])
     found = audit_bins(known, proposals, Sizes([0.2, 0.3], 2), 300, 0)
     assert found.schema == schema.AUDIT_BINS.columns
     rows = found.select("judge", "by", "bin", "above", "up_to", "count", "accuracy").rows()
@@ -146,7 +146,9 @@ def test_duplicates_abstentions_and_equal_truth_are_in_no_bin(tmp_path):
     """c3 has a duplicate: of its three pairs one is left. 4 and 16 are equally wrong. The judge `k` scores one slot."""
     cases, proposals = stores(tmp_path, [JUDGED[3], [4, 16, 4]])
     scores: dict[str, Scores] = {"j": [[0.5, 0.9, 0.1], [0.1, 0.5, 0.9]], "k": [[0.5, N, N], [0.5, 0.6, 0.7]]}
-    found = audit_bins(judged(panel_of(cases, proposals, scores), ["j", "k"]), proposals, Sizes([0.1], 5), 10, 0)
+    found = audit_bins(
+        validation_scores(panel_of(cases, proposals, scores), ["j", "k"]), proposals, Sizes([0.1], 5), 10, 0
+    )
     assert found.select("judge", "by", "bin", "count", "accuracy").rows() == [
         ("j", "gap", 1, 1, 1.0),
         ("j", "disagreement", 0, 1, 1.0),
@@ -159,7 +161,7 @@ def test_the_bins_share_all_pairs(tmp_path):
     lengths = [generator.permutation(np.arange(1, 17))[:6].tolist() for _ in range(8)]
     cases, proposals = stores(tmp_path, lengths)
     panel = panel_of(cases, proposals, {"j": generator.random((8, 6)).tolist()})
-    known = judged(panel, ["j"])
+    known = validation_scores(panel, ["j"])
     found = audit_bins(known, proposals, Sizes([0.05, 0.1], 3), 50, 0)
     upper = np.triu(np.ones((6, 6), bool), 1)
     differ = sum(int((np.round(np.abs(d[:, None] - d), 12) > 0)[upper].sum()) for d in known.dice)

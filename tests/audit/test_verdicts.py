@@ -8,13 +8,13 @@ import polars as pl
 import pytest
 
 from pipeline.audit.verdicts import (
-    Warned,
+    AuditWarning,
     headroom_verdict,
     judge_verdict,
     noise_verdict,
     nothing_known,
-    percent,
-    points,
+    percent_text,
+    points_text,
     warnings,
 )
 from pipeline.store import schema
@@ -49,10 +49,10 @@ def verdict(*strategies: dict[str, Any], groups: int = 40, research: bool = Fals
 
 
 def test_numbers_with_their_intervals():
-    assert points(GOOD, "lift") == "+0.8 [+0.3, +1.3]"
-    assert points(ends("lift", 0.0123), "lift") == "+1.2"
-    assert points(ends("lift", None), "lift") == "unknown"
-    assert percent(tried(), "noise_rate") == "29 % [20, 38]"
+    assert points_text(GOOD, "lift") == "+0.8 [+0.3, +1.3]"
+    assert points_text(ends("lift", 0.0123), "lift") == "+1.2"
+    assert points_text(ends("lift", None), "lift") == "unknown"
+    assert percent_text(tried(), "noise_rate") == "29 % [20, 38]"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_whom_the_noise_favours(low, high, groups, said):
 CLEAN = ends("noise_rate", 0.2, 0.1, 0.3)
 
 
-def warned(judge: dict[str, Any], pairs: dict[str, Any], groups: int = 40, **notes: str | None) -> list[Warned]:
+def warned(judge: dict[str, Any], pairs: dict[str, Any], groups: int = 40, **notes: str | None) -> list[AuditWarning]:
     """One judge `j` and one pair set `p`, null but for what is given."""
     rows = (
         ({"judge": "j", "cases": 4, "abstained": 0.0}, judge, schema.AUDIT_JUDGES),
@@ -195,7 +195,7 @@ def warned(judge: dict[str, Any], pairs: dict[str, Any], groups: int = 40, **not
     return warnings(one, two, groups, notes)
 
 
-def of_p(text: str) -> Warned:
+def of_p(text: str) -> AuditWarning:
     return {"pairs": "p", "text": f"pair set 'p': {text}"}
 
 

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from pipeline.errors import BadInput
-from pipeline.exports.card import Finished, card_facts
+from pipeline.exports.card import FinishedRun, card_facts
 from pipeline.exports.card_text import card_text
 from pipeline.exports.predict import trained
 from pipeline.params import load_params
@@ -134,7 +134,7 @@ def test_what_is_not_known_is_said(tmp_path, record, learned):
 def test_groups_are_stated_where_a_case_has_one_of_another_name(tmp_path):
     assert facts(tmp_path)["data"]["groups_stated"]
     case_store(tmp_path / "cases", [disc((8, 8), 2.0)] * 2, ["labelled", "test"])
-    run = Finished(load_params(tmp_path / "params.yaml"), tmp_path / "cases", *(tmp_path / name for name in "pam"))
+    run = FinishedRun(load_params(tmp_path / "params.yaml"), tmp_path / "cases", *(tmp_path / name for name in "pam"))
     alone = card_facts("base", trained(tmp_path / "model"), run)
     assert not alone["data"]["groups_stated"]
     text = card_text(alone | {"metrics": METRICS | {"groups": 4}})
@@ -218,7 +218,7 @@ def test_the_folder_of_the_data_is_named_without_its_path(tmp_path):
     assert "\nRead as: test, folder `phantom.py`.\n" in card_text(facts(tmp_path))
     info = tmp_path / "cases/cases.json"
     write_json(info, json.loads(info.read_text()) | {"files": None})  # as of phantoms
-    run = Finished(load_params(tmp_path / "params.yaml"), tmp_path / "cases", *(tmp_path / name for name in "pamb"))
+    run = FinishedRun(load_params(tmp_path / "params.yaml"), tmp_path / "cases", *(tmp_path / name for name in "pamb"))
     assert "\nRead as: test.\n" in card_text(card_facts("base", trained(tmp_path / "model"), run))
 
 

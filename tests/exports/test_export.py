@@ -19,9 +19,9 @@ from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
 from pipeline.exports import export as model_export
-from pipeline.exports.card import CARD, FACTS, Finished
+from pipeline.exports.card import CARD, FACTS, FinishedRun
 from pipeline.exports.export import DESCRIPTION, PROGRAM, Format, export_model
-from pipeline.exports.predict import Trained, apply_model, trained
+from pipeline.exports.predict import ReadyModel, apply_model, trained
 from pipeline.params import load_params
 from pipeline.segmenter.imported.checkpoint import Checkpoint
 from pipeline.segmenter.seen import Seen
@@ -37,18 +37,18 @@ from tests.fixtures.trained import model_folder, textured, write_oblique
 ONE = Execution(scheduler="synchronous", workers=1, progress="none")
 
 
-def finished(folder: Path) -> Finished:
+def finished(folder: Path) -> FinishedRun:
     """A run that has cases and parameters, and is neither audited nor evaluated."""
     folder.mkdir(parents=True, exist_ok=True)
     splits = ["labelled", "labelled", "pool", "validation", "test", "test"]
     case_store(folder / "cases", [disc((8, 8), 2.0)] * 6, splits, groups=list("aabcde"))
     write_params(folder, TINY)
-    return Finished(
+    return FinishedRun(
         load_params(folder / "params.yaml"), folder / "cases", *(folder / n for n in ("p", "audit", "m", "base"))
     )
 
 
-def exported(folder: Path, model: Path, form: Format) -> tuple[Trained, Path]:
+def exported(folder: Path, model: Path, form: Format) -> tuple[ReadyModel, Path]:
     write_manifest(model, "a test")
     found = trained(model)
     export_model("rn_dpo", found, finished(folder), form, folder / "out")

@@ -22,10 +22,10 @@ from pipeline.cases.readers.nnunet import NnUNet
 from pipeline.cases.splits import Splits
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.evaluation.prediction import Weights
+from pipeline.evaluation.prediction import NetworkPrediction
 from pipeline.execution import Execution
 from pipeline.exports.bundle_script import images_of
-from pipeline.exports.predict import DONE, PROBABILITY, apply_model, trained
+from pipeline.exports.predict import DONE, PROBABILITY_FOLDER, apply_model, trained
 from pipeline.store.cases import CaseStore
 from stages.predict import main
 from tests.fixtures.trained import model_folder, textured, write_oblique
@@ -56,7 +56,7 @@ def write_png(path: Path, shape: tuple[int, ...], seed: int = 0) -> None:
 def evaluated(cases: CaseStore, model: Path) -> dict[str, np.ndarray]:
     """Masks that evaluation measures, by case."""
     found = trained(model)
-    weights = Weights(cases, found.model, Compute(), found.offsets)
+    weights = NetworkPrediction(cases, found.model, Compute(), found.offsets)
     return {case.case_id: weights(case) for case in cases.all}
 
 
@@ -104,8 +104,8 @@ def test_a_copy_in_another_orientation_gets_the_same_mask_in_its_own(tmp_path, c
     assert b.shape == turned.shape != a.shape or codes == "LPS"
     assert len(np.unique(np.asarray(a.dataobj))) == 3
     assert np.array_equal(np.asarray(a.as_reoriented(turn).dataobj), np.asarray(b.dataobj))
-    one: Any = nibabel.load(tmp_path / "out" / PROBABILITY / "a.nii")
-    two: Any = nibabel.load(tmp_path / "out" / PROBABILITY / "b.nii")
+    one: Any = nibabel.load(tmp_path / "out" / PROBABILITY_FOLDER / "a.nii")
+    two: Any = nibabel.load(tmp_path / "out" / PROBABILITY_FOLDER / "b.nii")
     assert one.shape == (*a.shape, 3)
     assert np.array_equal(np.asarray(one.as_reoriented(turn).dataobj), np.asarray(two.dataobj))
     assert np.array_equal(np.asarray(one.dataobj).argmax(-1), np.asarray(a.dataobj))
@@ -239,7 +239,7 @@ def test_stacks_and_their_spacing(tmp_path):
     assert apply(model, tmp_path / "images", tmp_path / "out", probabilities=True) == (1, 0)
     found = mask_of(tmp_path / "out/a.tif")
     assert (found.shape, found.dtype) == ((4, 9, 10), np.uint8)
-    with np.load(tmp_path / "out" / PROBABILITY / "a.npz") as arrays:
+    with np.load(tmp_path / "out" / PROBABILITY_FOLDER / "a.npz") as arrays:
         assert arrays["probability"].shape == (3, 4, 9, 10)
         assert np.array_equal(arrays["probability"].argmax(0), found)
     assert apply(model, tmp_path / "images", tmp_path / "out", probabilities=True) == (1, 1)
@@ -297,7 +297,7 @@ def test_a_slice_of_nifti_stays_one(tmp_path):
     apply(model, tmp_path / "a.nii", tmp_path / "out", probabilities=True)
     mask: Any = nibabel.load(tmp_path / "out/a.nii")
     assert mask.shape == (8, 10, 1)
-    assert nibabel.load(tmp_path / "out" / PROBABILITY / "a.nii").shape == (8, 10, 1, 3)
+    assert nibabel.load(tmp_path / "out" / PROBABILITY_FOLDER / "a.nii").shape == (8, 10, 1, 3)
 
 
 # ---- refused ----------------------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from scipy.stats import rankdata, spearmanr
 
 import pipeline.judges.consensus as module
 from pipeline.errors import BadInput
-from pipeline.judges.consensus import Consensus, check_consensus, with_consensus
+from pipeline.judges.consensus import JudgeConsensus, check_consensus, with_consensus
 from pipeline.measures.ranking import within_case_spearman
 
-KINDS = [get_args(kind.model_fields["kind"].annotation)[0] for kind in get_args(get_args(Consensus)[0])]
+KINDS = [get_args(kind.model_fields["kind"].annotation)[0] for kind in get_args(get_args(JudgeConsensus)[0])]
 EXAMPLES: dict[str, dict[str, Any]] = {"rank_mean": {}, "weighted": {}, "unanimous": {"max_spread": 0.5}}
 """Knobs with which each kind keeps the contract."""
 
@@ -27,7 +27,7 @@ Cases = Sequence[Sequence[float | None]]
 
 
 def entry(kind: str, judges: Sequence[str] = ("a", "b"), **knobs: Any) -> Any:
-    return TypeAdapter(Consensus).validate_python({"kind": kind, "judges": tuple(judges), **knobs})
+    return TypeAdapter(JudgeConsensus).validate_python({"kind": kind, "judges": tuple(judges), **knobs})
 
 
 def panel(

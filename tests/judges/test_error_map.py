@@ -16,10 +16,10 @@ from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
 from pipeline.judges.error_maps import as_steps, error_maps
-from pipeline.judges.judge import Evidence, Given
+from pipeline.judges.judge import Evidence, JudgeInputs
 from pipeline.judges.kinds import Judge
 from pipeline.judges.kinds.error_map import ErrorMapScores
-from pipeline.judges.learning.expected_dice import LEARNED, error_of, expected_dice
+from pipeline.judges.learning.expected_dice import NETWORKS_FILE, error_of, expected_dice
 from pipeline.judges.learning.truth_network import TruthNetwork, calibration_of, expected_dice_of, gap_weighted_accuracy
 from pipeline.judges.score import LabelFree, judge
 from pipeline.seeding import numpy_generator
@@ -176,9 +176,9 @@ def test_it_learns_what_a_vote_cannot_tell(tmp_path, stores, given_mask):
     cases, proposals, out_of_fold = stores
     optimisation = {"steps": 24, "learning_rate": 0.01, "evaluate_every": 12}
     knobs = knobs_of(given_mask=given_mask, optimisation=optimisation, networks=2)
-    at = Given(cases, proposals, out_of_fold, tmp_path, Compute(), 0)
+    at = JudgeInputs(cases, proposals, out_of_fold, tmp_path, Compute(), 0)
     scorer = knobs.ready(at)
-    networks = json.loads((at.models / LEARNED).read_text())["networks"]
+    networks = json.loads((at.models / NETWORKS_FILE).read_text())["networks"]
     for network in networks:
         assert network["mean_probability"]["pair_accuracy"] == 0, "a mask with the island is nearer to the mean"
         assert (network["measures"]["pair_accuracy"], network["measures"]["lift"]) == (1, pytest.approx(0.2))
@@ -201,7 +201,7 @@ def test_it_learns_what_a_vote_cannot_tell(tmp_path, stores, given_mask):
 def test_a_patient_is_judged_by_networks_that_have_not_seen_it(tmp_path, stores):
     """With two networks that hold out other patients, a labelled case has the score of its one network."""
     cases, proposals, out_of_fold = stores
-    scorer = knobs_of(networks=2).ready(Given(cases, proposals, out_of_fold, tmp_path, Compute(), 0))
+    scorer = knobs_of(networks=2).ready(JudgeInputs(cases, proposals, out_of_fold, tmp_path, Compute(), 0))
     for number, groups in enumerate(scorer.held_out):
         alone = replace(scorer, held_out=((),) * number + (groups,))
         for case in (case for case in cases.split("labelled") if case.group in groups):
@@ -211,9 +211,9 @@ def test_a_patient_is_judged_by_networks_that_have_not_seen_it(tmp_path, stores)
 
 def test_what_is_learned_is_not_learned_again(tmp_path, stores):
     cases, proposals, out_of_fold = stores
-    at = Given(cases, proposals, out_of_fold, tmp_path, Compute(), 0)
+    at = JudgeInputs(cases, proposals, out_of_fold, tmp_path, Compute(), 0)
     knobs_of(networks=2).ready(at)
-    files = [tmp_path / LEARNED, tmp_path / "network_0.safetensors", tmp_path / "network_1.safetensors"]
+    files = [tmp_path / NETWORKS_FILE, tmp_path / "network_0.safetensors", tmp_path / "network_1.safetensors"]
     content, times = [file.read_bytes() for file in files], [file.stat().st_mtime_ns for file in files]
     knobs_of(networks=2).ready(at)
     assert [file.stat().st_mtime_ns for file in files] == times
@@ -272,7 +272,7 @@ def test_maps_that_were_not_stored(tmp_path, stores):
 
 def test_too_few_patients(tmp_path, stores):
     cases, proposals, out_of_fold = stores
-    at = Given(cases, proposals, out_of_fold, tmp_path, Compute(), 0)
+    at = JudgeInputs(cases, proposals, out_of_fold, tmp_path, Compute(), 0)
     with pytest.raises(BadInput, match=r"labelled cases of at least 7 groups, .* found 6; label more or lower `netw"):
         knobs_of(networks=7).ready(at)
 

@@ -14,7 +14,7 @@ import pytest
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import Execution
-from pipeline.judges.judge import Evidence, Given, JudgeKnobs
+from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
 from pipeline.judges.kinds import Judge
 from pipeline.judges.score import LabelFree, judge
 from pipeline.seeding import numpy_generator
@@ -277,7 +277,7 @@ class Peeking(JudgeKnobs):
     split: str = "pool"
     when: str = "truth"
 
-    def ready(self, given: Given) -> Peeking:
+    def ready(self, given: JudgeInputs) -> Peeking:
         if self.when == "ready":
             case = given.cases.split(self.split)[0]
             given.cases.label(case)

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Given
+from pipeline.judges.judge import JudgeInputs
 from pipeline.judges.learning.mask_examples import (
     BANK,
     Example,
@@ -29,11 +29,11 @@ from tests.fixtures.builders import bars, case_store, no_proposals, proposal_sto
 from tests.fixtures.judging import noisy_labels
 
 
-def given_of(folder, splits: Sequence[str], masks: Sequence[np.ndarray]) -> Given:
+def given_of(folder, splits: Sequence[str], masks: Sequence[np.ndarray]) -> JudgeInputs:
     labels = noisy_labels(0, len(splits), masks[0].shape[1:], 2)
     cases = case_store(folder / "cases", labels, splits, groups=[f"g{row // 2}" for row in range(len(splits))])
     store = proposal_store(folder / "out_of_fold", masks) if len(masks) == len(splits) else no_proposals(folder / "o")
-    return Given(LabelFree(cases.folder), store, store, folder, Compute(), 0)
+    return JudgeInputs(LabelFree(cases.folder), store, store, folder, Compute(), 0)
 
 
 def test_examples_are_labelled_cases_with_their_distinct_proposals(tmp_path):

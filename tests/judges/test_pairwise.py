@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence
-from pipeline.judges.kinds.pairwise import LEARNED, Pairs, Pairwise, Seen, fitted, scaled
+from pipeline.judges.kinds.pairwise import WEIGHTS_FILE, LabelledFeatures, Pairs, Pairwise, fitted, scaled
 from pipeline.judges.learning.features import features
 from pipeline.seeding import numpy_generator
 from pipeline.store import schema
@@ -191,7 +191,7 @@ def test_a_score_is_the_mean_log_odds_against_the_siblings(tmp_path):
     """Of distinct masks: the second bar of 6 is no sibling of the first, and has its score."""
     at = edges(tmp_path, [10, 8, 6, 12], [[6, 9, 12, 6], [8, 5, 9, 11], [3, 6, 9, 7], [12, 9, 15, 11]])
     scorer = scorer_of(judge_of(), at)
-    seen = Seen.of(Evidence(at.cases, at.proposals, at.cases.all[0]), True)
+    seen = LabelledFeatures.of(Evidence(at.cases, at.proposals, at.cases.all[0]), True)
     worth = scaled(seen.matrix(scorer.names), scorer.spread) @ scorer.weight
     odds = {k: [worth[k] - worth[j] for j in range(3) if j != k] for k in range(3)}
     expected = [np.mean(odds[k]) for k in (0, 1, 2, 0)]
@@ -218,7 +218,7 @@ def test_it_learns_which_setting_is_best(tmp_path):
     scores = scores_of(judge_of(), at)
     assert scores.argmax() == 2
     assert scores.argmin() == 1
-    learned = json.loads(next((tmp_path / "models").rglob(LEARNED)).read_text())
+    learned = json.loads(next((tmp_path / "models").rglob(WEIGHTS_FILE)).read_text())
     assert learned["features"]["sampler s 2"]["weight"] > 0 > learned["features"]["sampler s 1"]["weight"]
 
 
@@ -228,7 +228,7 @@ def test_what_it_has_learned_can_be_read(tmp_path):
     guesses = [[6, 9, 12], [8, 5, 12], [6, 5, 9], [12, 9, 14], [7, 5, 4]]
     at = edges(tmp_path, [10, 8, 6, 12, 7], guesses, groups)
     scorer = scorer_of(judge_of(ridges=(0.1, 1.0)), at)
-    learned = json.loads(next((tmp_path / "models").rglob(LEARNED)).read_text())
+    learned = json.loads(next((tmp_path / "models").rglob(WEIGHTS_FILE)).read_text())
     assert (learned["cases"], learned["groups"], learned["pairs"]) == (4, 3, 12)
     assert [row["ridge"] for row in learned["left_out"]] == [1.0, 0.1]
     best = min(learned["left_out"], key=lambda row: row["log_loss"])
@@ -242,7 +242,7 @@ def test_what_it_has_learned_can_be_read(tmp_path):
 def test_with_one_group_there_is_nothing_to_choose_by(tmp_path):
     at = edges(tmp_path, [10, 8], [[6, 9, 12], [8, 5, 12]])
     scorer_of(judge_of(), at)
-    learned = json.loads(next((tmp_path / "models").rglob(LEARNED)).read_text())
+    learned = json.loads(next((tmp_path / "models").rglob(WEIGHTS_FILE)).read_text())
     assert (learned["ridge"], learned["left_out"]) == (max(judge_of().ridges), [])
 
 

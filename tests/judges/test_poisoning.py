@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from pipeline.compute import Compute
-from pipeline.judges.consensus import Consensus, RankMean, Unanimous, Weighted
+from pipeline.judges.consensus import JudgeConsensus, RankMean, Unanimous, Weighted
 from pipeline.judges.panel import build_panel
 from pipeline.judges.score import judge
 from pipeline.seeding import numpy_generator
@@ -110,7 +110,7 @@ def test_weighted_consensus_reads_validation_and_nothing_else(
     """In the panel, noise in pool and test changes nothing; in validation it changes the truth and the weights."""
     monkeypatch.chdir(tmp_path)
     named = ("agreement", "shape")
-    entries: dict[str, Consensus] = {
+    entries: dict[str, JudgeConsensus] = {
         "ranks": RankMean(kind="rank_mean", judges=named),
         "unanimous": Unanimous(kind="unanimous", judges=named, max_spread=0.5),
         "weighted": Weighted(kind="weighted", judges=named),

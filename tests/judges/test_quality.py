@@ -13,8 +13,8 @@ from torch import nn
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Evidence, Given
-from pipeline.judges.kinds.quality import REPORT, Quality, dice_of, ranking_loss, reliability, soft_pick
+from pipeline.judges.judge import Evidence, JudgeInputs
+from pipeline.judges.kinds.quality import REPORT, Quality, corrected_dice, ranking_loss, reliability, soft_pick
 from pipeline.judges.score import LabelFree
 from pipeline.seeding import numpy_generator
 from tests.fixtures.builders import case_store, no_proposals, proposal_store
@@ -54,20 +54,20 @@ def seen(mask: list[float], probability: list[float]) -> torch.Tensor:
 def test_predicted_dice_starts_at_the_soft_dice_of_mask_and_probability():
     """Overlap 3, volumes 4 and 5: (2 * 3 + 1) / (4 + 5 + 1) = 0.7; with 1 added to the logit, 1 / (1 + 3/7 e^-1)."""
     inputs = seen([1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0])
-    assert dice_of(Constant(0), inputs, 2, 1, Compute()).tolist() == [[pytest.approx(0.7)]]
-    assert dice_of(Constant(1), inputs, 2, 1, Compute()).item() == pytest.approx(1 / (1 + 3 / 7 * np.exp(-1)))
+    assert corrected_dice(Constant(0), inputs, 2, 1, Compute()).tolist() == [[pytest.approx(0.7)]]
+    assert corrected_dice(Constant(1), inputs, 2, 1, Compute()).item() == pytest.approx(1 / (1 + 3 / 7 * np.exp(-1)))
 
 
 def test_predicted_dice_of_nothing_is_nearly_one():
     """Neither has the class: 1, held back to 0.999 so that its logit is finite."""
-    assert dice_of(Constant(0), seen([0, 0], [0, 0]), 2, 1, Compute()).item() == pytest.approx(0.999)
+    assert corrected_dice(Constant(0), seen([0, 0], [0, 0]), 2, 1, Compute()).item() == pytest.approx(0.999)
 
 
 def test_shrinking_averages_voxels_for_the_network_alone():
     network, inputs = Constant(0), torch.zeros(1, 3, 2, 4)
     inputs[0, 1, :, :1], inputs[0, 2] = 1.0, 0.5
-    full = dice_of(Constant(0), inputs, 2, 1, Compute())
-    assert (dice_of(network, inputs, 2, 2, Compute()) == full).all()
+    full = corrected_dice(Constant(0), inputs, 2, 1, Compute())
+    assert (corrected_dice(network, inputs, 2, 2, Compute()) == full).all()
     assert network.shown[0, 1].tolist() == [[0.5, 0.0]]
 
 
@@ -127,9 +127,9 @@ def lesions(folder: Path, labelled: int, groups: list[str] | None = None, folds:
     return Scene(cases, proposals, folder, proposals if folds else no_proposals(folder / "none"))
 
 
-def given_of(at: Scene, folder: Path, seed: int = 0) -> Given:
+def given_of(at: Scene, folder: Path, seed: int = 0) -> JudgeInputs:
     folder.mkdir(exist_ok=True)
-    return Given(LabelFree(at.cases.folder), at.proposals, folds_of(at), folder, Compute(), seed)
+    return JudgeInputs(LabelFree(at.cases.folder), at.proposals, folds_of(at), folder, Compute(), seed)
 
 
 def test_it_learns_to_see_what_the_mean_probability_does_not(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence
-from pipeline.judges.kinds.table import Table
+from pipeline.judges.kinds.table import ScoreTable
 from pipeline.store.cases import CaseStore
 from pipeline.store.proposals import ProposalStore
 from tests.fixtures.builders import bars, case_store, proposal_store
@@ -46,7 +46,7 @@ def write_scores(at: Scene, *rows: str, header: str = "case_id,proposal,score") 
 
 
 def table_scores(at: Scene, **knobs: Any) -> list[list[float]]:
-    table = Table(kind="table", path=at.table, **knobs)
+    table = ScoreTable(kind="table", path=at.table, **knobs)
     scorer = table.ready(given(at.cases, at.proposals, at.table.parent))
     return [scorer.score(Evidence(at.cases, at.proposals, case)).tolist() for case in at.cases.all]
 

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.measures.intervals import (
     Interval,
+    bootstrap_interval,
     crossed_interval,
-    interval,
     resampled_interval,
     share_interval,
     tail,
@@ -19,9 +19,9 @@ from pipeline.seeding import numpy_generator
 
 def test_degenerate_intervals():
     """One patient with cases 1 and 2 has a mean and no spread; nothing at all has no mean."""
-    assert interval([1.0, 2.0], ["a", "a"], 100, 0) == Interval(1.5, None, None)
-    assert interval([], [], 100, 0) == Interval(None, None, None)
-    assert interval([3.0, 3.0], ["a", "b"], 100, 0) == Interval(3.0, 3.0, 3.0)
+    assert bootstrap_interval([1.0, 2.0], ["a", "a"], 100, 0) == Interval(1.5, None, None)
+    assert bootstrap_interval([], [], 100, 0) == Interval(None, None, None)
+    assert bootstrap_interval([3.0, 3.0], ["a", "b"], 100, 0) == Interval(3.0, 3.0, 3.0)
     assert weighted_interval([1.0], [4.0], ["a"], 100, 0) == Interval(0.25, None, None)
     assert weighted_interval([0.0, 0.0], [0.0, 0.0], ["a", "b"], 100, 0) == Interval(None, None, None)
     assert weighted_interval([], [], [], 100, 0) == Interval(None, None, None)
@@ -34,28 +34,28 @@ def test_a_share_that_is_nought_or_one_is_not_certain():
     assert share_interval([1.0] * 20, twenty, 100, 0) == pytest.approx((1, 0.83157, 1), abs=1e-5)
     assert share_interval([0.0] * 40, twenty * 2, 100, 0) == share_interval([0.0] * 20, twenty, 100, 0)
     mixed = [0.0] * 19 + [0.5]
-    assert share_interval(mixed, twenty, 100, 0) == interval(mixed, twenty, 100, 0)
+    assert share_interval(mixed, twenty, 100, 0) == bootstrap_interval(mixed, twenty, 100, 0)
     assert share_interval([0.0], ["a"], 100, 0) == Interval(0.0, None, None)
     assert share_interval([], [], 100, 0) == Interval(None, None, None)
 
 
 def test_mean_is_over_patients_and_not_over_cases():
     """Patient a with cases 0, 0, 0 and b with 1: 1/2, not 1/4."""
-    assert interval([0, 0, 0, 1], ["a", "a", "a", "b"], 500, 0) == Interval(0.5, 0.0, 1.0)
+    assert bootstrap_interval([0, 0, 0, 1], ["a", "a", "a", "b"], 500, 0) == Interval(0.5, 0.0, 1.0)
 
 
 def test_interval_is_seeded():
     values, groups = list(range(9)), list(range(9))
-    assert interval(values, groups, 200, 1) == interval(values, groups, 200, 1)
-    assert interval(values, groups, 200, 1) != interval(values, groups, 200, 2)
+    assert bootstrap_interval(values, groups, 200, 1) == bootstrap_interval(values, groups, 200, 1)
+    assert bootstrap_interval(values, groups, 200, 1) != bootstrap_interval(values, groups, 200, 2)
 
 
 def test_blocks_of_resamples_cover_all_draws(monkeypatch):
     """Memory is bounded by blocks, and their size does not show in the result."""
     values, groups = np.linspace(0, 1, 30), list(range(30))
-    whole = interval(values, groups, 500, 0)
+    whole = bootstrap_interval(values, groups, 500, 0)
     monkeypatch.setattr("pipeline.measures.intervals.BLOCK", 30 * 64)
-    assert interval(values, groups, 500, 0) == whole
+    assert bootstrap_interval(values, groups, 500, 0) == whole
 
 
 def test_ratio_of_sums():
@@ -97,7 +97,9 @@ def test_a_statistic_is_resampled_by_patient():
 def test_the_mean_as_a_statistic_is_that_of_interval():
     """With a case per patient both are means over the same draws."""
     values, groups = [0.1, 0.5, 0.2, 0.9, 0.3, 0.4], list("abcdef")
-    assert resampled_interval(mean_of(values), groups, 300, 3) == pytest.approx(interval(values, groups, 300, 3))
+    assert resampled_interval(mean_of(values), groups, 300, 3) == pytest.approx(
+        bootstrap_interval(values, groups, 300, 3)
+    )
 
 
 def test_draws_without_a_value_are_left_out():
@@ -141,13 +143,13 @@ def test_fewer_patients_are_further_out():
 
 def test_two_patients_give_all_that_they_can():
     """All of the resamples: .0, .5 and 1."""
-    assert interval([0, 1], ["a", "b"], 500, 0) == Interval(0.5, 0.0, 1.0)
+    assert bootstrap_interval([0, 1], ["a", "b"], 500, 0) == Interval(0.5, 0.0, 1.0)
 
 
 def test_ends_are_the_outer_fortieths():
     """Resampled means of 50 zeros and 50 ones are Binomial(100, 1/2) / 100: .0231 is what is left of 1/40 for 100
     patients; 1.8 % lie below .40 and 2.8 % up to it."""
-    found = interval(np.repeat([0, 1], 50), np.arange(100), 8000, 0)
+    found = bootstrap_interval(np.repeat([0, 1], 50), np.arange(100), 8000, 0)
     assert found == pytest.approx(Interval(0.5, 0.4, 0.6), abs=0.0101)
 
 
@@ -157,7 +159,7 @@ def test_interval_covers_the_known_mean():
     for repeat in range(100):
         generator = numpy_generator(repeat, "coverage")
         values = generator.standard_normal((40, 1)) + 0.3 * generator.standard_normal((40, 2))
-        _, low, high = interval(values.ravel(), np.repeat(np.arange(40), 2), 500, repeat)
+        _, low, high = bootstrap_interval(values.ravel(), np.repeat(np.arange(40), 2), 500, repeat)
         assert low is not None
         assert high is not None
         covered += low <= 0 <= high
@@ -169,7 +171,7 @@ def test_interval_of_few_patients_covers_the_known_mean():
     expanded = plain = 0
     for repeat in range(300):
         values = numpy_generator(repeat, "few").standard_normal(6)
-        _, low, high = interval(values, range(6), 300, repeat)
+        _, low, high = bootstrap_interval(values, range(6), 300, repeat)
         assert low is not None
         assert high is not None
         expanded += low <= 0 <= high
@@ -203,7 +205,7 @@ def test_patients_and_seeds_are_both_resampled():
     patients alone the means 1 and 5 of the patients would be the ends.
     """
     assert crossed_interval([[0, 4], [2, 6]], ["a", "b"], 4000, 0) == Interval(3.0, 0.0, 6.0)
-    assert interval([1, 5], ["a", "b"], 4000, 0) == Interval(3.0, 1.0, 5.0)
+    assert bootstrap_interval([1, 5], ["a", "b"], 4000, 0) == Interval(3.0, 1.0, 5.0)
 
 
 def test_patients_are_the_same_for_all_seeds_of_a_draw():
@@ -225,13 +227,13 @@ def test_without_spread_between_patients_seeds_remain():
 
 def test_one_seed_is_the_interval_over_patients():
     values, groups = [0.1, 0.5, 0.2, 0.9], ["a", "a", "b", "c"]
-    assert crossed_interval([values], groups, 500, 3) == interval(values, groups, 500, 3)
+    assert crossed_interval([values], groups, 500, 3) == bootstrap_interval(values, groups, 500, 3)
 
 
 def test_identical_seeds_add_nothing():
-    """Whatever seeds are drawn, they have the same values, and patients are drawn as `interval` draws them."""
+    """Whatever seeds are drawn, they have the same values, and `bootstrap_interval` draws the same patients."""
     values, groups = [0.1, 0.5, 0.2, 0.9], ["a", "a", "b", "c"]
-    assert crossed_interval([values] * 3, groups, 500, 3) == pytest.approx(interval(values, groups, 500, 3))
+    assert crossed_interval([values] * 3, groups, 500, 3) == pytest.approx(bootstrap_interval(values, groups, 500, 3))
 
 
 def test_mean_of_crossed_values_is_over_patients_and_not_over_cases():
@@ -269,7 +271,7 @@ def test_crossed_interval_covers_the_known_mean():
         assert low is not None
         assert high is not None
         crossed += low <= 0 <= high
-        _, low, high = interval(values.mean(0), np.arange(30), 500, repeat)
+        _, low, high = bootstrap_interval(values.mean(0), np.arange(30), 500, repeat)
         assert low is not None
         assert high is not None
         alone += low <= 0 <= high

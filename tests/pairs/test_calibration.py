@@ -13,16 +13,25 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.measures.folds import folds_by_group
-from pipeline.pairs.calibration import Calibration, Curve, Isotonic, Logistic, Tried, calibrate, curve_of, knots
+from pipeline.pairs.calibration import (
+    Calibration,
+    Curve,
+    Isotonic,
+    Logistic,
+    ValidationPairs,
+    calibrate,
+    curve_of,
+    knots,
+)
 from pipeline.store import schema
 
 KINDS = get_args(get_args(Calibration)[0])
 
 
-def tried(margin: Any, right: Any, case: Any = None, group: Any = None) -> Tried:
+def tried(margin: Any, right: Any, case: Any = None, group: Any = None) -> ValidationPairs:
     """Pairs each of a case, and of a group, of its own, unless said otherwise."""
     case = range(len(margin)) if case is None else case
-    return Tried(
+    return ValidationPairs(
         np.array(margin, np.float64),
         np.array(right, np.float64),
         np.array(case),
@@ -30,7 +39,7 @@ def tried(margin: Any, right: Any, case: Any = None, group: Any = None) -> Tried
     )
 
 
-def drawn(n: int, seed: int = 0) -> Tried:
+def drawn(n: int, seed: int = 0) -> ValidationPairs:
     """Margins of 0 to 1 whose order is right with probability sigmoid(3 margin - .2)."""
     generator = np.random.default_rng(seed)
     margin = generator.random(n)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.cases.grid import on_source_grid
 from pipeline.errors import BadInput
-from pipeline.judges.kinds.table import Table
+from pipeline.judges.kinds.table import ScoreTable
 from pipeline.measures.overlap import dice_to
 from pipeline.proposals.qc_files import SHEET, export_proposals
 from pipeline.store import schema
@@ -188,7 +188,7 @@ def test_the_sheet_comes_back_as_scores(tmp_path):
     assert sheet["mask"].n_unique() == 3, "both cases have the same three masks"
     assert sheet["sampler"].to_list() == ["base", "s", "s"] * 2
     sheet.with_columns(pl.Series("score", [0.0, 1.0, None, 10.0, 11.0, 12.0])).write_csv(path)
-    ready = Table(kind="table", path=path).ready(given(cases, proposals, tmp_path))
+    ready = ScoreTable(kind="table", path=path).ready(given(cases, proposals, tmp_path))
     assert ready.scores == {"c0": {0: 0.0, 1: 1.0}, "c1": {0: 10.0, 1: 11.0, 2: 12.0}}
 
 
@@ -200,7 +200,7 @@ def test_a_sheet_of_other_masks_is_refused(tmp_path):
     pl.read_csv(path).with_columns(score=pl.lit(0.5)).write_csv(path)
     cases, anew = stores(tmp_path / "new", [three((5, 5))[::-1]], classes=3)
     with pytest.raises(BadInput, match=r"case 'c0', proposal 0: the score is of another mask"):
-        Table(kind="table", path=path).ready(given(cases, anew, tmp_path))
+        ScoreTable(kind="table", path=path).ready(given(cases, anew, tmp_path))
 
 
 def test_an_image_keeps_its_orientation_against_the_source(tmp_path):

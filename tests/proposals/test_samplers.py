@@ -18,7 +18,7 @@ from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 from pipeline.measures.overlap import first_equal
 from pipeline.proposals.samplers import Sampler
-from pipeline.proposals.samplers.consensus import Consensus
+from pipeline.proposals.samplers.consensus import ConsensusSampler
 from pipeline.proposals.samplers.ensemble import Ensemble
 from pipeline.proposals.samplers.sampler import CaseModels, Draw, Loaded, Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
@@ -253,7 +253,7 @@ def test_consensus():
     """
     base = np.eye(3)[[0, 1, 2, 0, 1]].T
     case = given(base, masks=[[0, 1, 2, 1, 2], [1, 0, 1, 2, 1]])
-    majority, mean = Consensus(kind="consensus").draw("c", case)
+    majority, mean = ConsensusSampler(kind="consensus").draw("c", case)
     assert majority.mask.tolist() == [0, 1, 2, 0, 1]
     assert mean.mask.tolist() == [0, 1, 2, 0, 1]
     assert (majority.probability, mean.probability) == (None, None)
@@ -262,9 +262,9 @@ def test_consensus():
 def test_the_majority_and_the_mean_may_disagree():
     """Foreground .4, .4 and .9: two of three say 0, the mean .57 says 1."""
     case = given(*([[1 - p], [p]] for p in (0.4, 0.4, 0.9)))
-    majority, mean = Consensus(kind="consensus").draw("c", case)
+    majority, mean = ConsensusSampler(kind="consensus").draw("c", case)
     assert (majority.mask.item(), mean.mask.item()) == (0, 1)
-    (only,) = Consensus(kind="consensus", of=("mean",)).draw("c", case)
+    (only,) = ConsensusSampler(kind="consensus", of=("mean",)).draw("c", case)
     assert only.setting == "mean"
 
 
@@ -275,7 +275,7 @@ def test_a_consensus_of_masks_that_do_not_know_a_voxel():
     for mask in masks:
         values = np.array(mask, np.uint8)
         case.keep(Draw(values, "s", "1", torch.tensor(np.stack([values == 0, values == 1])).float()))
-    majority, mean = Consensus(kind="consensus").draw("c", case)
+    majority, mean = ConsensusSampler(kind="consensus").draw("c", case)
     assert majority.mask.tolist() == [1, 0, 255]
     assert mean.mask.tolist() == [1, 0, 255]
     assert case.mean_probability().tolist() == [[0, 1, 0], [1, 0, 0]]

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.report.audit_figures import Calibration, Distribution, accuracies, distributions, lifts, reliabilities
+from pipeline.report.audit_figures import (
+    CalibrationCurve,
+    Distribution,
+    accuracies,
+    distributions,
+    lifts,
+    reliabilities,
+)
 from pipeline.report.audit_measures import LIFT, OF_JUDGES, gaps
 from pipeline.report.blocks import Figure, Note, Section
 from pipeline.report.calibration import calibration
@@ -269,7 +276,7 @@ def test_bins_may_differ_between_judges_and_lack_their_accuracy() -> None:
 @pytest.mark.parametrize("mined", [[], [0.3], [0.2, 0.9]])
 def test_calibration_of_few_bins_knots_and_pairs(bins: int, mined: list[float]) -> None:
     p = np.linspace(0.5, 0.9, bins)
-    one = Calibration(None, "j", p, p, np.arange(1, bins + 1), np.array([0.1]), np.array([0.6]), np.array(mined))
+    one = CalibrationCurve(None, "j", p, p, np.arange(1, bins + 1), np.array([0.1]), np.array([0.6]), np.array(mined))
     assert reliabilities({"a $b$": one}, "alt", "caption").source.startswith(SVG)
 
 

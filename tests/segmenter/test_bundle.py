@@ -17,7 +17,7 @@ from pipeline.cases.readers.decathlon import Decathlon
 from pipeline.cases.splits import Splits
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.evaluation.prediction import Weights
+from pipeline.evaluation.prediction import NetworkPrediction
 from pipeline.execution import Execution
 from pipeline.segmenter.weights import Model
 from pipeline.store.cases import CaseStore
@@ -112,7 +112,7 @@ def test_a_bundle_predicts_as_in_monai(tmp_path, monkeypatch):
         theirs = parser.get_parsed_content("network_def").eval()
     bundle = write_bundle(tmp_path / "bundle", VOLUMES, theirs.state_dict())
     out = imported(tmp_path, cases, bundle, kind="bundle")
-    ours = Weights(cases, Model(out), Compute())
+    ours = NetworkPrediction(cases, Model(out), Compute())
     transform, inferer = (parser.get_parsed_content(name) for name in ("preprocessing", "inferer"))
     argmax = parser.get_parsed_content("postprocessing::transforms::2")
     masks = []

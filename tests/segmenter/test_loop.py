@@ -15,7 +15,7 @@ from pipeline.errors import BadInput
 from pipeline.measures.overlap import dice_to
 from pipeline.segmenter import sliding
 from pipeline.segmenter.knobs import Optimisation
-from pipeline.segmenter.loop import Average, Trained, interpolated, optimise, validation_dice
+from pipeline.segmenter.loop import Average, TrainedWeights, interpolated, optimise, validation_dice
 from pipeline.segmenter.sliding import predict
 from pipeline.segmenter.weights import labels
 from tests.fixtures.builders import case_store
@@ -36,7 +36,7 @@ def knobs(steps: int, every: int, **more: Any) -> Optimisation:
     return Optimisation(**{**plain, "steps": steps, "evaluate_every": every, **more})
 
 
-def train(curve: Sequence[float] | None, options: Optimisation, snapshot_every: int = 0) -> Trained:
+def train(curve: Sequence[float] | None, options: Optimisation, snapshot_every: int = 0) -> TrainedWeights:
     """Loss -w, a constant gradient of -1, so that AdamW moves w by the step size; Dice as given, else always .5."""
     network = Number()
     values = iter(curve or ())
@@ -50,7 +50,7 @@ def train(curve: Sequence[float] | None, options: Optimisation, snapshot_every: 
     return optimise(network, step_loss, evaluate, options, train_mode=False, snapshot_every=snapshot_every)
 
 
-def column(trained: Trained, name: str) -> list[float | None]:
+def column(trained: TrainedWeights, name: str) -> list[float | None]:
     return [row.get(name) for row in trained.history]
 
 
@@ -204,7 +204,7 @@ def test_train_mode_turns_both_on_after_every_evaluation():
     assert state["layers.1.num_batches_tracked"].item() == 6
 
 
-def regression() -> Trained:
+def regression() -> TrainedWeights:
     network: Any = seeded(lambda: nn.Linear(3, 1))
     target = torch.tensor([[1.0, 2.0, 3.0]])
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.evaluation.prediction import Taken, Weights, predictions
+from pipeline.evaluation.prediction import FixedProposal, NetworkPrediction, predictions
 from pipeline.segmenter.knobs import Optimisation
 from pipeline.segmenter.weights import shifted
 from pipeline.students.baselines import picked_slot, tuned_offsets
@@ -75,7 +75,7 @@ def test_tuned_offsets_are_at_least_as_good_as_none(setting):
     record = setting.record()
     assert record["offsets"] == list(offsets)
     found = predictions(setting.folder / "student", setting.cases, setting.proposals, Compute())
-    assert isinstance(found.best, Weights)
+    assert isinstance(found.best, NetworkPrediction)
     assert found.best.offsets == offsets
     assert len(found.sustained) == 1
 
@@ -102,7 +102,7 @@ def test_the_best_fixed_proposal(tmp_path):
     cases, proposals = fixed(tmp_path)
     assert picked_slot(Proposal(kind="proposal"), cases, proposals) == (1, "s 1", pytest.approx(1.0))
     assert picked_slot(Proposal(kind="proposal", pick="s 2"), cases, proposals) == (2, "s 2", pytest.approx(0.8))
-    found = Taken(cases, proposals, 1)(cases.all[2])
+    found = FixedProposal(cases, proposals, 1)(cases.all[2])
     assert found.tolist() == bars([4])[0].tolist()
 
 

@@ -15,7 +15,7 @@ from pipeline.judges.kinds.quality import Quality
 from pipeline.judges.kinds.rca import Rca
 from pipeline.judges.kinds.shape import Shape
 from pipeline.judges.kinds.synthetic import Synthetic
-from pipeline.judges.kinds.table import Table
+from pipeline.judges.kinds.table import ScoreTable
 
 Judge = Annotated[
     Agreement
@@ -29,6 +29,6 @@ Judge = Annotated[
     | Rca
     | Shape
     | Synthetic
-    | Table,
+    | ScoreTable,
     Field(discriminator="kind"),
 ]

@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from pipeline.compute import Compute
-from pipeline.judges.judge import Evidence, Given, JudgeKnobs
-from pipeline.judges.learning.expected_dice import LEARNED, error_of, expected_dice
+from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
+from pipeline.judges.learning.expected_dice import NETWORKS_FILE, error_of, expected_dice
 from pipeline.segmenter.knobs import Network, Optimisation
 from pipeline.store.cases import Case
 
@@ -65,12 +65,12 @@ class ErrorMap(JudgeKnobs):
             raise ValueError("expected window null (cases are seen whole) and head 'softmax'")
         return network
 
-    def ready(self, given: Given) -> ErrorMapScores:
-        if not (given.models / LEARNED).is_file():
+    def ready(self, given: JudgeInputs) -> ErrorMapScores:
+        if not (given.models / NETWORKS_FILE).is_file():
             from pipeline.judges.learning.truth_network import learn
 
             learn(self, given)
-        networks = json.loads((given.models / LEARNED).read_text())["networks"]
+        networks = json.loads((given.models / NETWORKS_FILE).read_text())["networks"]
         return ErrorMapScores(self, given.models, given.compute, tuple(tuple(one["held_out"]) for one in networks))
 
 

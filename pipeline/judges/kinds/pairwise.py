@@ -10,13 +10,13 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Evidence, Given, JudgeKnobs
+from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
 from pipeline.judges.learning.features import features
 from pipeline.measures.overlap import dice_to
 from pipeline.seeding import numpy_generator
 from pipeline.store.manifest import write_json
 
-LEARNED = "pairwise.json"
+WEIGHTS_FILE = "pairwise.json"
 """What the judge has learned, to be read by people too."""
 _FARTHEST = 4.0  # spreads that a feature may lie from the case's median: beyond, no labelled case may have been
 
@@ -57,10 +57,10 @@ class Pairwise(JudgeKnobs):
     folds: Annotated[int, Field(ge=2)] = 10
     """Most parts of the labelled groups, each left out once, to choose by."""
 
-    def ready(self, given: Given) -> PairwiseScores:
+    def ready(self, given: JudgeInputs) -> PairwiseScores:
         # Learned in seconds, and always the same: nothing of a killed run is worth taking up.
         cases = given.learned_from(self.kind)
-        seen = [Seen.of(Evidence(given.cases, given.out_of_fold, case), self.samplers) for case in cases]
+        seen = [LabelledFeatures.of(Evidence(given.cases, given.out_of_fold, case), self.samplers) for case in cases]
         truth = [
             dice_to(given.cases.label(case), given.out_of_fold.masks(case)[one.slots], len(given.cases.class_names))
             for case, one in zip(cases, seen, strict=True)
@@ -92,7 +92,7 @@ class Pairwise(JudgeKnobs):
             "left_out": left_out,
             "features": {name: {"weight": per_spread, "spread": one} for name, per_spread, one in learned},
         }
-        write_json(given.models / LEARNED, summary)
+        write_json(given.models / WEIGHTS_FILE, summary)
         return PairwiseScores(self, names, weight, spread)
 
     def _ridge(self, pairs: Sequence[Pairs], seed: int) -> tuple[float, list[dict[str, float]]]:
@@ -128,20 +128,20 @@ class PairwiseScores:
         distinct, row = np.unique(original, return_inverse=True)
         if len(distinct) < 2:
             return np.zeros(len(original))
-        seen = Seen.of(evidence, self.knobs.samplers)
+        seen = LabelledFeatures.of(evidence, self.knobs.samplers)
         worth = np.einsum("pf,f->p", scaled(seen.matrix(self.names), self.spread), self.weight)
         return ((worth - worth.mean()) * len(distinct) / (len(distinct) - 1))[row]
 
 
 @dataclass(frozen=True)
-class Seen:
+class LabelledFeatures:
     """Features of the distinct masks of a case."""
 
     slots: np.ndarray  # i64 [mask], where each was proposed first
     columns: dict[str, np.ndarray]  # f64 [mask], the mean over the mask's proposals
 
     @classmethod
-    def of(cls, evidence: Evidence, samplers: bool) -> Seen:
+    def of(cls, evidence: Evidence, samplers: bool) -> LabelledFeatures:
         slots, row, count = np.unique(evidence.originals, return_inverse=True, return_counts=True)
         found = features(evidence) if len(slots) > 1 else {}
         if samplers:

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Evidence, Given, JudgeKnobs
+from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
 from pipeline.measures.overlap import first_equal
 from pipeline.seeding import numpy_generator, seed_of
 from pipeline.segmenter.knobs import Network, Optimisation
@@ -88,7 +88,7 @@ class Quality(JudgeKnobs):
         # It cannot be found: there are no logits whose size tells whether the network fits.
         return network if network.multiple else network.model_copy(update={"multiple": 16})
 
-    def ready(self, given: Given) -> QualityScorer:
+    def ready(self, given: JudgeInputs) -> QualityScorer:
         from pipeline.judges.learning.mask_examples import examples_of, input_channels
         from pipeline.segmenter.weights import Architecture
 
@@ -137,7 +137,7 @@ class Quality(JudgeKnobs):
         seen: Sequence[Example],
         held_out: Sequence[Example],
         classes: int,
-        given: Given,
+        given: JudgeInputs,
     ) -> dict[str, object]:
         """Train one network, write its weights, and say how it judges what it has not seen."""
         import torch
@@ -154,7 +154,7 @@ class Quality(JudgeKnobs):
 
         def evaluate(network: nn.Module) -> dict[str, float | None]:
             found = [
-                predicted(network, e.image, e.masks, e.probability, classes, window, self.shrink, compute)
+                predicted_dice(network, e.image, e.masks, e.probability, classes, window, self.shrink, compute)
                 for e in held_out
             ]
             return {**reliability(found, truths), "validation_dice": soft_pick(found, truths)}
@@ -166,7 +166,7 @@ class Quality(JudgeKnobs):
         def step_loss(step: int) -> tuple[Tensor, dict[str, float | None]]:
             batch = next(batches)
             dice = batch.dice.to(compute.device)
-            found = dice_of(network, batch.inputs.to(compute.device), classes, self.shrink, compute)
+            found = corrected_dice(network, batch.inputs.to(compute.device), classes, self.shrink, compute)
             loss = torch.nn.functional.smooth_l1_loss(found, dice, beta=0.1)
             if self.ranking:
                 loss = loss + self.ranking * ranking_loss(found.mean(1), dice.mean(1), batch.image)
@@ -188,7 +188,7 @@ def name_of(number: int) -> str:
     return f"quality_{number}"
 
 
-def dice_of(network: nn.Module, inputs: Tensor, classes: int, shrink: int, compute: Compute) -> Tensor:
+def corrected_dice(network: nn.Module, inputs: Tensor, classes: int, shrink: int, compute: Compute) -> Tensor:
     """Dice f32 `[n, classes - 1]` in (0, 1) predicted for `network_input`s f32 `[n, channel, *window]`.
 
     The logit of the soft Dice of mask and mean probability (with one voxel added to overlap and volumes, so that a
@@ -207,21 +207,21 @@ def dice_of(network: nn.Module, inputs: Tensor, classes: int, shrink: int, compu
     return torch.sigmoid(torch.logit(soft, 1e-3) + correction.float())
 
 
-def ranking_loss(predicted: Tensor, dice: Tensor, image: Tensor) -> Tensor:
+def ranking_loss(predicted_dice: Tensor, dice: Tensor, image: Tensor) -> Tensor:
     """Logistic loss of the order of masks of one image, weighted by their true gap; 0 where no two masks differ.
 
-    `predicted` and `dice` are means over classes f32 `[n]`, `image` i64 `[n]` says whose masks they are.
+    `predicted_dice` and `dice` are means over classes f32 `[n]`, `image` i64 `[n]` says whose masks they are.
     """
     import torch
 
     first, second = torch.triu_indices(len(dice), len(dice), 1)
     same = (image[first] == image[second]).to(dice.device)
     gap = (dice[first] - dice[second]) * same
-    margin = (predicted[first] - predicted[second]) * gap.sign() / SCALE
+    margin = (predicted_dice[first] - predicted_dice[second]) * gap.sign() / SCALE
     return (gap.abs() * torch.nn.functional.softplus(-margin)).sum() / gap.abs().sum().clamp_min(1e-6)
 
 
-def predicted(
+def predicted_dice(
     network: nn.Module,
     image: np.ndarray,
     masks: np.ndarray,
@@ -241,11 +241,11 @@ def predicted(
         for start in range(0, len(masks), AT_ONCE):
             rows = [network_input(image, m, probability, classes, window) for m in masks[start : start + AT_ONCE]]
             inputs = torch.stack(rows).to(compute.device)
-            found.append(dice_of(network, inputs, classes, shrink, compute).double().cpu().numpy())
+            found.append(corrected_dice(network, inputs, classes, shrink, compute).double().cpu().numpy())
     return np.concatenate(found)
 
 
-def reliability(predicted: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> dict[str, float | None]:
+def reliability(predicted_dice: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> dict[str, float | None]:
     """How predictions of the Dice of proposals, `[n, class]` for each case, slot 0 first, hold against the true Dice.
 
     `error` is the mean absolute error per class; `pair_accuracy` the mean over cases of the share of pairs ordered
@@ -254,25 +254,25 @@ def reliability(predicted: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -
     from pipeline.measures.ranking import differences, pair_error, rightness, top_value
 
     lifts, wrong = [], []
-    for found, truth in zip(predicted, truths, strict=True):
+    for found, truth in zip(predicted_dice, truths, strict=True):
         score, dice = found.mean(1)[None], truth.mean(1)[None]
         lifts.append(top_value(score, dice)[0] - dice[0, 0])
         wrong.append(pair_error(rightness(differences(score), differences(dice)))[0])
     asked = ~np.isnan(wrong)
     return {
-        "error": float(np.mean([np.abs(p - t).mean() for p, t in zip(predicted, truths, strict=True)])),
+        "error": float(np.mean([np.abs(p - t).mean() for p, t in zip(predicted_dice, truths, strict=True)])),
         "pair_accuracy": 1 - float(np.mean(np.array(wrong)[asked])) if asked.any() else None,
         "lift": float(np.mean(lifts)),
     }
 
 
-def soft_pick(predicted: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
+def soft_pick(predicted_dice: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
     """Mean over cases of the true Dice of the proposals, weighted by the softmax of their scores over `SCALE`.
 
     The Dice of the top pick, smoothed: with few cases the top pick itself hardly tells weights apart.
     """
     picks = []
-    for found, truth in zip(predicted, truths, strict=True):
+    for found, truth in zip(predicted_dice, truths, strict=True):
         score = found.mean(1)
         weight = np.exp((score - score.max()) / SCALE)
         picks.append(float((weight * truth.mean(1)).sum() / weight.sum()))
@@ -301,7 +301,7 @@ class QualityScorer:
         for number in range(self.networks):
             model = Model(self.folder, name_of(number), self.compute.device)
             given = (evidence.image, masks, evidence.probability, self.classes, model.architecture.window)
-            found.append(predicted(model.shared(), *given, self.shrink, self.compute))
+            found.append(predicted_dice(model.shared(), *given, self.shrink, self.compute))
         scores = np.mean(found, axis=(0, 2))
         scores[[not (mask != UNKNOWN).any() for mask in masks]] = np.nan
         return scores[slot]

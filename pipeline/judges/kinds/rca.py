@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Evidence, Given, JudgeKnobs
+from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
 from pipeline.seeding import numpy_generator
 from pipeline.store.cases import Case, CaseStore
 from pipeline.store.schema import UNKNOWN
@@ -51,7 +51,7 @@ class Rca(JudgeKnobs):
     ridge: Annotated[float, Field(gt=0)] = 0.01
     """Added to the variance of every feature, as a share of it."""
 
-    def ready(self, given: Given) -> RcaScores:
+    def ready(self, given: JudgeInputs) -> RcaScores:
         cases, seed = given.cases, given.seed
         chosen = self._chosen(cases, seed)
         return RcaScores(self, seed, tuple(self._reference(cases, case, seed) for case in chosen))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.judges.judge import Evidence, Given, JudgeKnobs
+from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
 from pipeline.store.cases import Case
 from pipeline.store.schema import UNKNOWN
 
@@ -42,7 +42,7 @@ class Shape(JudgeKnobs):
     position: bool = True
     """Whether the place in the image counts: false for data without a common field of view."""
 
-    def ready(self, given: Given) -> ShapeScores:
+    def ready(self, given: JudgeInputs) -> ShapeScores:
         cases = given.cases
         physical = all(case.spacing_mm is not None for case in cases.all)
         labelled = [case for case in cases.split("labelled") if case.has_label]

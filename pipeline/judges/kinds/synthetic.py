@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.judges.judge import Evidence, Given, JudgeKnobs
+from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
 from pipeline.measures.overlap import dice_to
 from pipeline.seeding import numpy_generator
 from pipeline.store.schema import UNKNOWN
@@ -41,7 +41,7 @@ class Synthetic(JudgeKnobs):
     """Judges with the same number share their draws, so that more noise is more of the same; another number is
     independent noise."""
 
-    def ready(self, given: Given) -> SyntheticScores:
+    def ready(self, given: JudgeInputs) -> SyntheticScores:
         return SyntheticScores(self, given.seed)
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import polars as pl
 
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Evidence, Given, JudgeKnobs
-from pipeline.judges.score import judged
+from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
+from pipeline.judges.score import scored_proposals
 from pipeline.store.cases import CaseStore
 from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_foreign_table
 
 
-class Table(JudgeKnobs):
+class ScoreTable(JudgeKnobs):
     """Scores of the user's own QC tool or of an expert, for the proposals that `stages.export_proposals` wrote."""
 
     kind: Literal["table"]
@@ -37,7 +37,7 @@ class Table(JudgeKnobs):
     def inputs(self) -> list[Path]:
         return [self.path]
 
-    def ready(self, given: Given) -> TableScores:
+    def ready(self, given: JudgeInputs) -> TableScores:
         """Check the file against the proposals: columns, types, repeated and unknown rows, missing rows."""
         cases, proposals = given.cases, given.proposals
         frame = read_foreign_table(self.path)
@@ -66,7 +66,7 @@ class Table(JudgeKnobs):
             if len(rows):
                 case_id, cell = rows.select("case_id", "cell").row(0)
                 raise BadInput(f"{self.path}: {problem}: {len(rows)} rows, first: case '{case_id}', proposal {cell}")
-        expected = judged(cases, proposals)
+        expected = scored_proposals(cases, proposals)
         absent = expected.join(found, on=["case_id", "proposal"], how="anti")
         if len(absent) and self.missing == "error":
             case_id, proposal = absent.select("case_id", "proposal").row(0)

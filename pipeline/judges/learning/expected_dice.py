@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.store.schema import UNKNOWN
 
-LEARNED = "error_map.json"
+NETWORKS_FILE = "error_map.json"
 """Beside the networks: how they are used and how good they were on patients that they had not seen; written last."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.judges.judge import Given
+from pipeline.judges.judge import JudgeInputs
 from pipeline.judges.learning.corruptions import corrupted as corrupt
 from pipeline.measures.overlap import dice_to, first_equal
 from pipeline.seeding import numpy_generator
@@ -40,7 +40,7 @@ class Example:
     case_id: str = ""
 
 
-def examples_of(given: Given, kind: str) -> list[Example]:
+def examples_of(given: JudgeInputs, kind: str) -> list[Example]:
     """All labelled cases with out-of-fold proposals, in memory; raises `BadInput` where there is none."""
     found = []
     for case in given.learned_from(kind):

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.judges.judge import Given
+from pipeline.judges.judge import JudgeInputs
 from pipeline.judges.kinds.quality import DECAY, ranking_loss, reliability
-from pipeline.judges.learning.expected_dice import LEARNED, error_of, expected_dice
+from pipeline.judges.learning.expected_dice import NETWORKS_FILE, error_of, expected_dice
 from pipeline.judges.learning.mask_examples import (
     Example,
     MaskBatch,
@@ -30,7 +30,7 @@ from pipeline.judges.learning.mask_examples import (
 from pipeline.measures.folds import folds_by_group
 from pipeline.measures.ranking import differences
 from pipeline.seeding import seed_of
-from pipeline.segmenter.loop import Average, Row, optimise
+from pipeline.segmenter.loop import Average, HistoryRow, optimise
 from pipeline.segmenter.weights import Architecture, load_weights, save_weights
 from pipeline.store.manifest import write_json
 from pipeline.store.schema import UNKNOWN
@@ -128,7 +128,7 @@ def expected_dice_of(p: Tensor, mask: Tensor, known: Tensor) -> Tensor:
     return torch.stack(found, 1)
 
 
-def learn(knobs: ErrorMap, given: Given) -> None:
+def learn(knobs: ErrorMap, given: JudgeInputs) -> None:
     """Write the networks and what they are worth on held-out patients to `given.models`. Raises `BadInput`."""
     examples = [known for example in examples_of(given, knobs.kind) if len((known := _with_known(example)).masks)]
     groups = [example.group for example in examples]
@@ -151,7 +151,7 @@ def learn(knobs: ErrorMap, given: Given) -> None:
             )
             write_json(record, _learn_one(knobs, model, inside, out, given, seed_of(given.seed, "error_map", number)))
         found.append(json.loads(record.read_text()))
-    write_json(given.models / LEARNED, {"networks": found})
+    write_json(given.models / NETWORKS_FILE, {"networks": found})
 
 
 def gap_weighted_accuracy(expected: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
@@ -174,7 +174,7 @@ def _with_known(example: Example) -> Example:
 
 
 def _learn_one(
-    knobs: ErrorMap, model: TruthModel, inside: list[Example], held_out: list[Example], given: Given, seed: int
+    knobs: ErrorMap, model: TruthModel, inside: list[Example], held_out: list[Example], given: JudgeInputs, seed: int
 ) -> dict[str, object]:
     compute = given.compute
     torch.set_num_threads(compute.threads)
@@ -183,11 +183,11 @@ def _learn_one(
     truths = [class_dice(example.label, example.masks, classes) for example in held_out]
     batches = iter(MaskBatches(inside, classes, window, knobs.batch, seed, knobs.corrupted, flips=given.flips))
 
-    def step_loss(step: int) -> tuple[Tensor, Row]:
+    def step_loss(step: int) -> tuple[Tensor, HistoryRow]:
         batch = MaskBatch(*(part.to(compute.device) for part in next(batches)))
         return _loss(network, batch, knobs, compute)
 
-    def evaluate(network: nn.Module) -> Row:
+    def evaluate(network: nn.Module) -> HistoryRow:
         found = held_out_dice(network, model, held_out)
         return {**reliability(found, truths), "validation_dice": gap_weighted_accuracy(found, truths)}
 
@@ -207,7 +207,7 @@ def _learn_one(
     }
 
 
-def _loss(network: nn.Module, batch: MaskBatch, knobs: ErrorMap, compute: Any) -> tuple[Tensor, Row]:
+def _loss(network: nn.Module, batch: MaskBatch, knobs: ErrorMap, compute: Any) -> tuple[Tensor, HistoryRow]:
     with compute.autocast():
         if knobs.given_mask:
             log_p = network(batch.inputs)

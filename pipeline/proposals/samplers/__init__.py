@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.proposals.samplers.consensus import Consensus
+from pipeline.proposals.samplers.consensus import ConsensusSampler
 from pipeline.proposals.samplers.ensemble import Ensemble
 from pipeline.proposals.samplers.imported import Imported
 from pipeline.proposals.samplers.mc_dropout import MCDropout
@@ -14,5 +14,6 @@ from pipeline.proposals.samplers.threshold import Threshold
 from pipeline.proposals.samplers.tta import TTA
 
 Sampler = Annotated[
-    MCDropout | TTA | Threshold | Ensemble | Snapshots | Morphology | Imported | Consensus, Field(discriminator="kind")
+    MCDropout | TTA | Threshold | Ensemble | Snapshots | Morphology | Imported | ConsensusSampler,
+    Field(discriminator="kind"),
 ]

@@ -13,7 +13,7 @@ from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
 from pipeline.store.schema import UNKNOWN
 
 
-class Consensus(Knobs):
+class ConsensusSampler(Knobs):
     """Combinations of the draws of the samplers listed before this one; 255 where none of them knows the voxel."""
 
     kind: Literal["consensus"]

@@ -6,13 +6,13 @@ from pydantic import Discriminator, Tag
 
 from pipeline.segmenter.imported.bundle import Bundle
 from pipeline.segmenter.imported.checkpoint import Checkpoint
-from pipeline.segmenter.imported.program import Program
+from pipeline.segmenter.imported.program import ImportedProgram
 from pipeline.segmenter.knobs import Base, kind_of_base
 
 AnyBase = Annotated[
     Annotated[Base, Tag("trained")]
     | Annotated[Checkpoint, Tag("checkpoint")]
     | Annotated[Bundle, Tag("bundle")]
-    | Annotated[Program, Tag("program")],
+    | Annotated[ImportedProgram, Tag("program")],
     Discriminator(kind_of_base),
 ]

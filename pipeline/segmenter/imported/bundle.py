@@ -16,7 +16,7 @@ from pipeline.segmenter.knobs import Network
 if TYPE_CHECKING:
     from pipeline.segmenter.architecture import Architecture
     from pipeline.segmenter.imported.bundle_config import Config
-    from pipeline.segmenter.imported.importer import Foreign
+    from pipeline.segmenter.imported.importer import ImportedModel
     from pipeline.store.cases import CaseStore
 
 _AS_IT_IS = {"range": [0.0, 1.0], "to": [0.0, 1.0], "clip": False}
@@ -47,11 +47,11 @@ class Bundle(Knobs):
     multiple: Annotated[int, Field(gt=0)] | None = None
     """The window is rounded up to a multiple of this; null as in `base.network` of a base that is trained here."""
 
-    def read(self, model: Path, cases: CaseStore, device: str) -> Foreign:
+    def read(self, model: Path, cases: CaseStore, device: str) -> ImportedModel:
         """The network; raises `BadInput` for what is not known or trusted, or differs from how cases are prepared."""
         from pipeline.segmenter.imported.bundle_config import Config
         from pipeline.segmenter.imported.bundle_steps import AFTER, BEFORE, effects
-        from pipeline.segmenter.imported.importer import Foreign, Found
+        from pipeline.segmenter.imported.importer import ImportedModel, ImportedNetwork
         from pipeline.segmenter.imported.weight_file import read_state
         from pipeline.segmenter.weights import load_state
 
@@ -80,7 +80,7 @@ class Bundle(Knobs):
         network = load_state(architecture.build(0), state, str(path))
         left_out = [f"left out as base.ignore says: {', '.join(self.ignore)}"] if self.ignore else []
         notes = [*left_out, *notes, *seen, *given, *said, *read]
-        return Foreign(Found(architecture, path, network), notes=tuple(notes))
+        return ImportedModel(ImportedNetwork(architecture, path, network), notes=tuple(notes))
 
     def _architecture(
         self, config: Config, head: str | None, window: tuple[int, ...] | None, cases: CaseStore

@@ -13,7 +13,7 @@ from pipeline.knobs import Knobs
 from pipeline.segmenter.knobs import MODELS, RECORD, Network
 
 if TYPE_CHECKING:
-    from pipeline.segmenter.imported.importer import Foreign, Found
+    from pipeline.segmenter.imported.importer import ImportedModel, ImportedNetwork
     from pipeline.store.cases import CaseStore
 
 Stated = Literal["class_names", "channel_names", "preprocess", "orientation", "convert", "files", "seen"]
@@ -52,13 +52,13 @@ class Checkpoint(Knobs):
                 raise ValueError(f"base: '{name}' cannot be a relative of the base; name other weights of the folder")
         return self
 
-    def read(self, model: Path, cases: CaseStore, device: str) -> Foreign:
+    def read(self, model: Path, cases: CaseStore, device: str) -> ImportedModel:
         """The networks; raises `BadInput` naming keys and shapes where weights are not those of their network."""
         return self._folder(model, cases) if model.is_dir() else self._file(model, cases)
 
-    def _file(self, model: Path, cases: CaseStore) -> Foreign:
+    def _file(self, model: Path, cases: CaseStore) -> ImportedModel:
         from pipeline.segmenter.architecture import Architecture
-        from pipeline.segmenter.imported.importer import Foreign, Found
+        from pipeline.segmenter.imported.importer import ImportedModel, ImportedNetwork
         from pipeline.segmenter.imported.weight_file import SUFFIXES, read_state
         from pipeline.segmenter.weights import load_state
 
@@ -69,10 +69,12 @@ class Checkpoint(Knobs):
         architecture = Architecture.of(self.network, cases.channels, len(cases.class_names), cases.padded)
         state, notes = read_state(model)
         network = load_state(architecture.build(0), state, str(model))
-        return Foreign(Found(architecture, model, network), notes=tuple(notes), may_have_seen="seen" in self.ignore)
+        return ImportedModel(
+            ImportedNetwork(architecture, model, network), notes=tuple(notes), may_have_seen="seen" in self.ignore
+        )
 
-    def _folder(self, folder: Path, cases: CaseStore) -> Foreign:
-        from pipeline.segmenter.imported.importer import Foreign
+    def _folder(self, folder: Path, cases: CaseStore) -> ImportedModel:
+        from pipeline.segmenter.imported.importer import ImportedModel
         from pipeline.segmenter.weights import Model
 
         if self.network is not None:
@@ -86,7 +88,7 @@ class Checkpoint(Knobs):
         for name, one in snapshots.items():
             if one.architecture != base.architecture:
                 raise BadInput(f"base.snapshots: '{name}' is of another network than '{base.source.stem}'")
-        return Foreign(base, members, snapshots, may_have_seen="seen" in self.ignore)
+        return ImportedModel(base, members, snapshots, may_have_seen="seen" in self.ignore)
 
 
 def _usual(folder: Path) -> str:
@@ -109,15 +111,15 @@ def _usual(folder: Path) -> str:
     return names[0]
 
 
-def _of_folder(folder: Path, name: str) -> Found:
-    from pipeline.segmenter.imported.importer import Found, listed
+def _of_folder(folder: Path, name: str) -> ImportedNetwork:
+    from pipeline.segmenter.imported.importer import ImportedNetwork, listed
     from pipeline.segmenter.weights import Model
 
     model = Model(folder / name, "base") if (folder / name).is_dir() else Model(folder, name)
     if not model.weights.is_file():
         names = sorted(path.stem for path in folder.glob("*.safetensors"))
         raise BadInput(f"base: {model.weights}: no such weights; {folder} has {listed(names)}")
-    return Found(model.architecture, model.weights, model.load())
+    return ImportedNetwork(model.architecture, model.weights, model.load())
 
 
 def _same_input(folder: Path, cases: CaseStore, ignore: tuple[Stated, ...]) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Found:
+class ImportedNetwork:
     """One network of a foreign model."""
 
     architecture: Architecture
@@ -38,12 +38,12 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ImportedModel:
     """What was read of a foreign model: its networks, and what the user must know of how they were read."""
 
-    base: Found
-    members: dict[str, Found] = field(default_factory=dict)
-    snapshots: dict[str, Found] = field(default_factory=dict)
+    base: ImportedNetwork
+    members: dict[str, ImportedNetwork] = field(default_factory=dict)
+    snapshots: dict[str, ImportedNetwork] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     may_have_seen: bool = False
     """Whether test and validation cases may be ones that it has seen."""
@@ -55,7 +55,7 @@ class Importer(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def read(self, model: Path, cases: CaseStore, device: str) -> Foreign:
+    def read(self, model: Path, cases: CaseStore, device: str) -> ImportedModel:
         """The networks of a file or folder; raises `BadInput` for what does not fit these cases."""
         ...
 
@@ -84,8 +84,8 @@ def import_base(
     networks = {"base": found.base, **found.members}
     for name, one in {**networks, **found.snapshots}.items():
         where = f"{one.source}: model '{name}'"
-        fits(one.architecture, cases, where)
-        runs(one, compute, where)
+        check_fits(one.architecture, cases, where)
+        check_runs(one, compute, where)
     seen = Seen.of(model)
     notes = [*found.notes, *seen.check(cases, model, found.may_have_seen)]
     for note in notes:
@@ -120,7 +120,7 @@ def import_base(
     pl.DataFrame(rows, schema_overrides=types).write_csv(history)
 
 
-def _write(found: Found, model: Model) -> None:
+def _write(found: ImportedNetwork, model: Model) -> None:
     found.architecture.save(model.folder)
     if found.architecture.program:
         copy_program(found.source, model.weights)
@@ -128,7 +128,7 @@ def _write(found: Found, model: Model) -> None:
         save_weights(found.network, model.weights)
 
 
-def fits(architecture: Architecture, cases: CaseStore, where: str) -> None:
+def check_fits(architecture: Architecture, cases: CaseStore, where: str) -> None:
     """Raise `BadInput` where a network is for other images or other classes than these cases have."""
     for what, found, expected in (
         ("spatial axes", architecture.dimensions, len(cases.padded)),
@@ -142,7 +142,7 @@ def fits(architecture: Architecture, cases: CaseStore, where: str) -> None:
             )
 
 
-def runs(found: Found, compute: Compute, where: str) -> None:
+def check_runs(found: ImportedNetwork, compute: Compute, where: str) -> None:
     """Raise `BadInput` where a network does not give logits of the right shape for one blank window."""
     architecture = found.architecture
     expected = (1, architecture.outputs, *architecture.window)

@@ -11,11 +11,11 @@ from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 
 if TYPE_CHECKING:
-    from pipeline.segmenter.imported.importer import Foreign
+    from pipeline.segmenter.imported.importer import ImportedModel
     from pipeline.store.cases import CaseStore
 
 
-class Program(Knobs):
+class ImportedProgram(Knobs):
     """A TorchScript file or a `torch.export` archive that takes an image and returns logits. It proposes, but it cannot
     be trained, and samplers that drop features have no layers to drop."""
 
@@ -28,10 +28,10 @@ class Program(Knobs):
     """Loading a program runs code that is in its file, in this and in every later stage: true says that you know where
     it is from."""
 
-    def read(self, model: Path, cases: CaseStore, device: str) -> Foreign:
+    def read(self, model: Path, cases: CaseStore, device: str) -> ImportedModel:
         """The program; raises `BadInput` where it is not trusted."""
         from pipeline.segmenter.architecture import PROGRAM, Architecture
-        from pipeline.segmenter.imported.importer import Foreign, Found
+        from pipeline.segmenter.imported.importer import ImportedModel, ImportedNetwork
         from pipeline.segmenter.program import format_of, load_program
 
         if not model.is_file():
@@ -55,4 +55,4 @@ class Program(Knobs):
             self.head,
             self.window,
         )
-        return Foreign(Found(architecture, model, load_program(model, device)))
+        return ImportedModel(ImportedNetwork(architecture, model, load_program(model, device)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pipeline.students.objectives.objective import Feed, ObjectiveKnobs, PoolBatch, Row
+from pipeline.students.objectives.objective import Feed, HistoryRow, ObjectiveKnobs, PoolBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ class Distill(ObjectiveKnobs):
     feeds: ClassVar[Feed] = "pool"
     needs_probability: ClassVar[bool] = True
 
-    def __call__(self, batch: PoolBatch) -> tuple[Tensor, Row]:
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         from pipeline.segmenter.losses import soft_cross_entropy
 
         assert batch.probability is not None

@@ -23,11 +23,11 @@ from pipeline.segmenter.losses import log_probability
 from pipeline.segmenter.weights import Architecture, predicted_classes
 from pipeline.store.schema import UNKNOWN
 from pipeline.students.objectives.mapo import Mapo
-from pipeline.students.objectives.objective import LabelledBatch, PairStatistics, PoolBatch, Row
+from pipeline.students.objectives.objective import HistoryRow, LabelledBatch, PairStatistics, PoolBatch
 
 
 @dataclass(frozen=True)
-class Seen:
+class HypothesisEvidence:
     """The hypotheses of one image, with the parts of a judge's evidence that do not need a data set."""
 
     image: np.ndarray  # f32 [channel, *space]
@@ -83,7 +83,7 @@ class OnlinePairs:
         self.reference = base
         self.average = None if knobs.reference_decay is None else Average(policy, knobs.reference_decay, warm_up=False)
 
-    def of_labelled(self, batch: LabelledBatch, step: int) -> tuple[PoolBatch, Row]:
+    def of_labelled(self, batch: LabelledBatch, step: int) -> tuple[PoolBatch, HistoryRow]:
         """Pairs of a labelled batch, ranked by the truth; voxels of unknown label are in no mask."""
         known = batch.labels != UNKNOWN
         empty = batch.labels[:0]
@@ -93,7 +93,7 @@ class OnlinePairs:
         start = PoolBatch(batch.logits, reference, empty, empty, nothing, nothing, known, images=batch.images)
         return self._paired(start, step, batch.labels)
 
-    def of_pool(self, batch: PoolBatch, step: int) -> tuple[PoolBatch, Row]:
+    def of_pool(self, batch: PoolBatch, step: int) -> tuple[PoolBatch, HistoryRow]:
         """Pairs of a batch of pool images, ranked by the judge."""
         return self._paired(batch, step, None)
 
@@ -116,7 +116,7 @@ class OnlinePairs:
         masks = torch.stack([predicted_classes(each) for each in passes], dim=1)
         return masks, torch.stack([log_probability(each).exp() for each in passes]).mean(0)
 
-    def _paired(self, batch: PoolBatch, step: int, labels: Tensor | None) -> tuple[PoolBatch, Row]:
+    def _paired(self, batch: PoolBatch, step: int, labels: Tensor | None) -> tuple[PoolBatch, HistoryRow]:
         assert batch.images is not None
         assert batch.known is not None
         drawn, probability = self.hypotheses(batch.images, step)
@@ -133,12 +133,12 @@ class OnlinePairs:
             else:
                 # Every pass has a rate of its own, and so is a sampler of its own.
                 names = [f"pass {slot}" for slot in range(len(each))]
-                seen: Any = Seen(batch.images[position].cpu().numpy(), each, steps[position], names)
+                seen: Any = HypothesisEvidence(batch.images[position].cpu().numpy(), each, steps[position], names)
                 judge: Any = self.knobs.ranker
                 scores.append(np.asarray(judge.score(seen), np.float64))
         pairs = best_over_worst(masks, scores, self.knobs.tau, self.knobs.min_disagreement)
         spread = [float(np.nanmax(each) - np.nanmin(each)) for each in scores if not np.isnan(each).all()]
-        row: Row = {
+        row: HistoryRow = {
             "online/batches_with_pair": float(bool(pairs)),
             "online/images_with_pair": len(pairs) / len(masks),
             "online/spread": float(np.mean(spread)) if spread else None,

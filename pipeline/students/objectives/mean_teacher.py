@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipeline.segmenter.knobs import Consistency
-from pipeline.students.objectives.objective import Feed, ObjectiveKnobs, PoolBatch, Row
+from pipeline.students.objectives.objective import Feed, HistoryRow, ObjectiveKnobs, PoolBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ class MeanTeacher(ObjectiveKnobs):
     def teacher_decay(self) -> float | None:
         return self.consistency.decay
 
-    def __call__(self, batch: PoolBatch) -> tuple[Tensor, Row]:
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         from pipeline.segmenter.losses import consistency, ramp_up
 
         assert batch.teacher is not None

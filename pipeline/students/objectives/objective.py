@@ -13,7 +13,7 @@ from pipeline.knobs import Knobs
 if TYPE_CHECKING:
     from torch import Tensor
 
-Row = dict[str, float | None]
+HistoryRow = dict[str, float | None]
 Feed = Literal["pairs", "pool", "labelled", "truth", "nothing"]
 """Pool images with mined pairs · all pool images · labelled cases · cases with truth, on a schedule of its own ·
 nothing: the base as it is, used in another way."""
@@ -101,7 +101,7 @@ class ObjectiveKnobs(Knobs):
         """The objective for a pair set."""
         return self
 
-    def diagnose(self, batch: PoolBatch) -> Row:
+    def diagnose(self, batch: PoolBatch) -> HistoryRow:
         return {}
 
     def summary(self) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from pipeline.students.links.ipo import IPO
 from pipeline.students.links.link import Normaliser
 from pipeline.students.links.noisy import NoisyLink
 from pipeline.students.links.sigmoid import Sigmoid
-from pipeline.students.objectives.objective import ObjectiveKnobs, PairStatistics, PoolBatch, Row
+from pipeline.students.objectives.objective import HistoryRow, ObjectiveKnobs, PairStatistics, PoolBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +106,7 @@ class BoundPreference:
     factor: float
     mean_size: float
 
-    def __call__(self, batch: PoolBatch) -> tuple[Tensor, Row]:
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         """Loss, and numbers of the pairs that disagree in this batch; rewards are of whole pairs, split or not.
 
         Per class: `disagreement/NAME`, its voxels of D, and `push/NAME`, the L1 norm of the loss's gradient in the
@@ -123,7 +123,7 @@ class BoundPreference:
             return loss, {}
         h = self.knobs.beta * terms.total(terms.shift.detach()) / self.normaliser(terms.size, batch.voxels)
         sizes = terms.sizes[alive].float().mean(0)
-        row: Row = {
+        row: HistoryRow = {
             "rewards/margins": float(h[alive].mean()),
             "rewards/accuracies": float((h[alive] > 0).float().mean()),
             "disagreement": float(sizes.sum()),
@@ -158,7 +158,7 @@ class BoundPreference:
         moved = min(2, batch.logits.shape[1])
         return (moved * terms.total_by_part(slope.abs()).sum(0)).tolist()
 
-    def diagnose(self, batch: PoolBatch) -> Row:
+    def diagnose(self, batch: PoolBatch) -> HistoryRow:
         """Rewards of chosen and rejected: their log-ratios on D times beta / N, averaged over pairs that disagree."""
         from pipeline.students.pair_terms import disagreement_region, restricted_rewards
 

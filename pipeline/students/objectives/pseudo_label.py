@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.students.objectives.objective import Feed, ObjectiveKnobs, PoolBatch, Row
+from pipeline.students.objectives.objective import Feed, HistoryRow, ObjectiveKnobs, PoolBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ class PseudoLabel(ObjectiveKnobs):
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Voxels whose class is less probable than this count in no term; 0 takes all."""
 
-    def __call__(self, batch: PoolBatch) -> tuple[Tensor, Row]:
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         import torch
 
         from pipeline.segmenter.losses import dice_ce, log_probability

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pipeline.students.objectives.objective import Feed, ObjectiveKnobs, PoolBatch, Row
+from pipeline.students.objectives.objective import Feed, HistoryRow, ObjectiveKnobs, PoolBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ class Imitation(ObjectiveKnobs):
     kind: Literal["sft"]
     feeds: ClassVar[Feed] = "pairs"
 
-    def __call__(self, batch: PoolBatch) -> tuple[Tensor, Row]:
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         from pipeline.segmenter.losses import dice_ce
         from pipeline.students.pair_terms import disagreement_region
 

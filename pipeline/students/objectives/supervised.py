@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pipeline.students.objectives.objective import Feed, LabelledBatch, ObjectiveKnobs, Row
+from pipeline.students.objectives.objective import Feed, HistoryRow, LabelledBatch, ObjectiveKnobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ class Supervised(ObjectiveKnobs):
     kind: Literal["supervised"]
     feeds: ClassVar[Feed] = "labelled"
 
-    def __call__(self, batch: LabelledBatch) -> tuple[Tensor, Row]:
+    def __call__(self, batch: LabelledBatch) -> tuple[Tensor, HistoryRow]:
         from pipeline.segmenter.losses import deep_dice_ce
 
         return deep_dice_ce(batch.heads, batch.labels), {}
