@@ -1,26 +1,79 @@
-"""The README repeats the contract; these tests keep it true."""
+"""The README and the pages of docs/ repeat the code; these tests keep both true."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, get_args
 
 import numpy as np
+import polars as pl
+import pytest
+from pydantic import BaseModel
+from ruamel.yaml import YAML
 
-from pipeline.params import load_params
+from pipeline.cases.readers import Reader
+from pipeline.judges.kinds import Judge
+from pipeline.pairs.strategies import Strategy
+from pipeline.params import Params, load_params
+from pipeline.proposals.samplers import Sampler
 from pipeline.store import schema
+from pipeline.students.links import Link
+from pipeline.students.objectives import Objective
 from tests.fixtures.phantoms import disc
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+ALL = [ROOT / "README.md", *PAGES]
 README = (ROOT / "README.md").read_text()
+CONTRACT = (DOCS / "contract.md").read_text()
+PAGE_OF: dict[str, list[Any]] = {
+    "data.md": [Reader],
+    "models.md": [Params.model_fields["base"].annotation],
+    "proposals-and-judges.md": [Sampler, Judge, Params.model_fields["consensus"].annotation],
+    "pairs-and-audit.md": [Strategy],
+    "students.md": [Objective, Link],
+}
+"""The page that lists the kinds of a family."""
+MADE_BY_THE_READER = {"pipeline/judges/kinds/compactness.py"}
+"""Files of which a page says that the reader writes them."""
+LARGEST_DRAWING = 200_000
+every_page = pytest.mark.parametrize("page", ALL, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
-def test_every_table_and_column_is_in_the_readme() -> None:
+def marked(name: str, language: str) -> str:
+    """The one block of the README behind this marker."""
+    (block,) = re.findall(rf"<!-- {name} -->\n```{language}\n(.*?)```", README, re.S)
+    return str(block)
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^ *```.*?^ *```$", "", text, flags=re.S | re.M))
+
+
+def kinds_of(annotation: Any) -> Iterator[str]:
+    """Names of the kinds of a union, at any depth of the annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if kind := annotation.model_fields.get("kind"):
+            yield from get_args(kind.annotation)
+        return
+    for part in get_args(annotation):
+        yield from kinds_of(part)
+
+
+# ---- the data contract -------------------------------------------------------------------------------------------
+
+
+def test_every_table_and_column_is_in_the_contract() -> None:
+    assert f"version {schema.VERSION}" in CONTRACT.splitlines()[0]
     for table in schema.TABLES:
-        (row,) = re.findall(rf"^\| `{table.name}` \|.*$", README, re.M)
+        (row,) = re.findall(rf"^\| `{table.name}` \|.*$", CONTRACT, re.M)
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[2] == table.row
         assert re.findall(r"`(\w+)`", cells[3]) == list(table.key)
@@ -29,25 +82,26 @@ def test_every_table_and_column_is_in_the_readme() -> None:
         assert columns == set(table.columns) - set(table.key), table.name
 
 
-def test_every_array_is_in_the_readme() -> None:
+def test_every_array_is_in_the_contract() -> None:
     for array in schema.ARRAYS:
         axes = re.escape(", ".join(array.axes))
         assert re.search(
-            rf"^\| `{array.name}` \|[^|]*\| {array.dtype} \| `\[{axes}\]` \| {array.fill:g} \|$", README, re.M
+            rf"^\| `{array.name}` \|[^|]*\| {array.dtype} \| `\[{axes}\]` \| {array.fill:g} \|$", CONTRACT, re.M
         )
+
+
+# ---- what a reader copies ----------------------------------------------------------------------------------------
 
 
 def test_both_commands_are_one_line() -> None:
     for name in ("run", "test"):
-        (block,) = re.findall(rf"<!-- {name} command -->\n```bash\n(.*?)```", README, re.S)
-        assert len(block.strip().splitlines()) == 1
+        assert len(marked(f"{name} command", "bash").strip().splitlines()) == 1
 
 
 def test_the_example_judge_scores_masks(tmp_path: Path) -> None:
     """A disc is more compact than a bar; an empty mask gets no score."""
-    (code,) = re.findall(r"<!-- example judge -->\n```python\n(.*?)```", README, re.S)
     path = tmp_path / "compactness.py"
-    path.write_text(code)
+    path.write_text(marked("example judge", "python"))
     spec = importlib.util.spec_from_file_location("compactness", path)
     assert spec is not None
     assert spec.loader is not None
@@ -62,12 +116,111 @@ def test_the_example_judge_scores_masks(tmp_path: Path) -> None:
     assert module.Compactness.research is False
 
 
+def test_the_example_parameters_replace_blocks_of_the_shipped_ones(tmp_path: Path) -> None:
+    yaml = YAML(typ="safe")
+    blocks = yaml.load(marked("example params", "yaml"))
+    content = yaml.load(ROOT / "params.yaml")
+    assert set(blocks) <= set(content)
+    path = tmp_path / "params.yaml"
+    YAML().dump({**content, **blocks}, path)
+    assert load_params(path).data.kind == "nnunet"
+
+
+def test_the_example_reads_tables_of_the_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "result.py").write_text(marked("example result", "python"))
+    for file, table in {"audit/judges": schema.AUDIT_JUDGES, "data/pairs/agreement": schema.PAIRS}.items():
+        path = tmp_path / f"{file}.parquet"
+        path.parent.mkdir(parents=True)
+        pl.DataFrame(schema=table.columns).write_parquet(path)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("result.py")
+    assert "lift_low" in capsys.readouterr().out
+
+
 def test_the_overrides_shown_are_accepted_by_dvc(tmp_path: Path) -> None:
     from dvc.utils.hydra import apply_overrides
 
-    overrides = re.findall(r"-S (\S+)", README)
+    found = [override for page in ALL for override in re.findall(r"-S ('[^']+'|[^\s`]+)", page.read_text())]
+    overrides = [override.strip("'") for override in found]
     assert len(overrides) >= 4
     path = tmp_path / "params.yaml"
     shutil.copy(ROOT / "params.yaml", path)
     apply_overrides(path, overrides)
     assert load_params(path).pairs["agreement"].judge == "expected_dice"
+
+
+# ---- what the pages name -----------------------------------------------------------------------------------------
+
+
+def test_the_tree_names_every_room() -> None:
+    (tree,) = re.findall(r"^## Tree\n+```\n(.*?)```", README, re.S | re.M)
+    shown = set(re.findall(r"^ +(\w+)/ ", tree, re.M))
+    on_disk = {path.parent.name for path in (ROOT / "pipeline").rglob("__init__.py")} - {"pipeline"}
+    assert shown == on_disk
+    loose = {path.stem for path in (ROOT / "pipeline").glob("[a-z]*.py")}
+    assert not {name for name in loose if not re.search(rf"\b{name}\b", tree)}
+
+
+@pytest.mark.parametrize("name", PAGE_OF)
+def test_the_page_of_a_family_names_every_kind(name: str) -> None:
+    text = (DOCS / name).read_text()
+    kinds = [list(kinds_of(family)) for family in PAGE_OF[name]]
+    assert all(kinds)
+    assert not [kind for family in kinds for kind in family if f"`{kind}`" not in text]
+
+
+@every_page
+def test_code_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    paths = set(re.findall(r"(?<![\w./-])((?:pipeline|stages|tests|benchmarks|examples)/[\w./]*\w)", text))
+    modules = re.findall(r"python -m ((?:stages|benchmarks)\.\w+)", text)
+    paths |= {f"{module.replace('.', '/')}.py" for module in modules}
+    assert not {path for path in paths - MADE_BY_THE_READER if not (ROOT / path).exists()}
+
+
+# ---- the form of the pages ---------------------------------------------------------------------------------------
+
+
+def test_the_readme_is_a_signpost() -> None:
+    assert len(README.splitlines()) <= 175
+
+
+@every_page
+def test_every_relative_link_has_a_target(page: Path) -> None:
+    """A file, and a heading where the link has a fragment."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
+        if "://" in link:
+            continue
+        name, _, fragment = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.is_file() or (fragment and fragment not in fragments(target)):
+            broken.append(link)
+    assert not broken
+
+
+def fragments(page: Path) -> list[str]:
+    """The anchors that GitHub makes of the headings."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.S | re.M)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return [re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_every_page_states_its_kind(page: Path) -> None:
+    """Below the title, and in the README as well."""
+    title, empty, kind = page.read_text().splitlines()[:3]
+    assert title.startswith("# ")
+    assert not empty
+    stated = re.match(r"\*(How-to|Reference|Explanation): .+\.\*$", kind)
+    assert stated, kind
+    rows = re.findall(rf"^\|.*\(docs/{page.relative_to(DOCS).as_posix()}\).*\| ([\w-]+) \|.*\|$", README, re.M)
+    assert rows == [stated[1].lower()]
+
+
+def test_drawings_are_small_pictures() -> None:
+    drawings = [path for path in DOCS.rglob("*") if path.is_file() and path.suffix not in (".md", ".csv")]
+    assert {path.suffix for path in drawings} <= {".png"}
+    assert not [path for path in drawings if path.stat().st_size > LARGEST_DRAWING]
