@@ -1,4 +1,4 @@
-"""What computes: device, threads and precision."""
+"""Device, threads and precision of training and inference."""
 
 from __future__ import annotations
 
@@ -12,27 +12,33 @@ from pipeline.knobs import Knobs
 
 
 class Compute(Knobs):
-    """What computes. It changes results in the last bits, so every stage that trains or infers depends on it."""
+    """Device, threads and precision of training and inference.
+
+    These knobs change results in the last bits, so every stage that trains or infers depends on them.
+    """
 
     device: str = "cpu"
-    """A torch device, e.g. `cuda:0`. cuDNN then uses deterministic algorithms; gradients of interpolation and of 3D
-    pooling stay as PyTorch has them, and may differ in the last bits from run to run."""
+    """A torch device, e.g. `cuda:0`. On a GPU, cuDNN uses deterministic algorithms. PyTorch's gradients of
+    interpolation and of 3D pooling are not deterministic there and may differ in the last bits from run to run."""
     threads: Annotated[int, Field(gt=0)] = 1
-    """Torch threads of one training; inference always uses one thread per worker. More than one only pays on cores
+    """Torch threads of one training. Inference always uses one thread per worker. Several threads pay only on cores
     that nothing else uses."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Of the network only; losses are always float32. `tf32` and `bfloat16` round the factors of products to 10 and to
-    7 bits, which large 3D networks gain from on a GPU. On a CPU `tf32` is `float32`."""
+    """Precision of the network. Losses are always float32.
+
+    `tf32` rounds the factors of products to 10 bits, `bfloat16` to 7 bits. Large 3D networks gain from both on a GPU.
+    On a CPU `tf32` is `float32`.
+    """
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Run the network in this precision."""
+        """Context in which networks run at `precision`."""
         import torch
 
         kind = torch.device(self.device).type
         if kind == "cuda":
-            # PyTorch's own defaults are TF32 in convolutions, and algorithms whose sums change their order from run to
-            # run. Both are of the process, and backward passes run outside of this context: nothing is set back.
+            # By default PyTorch convolves in TF32 and uses algorithms that sum in another order in every run. Both
+            # settings belong to the process. Backward passes run outside this context, so nothing is set back.
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.precision != "float32"
             torch.backends.cudnn.deterministic = True
         with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16"):

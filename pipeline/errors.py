@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 
 class BadInput(ValueError):
-    """Something the user gave is wrong: the message names file, case, expected, found and what to do.
+    """An input of the user is wrong. The message names file, case, expected, found and what to do.
 
-    Stages turn it into one line on standard error and exit code 2.
+    Stages print every line of the message as an error on standard error and exit with code 2.
     """
 
     @classmethod
     def all(cls, messages: Iterable[str]) -> BadInput:
-        """One error for several findings, one line each."""
+        """One error from several messages, one line per message."""
         return cls("\n".join(messages))

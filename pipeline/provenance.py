@@ -1,4 +1,4 @@
-"""Stage `provenance`: which code the results of each stage follow from. DVC watches the files that it writes."""
+"""Stage `provenance`: the code that the results of each stage follow from, in files that DVC watches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.store.manifest import write_json
 
 
 def write_provenance(params: Params, out: Path) -> None:
-    """Write one JSON per stage and entry, file -> hash, such as `judge/agreement.json`."""
+    """Write one JSON per stage and entry, such as `judge/agreement.json`, which maps each code file to its hash."""
     for name, stage, knobs in stages_and_knobs(params):
         write_json(out / f"{name}.json", code_of(f"{PREFIX}stages.{stage}", knobs))
 

@@ -1,8 +1,8 @@
-"""The code that a result follows from: files found through imports and through the kinds in use, each with a hash.
+"""The code that a result follows from: the files of imported modules and of the kinds in use, each with a hash.
 
 A result follows from a module, from every module that it imports at any depth, and from the classes of the knobs in
-use. Three places are left out, because no result follows from them: the `__init__.py` of a package only lists the
-kinds of a family, `params.py` only reads `params.yaml`, and `execution.py` only orders the work.
+use. No result follows from three places, which are left out. The `__init__.py` of a package only lists the kinds of a
+family. `params.py` only reads `params.yaml`. `execution.py` only orders the work.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ if TYPE_CHECKING:
     from grimp import ImportGraph
 
 PACKAGE = __name__.rpartition(".")[0]
-"""The library's name: `pipeline` in a clone."""
+"""Name of the library: `pipeline` in a clone."""
 PREFIX = PACKAGE.removesuffix("pipeline")
-"""What an installation puts in front of `pipeline` and `stages`. Names of files leave the prefix out."""
+"""Prefix of `pipeline` and `stages` in an installation. File names leave the prefix out."""
 LEFT_OUT = (f"{PACKAGE}.params", f"{PACKAGE}.execution")
-"""Modules from which no result follows, besides the `__init__.py` of packages."""
+"""Modules that no result follows from, besides the `__init__.py` of packages."""
 
 Stamp = tuple[tuple[str, int, int], ...]
-"""Path, time of change and size of files: equal stamps mean equal files."""
+"""Path, modification time in ns and size in bytes of files. Equal stamps mean equal files."""
 
 
 def code_of(module: str, knobs: object) -> dict[str, str]:
-    """Hash of every file that a module and knobs use, by its path below the folder that holds the packages.
+    """Hash of every file that a module and knobs use, by the file's path below the folder of the packages.
 
-    `module` is a dotted name; `knobs` is any nesting of knobs, mappings and sequences. Files of a class from outside
-    the two packages count alone, without their imports. Files that are no Python count where a module beside them does.
+    `module` is a dotted name. `knobs` is any nesting of knobs, mappings and sequences. A class from outside the two
+    packages counts with its own file only, without the imports of that file. A file that is not Python counts if a
+    module in the same folder counts.
     """
     root, graph = _root(), _import_graph(_stamp(_root()))
     waiting, files = {module}, set()
@@ -60,7 +61,7 @@ def code_of(module: str, knobs: object) -> dict[str, str]:
 
 
 def kinds_of(knobs: object) -> Iterator[type[Knobs]]:
-    """Classes of all knobs inside, at any depth."""
+    """Classes of all knobs inside `knobs`, at any depth."""
     if isinstance(knobs, Knobs):
         yield type(knobs)
         knobs = [getattr(knobs, name) for name in type(knobs).model_fields]
@@ -72,10 +73,10 @@ def kinds_of(knobs: object) -> Iterator[type[Knobs]]:
 
 
 def syntax_of(source: str) -> str:
-    """The syntax tree of Python code as text: equal for code that differs in comments, layout and docstrings only.
+    """The syntax tree of Python code as text, equal for codes that differ only in comments, layout and docstrings.
 
-    A string that stands alone is a docstring, also behind a field. The text is the same on every supported Python,
-    because fields of the tree that are empty are left out: newer versions of Python add such fields.
+    A string that is a statement is a docstring, also after a field. Empty fields of the tree are left out, because
+    newer versions of Python add empty fields. So the text is the same on every supported Python.
     """
     return _text(ast.parse(source))
 
@@ -93,11 +94,11 @@ def _text(node: Any) -> str:
 
 
 _NO_MEANING = ("kind", "type_comment", "type_ignores")
-"""Fields of the syntax tree that hold spelling (`u""`) and comments."""
+"""Fields of the syntax tree that hold the spelling of strings (`u""`) and type comments."""
 
 
 def _joined(parts: list[ast.expr]) -> list[ast.expr]:
-    """Parts of an f-string with neighbouring texts in one: versions of Python cut them differently."""
+    """Parts of an f-string, neighbouring texts joined, because versions of Python split the texts differently."""
     joined: list[ast.expr] = []
     for part in parts:
         if isinstance(part, ast.Constant) and joined and isinstance(joined[-1], ast.Constant):
@@ -113,16 +114,16 @@ def _is_docstring(node: Any) -> bool:
 
 @lru_cache(maxsize=1024)
 def _hash(file: Path, changed: int) -> str:
-    """SHA-256 of a file's syntax, or of its bytes where it is no Python.
+    """SHA-256 of the syntax of a Python file, or of the bytes of any other file.
 
-    `changed` is the time of the last change: it tells contents of one file apart in the cache.
+    `changed` is the modification time in ns, by which the cache tells two contents of a file apart.
     """
     content = syntax_of(file.read_text("utf-8")).encode() if file.suffix == ".py" else file.read_bytes()
     return hashlib.sha256(content).hexdigest()
 
 
 def _root() -> Path:
-    """The folder that holds the two packages."""
+    """Folder that holds the packages `pipeline` and `stages`."""
     found = importlib.util.find_spec(PACKAGE)
     assert found is not None
     assert found.submodule_search_locations
@@ -130,7 +131,7 @@ def _root() -> Path:
 
 
 def _packages() -> list[str]:
-    """Names of the packages whose imports are followed: the stages are there in a clone and in a wheel."""
+    """Names of the packages whose imports are followed. An importable `stages` counts."""
     if PREFIX:
         return [PREFIX.rstrip(".")]
     return [PACKAGE, *(["stages"] if importlib.util.find_spec("stages") else [])]
@@ -144,16 +145,16 @@ def _stamp(root: Path) -> Stamp:
 
 @lru_cache(maxsize=1)
 def _import_graph(stamp: Stamp) -> ImportGraph:
-    """Who imports whom; imports for type checkers alone do not run and are left out."""
+    """Graph of the imports between modules. Imports for type checkers never run and are left out."""
     import grimp
 
     first, *others = _packages()
-    # No cache on disk: a folder of the user's project is no place for it, and building takes a tenth of a second.
+    # No cache on disk: a cache would litter the user's project, and building the graph takes a tenth of a second.
     return grimp.build_graph(first, *others, exclude_type_checking_imports=True, cache_dir=None)
 
 
 def _file(root: Path, module: str) -> Path:
-    """The file of a module that is no package."""
+    """Path of the file of a module that is not a package."""
     return root.joinpath(*module.removeprefix(PREFIX).split(".")).with_suffix(".py")
 
 
@@ -162,7 +163,7 @@ def _is_package(root: Path, module: str) -> bool:
 
 
 def _other_files(folder: Path) -> Iterator[Path]:
-    """Files in a folder that are no Python, such as the report's page and style sheet."""
+    """Files in a folder that are not Python, such as the report's page and style sheet."""
     for file in folder.iterdir():
         if file.is_file() and file.suffix not in (".py", ".pyc") and not file.name.startswith("."):
             yield file

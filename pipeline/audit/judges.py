@@ -1,4 +1,4 @@
-"""Judging a judge: how its scores rank the proposals of validation cases, and the cases themselves."""
+"""Measures of a judge: how its scores rank the proposals of a validation case, and the validation cases."""
 
 from __future__ import annotations
 
@@ -32,26 +32,29 @@ from pipeline.store.proposals import ProposalStore
 
 
 class ValidationScores(NamedTuple):
-    """Labelled validation cases with their proposals and scores."""
+    """True Dice and scores of the proposals of labelled validation cases."""
 
-    case: np.ndarray  # row in the arrays, i64 [case]
-    group: np.ndarray  # patient or exam, [case]
-    voxels: np.ndarray  # of the case, f64 [case]
-    dice: np.ndarray  # true Dice, f64 [case, slot]
-    distinct: np.ndarray  # no duplicate of an earlier slot, bool [case, slot]
-    scores: dict[str, np.ndarray]  # per judge f64 [case, slot]; NaN = abstained
-    slots: list[str]  # sampler and setting of each
+    case: np.ndarray  # i64 [case], row of the case in the arrays
+    group: np.ndarray  # [case], patient or exam
+    voxels: np.ndarray  # f64 [case], number of voxels of the case, at least 1
+    dice: np.ndarray  # f64 [case, slot], true Dice
+    distinct: np.ndarray  # bool [case, slot], false for a duplicate of an earlier slot
+    scores: dict[str, np.ndarray]  # name of the judge -> f64 [case, slot]; NaN if the judge abstained
+    slots: list[str]  # [slot], sampler and setting
 
 
 class Sizes(NamedTuple):
-    """How the pairs of `AUDIT_BINS` are put together."""
+    """Bins of `AUDIT_BINS`."""
 
-    gaps: Sequence[float]  # inner edges, increasing
-    disagreements: int  # quantile bins
+    gaps: Sequence[float]  # inner edges of the gap in true Dice, increasing
+    disagreements: int  # number of quantile bins of |D|
 
 
 def validation_scores(panel: pl.DataFrame, judges: Iterable[str]) -> ValidationScores:
-    """Rows of a panel that have a true Dice, in any order. Raises `BadInput` where a case lacks a slot."""
+    """True Dice and scores of `judges` from panel rows, in any order, that all have a true Dice.
+
+    Raises `BadInput` if a case lacks a slot.
+    """
     rows = panel.sort("case", "proposal")
     slots = int(rows["proposal"].max()) + 1 if len(rows) else 1  # type: ignore[arg-type]
     proposal = rows["proposal"].to_numpy()
@@ -80,16 +83,25 @@ def validation_scores(panel: pl.DataFrame, judges: Iterable[str]) -> ValidationS
 def audit_judge(
     name: str, cases: ValidationScores, folds: int, failure_below: float, draws: int, seed: int
 ) -> dict[str, object]:
-    """One row of `AUDIT_JUDGES` without its verdict. Duplicates of a mask count once, abstentions not at all.
+    """One row of `AUDIT_JUDGES` without its verdict.
 
-    Over cases with two distinct, scored proposals: `spearman`, `kendall`, `pair_error`; `lift`, true Dice of the top
-    pick less that of the base, and `headroom`, the same of the best proposal; `lift_over_headroom`, a ratio of sums;
-    `lift_over_fixed`, over always taking the slot that is best on other patients; `regret`, the best proposal less the
-    top pick; `gap_weighted_accuracy`, the sum of the gaps in true Dice of the rightly ordered pairs over that of all.
-    Between cases, by the score and the true Dice of slot 0 where it is scored: `auroc` of a Dice below `failure_below`,
-    null where all cases fail or none does, and `aurc` with the risk 1 - Dice; cases count equally.
+    Duplicates of a mask count once. Proposals on which the judge abstained do not count.
 
-    Intervals are 95 % bootstraps by patient; null where too few patients or nothing to measure.
+    Measures over the cases with at least two distinct, scored proposals:
+    `spearman`, `kendall`, `pair_error`: order by score against order by true Dice.
+    `lift`: true Dice of the top pick minus true Dice of the base. `top_beats_base`: share of cases with a lift above 0.
+    `headroom`: true Dice of the best proposal minus true Dice of the base.
+    `lift_over_headroom`: sum of the lifts over sum of the headrooms.
+    `lift_over_fixed`: true Dice of the top pick minus true Dice of the slot that is best on other patients.
+    `regret`: true Dice of the best proposal minus true Dice of the top pick.
+    `gap_weighted_accuracy`: sum of the gaps in true Dice of the rightly ordered pairs over the sum of all gaps.
+
+    Measures between cases, from score and true Dice of slot 0 in the cases where slot 0 is scored; cases count equally:
+    `auroc`: area under the ROC curve for a true Dice below `failure_below`; null if all cases fail or none does.
+    `aurc`: area under the risk-coverage curve with the risk 1 - true Dice.
+
+    Intervals are 95 % bootstraps by patient. A measure without data is null. The ends of an interval are null if the
+    interval rests on too few patients.
     """
     score = np.where(cases.distinct, cases.scores[name], np.nan)
     kept = np.count_nonzero(~np.isnan(score), axis=1) > 1
@@ -121,13 +133,13 @@ def audit_judge(
 
 
 def headroom(cases: ValidationScores, draws: int, seed: int) -> dict[str, float | None]:
-    """True Dice of the best proposal less that of the base, over all cases, whatever a judge says of them."""
+    """Mean of true Dice of the best proposal minus true Dice of the base, over all cases; no judge is involved."""
     best = cases.dice.max(axis=1, initial=0) - cases.dice[:, 0]
     return named("headroom", bootstrap_interval(best, cases.group, draws, seed))
 
 
 def _within(score: np.ndarray, dice: np.ndarray) -> dict[str, np.ndarray]:
-    """Measures of each case, f64 `[case]`; NaN where one has no value."""
+    """Measures of each case by name, f64 `[case]`; NaN if a measure has no value for a case."""
     order, gap = differences(score), differences(dice)
     top, base, best = top_value(score, dice), dice[:, 0], dice.max(axis=1, initial=0)
     return {
@@ -144,10 +156,11 @@ def _within(score: np.ndarray, dice: np.ndarray) -> dict[str, np.ndarray]:
 def _between(
     score: np.ndarray, dice: np.ndarray, groups: np.ndarray, failure_below: float, draws: int, seed: int
 ) -> dict[str, float | None]:
-    """`auroc` and `aurc` of the base's score against its true Dice, `[case]`."""
+    """Columns of `auroc` and `aurc`, from score and true Dice of the base, both f64 `[case]`."""
     scored = ~np.isnan(score)
     score, dice, groups = score[scored], dice[scored], groups[scored]
     failed = dice < failure_below
+    # The spread of AUROC rests on the rarer kind of case, failures or others.
     telling = min(len(np.unique(groups[failed])), len(np.unique(groups[~failed])))
     area = resampled_interval(lambda weight: auroc(score, failed, weight), groups, draws, seed, telling)
     risk = resampled_interval(lambda weight: aurc(score, 1 - dice, weight), groups, draws, seed)
@@ -155,17 +168,19 @@ def _between(
 
 
 def named(measure: str, estimate: Interval) -> dict[str, float | None]:
-    """The columns of a measure and of the ends of its interval."""
+    """Columns of a measure: its value and the two ends of its interval."""
     return dict(zip((measure, f"{measure}_low", f"{measure}_high"), estimate, strict=True))
 
 
 def audit_bins(cases: ValidationScores, proposals: ProposalStore, sizes: Sizes, draws: int, seed: int) -> pl.DataFrame:
-    """Rows of `AUDIT_BINS`: the pair accuracy of every judge by gap in true Dice and by |D| as a share of the case.
+    """Rows of `AUDIT_BINS`: pair accuracy of every judge by gap in true Dice, and by |D| as a share of the case.
 
-    All pairs of distinct proposals of a case that differ in true Dice; those with an abstention are left out of the
-    judge's rows. Bins are above one edge and up to the next, the same for all judges: the gaps' edges are given, those
-    of |D| are quantiles over all pairs. Pairs count equally, equal scores one half. Bins without a pair have no row.
+    The pairs are all pairs of distinct proposals of a case that differ in true Dice. A pair with an abstention is left
+    out of the rows of that judge. A bin reaches from above its lower edge up to its upper edge. All judges have the
+    same bins: the edges of the gap are `sizes.gaps`, the edges of |D| are quantiles over all pairs.
+    Pairs count equally. Equal scores count as one half right. A bin without a pair has no row.
     """
+    # Rounding removes differences in the last bits between proposals of equal true Dice.
     gap = np.round(np.abs(differences(np.where(cases.distinct, cases.dice, np.nan))), 12)
     row, pair = np.nonzero(gap > 0)
     slots = np.triu_indices(cases.dice.shape[1], 1)

@@ -1,4 +1,4 @@
-"""Judging a way of mining: what the pairs that a judge and a strategy make of validation cases are worth."""
+"""Measures of a pair set: how often its pairs are wrong on validation cases, and what its disagreement regions hold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.store.cases import CaseStore
 from pipeline.store.proposals import ProposalStore
 
 TOP = 0.25
-"""The `keep_fraction` of the cases with the widest margins whose lift is measured apart from the rest."""
+"""Share of the cases (as `keep_fraction`) with the widest margins. Their lift is measured apart from other cases."""
 
 _PAIR = ("case_id", "chosen", "rejected")
 
@@ -26,13 +26,14 @@ _PAIR = ("case_id", "chosen", "rejected")
 def try_pairs(
     pairs: PairSet, panel: pl.LazyFrame, proposals: ProposalStore, seed: int, calibration: Curve | None = None
 ) -> pl.DataFrame:
-    """The pairs of a pair set on validation cases, with their truth.
+    """Pairs of a pair set on validation cases, with their truth.
 
-    Columns of `PAIRS`, those of `with_truth`, and `top`: whether the pair is one of a `keep_fraction` of `TOP`. A
-    `min_p_correct` is applied by the curve that was fitted on these same cases; without a curve there is no filter.
+    Columns are those of `PAIRS`, those that `with_truth` adds, and `top`: whether the case is kept by a `keep_fraction`
+    of `TOP`. `min_p_correct` is applied with the curve that was fitted to these same cases. Without a curve,
+    `min_p_correct` is not applied.
     """
     if calibration is None:
-        pairs = _with(pairs, min_p_correct=None)  # no pair to fit one on, so there is none to filter either
+        pairs = _with(pairs, min_p_correct=None)  # `mine` refuses min_p_correct without a curve
     table, widest = (
         mine(panel, proposals, wanted, "validation", seed, calibration)[0]
         for wanted in (pairs, _with(pairs, keep_fraction=TOP))
@@ -41,16 +42,21 @@ def try_pairs(
 
 
 def audit_pairs(table: pl.DataFrame, voxels: pl.DataFrame, draws: int, seed: int) -> dict[str, object]:
-    """The measures of `AUDIT_PAIRS` and `AUDIT_STRATEGIES`, from `try_pairs` and `voxel_shares`.
+    """Measures of `AUDIT_PAIRS` and `AUDIT_STRATEGIES`, from `try_pairs` and `voxel_shares`.
 
-    `noise_rate`: chosen is worse than rejected (equal counts one half). `weighted_noise`: the same weighted by |D|.
-    `noise_difference`: the latter less the share of pairs that are wrong; DPO feels the one, RN-DPO the other, so
-    `verdict` names the one with less noise, or `undecided` where the interval holds 0.
-    `voxel_noise`: share of D on which chosen is not the truth, per pair, and `weighted_voxel_noise`: of all D together.
-    It is `rejected_right`, where the truth is the rejected one, and `neither_right`, which two classes do not have.
-    Unknown truth is outside. `active_share`: share of D on which the base differs from chosen. `lift`: chosen minus
-    base, true Dice; `lift_top_quarter` and `lift_rest`: the same in the cases with the widest margins and in others.
-    `volume_bias`: 2 (V - W) / (V + W) of the foreground of chosen and rejected.
+    `noise_rate`: share of pairs whose chosen mask is worse than the rejected mask; equal masks count one half.
+    `weighted_noise`: the same share, pairs weighted by |D|.
+    `noise_difference`: `weighted_noise` minus the share of wrong pairs, pairs weighted equally.
+    `verdict`: the objective with less noise, or `undecided` if the interval of `noise_difference` contains 0. DPO feels
+    the noise weighted by |D|, RN-DPO feels the noise per pair.
+    `voxel_noise`: share of D on which chosen differs from the truth, mean over pairs. Voxels of unknown truth do not
+    count. `weighted_voxel_noise`: the same share over the voxels of all D together.
+    `rejected_right`, `neither_right`: the two parts of `voxel_noise`. The rejected mask equals the truth, or neither
+    mask does; with two classes `neither_right` is 0.
+    `active_share`: share of D on which the base differs from chosen.
+    `lift`: true Dice of chosen minus true Dice of the base. `lift_top_quarter`, `lift_rest`: `lift` in the cases with
+    the widest margins, and in the other cases.
+    `volume_bias`: 2 (V - W) / (V + W) with the foreground volumes V of chosen and W of rejected.
     """
     found = table.join(voxels, on=_PAIR, how="left", maintain_order="left")
     groups, weight = found["group"].to_numpy(), found["disagreement"].to_numpy().astype(np.float64)
@@ -60,7 +66,8 @@ def audit_pairs(table: pl.DataFrame, voxels: pl.DataFrame, draws: int, seed: int
         found[part].to_numpy().astype(np.float64) for part in ("known", "chosen_wrong", "rejected_right", "active")
     )
     everywhere, top = np.ones(len(found), bool), found["top"].to_numpy()
-    with np.errstate(invalid="ignore"):  # D wholly in unknown truth has no voxel noise, and is not asked for it
+    # A region D of unknown truth alone gives 0 / 0. The condition `known > 0` leaves such a pair out below.
+    with np.errstate(invalid="ignore"):
         noise, turned = lost / known, other / known
     measured = {
         "noise_rate": (wrong, everywhere),
@@ -86,8 +93,12 @@ def audit_pairs(table: pl.DataFrame, voxels: pl.DataFrame, draws: int, seed: int
 
 
 def with_truth(table: pl.DataFrame, panel: pl.LazyFrame) -> pl.DataFrame:
-    """Pairs of validation cases with `group`, `right` (1, or 0, or one half for equal masks), and of chosen, rejected
-    and base the true Dice; of the two also the foreground in voxels."""
+    """Pairs of validation cases with columns for their truth.
+
+    `group`: patient or exam. `right`: 1 if the order is right, 0 if wrong, one half for equal true Dice.
+    `chosen_dice`, `rejected_dice`, `base_dice`: true Dice. `chosen_volume`, `rejected_volume`, `base_volume`:
+    foreground in voxels.
+    """
     truth = panel.select(
         "case_id", "proposal", "group", dice="true_dice", volume=pl.col("voxels").list.slice(1).list.sum()
     ).collect()
@@ -104,8 +115,12 @@ def with_truth(table: pl.DataFrame, panel: pl.LazyFrame) -> pl.DataFrame:
 
 
 def voxel_shares(tables: Iterable[pl.DataFrame], cases: CaseStore, proposals: ProposalStore) -> pl.DataFrame:
-    """Of every pair of these tables once, in voxels of its D: `known` truth, and of these `chosen_wrong` and
-    `rejected_right`; `active`, on which the base differs from chosen. Masks are read once per case."""
+    """Voxel counts in the disagreement region D of every pair. A pair of several tables has one row.
+
+    `known`: voxels of D whose truth is known. `chosen_wrong`: known voxels on which chosen differs from the truth.
+    `rejected_right`: known voxels on which rejected equals the truth. `active`: voxels of D on which the base differs
+    from chosen. The masks of a case are read once.
+    """
     columns = {name: schema.PAIRS.columns[name] for name in _PAIR}
     counts = ("known", "chosen_wrong", "rejected_right", "active")
     wanted = pl.concat([pl.DataFrame(schema=columns), *(table.select(_PAIR) for table in tables)]).unique().sort(_PAIR)
@@ -114,7 +129,7 @@ def voxel_shares(tables: Iterable[pl.DataFrame], cases: CaseStore, proposals: Pr
     for (case_id,), pairs in wanted.group_by("case_id", maintain_order=True):
         case = rows[str(case_id)]
         masks = proposals.masks(case)
-        somewhere = (masks != masks[0]).any(axis=0)  # no pair differs elsewhere
+        somewhere = (masks != masks[0]).any(axis=0)  # D of every pair lies inside this region
         masks, label = masks[:, somewhere], cases.label(case)[somewhere]
         for _, chosen, rejected in pairs.iter_rows():
             differ = region(masks[chosen], masks[rejected])
@@ -132,7 +147,10 @@ def voxel_shares(tables: Iterable[pl.DataFrame], cases: CaseStore, proposals: Pr
 def calibrate_pairs(
     pairs: PairSet, panel: pl.LazyFrame, proposals: ProposalStore, knobs: Calibration, seed: int
 ) -> PairCalibration:
-    """What the margins of a pair set are worth, on validation pairs of its strategy without the filters on them."""
+    """Calibration of a pair set, fitted to validation pairs of its strategy without the filters by margin.
+
+    `min_margin`, `min_p_correct` and `keep_fraction` are switched off.
+    """
     unfiltered = _with(pairs, min_margin=0.0, min_p_correct=None, keep_fraction=1.0)
     table = with_truth(mine(panel, proposals, unfiltered, "validation", seed)[0], panel)
     tried = ValidationPairs(*(table[column].to_numpy() for column in ("margin", "right", "case", "group")))
@@ -140,4 +158,5 @@ def calibrate_pairs(
 
 
 def _with(pairs: PairSet, **filters: float | None) -> PairSet:
+    """The pair set with other values of these filters of its strategy."""
     return pairs.model_copy(update={"strategy": pairs.strategy.model_copy(update=filters)})

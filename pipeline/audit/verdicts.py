@@ -1,16 +1,16 @@
-"""What the audit's numbers say in plain language: a verdict per judge and pair set, and what to be warned of.
+"""Verdicts of the audit in plain language, per judge and pair set, and the warnings to users.
 
-The rules, each on the ends of 95 % intervals, so that what a few cases cannot show is called not shown:
-- of fewer than `LEAST` patients no interval is believed, and none is given: nothing is shown.
-- no headroom: the upper end of the headroom is below `HEADROOM`; then nothing else is said of the lift. Over all
-  proposals it is left where the lower end is not, and not shown in between.
-- the top pick beats the base where the lower end of the lift is above 0, is worse where the upper end is below 0, and
-  is not shown to beat it otherwise. Against the best fixed sampler likewise, by `lift_over_fixed`.
-- pairs are clearly better than a coin where the upper end of their noise rate is below one half.
-- a judge is worth training on where its top pick beats the base and the pairs of a strategy are clearly better than a
-  coin, and then not without an anchor: unanchored students lose to their base even on pairs that are right.
-- DPO feels the noise that is weighted by |D|, RN-DPO that per pair: whom it favours is decided only where the interval
-  of their difference excludes 0.
+The rules look at the ends of 95 % intervals. An effect that the cases are too few to show is called "not shown".
+- Fewer than `LEAST` patients: no interval is believed and no interval is given, so nothing is shown.
+- No headroom: the upper end of the headroom is below `HEADROOM`. The verdict on a judge then leaves out the lift.
+- Headroom of all proposals: left if the lower end reaches `HEADROOM`, not shown if only the upper end does.
+- The top pick beats the base if the lower end of the lift is above 0. It is worse if the upper end is below 0, and
+  otherwise not shown to beat the base. The best fixed sampler is compared in the same way, by `lift_over_fixed`.
+- Pairs are clearly better than a coin if the upper end of their noise rate is below one half.
+- A judge is worth training on if its top pick beats the base and the pairs of a strategy are clearly better than a
+  coin. Even then training needs an anchor: unanchored students lose to their base even on pairs that are right.
+- DPO feels the noise weighted by |D|, RN-DPO feels the noise per pair. The verdict favours an objective only if the
+  interval of the difference excludes 0.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from typing import Any
 import polars as pl
 
 HEADROOM = 0.005
-"""Dice that the best proposal of a case must be above the base for a judge to be of use."""
+"""Headroom in Dice that a judge needs to be of use: true Dice of the best proposal minus true Dice of the base."""
 LEAST = 5
-"""Patients below which resampling cannot give a 95 % interval: of four normal values even the extremes hold the mean in
-85 of 100 cases, of two in 50."""
+"""Number of patients that a 95 % interval by resampling needs. For four normal values even the extremes hold the mean
+in only 85 of 100 cases, for two values in 50."""
 FEW = 10
-"""Fewer patients than this are said to be few."""
+"""Number of patients below which a verdict names the number of its patients."""
 
 AuditRow = Mapping[str, Any]
 AuditWarning = dict[str, str | None]
-"""`pairs`: the pair set that a warning is about, null if it is about all; `text`."""
+"""Keys `pairs`, the pair set of the warning (null if the warning is about all pair sets), and `text`."""
 
 
 def judge_verdict(row: AuditRow, strategies: Sequence[AuditRow], groups: int, research: bool) -> str:
-    """Verdict on a row of `AUDIT_JUDGES`, with its rows of `AUDIT_STRATEGIES` and the number of validation patients.
+    """Verdict on one judge, from its row of `AUDIT_JUDGES` and its rows of `AUDIT_STRATEGIES`.
 
-    `research`: the judge looks at the truth of what it scores.
+    `groups`: number of validation patients. `research`: whether the judge reads the truth of the cases that it scores.
     """
     row, strategies = _believed(row, groups), [_believed(one, groups) for one in strategies]
     said = ["research only, it knows the truth"] if research else []
@@ -58,8 +58,11 @@ def judge_verdict(row: AuditRow, strategies: Sequence[AuditRow], groups: int, re
 
 
 def headroom_verdict(row: AuditRow, groups: int) -> str:
-    """Whether the proposals of validation cases leave anything to learn, from the best of each case less the base:
-    what a student of a perfect judge could reach, and what another round from this base could gain at most."""
+    """Verdict on the headroom: whether the proposals of validation cases leave anything to learn.
+
+    The headroom is what a student of a perfect judge could gain, and the most that another round from this base could
+    gain. `groups`: number of validation patients.
+    """
     row = _believed(row, groups)
     low, high = row["headroom_low"], row["headroom_high"]
     best = f"the best proposals are {points_text(row, 'headroom')} Dice points above the base"
@@ -113,14 +116,18 @@ def _advice(row: AuditRow, strategies: Sequence[AuditRow]) -> str:
 
 
 def noise_verdict(row: AuditRow, groups: int) -> str:
-    """Whom the noise favours, from the interval of the noise weighted by |D| less that per pair."""
+    """Objective that the noise favours, by the interval of the noise weighted by |D| minus the noise per pair."""
     return {1: "RN-DPO", -1: "DPO", 0: "undecided"}[_sign(_believed(row, groups), "noise_difference")]
 
 
 def warnings(
     judges: pl.DataFrame, pairs: pl.DataFrame, groups: int, notes: Mapping[str, str | None]
 ) -> list[AuditWarning]:
-    """What a user must know before training; the report repeats it. `notes` on the calibration, by pair set."""
+    """Warnings that a user must know before training. The report repeats them.
+
+    `judges`, `pairs`: tables `AUDIT_JUDGES` and `AUDIT_PAIRS`. `groups`: number of validation patients. `notes`: notes
+    on the calibration by pair set.
+    """
     found: list[AuditWarning] = []
     if groups < FEW:
         found.append(
@@ -154,7 +161,7 @@ def warnings(
 
 
 def nothing_known() -> list[AuditWarning]:
-    """The one warning without a labelled validation case that has proposals."""
+    """The only warning of an audit without a labelled validation case that has proposals."""
     text = (
         "nothing is known about the judges and the pair sets: no validation case with a label has proposals; "
         "label some cases and add 'validation' to propose.splits"
@@ -185,14 +192,14 @@ def _estimate(row: AuditRow, measure: str, form: str, unit: str) -> str:
 
 
 def _believed(row: AuditRow, groups: int) -> AuditRow:
-    """The row without the ends of its intervals where they rest on too few patients."""
+    """The row, without the ends of its intervals if they rest on fewer than `LEAST` patients."""
     if groups >= LEAST:
         return row
     return {name: None if name.endswith(("_low", "_high")) else value for name, value in row.items()}
 
 
 def _sign(row: AuditRow, measure: str) -> int:
-    """1 or -1 where the interval says so, 0 where it does not or there is none."""
+    """1 or -1 if the interval lies above or below 0, otherwise 0; 0 without an interval."""
     low, high = row[f"{measure}_low"], row[f"{measure}_high"]
     if low is None or high is None:
         return 0
@@ -200,7 +207,7 @@ def _sign(row: AuditRow, measure: str) -> int:
 
 
 def _above(row: AuditRow, measure: str) -> float:
-    """Upper end of an interval; anything is possible where there is none."""
+    """Upper end of an interval; infinite without an interval, since any value is then possible."""
     high = row[f"{measure}_high"]
     return float("inf") if high is None else high
 

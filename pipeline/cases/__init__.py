@@ -1,1 +1,1 @@
-"""Stage `prepare`: raw data sets become cases on one working grid, split by patient."""
+"""Stage `prepare`: turns raw data sets into cases on a working grid, split by patient."""

@@ -1,4 +1,4 @@
-"""What a CSV beside the data says about the cases: patient, split and site."""
+"""Patient, split and site of the cases, from a CSV beside the data."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pipeline.store.schema import SPLITS
 
 
 def described(sources: Sequence[Source], root: Path, table: CaseTable | None) -> list[Source]:
-    """Cases in order of their ids, with group, split and site from the table where it names them.
+    """Cases sorted by case id, with group, split and site from the table.
 
-    A case that the table lacks keeps what its reader knows. Raises `BadInput` for an unsafe or repeated case id, and
-    for a table with missing columns, repeated or unknown cases, or a split that does not exist.
+    A missing row, column or cell keeps the value from the reader. Raises `BadInput` for an unsafe or repeated case id,
+    and for a table with missing columns, repeated or unknown cases, or a split that does not exist.
     """
     first: dict[str, Source] = {}
     for source in sources:
@@ -48,7 +48,7 @@ def _merged(source: Source, row: dict[str, str]) -> Source:
 
 
 def _rows(file: Path, table: CaseTable) -> dict[str, dict[str, str]]:
-    """What the table says per case; empty cells say nothing."""
+    """Values of `group`, `split` and `site` in the table, by case id. Empty cells are left out."""
     columns = {
         field: column
         for field, column in (("group", table.group), ("split", table.split), ("site", table.site))

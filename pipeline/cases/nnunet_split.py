@@ -1,4 +1,4 @@
-"""Splits that nnU-Net made: `splits_final.json`, so that a comparison with it uses the same cases."""
+"""Splits from nnU-Net's `splits_final.json`, so that a comparison with nnU-Net uses the same cases."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from pipeline.knobs import Knobs
 
 
 class GivenSplit(Knobs):
-    """One fold of a file `[{"train": [case ids], "val": [case ids]}, ...]`."""
+    """A fold of a file `[{"train": [case ids], "val": [case ids]}, ...]`."""
 
     file: str = "splits_final.json"
-    """Relative to `data.path`."""
+    """Path of the file, relative to `data.path`."""
     fold: Annotated[int, Field(ge=0)] = 0
-    """Which entry, from 0."""
+    """Index of the fold in the file, from 0."""
     train: Literal["labelled", "pool", "free"] = "labelled"
-    """Split of the fold's training cases; `free`: drawn by the counts, like cases that the file does not name."""
+    """Split of the fold's training cases. `free`: the counts of `splits` assign the training cases, like cases that
+    the file does not name."""
     val: Literal["validation", "test"] = "validation"
     """Split of the fold's validation cases."""
 
 
 def with_given_split(sources: Sequence[Source], given: GivenSplit | None, root: Path) -> list[Source]:
-    """The cases with the splits of the fold; cases that it does not name keep what they have.
+    """The cases with the splits of the fold. Cases that the fold does not name keep their split.
 
-    Raises `BadInput` for a broken file, a missing fold, unknown or repeated cases, and a case table that differs.
+    Raises `BadInput` for a broken file, a missing fold, unknown or repeated cases, and for a case whose split in the
+    case table or data set differs from the fold.
     """
     if given is None:
         return list(sources)
@@ -42,7 +44,7 @@ def with_given_split(sources: Sequence[Source], given: GivenSplit | None, root: 
     if unknown := sorted({*fold["train"], *fold["val"]} - {source.case_id for source in sources}):
         raise BadInput(
             f"{file}: fold {given.fold}: expected cases of the data set, found {len(unknown)} unknown, e.g. "
-            f"'{unknown[0]}'; add the files, or take the split of this data set"
+            f"'{unknown[0]}'; add the files, or use the splits file of this data set"
         )
     counts = Counter([*fold["train"], *fold["val"]])
     if repeated := sorted(case_id for case_id, count in counts.items() if count > 1):
@@ -56,8 +58,8 @@ def with_given_split(sources: Sequence[Source], given: GivenSplit | None, root: 
     for source in sources:
         if source.case_id in split and source.split not in (None, split[source.case_id]):
             raise BadInput(
-                f"{file}: fold {given.fold}: case '{source.case_id}' is in {split[source.case_id]}, expected "
-                f"{source.split} as the case table or the data set says; remove it from one of them"
+                f"{file}: fold {given.fold}: case '{source.case_id}' is in split {split[source.case_id]}, expected "
+                f"{source.split}, its split in the case table or data set; remove the case from one of the two"
             )
     return [replace(source, split=split.get(source.case_id, source.split)) for source in sources]
 

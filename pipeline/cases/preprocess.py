@@ -1,4 +1,4 @@
-"""From the source's grid and intensities to the working grid and back."""
+"""Preprocessing of images: orientation, working grid and normalisation of intensities."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class FixedRange(Knobs):
-    """Intensities of a fixed range, such as a CT window in Hounsfield units, brought linearly to another."""
+    """Linear map from a fixed range of intensities, such as a CT window in Hounsfield units, to another range."""
 
     range: tuple[float, float]
-    """Lowest and highest intensity."""
+    """Lowest and highest intensity of the image."""
     to: tuple[float, float] = (0.0, 1.0)
-    """What they become."""
+    """Values that the lowest and the highest intensity are mapped to."""
     clip: bool = True
-    """Whether intensities outside the range become its ends."""
+    """Whether intensities outside the range are set to the nearer end of the range."""
 
     @model_validator(mode="after")
     def _some_width(self) -> FixedRange:
@@ -39,12 +39,12 @@ class FixedRange(Knobs):
 Normalise = Literal["zscore", "percentile", "minmax", "unit"] | FixedRange
 
 UNKNOWN_ORIENTATION = "unknown"
-"""Orientation of volumes whose files do not say it."""
+"""Orientation of volumes whose files have no orientation."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The working grid of a case; `orientation` as in `schema.CASES`."""
+    """The working grid of a case. `orientation` is the column of `schema.CASES`."""
 
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...] | None
@@ -52,20 +52,25 @@ class Grid:
 
 
 class Preprocess(Knobs):
-    """How intensities and grids are made comparable between cases."""
+    """Normalisation of intensities and of grids, so that cases are comparable."""
 
     normalise: Normalise | tuple[Normalise, ...] = "zscore"
-    """Per case and channel: `zscore` (mean 0, standard deviation 1), `percentile` (clipped to the percentiles 0.5 and
-    99.5, then `zscore`), `minmax` (0 to 1), `unit` (divided by 255, for pictures), or a fixed range for all cases, for
-    CT: `{range: [-57, 164], to: [0, 1]}`. A list has one for each channel."""
+    """Normalisation of intensities, per case and channel. A list has one entry per channel.
+
+    - `zscore`: mean 0, standard deviation 1.
+    - `percentile`: clipped to the percentiles 0.5 and 99.5, then `zscore`.
+    - `minmax`: 0 to 1.
+    - `unit`: divided by 255, for pictures.
+    - A fixed range for all cases, for CT: `{range: [-57, 164], to: [0, 1]}`."""
     orientation: Literal["RAS"] | None = None
-    """Axes of the working grid. `RAS`: to the right, anterior and superior, as near as whole axes come; volumes with
-    an affine only. Null: as stored, and then volumes of several orientations are refused."""
+    """Axes of the working grid. `RAS` flips and swaps whole axes, so that they point nearest to right, anterior and
+    superior, and refuses cases without an affine. Null keeps the axes as stored, and refuses volumes of several
+    orientations."""
     spacing: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    """Voxel edges of the working grid in mm, per working axis, as near as whole voxels come; null keeps the source's
-    voxels. Cases of unknown spacing are refused."""
+    """Voxel edges of the working grid in mm, per working axis, rounded so that whole voxels fill the grid. Cases of
+    unknown spacing are refused. Null keeps the source's voxels."""
     resize: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    """Working grid of all cases, voxels per working axis; null keeps the source's grid, or what `spacing` makes."""
+    """Working grid of all cases in voxels per working axis. Null keeps the source's grid or the grid of `spacing`."""
 
     @model_validator(mode="after")
     def _one_grid(self) -> Preprocess:
@@ -76,8 +81,9 @@ class Preprocess(Knobs):
     def grid(self, source: Source) -> Grid:
         """The working grid of a case: source -> orientation -> `spacing` or `resize`.
 
-        The spacing is the one that whole voxels give, not the one asked for. Raises `BadInput` naming the case for
-        knobs with another number of axes, unknown spacing, and what has no orientation.
+        The spacing of the grid follows from whole voxels and differs slightly from the knob `spacing`. Raises
+        `BadInput` with the name of the case for knobs with another number of axes, for unknown spacing, and for a case
+        without orientation.
         """
         orientation = None if self.orientation is None else _orientation(source)
         axes = working_axes(orientation, len(source.shape))
@@ -93,7 +99,7 @@ class Preprocess(Knobs):
             if asked is not None and len(asked) != len(before):
                 raise BadInput(
                     f"preprocess.{name}: expected {len(before)} axes as case '{source.case_id}' has, found "
-                    f"{list(asked)}; correct it"
+                    f"{list(asked)}; give one value per axis"
                 )
         if self.resize is not None:
             return self.resize
@@ -107,9 +113,11 @@ class Preprocess(Knobs):
         return voxels_at(before, edges, self.spacing)
 
     def image(self, image: np.ndarray, case: Case) -> np.ndarray:
-        """Image f32 `[channel, *working]`: on the working grid linearly with anti-aliasing, then normalised by channel.
+        """Image f32 `[channel, *working]` from `[channel, *source]`, resampled, then normalised per channel.
 
-        A constant channel becomes 0. Raises `BadInput` for a list of another length than there are channels.
+        Resampling is linear, with anti-aliasing. A constant channel becomes 0, except with `unit` and a fixed range.
+        Raises `BadInput` if the list of normalisations does not have one entry per channel, and for `unit` if
+        intensities are not from 0 to 255.
         """
         hows = self.normalise if isinstance(self.normalise, tuple) else (self.normalise,) * len(image)
         if len(hows) != len(image):
@@ -124,9 +132,9 @@ class Preprocess(Knobs):
 
 
 def one_orientation(sources: list[Source]) -> str | None:
-    """The orientation that all volumes have as stored, e.g. `LAS`, or `unknown`; None for images.
+    """Orientation that all volumes have as stored, e.g. `LAS`. `unknown` without an affine. None for 2D images.
 
-    Refuses volumes whose axes mean different things: flips, sided classes and resizing act on axes.
+    Raises `BadInput` for volumes of several orientations, because flips, sided classes and resizing act on axes.
     """
     from nibabel import aff2axcodes
 
@@ -145,11 +153,11 @@ def one_orientation(sources: list[Source]) -> str | None:
 
 
 def _orientation(source: Source) -> tuple[int, ...] | None:
-    """Orientation of a volume as in `schema.CASES`; None if its axes are right, anterior and superior already."""
+    """Orientation of a volume as in `schema.CASES`. None if the axes already point right, anterior and superior."""
     if len(source.shape) != 3 or source.affine is None:
         raise BadInput(
             f"{source.image}: case '{source.case_id}': expected a volume with an affine for preprocess.orientation, "
-            f"found {len(source.shape)} axes and {'no' if source.affine is None else 'an'} affine; set it to null"
+            f"found {len(source.shape)} axes and {'no' if source.affine is None else 'an'} affine; set the knob to null"
         )
     try:
         return to_ras(source.affine)

@@ -1,4 +1,4 @@
-"""Which cases are labelled, pool, validation and test, with every patient on one side."""
+"""Assignment of cases to the splits labelled, pool, validation and test. Every patient is in one split."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from pipeline.seeding import numpy_generator
 from pipeline.store.schema import SPLITS
 
 _DRAWN = ("test", "validation", "labelled", "pool")
-"""Order of drawing: another number of labelled cases leaves test and validation as they are."""
+"""Order in which cases are assigned to the splits.
+
+Test and validation come first, so another number of labelled cases does not change them.
+"""
 
 _ROUNDING = 1e-9
 
@@ -25,25 +28,25 @@ Size = Annotated[int, Field(ge=0)] | Fraction | Literal["rest"]
 
 
 class Splits(Knobs):
-    """How many cases each split has: a count, a fraction of the cases that have a label, or `rest`.
+    """Size of each split: a count, a fraction of the cases that have a label, or `rest`.
 
-    All four count cases that have a label. Cases without label belong to the pool and come on top of `pool`. Cases
-    whose split is given (by `given`, the case table or the data set) count as well, and 0 draws no others: the split
-    then holds the given cases, or none.
+    All four sizes count cases that have a label. Cases without a label belong to the pool and come on top of `pool`.
+    Cases whose split is fixed (by `given`, the case table or the data set) count as well. A split of size 0 holds the
+    cases that are fixed to the split, or no case.
     """
 
     labelled: Size
     """Cases that train the base segmenter."""
     pool: Size
-    """Cases whose labels are hidden; 0 where the pool is the cases without label."""
+    """Cases with a label that is hidden. 0 if the pool holds only cases without a label."""
     validation: Size
-    """Cases that judge the judges and stop training."""
+    """Cases that audit the judges, calibrate `p_correct` and stop training."""
     test: Size
     """Cases that measure the students."""
     seed: int = 0
-    """Another seed draws other patients."""
+    """Seed of the assignment. Another seed assigns other patients."""
     given: GivenSplit | None = None
-    """A fold of nnU-Net's `splits_final.json`; null: none."""
+    """A fold of nnU-Net's `splits_final.json`. Null: no fold is used."""
 
     @model_validator(mode="after")
     def _add_up(self) -> Splits:
@@ -56,11 +59,11 @@ class Splits(Knobs):
 
 
 def assign(sources: Sequence[Source], splits: Splits) -> tuple[dict[str, str], list[str]]:
-    """Split of each case id, and notes on what could not be met; cases that no split asks for are left out.
+    """Split of each case id, and notes on sizes that could not be met. Cases without a split are left out.
 
-    Groups stay whole, and a given split wins. A count is met exactly if whole groups allow it, else from below. The
-    result depends on the case ids and groups alone, not on their order. Raises `BadInput` for a group in two given
-    splits, for more cases asked than there are, and for an empty split that was not asked to be 0.
+    Groups stay whole. A given split wins over the sizes. A size is met exactly if whole groups allow the size, else
+    from below. The result depends on the case ids and groups alone, not on their order. Raises `BadInput` for a group
+    in two given splits, for sizes that exceed the number of cases, and for an empty split whose size is not 0.
     """
     sources = sorted(sources, key=lambda source: source.case_id)
     groups: dict[str, list[Source]] = defaultdict(list)
@@ -78,8 +81,8 @@ def assign(sources: Sequence[Source], splits: Splits) -> tuple[dict[str, str], l
     asked = sum(max(0, count - has[split]) for split, count in wanted.items())
     if asked > (there := sum(weight[name] for name in free)):
         raise BadInput(
-            f"splits: expected at most {there} cases that have a label and no given split, found {asked} asked for "
-            f"({_counts(wanted)}, of which are given {_counts(has)}); ask for fewer"
+            f"splits: expected counts of at most {there}, the cases with a label and without a given split, found "
+            f"{asked} ({_counts(wanted)}; already given: {_counts(has)}); lower the counts"
         )
     notes = []
     for split in (name for name in _DRAWN if name in wanted):
@@ -88,10 +91,8 @@ def assign(sources: Sequence[Source], splits: Splits) -> tuple[dict[str, str], l
         free = [name for name in free if name not in chosen]
         got = sum(weight[name] for name in placed[split])
         if got != wanted[split] != 0:
-            reason = "more are given" if got > wanted[split] else "groups stay whole"
-            notes.append(
-                f"splits: {split} has {got} cases that have a label where {wanted[split]} were asked: {reason}"
-            )
+            reason = "the given split has more" if got > wanted[split] else "groups stay whole"
+            notes.append(f"splits: {split} has {got} cases with a label, expected {wanted[split]}: {reason}")
     for split in set(SPLITS) - set(wanted):
         placed[split] += free
 
@@ -111,7 +112,7 @@ def assign(sources: Sequence[Source], splits: Splits) -> tuple[dict[str, str], l
 
 
 def _given(name: str, members: Sequence[Source]) -> str | None:
-    """The split that a group must be in: a given one, or the pool for cases without label; None if free."""
+    """The split that a group must be in: the given split, or the pool for cases without a label. None if free."""
     given = {source.split or ("pool" if source.label is None else None): source.case_id for source in members}
     for source in members:
         if source.label is None and source.split not in (None, "pool"):
@@ -130,7 +131,10 @@ def _given(name: str, members: Sequence[Source]) -> str | None:
 
 
 def _wanted(splits: Splits, n_labels: int) -> dict[str, int]:
-    """Cases asked for per split, without `rest`; fractions are rounded so that they fill what they add up to."""
+    """Number of labelled cases that each split should have, without the split `rest`.
+
+    Fractions are rounded by largest remainder, so that together they fill the rounded-down sum of the fractions.
+    """
     sizes: dict[str, int | float] = {split: size for split in SPLITS if (size := getattr(splits, split)) != "rest"}
     exact = {split: size * n_labels for split, size in sizes.items() if isinstance(size, float)}
     floors = {split: int(number + _ROUNDING) for split, number in exact.items()}
@@ -141,10 +145,10 @@ def _wanted(splits: Splits, n_labels: int) -> dict[str, int]:
 
 
 def _whole_groups(groups: Sequence[tuple[str, int]], need: int) -> set[str]:
-    """Groups whose sizes add up to `need`, or to the most below it; early groups are preferred.
+    """Names of groups whose sizes add up to `need`, or to the largest possible sum below. Early groups win.
 
-    Subset sums as the bits of one integer; `reached_by` is the first group with which a sum can be made, so the groups
-    behind it make the rest.
+    Bit s of `reachable` says whether some groups add up to s. `reached_by[s]` is the first group with which the sum s
+    can be reached, so earlier groups reach the sum without the size of that group.
     """
     if need <= 0:
         return set()

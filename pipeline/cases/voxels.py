@@ -1,6 +1,7 @@
-"""Voxels of opened image files on the working grid, and class probabilities back on the grid of their image.
+"""Voxels of opened image files on the working grid, and class probabilities back on the grid of the image.
 
-Imports nothing of this library: an exported bundle holds a copy of this file, so that both compute the same.
+This file imports nothing of the library. An exported bundle holds a copy of this file, so that the bundle and the
+library compute the same.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
-"""Pillow's modes of pictures with one channel; all others are red, green and blue."""
+"""Pillow's modes of pictures with one channel. Pictures of all other modes are read as red, green and blue."""
 DOCUMENTS = (".txt", ".md", ".csv", ".tsv", ".json", ".yaml", ".yml", ".xml", ".html", ".pdf", ".docx", ".xlsx")
-"""Endings of files that lie beside images and are none: skipped with a warning. All others are refused, since a mask
-would be missing where one is an image of a format that is not read."""
+"""Endings of files beside images that are not images. Files with these endings are skipped with a warning.
+
+Files with any other ending are refused. An image of an unsupported format would otherwise be left without a mask.
+"""
 _WIDE_MODES = ("I", "F")
 _LUMA = np.array([19595, 38470, 7471]) / 65536
 _IN_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
@@ -26,19 +29,23 @@ _UNIT = 255.0
 
 
 def nifti_edges(nifti: Any, axes: int) -> tuple[float, ...]:
-    """Voxel edges in mm of the first axes of an opened NIfTI file."""
+    """Voxel edges in mm of the first `axes` axes of an opened NIfTI file. A file without a unit is in mm."""
     unit = _IN_MM[nifti.header.get_xyzt_units()[0]]
+    # Six digits, because headers hold float32: 0.8 would otherwise be 0.800000011920929.
     return tuple(float(f"{zoom * unit:.6g}") for zoom in nifti.header.get_zooms()[:axes])
 
 
 def nifti_affine(nifti: Any) -> tuple[float, ...] | None:
-    """16 numbers, row by row; None where neither `sform_code` nor `qform_code` says which way the axes point."""
+    """Affine of an opened NIfTI file as 16 numbers, row by row.
+
+    None if `sform_code` and `qform_code` are 0, because the directions of the axes are then unknown.
+    """
     oriented = nifti.header["sform_code"] > 0 or nifti.header["qform_code"] > 0
     return tuple(float(value) for value in nifti.affine.ravel()) if oriented else None
 
 
 def pixels(picture: Any) -> np.ndarray:
-    """Intensities f32 `[channel, row, column]` of an opened picture as stored; transparency is dropped."""
+    """Intensities f32 `[channel, row, column]` of an opened picture as stored. Transparency is dropped."""
     if picture.mode.startswith(_WIDE_MODES):
         return np.asarray(picture)[None].astype(np.float32)
     if picture.mode in GREY_MODES:
@@ -47,7 +54,10 @@ def pixels(picture: Any) -> np.ndarray:
 
 
 def converted(image: np.ndarray, kind: str) -> np.ndarray:
-    """Image f32 `[channel, *space]` of 1 or 3 channels as `grey` (ITU-R 601, rounded as Pillow does) or `rgb`."""
+    """Image f32 `[channel, *space]` of 1 or 3 channels, converted to `grey` or `rgb`.
+
+    Grey is the luma of ITU-R 601, rounded as Pillow does. RGB repeats the grey channel.
+    """
     if len(image) == {"grey": 1, "rgb": 3}[kind]:
         return image
     if kind == "rgb":
@@ -59,9 +69,9 @@ def converted(image: np.ndarray, kind: str) -> np.ndarray:
 
 
 def to_ras(affine: Sequence[float]) -> tuple[int, ...] | None:
-    """Per axis of a volume with this affine its axis in RAS, from 1, negative if reversed; None if it is RAS.
+    """Nearest RAS axis of each axis of a volume, from 1, negative if reversed. None if the volume is RAS already.
 
-    Raises `ValueError` for an affine without three directions.
+    `affine` has 16 numbers, row by row. Raises `ValueError` for an affine without three directions.
     """
     from nibabel import io_orientation
 
@@ -73,25 +83,28 @@ def to_ras(affine: Sequence[float]) -> tuple[int, ...] | None:
 
 
 def working_axes(orientation: Sequence[int] | None, axes: int) -> list[int]:
-    """The source axis behind each working axis."""
+    """Source axis of each working axis, from 0."""
     return list(range(axes)) if orientation is None else np.argsort(np.abs(orientation)).tolist()
 
 
 def voxels_at(shape: Sequence[int], edges: Sequence[float], spacing: Sequence[float]) -> tuple[int, ...]:
-    """Voxels of about this spacing that cover a grid."""
+    """Shape of a grid with voxel edges as near as possible to `spacing` that covers a grid of `shape` and `edges`."""
     each = zip(shape, edges, spacing, strict=True)
     return tuple(max(1, round(length * edge / asked)) for length, edge, asked in each)
 
 
 def turned(values: np.ndarray, orientation: Sequence[int] | None) -> np.ndarray:
-    """Values `[*source]` along the working axes; the same array if these are the source's."""
+    """Values `[*source]` with the axes in the order and direction of the working axes.
+
+    The same array is returned if `orientation` is None.
+    """
     if orientation is None:
         return values
     return np.ascontiguousarray(values[_steps(orientation)].transpose(working_axes(orientation, values.ndim)))
 
 
 def resized(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Values f32 linearly on a grid of this shape, with anti-aliasing; the same array if it has the shape."""
+    """Values f32 resampled linearly to a shape, with anti-aliasing. The same array if the shape is equal."""
     if channel.shape == shape:
         return channel
     from skimage.transform import resize
@@ -102,9 +115,9 @@ def resized(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def back(
     probability: np.ndarray, original_shape: Sequence[int], orientation: Sequence[int] | None = None
 ) -> np.ndarray:
-    """Probability f32 `[class, *source]` from `[class, *working]`, linearly between voxel centres.
+    """Probability f32 `[class, *source]` from `[class, *working]`, interpolated linearly between voxel centres.
 
-    The same array if the grids are equal.
+    The same array is returned if the grids are equal.
     """
     before = tuple(original_shape[axis] for axis in working_axes(orientation, len(original_shape)))
     if probability.shape[1:] != before:
@@ -133,16 +146,20 @@ def on_working_grid(
     shape: tuple[int, ...],
     orientation: Sequence[int] | None,
 ) -> np.ndarray:
-    """Image f32 `[channel, *working]` from `[channel, *source]`, each channel normalised in its own way."""
+    """Image f32 `[channel, *working]` from `[channel, *source]`, resampled and then normalised.
+
+    `normalise` has one entry per channel.
+    """
     each = zip(image, normalise, strict=True)
     return np.stack([normalised(resized(turned(channel, orientation), shape), how) for channel, how in each])
 
 
 def normalised(channel: np.ndarray, how: str | Mapping[str, Any]) -> np.ndarray:
-    """Intensities f32 as `preprocess.normalise` says: by name, or from a fixed `range` `to` another, with or without
-    `clip`. A constant channel becomes 0 but for `unit` and fixed ranges.
+    """Intensities f32 of a channel, normalised as `preprocess.normalise` describes.
 
-    Raises `ValueError` for `unit` where intensities are not from 0 to 255.
+    `how` is the name of a normalisation, or the keys `range`, `to` and `clip` of a fixed range. A constant channel
+    becomes 0, except with `unit` and a fixed range. Raises `ValueError` for `unit` if intensities are not from 0 to
+    255.
     """
     values = channel.astype(np.float64)
     if not isinstance(how, str):

@@ -1,1 +1,1 @@
-"""A trained model on new images (`predict`) and in forms for others (`export`)."""
+"""Stages `predict` and `export`: masks of a trained model on new images, and a trained model in forms for others."""

@@ -1,4 +1,4 @@
-"""A MONAI bundle of a trained model: run by MONAI's own runner, it gives the masks of `stages.predict`."""
+"""A MONAI bundle of a trained model. MONAI's own runner makes the masks of `stages.predict` from the bundle."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ _NEEDED = ("nibabel", "pillow", "scikit-image", "scipy")
 _LICENCE = """The files in scripts/ are part of segpref and licensed under the Apache License, Version 2.0
 (https://www.apache.org/licenses/LICENSE-2.0).
 
-The weights in models/ were trained on data that this bundle does not hold. Their licence is for those to state who
-trained them and may share what follows from that data.
+The weights in models/ were trained on data that this bundle does not hold. The licence of the weights must be stated by
+those who trained them and who may share results of that data.
 """
 
 
 def write_bundle(found: ReadyModel, out: Path, name: str, card: str) -> None:
     """Write `configs`, `models/model.pt` (a plain `state_dict`), `scripts`, `docs/README.md` and `LICENSE`.
 
-    Raises `BadInput` for what MONAI could not run in the same way: programs, stacks of TIFF.
+    Raises `BadInput` for a model that MONAI cannot run with the same result: a program, a model of TIFF stacks, or a
+    network that MONAI's class alone does not rebuild.
     """
     architecture = found.model.architecture
     if architecture.program:
         raise BadInput(
-            f"{found.model.weights}: a program has no network that a bundle could name; share the file itself"
+            f"{found.model.weights}: expected a network of MONAI for a bundle, found a program; share the file itself"
         )
     if found.input.files == "pictures" and architecture.dimensions == 3:
         raise BadInput(
-            f"{found.model.folder}: was trained on stacks of TIFF, which bundles do not read; convert the data to "
-            "NIfTI and train on that, or export as safetensors"
+            f"{found.model.folder}: the model was trained on stacks of TIFF, which bundles do not read; convert the "
+            "data to NIfTI and train again, or export as safetensors"
         )
     network = found.model.load().cpu()
     arguments = {size: value for size, value, _ in architecture.sizes()} | architecture.arguments
@@ -60,7 +61,10 @@ def write_bundle(found: ReadyModel, out: Path, name: str, card: str) -> None:
 
 
 def _same_logits(found: ReadyModel, network: torch.nn.Module, arguments: dict[str, Any]) -> None:
-    """Refuse a network that MONAI's class alone does not rebuild, such as one with further heads in inference."""
+    """Refuse a network that MONAI's class alone does not rebuild, such as a network with further heads at inference.
+
+    Logits of one random window must be equal bit by bit.
+    """
     from monai.networks import nets
 
     architecture = found.model.architecture
@@ -71,13 +75,13 @@ def _same_logits(found: ReadyModel, network: torch.nn.Module, arguments: dict[st
         ours, theirs = network.eval()(window), plain.eval()(window)
     if not isinstance(theirs, torch.Tensor) or not torch.equal(ours, theirs):
         raise BadInput(
-            f"{found.model.folder}: {architecture.name} in a bundle does not give the logits that it gives here, as "
-            "networks with several heads do not; export as safetensors or program"
+            f"{found.model.folder}: {architecture.name} gives other logits in a bundle than here, as networks with "
+            "several heads do; export as safetensors or program"
         )
 
 
 def _inference(name: str, arguments: dict[str, Any], window: tuple[int, ...], spec: dict[str, Any]) -> dict[str, Any]:
-    """`configs/inference.json`, with the names that MONAI's tools look for."""
+    """Content of `configs/inference.json`. The keys are the names that MONAI's tools look for."""
     return {
         "imports": ["$import torch", "$import scripts.transforms as transforms"],
         "bundle_root": ".",
@@ -124,13 +128,17 @@ def _inference(name: str, arguments: dict[str, Any], window: tuple[int, ...], sp
             "val_handlers": "@handlers",
             "amp": False,
         },
-        # The number of threads moves the last bits of logits. Not in `initialize`: MONAI finds `scripts` only later.
+        # The number of threads changes the last bits of logits. `initialize` is no place for this line, because MONAI
+        # finds `scripts` only after `initialize`.
         "run": ["$torch.set_num_threads(@threads)", "$@evaluator.run()"],
     }
 
 
 def _metadata(found: ReadyModel, name: str) -> dict[str, Any]:
-    """`configs/metadata.json` by MONAI's schema; `segpref` holds what the model's own folder states."""
+    """Content of `configs/metadata.json` by MONAI's schema.
+
+    The key `segpref` holds `input.json` and `network.json` of the model folder.
+    """
     architecture, taken = found.model.architecture, found.input
     shape = list(architecture.window)
     versions = {package: importlib.metadata.version(package) for package in (*_NEEDED, "monai", "torch", "numpy")}
@@ -141,7 +149,7 @@ def _metadata(found: ReadyModel, name: str) -> dict[str, Any]:
         "monai_version": versions["monai"],
         "pytorch_version": versions["torch"].split("+")[0],
         "numpy_version": versions["numpy"],
-        # Where exported, ignite and fire need not be installed; MONAI's own runner needs both.
+        # MONAI's runner needs ignite and fire. This machine need not have them, so their versions are constants.
         "required_packages_version": {package: versions[package] for package in _NEEDED}
         | {"pytorch-ignite": "0.4.11", "fire": "0.5.0"},
         "name": name,
@@ -185,9 +193,9 @@ def _metadata(found: ReadyModel, name: str) -> dict[str, Any]:
 
 
 def _write_scripts(folder: Path) -> None:
-    """Copies of the library's own files, which then import each other."""
+    """Write copies of three files of the library. The copies import each other instead of the library."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "__init__.py").write_text('"""What the bundle does beside its network."""\n')
+    (folder / "__init__.py").write_text('"""Steps of the bundle before and after its network."""\n')
     copies = {
         "transforms": pipeline.exports.bundle_script,
         "voxels": pipeline.cases.voxels,

@@ -1,7 +1,7 @@
-"""What a bundle does beside its network: finds images, brings them to the working grid, and writes masks on theirs.
+"""Transforms of a bundle: find images, bring images to the working grid, write masks on the grids of the images.
 
-The file `scripts/transforms.py` of an exported bundle is a copy of this one: it imports nothing of this library but the
-two files that lie beside it there. It does what `stages.predict` does, and refuses what that refuses.
+`scripts/transforms.py` of an exported bundle is a copy of this file. This file imports nothing of the library but the
+two files that lie beside the copy. The transforms make the masks of `stages.predict` and refuse the same images.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ _AFFINE_TOLERANCE = 1e-3
 
 
 def images_of(folder: str, spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """Images of a folder: `image` (files of the channels), `file` (the first) and `case`.
+    """Images of a folder, each with the keys `image` (files of the channels), `file` (the first file) and `case`.
 
-    Files named CASE_0000, CASE_0001, ... are channels of one image where no single one holds all, and for one channel
-    where all are CASE_0000. Raises `ValueError` for files of another kind.
+    Files named CASE_0000, CASE_0001, ... are the channels of one image. A numbered file that holds all channels is an
+    image of its own. For a model of one channel, CASE_0000 is the image CASE if all files have the number 0000.
+    Raises `ValueError` for a file of another kind, missing channels and a folder without images.
     """
     files = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and not path.name.startswith(".")]
     for file in files:
@@ -75,7 +76,7 @@ def images_of(folder: str, spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class ToWorkingGridd:
-    """`image`: from its files to f32 `[channel, *working]`, resampled and normalised."""
+    """Replaces the files in `image` by voxels f32 `[channel, *working]`, resampled and normalised."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
@@ -92,7 +93,7 @@ class ToWorkingGridd:
 
 
 class ToSourceGridd:
-    """`pred`: from logits `[output, *working]` to the label map u8 `[*space]` on the grid of the image's file."""
+    """Replaces the logits `[output, *working]` in `pred` by a label map u8 `[*space]` on the grid of the image file."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
@@ -114,7 +115,7 @@ class ToSourceGridd:
 
 
 class SaveMaskd:
-    """Writes `pred` to the output folder as CASE with the ending of its image's kind, with the geometry of its file."""
+    """Writes `pred` to the output folder as CASE plus the ending of the image's kind, with the image's geometry."""
 
     def __init__(self, output_dir: str) -> None:
         self.output_dir = Path(output_dir)
@@ -126,10 +127,11 @@ class SaveMaskd:
 
 
 class PaddedWindow(Inferer):
-    """One pass where the image fits the window, padded with 0 at its ends; else windows that overlap by half.
+    """Logits by one pass if the image fits the window, otherwise by windows that overlap by half.
 
-    Blended as MONAI's `SlidingWindowInferer` does with mode `gaussian`, in the order of segpref's sums: another order
-    moves the last bits, and with them a voxel of a mask now and then.
+    An image smaller than the window is padded with 0 at the ends of its axes. Windows are blended as by MONAI's
+    `SlidingWindowInferer` with mode `gaussian`. The sums have the order of segpref, since another order changes the
+    last bits of the logits, and with them now and then a voxel of a mask.
     """
 
     def __init__(self, roi_size: Sequence[int]) -> None:
@@ -137,7 +139,7 @@ class PaddedWindow(Inferer):
         self.window = tuple(roi_size)
 
     def __call__(self, inputs: Any, network: Any, *args: Any, **kwargs: Any) -> Any:
-        """Logits f32 `[image, output, *space]` of `[image, channel, *space]`."""
+        """Logits f32 `[image, output, *space]` of images f32 `[image, channel, *space]`."""
         images = torch.as_tensor(inputs)
         return torch.cat([self._one(image[None], network) for image in images])
 
@@ -147,6 +149,7 @@ class PaddedWindow(Inferer):
         if cut == space:
             return self._pass(image, network)
         starts = [_starts(have, want) for have, want in zip(space, self.window, strict=True)]
+        # Windows step along the longest axis, as in segpref: this is the order of the sums.
         axis = int(np.argmax(space))
         steps = starts.pop(axis)
         weights = compute_importance_map(self.window, mode="gaussian")[tuple(slice(0, length) for length in cut)]
@@ -170,7 +173,7 @@ class PaddedWindow(Inferer):
 
 
 def _starts(have: int, want: int) -> list[int]:
-    """First voxels of the windows along an axis, half a window apart, the last one at the end of the image."""
+    """First voxels of the windows along an axis, half a window apart; the last window ends with the image."""
     last = max(0, have - want)
     return [*range(0, last, max(1, want // 2)), last]
 
@@ -189,7 +192,7 @@ def _stem(file: Path) -> str:
 
 @contextmanager
 def _named(file: Path) -> Iterator[None]:
-    """Errors within name the file: those of readers are of many types, and few say which file is damaged."""
+    """Context whose errors name the file. Readers raise errors of many types, and few of them name the damaged file."""
     try:
         yield
     except Exception as error:
@@ -197,11 +200,12 @@ def _named(file: Path) -> Iterator[None]:
             raise
         raise ValueError(
             f"{file}: expected a whole image that this bundle can prepare, found {type(error).__name__}: {error}; "
-            "fetch the file again, or take it out of the folder"
+            "fetch the file again, or remove it from the folder"
         ) from error
 
 
 def _holds_all(file: Path, spec: dict[str, Any]) -> bool:
+    """Whether one file holds all channels."""
     with _named(file):
         if _kind(file) == "pictures":
             from PIL import Image
@@ -215,20 +219,21 @@ def _holds_all(file: Path, spec: dict[str, Any]) -> bool:
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape without trailing axes of length 1; at least two axes remain."""
     while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
     return shape
 
 
 def _space(nifti: Any, spec: dict[str, Any]) -> tuple[int, ...]:
-    """Shape of the space of a NIfTI file that holds one channel, or all of several as its last axis."""
+    """Spatial shape of a NIfTI file that holds one channel, or all channels along its last axis."""
     shape, channels = nifti.shape, len(spec["channel_names"])
     whole = channels > 1 and shape[-1] == channels and len(_trimmed(shape[:-1])) == spec["dimensions"]
     return _trimmed(shape[:-1] if whole else shape)
 
 
 def _grids(file: Path, spec: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]:
-    """Shape as stored, shape of the working grid, and the orientation between them."""
+    """Shape as stored, shape on the working grid, and the orientation from one to the other (None: the same axes)."""
     knobs = spec["preprocess"]
     edges: tuple[float, ...] | None = None
     affine: tuple[float, ...] | None = None
@@ -254,29 +259,34 @@ def _grids(file: Path, spec: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int
     if knobs["spacing"] is None:
         return shape, before, orientation
     if edges is None:
-        raise ValueError(f"{file}: expected a known spacing, found none; this model needs NIfTI")
+        raise ValueError(f"{file}: expected a known spacing, found none; give NIfTI files to this model")
     return shape, voxels_at(before, [edges[axis] for axis in axes], knobs["spacing"]), orientation
 
 
 def _check(file: Path, shape: tuple[int, ...], affine: tuple[float, ...] | None, spec: dict[str, Any]) -> None:
-    """Refuse kinds, axes and orientations other than those of the training images."""
+    """Refuse a kind of file, a number of axes and an orientation other than those of the training images."""
     if spec["files"] not in (None, _kind(file)):
         raise ValueError(f"{file}: expected {spec['files']} like the training images, found {_kind(file)}; convert it")
     if len(shape) != spec["dimensions"]:
-        raise ValueError(f"{file}: expected {spec['dimensions']} spatial axes, found shape {shape}")
+        raise ValueError(
+            f"{file}: expected {spec['dimensions']} spatial axes, found shape {shape}; give images to a 2D model and "
+            "volumes to a 3D model"
+        )
     if len(shape) != 3:
         return
     from nibabel import aff2axcodes
 
     found = "unknown" if affine is None else "".join(map(str, aff2axcodes(np.asarray(affine).reshape(4, 4))))
     if spec["preprocess"]["orientation"] is None and found != spec["orientation"]:
-        raise ValueError(f"{file}: expected a volume of orientation {spec['orientation']}, found {found}")
+        raise ValueError(
+            f"{file}: expected a volume of orientation {spec['orientation']}, found {found}; reorient the volume"
+        )
     if spec["preprocess"]["orientation"] is not None and affine is None:
-        raise ValueError(f"{file}: expected an affine that says where the volume is, found none")
+        raise ValueError(f"{file}: expected an affine with the orientation of the volume, found none; add an affine")
 
 
 def _channels(file: Path, spec: dict[str, Any]) -> np.ndarray:
-    """Channels f32 `[channel, *space]` of one file, as stored."""
+    """Channels of one file as stored, f32 `[channel, *space]`."""
     with _named(file):
         if _kind(file) == "nifti":
             import nibabel
@@ -291,7 +301,7 @@ def _channels(file: Path, spec: dict[str, Any]) -> np.ndarray:
 
 
 def _refuse_other_affine(file: Path, first: Path) -> None:
-    """Channels lie on one grid within the rounding of headers."""
+    """Refuse a channel on another grid than the first channel. Rounding of headers is tolerated."""
     if file == first or _kind(file) != "nifti":
         return
     import nibabel
@@ -303,7 +313,7 @@ def _refuse_other_affine(file: Path, first: Path) -> None:
 
 
 def _voxels(files: list[Path], spec: dict[str, Any]) -> np.ndarray:
-    """Image f32 `[channel, *space]` with intensities as stored."""
+    """Image of all channel files, f32 `[channel, *space]`, as stored but for the conversion to grey or RGB."""
     parts = []
     for file in files:
         parts.append(_channels(file, spec))
@@ -314,7 +324,7 @@ def _voxels(files: list[Path], spec: dict[str, Any]) -> np.ndarray:
     if spec["convert"] is not None and len(image) in (1, 3):
         image = converted(image, spec["convert"])
     if len(image) != len(spec["channel_names"]):
-        raise ValueError(f"{files[0]}: expected the channels {spec['channel_names']}, found {len(image)}")
+        raise ValueError(f"{files[0]}: expected the channels {spec['channel_names']}, found {len(image)} channels")
     if not np.isfinite(image).all():
         raise ValueError(f"{files[0]}: expected finite intensities, found NaN or infinite voxels")
     return image

@@ -1,4 +1,4 @@
-"""A model card in Markdown, from its facts."""
+"""Text of a model card in Markdown, from the facts in `model_card.json`."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pipeline.audit.verdicts import LEAST
 from pipeline.store import schema
 
 _NORMALISED = {
-    "zscore": "shifted and scaled to mean 0 and standard deviation 1, by image and channel",
+    "zscore": "shifted and scaled to mean 0 and standard deviation 1, per image and channel",
     "percentile": "clipped to the percentiles 0.5 and 99.5, then shifted and scaled to mean 0 and standard deviation "
-    "1, by image and channel",
-    "minmax": "scaled to 0 to 1 by their least and largest, by image and channel",
+    "1, per image and channel",
+    "minmax": "scaled linearly so that the minimum is 0 and the maximum is 1, per image and channel",
     "unit": "divided by 255",
 }
 _IMPORTED = {"checkpoint": "weights", "bundle": "a MONAI bundle", "program": "a program (TorchScript or torch.export)"}
 
 
 def card_text(facts: dict[str, Any]) -> str:
-    """The card of `model_card.card_facts`; what is null there is said not to be known."""
+    """Text of the card from the facts of `card.card_facts`. The text says of a null fact that it is unknown."""
     taken, network = facts["input"], facts["network"]
     parts = [
         f"# {facts['name']}",
-        f"Segments {', '.join(taken['class_names'][1:])}. Research only: it is no medical device, and a wrong mask "
-        "looks like a right one.",
+        f"Segments {', '.join(taken['class_names'][1:])}. For research only: the model is no medical device, and a "
+        "wrong mask looks like a right mask.",
         _section("Model", _model(facts, network)),
         _section("Input", _input(taken, network)),
         _section("Data", _splits(facts["data"])),
         _section("Training", _training(facts)),
         _section("Test results", _results(facts)),
-        _section("How far its judge is to be believed", _believed(facts)),
+        _section("Reliability of the judge", _believed(facts)),
         _section("Intended use and limits", _limits(facts)),
         _section("Versions and hashes", _provenance(facts)),
     ]
@@ -50,13 +50,13 @@ def _model(facts: dict[str, Any], network: dict[str, Any]) -> list[str]:
         f"- weights: `{facts['weights']}`",
     ]
     if facts["offsets"]:
-        lines.append(f"- added to the logits of the foreground classes: {facts['offsets']}")
+        lines.append(f"- offsets added to the logits of the foreground classes: {facts['offsets']}")
     return lines
 
 
 def _input(taken: dict[str, Any], network: dict[str, Any]) -> list[str]:
     knobs = taken["preprocess"]
-    grid = "its own grid"
+    grid = "the grid of each image"
     if knobs["resize"]:
         grid = f"a grid of {_by(knobs['resize'])} voxels"
     elif knobs["spacing"]:
@@ -66,20 +66,20 @@ def _input(taken: dict[str, Any], network: dict[str, Any]) -> list[str]:
         f"- prepared on {grid}, intensities {_normalised(knobs['normalise'])}",
     ]
     if network["dimensions"] == 3:
-        turned = "turned to RAS" if knobs["orientation"] else f"as stored, which must be {taken['orientation']}"
+        turned = "turned to RAS" if knobs["orientation"] else f"as stored; files must be {taken['orientation']}"
         lines.append(f"- orientation: {turned}")
     return lines
 
 
 def _normalised(how: str | dict[str, Any] | list[Any]) -> str:
-    """What `preprocess.normalise` does, in words."""
+    """The normalisation of intensities (`preprocess.normalise`) in words."""
     if isinstance(how, list):
         return "by channel: " + "; ".join(map(_normalised, how))
     if isinstance(how, str):
         return _NORMALISED[how]
     (low, high), (bottom, top) = how["range"], how["to"]
     clipped = "clipped to that range" if how["clip"] else "not clipped"
-    return f"from {low:g} to {high:g} brought to {bottom:g} to {top:g}, {clipped}"
+    return f"scaled from the range {low:g} to {high:g} to the range {bottom:g} to {top:g}, {clipped}"
 
 
 def _splits(data: dict[str, Any]) -> list[str]:
@@ -97,7 +97,7 @@ def _training(facts: dict[str, Any]) -> list[str]:
     training, judge, pairs = facts["training"], facts["judge"], facts["pairs"]
     if training["objective"]["kind"] == "base":
         return [f"- {line}" for line in _base(training)]
-    start = ["the base, of which nothing is known here"] if facts["base"] is None else _base(facts["base"])
+    start = ["a base of unknown origin"] if facts["base"] is None else _base(facts["base"])
     anchor = {term: weight for term, weight in (training["anchor"] or {}).items() if weight}
     lines = [
         *(f"- {line}" for line in [f"started from {start[0]}", *start[1:]]),
@@ -106,10 +106,10 @@ def _training(facts: dict[str, Any]) -> list[str]:
         f"- steps: {training['steps']}; best on validation at step {training['best_step']}",
     ]
     if online := _online(training):
-        return [*lines, f"- pairs: made online, of the student's own hypotheses, {online}"]
+        return [*lines, f"- pairs: made during training from the student's own hypotheses, {online}"]
     if judge is None or pairs is None:
         return [*lines, "- preference pairs: none"]
-    truth = ", which knows the truth: a ceiling for research" if judge["reads_truth"] else ""
+    truth = "; the judge reads the truth, so the model is a ceiling for research" if judge["reads_truth"] else ""
     return [
         *lines,
         f"- judge: {judge['name']} ({judge['kind']}){truth}",
@@ -118,16 +118,16 @@ def _training(facts: dict[str, Any]) -> list[str]:
 
 
 def _base(found: dict[str, Any]) -> list[str]:
-    """How the base came about."""
+    """Origin of the base: the first line, then the notes of its import."""
     imported = found["imported"]
     if imported is None:
-        return ["the base, trained here: DiceCE on the labelled cases, to its plateau on validation"]
+        return ["the base, trained in this run with DiceCE on the labelled cases up to its plateau on validation"]
     what = f"{_IMPORTED[imported['kind']]}, SHA-256 `{imported['sha256']}`"
-    return [f"the base, imported and not trained here: {what}", *(f"note: {note}" for note in imported["notes"])]
+    return [f"the base, imported and not trained in this run: {what}", *(f"note: {note}" for note in imported["notes"])]
 
 
 def _online(training: dict[str, Any]) -> str | None:
-    """By what pairs that are made while training are ranked; None where none are."""
+    """Ranker of the pairs that are made during training, in words; None if no pairs are made during training."""
     if "ranker" not in training["objective"]:
         return None
     ranker = training["objective"]["ranker"]
@@ -139,13 +139,13 @@ def _online(training: dict[str, Any]) -> str | None:
 def _results(facts: dict[str, Any]) -> list[str]:
     metrics = facts["metrics"]
     if metrics is None:
-        return ["Not evaluated: nothing is known of how good its masks are."]
+        return ["Not evaluated: the accuracy of the masks is unknown."]
     unit = metrics["distance_unit"]
     few = metrics["groups"] < LEAST
     stated = facts["data"]["groups_stated"]
     of = f"of {metrics['groups']} patients or groups" if stated else "(no patients stated)"
     rows = [
-        f"On {metrics['cases']} test cases {of}, on the grids of their images.",
+        f"Measured on {metrics['cases']} test cases {of}, on the grids of their images.",
         "",
         "| metric | mean and 95 % interval | gain over the base |",
         "|---|---|---|",
@@ -156,20 +156,21 @@ def _results(facts: dict[str, Any]) -> list[str]:
     if few:
         rows += [
             "",
-            f"Of fewer than {LEAST} {'patients' if stated else 'cases'} no interval is believed, and none is given.",
+            f"No interval is given, since intervals of fewer than {LEAST} {'patients' if stated else 'cases'} are not "
+            "reliable.",
         ]
-    late = "the mean over the checkpoints of the last fifth of training" if gain else "the base itself"
+    late = "means over the checkpoints of the last fifth of training" if gain else "those of the base itself"
     return [
         *rows,
         "",
-        f"These are of {late}; at the best validation step Dice is {metrics['peak']:.3f}. NSD tolerates "
+        f"The values are {late}. At the best validation step Dice is {metrics['peak']:.3f}. The tolerance of NSD is "
         f"{metrics['nsd_tolerance']:g} {unit}. "
         + (
-            f"{metrics['cases_worse']} cases are worse than with the base by more than {metrics['worse_by']:g}. "
+            f"{metrics['cases_worse']} cases lost more than {metrics['worse_by']:g} Dice against the base. "
             if gain
             else ""
         )
-        + f"Masks missed though there is something: {metrics['empty']['missed']}.",
+        + f"Masks that are empty although the truth is not: {metrics['empty']['missed']}.",
     ]
 
 
@@ -179,10 +180,10 @@ def _believed(facts: dict[str, Any]) -> list[str]:
     if facts["judge"] is None:
         return [_without_pair_set(facts["training"]), *([""] if warnings else []), *warnings]
     if audit is None:
-        return ["Not audited: how often its judge is wrong is unknown."]
+        return ["Not audited: the error rate of the judge is unknown."]
     return [
         f"- judge: {audit['judge'] or 'not in the audit'}",
-        f"- whom the noise of its pairs favours, DPO or RN-DPO: {audit['pairs'] or 'unknown'}",
+        f"- objective that the noise of the pairs favours, DPO or RN-DPO: {audit['pairs'] or 'unknown'}",
         *warnings,
     ]
 
@@ -190,34 +191,34 @@ def _believed(facts: dict[str, Any]) -> list[str]:
 def _without_pair_set(training: dict[str, Any]) -> str:
     online = _online(training)
     if online is None:
-        return "It learned from no judge."
+        return "The model learned from no judge."
     if training["objective"]["ranker"] == "truth":
-        return f"Its pairs were {online}: it learned from no judge."
-    return f"Its pairs were {online}, while it was trained. How often it is wrong there is unknown: no audit sees it."
+        return f"The pairs were {online}: the model learned from no judge."
+    return f"The pairs were {online} during training. The error rate on these pairs is unknown: no audit sees them."
 
 
 def _limits(facts: dict[str, Any]) -> list[str]:
     data, metrics = facts["data"], facts["metrics"]
-    lines = ["- for research on images like those it was trained on; no clinical use"]
+    lines = ["- for research on images like the training images; no clinical use"]
     if len(data["sites"]) > 1:
-        lines.append(f"- trained and tested on {len(data['sites'])} sites; how it does elsewhere is unknown")
+        lines.append(f"- trained and tested on {len(data['sites'])} sites; the accuracy at other sites is unknown")
     else:
-        lines.append("- no second site is known to be in its data: how it does elsewhere is unknown")
+        lines.append("- the data are not known to hold a second site; the accuracy at other sites is unknown")
     if metrics is not None:
         lines.append(f"- measured on {metrics['cases']} cases of one split of one data set, with one seed")
     if not facts["all_seen_known"]:
         lines.append(
-            "- it started from a model of which nobody knows here what it has seen: the results are too good if test "
-            "cases were among that"
+            "- the model started from another model whose training images are unknown; if test cases were among those "
+            "images, the results are too good"
         )
     if metrics is not None and "gain_over_base" in metrics:
-        which = {"last": "the last of these alone", "best": "those of the best validation step, not these"}
+        which = {"last": "the last of these checkpoints", "best": "the checkpoint of the best validation step instead"}
         lines.append(
-            "- metrics are means over the late checkpoints of training; the weights given here are "
+            "- metrics are means over the late checkpoints of training; the weights of this model are "
             f"{which.get(facts['weights'], facts['weights'])}"
         )
     if facts["judge"] is not None and facts["judge"]["reads_truth"]:
-        lines.append("- learned from truth that no user has: not to be compared with what can be had in practice")
+        lines.append("- learned from truth that no user has; do not compare the results with those of practical models")
     return lines
 
 
@@ -230,14 +231,14 @@ def _provenance(facts: dict[str, Any]) -> list[str]:
         f"- cases (SHA-256 of their manifest): `{hashes['cases_manifest']}`",
         f"- pairs: {pairs}",
         f"- weights: `{hashes['weights']}`",
-        "- images that it has seen: starts of their files' SHA-256, in `seen.json` of its folder and of exports as "
-        "weights or program; who has such a file can tell that it was seen",
+        "- images that the model has seen: `seen.json`, in its folder and in exports as weights or program, lists the "
+        "first digits of the SHA-256 of their files; whoever has such a file can tell that the model has seen it",
         f"- code: {commit}, files of `pipeline/` `{code['pipeline']}`",
     ]
 
 
 def _knobs(knobs: dict[str, Any]) -> str:
-    """`kind (knob: value, ...)` of a block, without knobs that are null, false or empty."""
+    """A block of knobs as `kind (knob: value, ...)`, without knobs that are null, false or empty."""
     told = {
         key: value
         for key, value in knobs.items()

@@ -1,4 +1,4 @@
-"""What a trained model takes: read from `input.json` beside its weights, and made of new image files."""
+"""Input of a trained model: its description in `input.json`, and its preparation from new image files."""
 
 from __future__ import annotations
 
@@ -20,37 +20,38 @@ from pipeline.store.cases import INPUT, Case
 
 
 class ModelInput(Knobs):
-    """The content of `input.json`: `dataset.INPUT_KEYS`."""
+    """Content of `input.json`, with the keys `store.cases.INPUT_KEYS`."""
 
     class_names: list[str]
-    """Background first."""
+    """Names of the classes, background first."""
     channel_names: list[str]
-    """In the order of the model's channels."""
+    """Names of the channels, in the order of the model's channels."""
     preprocess: Preprocess
-    """As the training cases were prepared."""
+    """Preparation of the training cases."""
     orientation: str | None
-    """That volumes have on the working grid; `unknown` where files do not say it, null for images."""
+    """Orientation of volumes on the working grid; `unknown` if the files have no orientation, null for 2D images."""
     convert: Literal["grey", "rgb"] | None
-    """What all images are converted to before they are prepared."""
+    """Colour that all images are converted to before preparation; null without conversion."""
     files: Literal["nifti", "pictures"] | None
-    """What the training cases were read from; null for phantoms."""
+    """Kind of the files of the training cases; null for phantoms."""
 
     @classmethod
     def load(cls, folder: Path) -> ModelInput:
-        """Read `input.json` of a model folder."""
+        """Content of `input.json` in a model folder. Raises `BadInput` for a missing file and for invalid content."""
         path = folder / INPUT
         if not path.is_file():
-            raise BadInput(f"{path}: no such file, so that it is unknown how images are prepared; run `dvc repro`")
+            raise BadInput(f"{path}: no such file, so the preparation of images is unknown; run `dvc repro`")
         try:
             return cls.model_validate_json(path.read_text())
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            raise BadInput(f"{path}: not what a model takes: {problems}; run `dvc repro`") from error
+            raise BadInput(f"{path}: invalid description of a model's input: {problems}; run `dvc repro`") from error
 
     def read(self, image: NewImage, axes: int) -> tuple[Case, np.ndarray]:
-        """The case of an image and its voxels f32 `[channel, *working]`, by the code that prepares training cases.
+        """Case of an image, and its voxels f32 `[channel, *working]`, prepared by the code of the training cases.
 
-        Raises `BadInput` for files, axes, channels and orientations other than those of the training cases.
+        `axes`: number of spatial axes of the model. Raises `BadInput` for files, axes, channels and orientations other
+        than those of the training cases.
         """
         first = image.files[0]
         where = f"{first}: case '{image.case_id}'"
@@ -60,7 +61,7 @@ class ModelInput(Knobs):
         if len(header.shape) != axes:
             raise BadInput(
                 f"{where}: expected {axes} spatial axes as the model was trained on, found shape {header.shape}; give "
-                "images to a 2D model and volumes to a 3D one"
+                "images to a 2D model and volumes to a 3D model"
             )
         spacing = header.spacing_mm
         if spacing is None and image.spacing_file is not None:
@@ -75,14 +76,14 @@ class ModelInput(Knobs):
         if len(voxels) != len(self.channel_names):
             raise BadInput(
                 f"{where}: expected {len(self.channel_names)} channels ({', '.join(self.channel_names)}), found "
-                f"{len(voxels)} in {', '.join(file.name for file in image.files)}; give one file with all, or files "
-                f"{image.case_id}_0000 and on"
+                f"{len(voxels)} in {', '.join(file.name for file in image.files)}; give one file with all channels, or "
+                f"one file per channel ({image.case_id}_0000 and on)"
             )
         check_voxels(voxels, None, source, len(self.channel_names), first.parent)
         return case, self.preprocess.image(voxels, case)
 
     def _check_family(self, file: Path, where: str, axes: int) -> None:
-        """Refuse NIfTI for a model of pictures and the reverse: their axes are in another order."""
+        """Refuse NIfTI for a model of pictures, and pictures for a model of NIfTI: the order of axes differs."""
         is_nifti = image_file.ending_of(file) in nifti.ENDINGS
         if self.files is None or is_nifti == (self.files == "nifti"):
             return
@@ -94,11 +95,11 @@ class ModelInput(Knobs):
         takes, found = (pictures, "NIfTI") if is_nifti else (volumes, "a picture")
         raise BadInput(
             f"{where}: the model takes {takes} like the images that it was trained on, found {found}, whose axes are "
-            "in another order; give such files, or another model"
+            "in another order; give such files, or use another model"
         )
 
     def _check_orientation(self, source: Source, where: str) -> None:
-        """Refuse a volume whose axes mean something else than in training, as `prepare` refuses a mixture."""
+        """Refuse a volume whose axes point in other directions than in training, as `prepare` refuses a mixture."""
         if self.preprocess.orientation is not None or len(source.shape) != 3:
             return
         found = one_orientation([source])

@@ -1,4 +1,4 @@
-"""Images that a trained model is given: one file, or all of a folder, with channels in one file or in several."""
+"""New images for a trained model: one file or all files of a folder, with the channels in one file or in several."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 @dataclass(frozen=True)
 class NewImage:
-    """An image by its name, and the files of its channels."""
+    """An image: its name, and the files of its channels."""
 
     case_id: str
     files: tuple[Path, ...]
 
     @property
     def spacing_file(self) -> Path | None:
-        """The JSON beside a TIFF that says its spacing; None beside other images, and where there is none."""
+        """JSON file with the spacing of a TIFF, beside the TIFF; None for other images and without such a file."""
         beside = self.files[0].with_name(f"{self.case_id}.json")
         return beside if image_file.ending_of(self.files[0]) in tiff.ENDINGS and beside.is_file() else None
 
 
 def new_images(given: Path, channels: int, axes: int, out: Path) -> tuple[list[NewImage], list[str]]:
-    """Images of a file or folder for a model of this many channels and spatial axes, and what is no image.
+    """Images of a file or folder, and an error message per bad file.
 
-    Files named CASE_0000, CASE_0001, ... are the channels of one image where no single one holds all channels, and
-    for one channel where all of a folder are CASE_0000 (as nnU-Net names them). Hidden files, the JSON beside a TIFF,
-    and the folder `out` are left out; `DOCUMENTS` too, with a warning. Raises `BadInput` where there is no image.
+    `channels` and `axes` are the numbers of channels and spatial axes of the model.
+    Files named CASE_0000, CASE_0001, ... are the channels of one image. A numbered file that holds all channels is an
+    image of its own. For a model of one channel, CASE_0000 is the image CASE if all files of the folder have the number
+    0000 (nnU-Net's names). Hidden files, the JSON beside a TIFF and the folder `out` are skipped. `DOCUMENTS` are
+    skipped with a warning. Raises `BadInput` if there is no image.
     """
     if given.is_file():
         files, failures = _with_siblings(given, channels, axes), list[str]()
@@ -56,7 +58,7 @@ def new_images(given: Path, channels: int, axes: int, out: Path) -> tuple[list[N
 
 
 def headers_of(image: NewImage, channels: int) -> list[Header]:
-    """Headers of the image's files; raises `BadInput` naming it where they differ in grid or a number is missing."""
+    """Headers of the files of an image. Raises `BadInput` for files on different grids and for missing channels."""
     several = len(image.files) > 1
     if several:
         numbers = [match and int(match[2]) for match in map(_CHANNEL.fullmatch, map(_stem, image.files))]
@@ -84,7 +86,10 @@ def _header(file: Path, case_id: str, channels: int) -> Header:
 
 
 def _holds_all(file: Path, channels: int, axes: int) -> bool:
-    """Whether a file with a channel's name is a whole image; an unreadable one is judged when it is read."""
+    """Whether a file with a channel number in its name holds all channels.
+
+    False for an unreadable file, whose error is raised when the file is read.
+    """
     try:
         header = _header(file, _stem(file), channels)
     except BadInput:
@@ -93,7 +98,7 @@ def _holds_all(file: Path, channels: int, axes: int) -> bool:
 
 
 def _with_siblings(given: Path, channels: int, axes: int) -> list[Path]:
-    """The file, and the files of its further channels where it is the first of several."""
+    """The file, and the files of the other channels if the file holds one of several channels."""
     ending = image_file.ending_of(given)
     match = _CHANNEL.fullmatch(_stem(given))
     if match is None or channels == 1 or _holds_all(given, channels, axes):
@@ -110,7 +115,7 @@ def _images_of(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
             continue
         try:
             if not path.is_file():
-                raise BadInput(f"{path}: expected an image, found a folder; give that folder itself, or move it")
+                raise BadInput(f"{path}: expected an image, found a folder; give the inner folder itself, or move it")
             refuse_dicom(path)
             if path.suffix.lower() in DOCUMENTS:
                 print(f"warning: {path}: skipped, is no image", file=sys.stderr)

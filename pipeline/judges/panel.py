@@ -1,4 +1,4 @@
-"""The panel: every judged proposal with all scores, and the true Dice of validation proposals."""
+"""Stage `panel`: every judged proposal with all scores, and true Dice for validation proposals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from pipeline.store.tables import read_table, write_table
 
 
 def true_dice(cases: CaseStore, proposals: ProposalStore) -> pl.DataFrame:
-    """`case_id`, `proposal`, `true_dice` of validation proposals: mean over foreground classes, working grid."""
+    """True Dice of validation proposals on the working grid, mean over foreground classes.
+
+    Columns `case_id`, `proposal`, `true_dice`.
+    """
     classes = len(cases.class_names)
     known = set(proposals.case_ids())
     rows = [
@@ -37,9 +40,10 @@ def build_panel(
     out: Path,
     consensus: Mapping[str, JudgeConsensus] | None = None,
 ) -> None:
-    """Join the score tables of these judges, combine them and write the panel; proposals of test cases are left out.
+    """Write the panel: proposals with the scores of these judges, the consensus scores and true Dice.
 
-    A removed judge's file stays on disk, unread.
+    Proposals of test cases are left out. A judge without an entry in `judges` is not read, even if its score table is
+    still on disk. Raises `BadInput` for a missing score table and for consensus entries that do not fit the judges.
     """
     entries = consensus or {}
     check_consensus(entries, judges)

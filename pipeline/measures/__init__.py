@@ -1,1 +1,1 @@
-"""How alike two masks are, and how sure a number is: functions of arrays, no files."""
+"""Agreement of masks, quality of rankings and uncertainty of means: functions of arrays, without files."""

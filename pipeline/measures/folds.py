@@ -10,7 +10,10 @@ from pipeline.seeding import numpy_generator
 
 
 def folds_by_group(groups: Sequence[str] | np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Fold of each value `[n]`: whole groups, spread evenly at random over at most as many folds as groups."""
+    """Fold of each value i64 `[n]`, from the group of each value. Groups stay whole.
+
+    Groups are spread at random and evenly over the folds. There are at most as many folds as groups.
+    """
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     order = numpy_generator(seed, "audit", "folds").permutation(len(names))
     fold = np.empty(len(names), np.int64)

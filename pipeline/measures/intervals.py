@@ -1,10 +1,10 @@
 """Means over patients and their 95 % intervals, from resampling patients with replacement.
 
-Ends are those of the expanded percentile interval (Hesterberg, What Teachers Should Know About the Bootstrap, The
-American Statistician 69, 2015, section 5.4): plain percentiles are too narrow for few patients, since resampling n
-values gives (n - 1) / n of their variance and a normal quantile stands where a t quantile belongs. No end lies beyond
-what a resample can give, so that with two to four patients even the extremes hold the truth less often than in 95 of
-100 cases.
+The ends are those of the expanded percentile interval (Hesterberg, What Teachers Should Know About the Bootstrap, The
+American Statistician 69, 2015, section 5.4). Plain percentiles are too narrow for few patients, for two reasons.
+Resampling n values gives (n - 1) / n of their variance, and plain percentiles use a normal quantile instead of a t
+quantile. No end lies beyond the values of the resamples. So with two to four patients even an interval from the lowest
+to the highest resample holds the truth less often than in 95 of 100 cases.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from pipeline.seeding import numpy_generator
 
 BLOCK = 2**22
-"""Resampled groups or cases held in memory at a time."""
+"""Most resampled groups or cases held in memory at a time."""
 
 
 class Interval(NamedTuple):
-    """A mean and the ends of its 95 % interval; None where there is nothing to average or to resample."""
+    """A mean and the ends of its 95 % interval. None if there is nothing to average or to resample."""
 
     mean: float | None
     low: float | None
@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 
 def group_means(values: Sequence[float] | np.ndarray, groups: Sequence | np.ndarray) -> np.ndarray:
-    """Mean of each group's values, f64 `[groups]`, in sorted order of the groups."""
+    """Mean of the values `[n]` of each group, f64 `[groups]`, in sorted order of the groups."""
     member, _ = _numbered(groups)
     return np.bincount(member, np.asarray(values, np.float64)) / np.bincount(member)
 
@@ -37,11 +37,12 @@ def group_means(values: Sequence[float] | np.ndarray, groups: Sequence | np.ndar
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray, groups: Sequence | np.ndarray, draws: int, seed: int
 ) -> Interval:
-    """Mean over patients of the mean over their cases, f64 `[n]` and the group of each, with its interval.
+    """Mean over patients of the mean over their cases, with its interval, from values f64 `[n]` and their groups.
 
-    Resamples whole groups, since cases of one patient are not independent. One group says nothing about the spread
-    between patients: low and high are None. No value: all three are None. A paired difference is `interval(a - b)`.
-    Which patients a draw takes depends on `seed` and the number of groups alone, so metrics share their resamples.
+    Whole groups are resampled, because cases of one patient are not independent. With one group, low and high are None,
+    because one patient says nothing about the spread between patients. Without a value, all three are None. The
+    interval of a paired difference is `bootstrap_interval(a - b, ...)`. The patients of a draw depend on `seed` and the
+    number of groups alone, so all metrics of the same cases share their resamples.
     """
     values = np.asarray(values, np.float64)
     if not len(values):
@@ -54,11 +55,11 @@ def bootstrap_interval(
 def share_interval(
     values: Sequence[float] | np.ndarray, groups: Sequence | np.ndarray, draws: int, seed: int
 ) -> Interval:
-    """As `bootstrap_interval`, for values that say yes (1) or no (0), perhaps with halves.
+    """As `bootstrap_interval`, for shares: values are 1 (yes), 0 (no) or one half.
 
-    Where all say the same, no resample differs, and 0 wrong of 5 would look as sure as 0 of 500. The far end is then
-    that of the exact binomial interval for as many groups, 1 - .025^(1/n) from 0 and .025^(1/n) from 1 (Clopper and
-    Pearson, Biometrika 26, 1934): 0 of 20 is [0, .168].
+    If all values are 0, or all are 1, no resample differs, and 0 wrong of 5 would look as certain as 0 of 500. The far
+    end is then the end of the exact binomial interval for n groups: 1 - .025^(1/n) if all are 0, .025^(1/n) if all are
+    1 (Clopper and Pearson, Biometrika 26, 1934). The interval of 0 of 20 is [0, .168].
     """
     found = bootstrap_interval(values, groups, draws, seed)
     if found.low is None or found.mean not in (0.0, 1.0):
@@ -70,13 +71,14 @@ def share_interval(
 def crossed_interval(
     values: Sequence[Sequence[float]] | np.ndarray, groups: Sequence | np.ndarray, draws: int, seed: int
 ) -> Interval:
-    """Mean over seeds and patients, f64 `[seeds, n]` and the group of each of the n cases, with its interval.
+    """Mean over seeds and patients, with its interval, from f64 `[seeds, n]` and the group of each of the n cases.
 
-    Patients are crossed with seeds, since every seed is measured on the same ones. A draw takes as many patients as
-    there are, the same ones for all of its seeds, and independently as many seeds: its value is the mean over the
-    drawn seeds of the mean over the drawn patients. Ends are expanded by the share that seeds and patients have in the
-    variance (Satterthwaite's degrees of freedom). One seed: `bootstrap_interval` over patients alone, which says
-    nothing about the spread between seeds. One patient: low and high are None. No seed or no case: all three are None.
+    Patients are crossed with seeds, because every seed is measured on the same patients. A draw takes patients with
+    replacement, as many as there are and the same for all seeds of the draw. Independently the draw takes as many seeds
+    as there are. The value of a draw is the mean over its seeds of the mean over its patients. The ends are expanded by
+    the shares of seeds and of patients in the variance (Satterthwaite's degrees of freedom). With one seed, the
+    interval is `bootstrap_interval` over patients alone, which says nothing about the spread between seeds. With one
+    patient, low and high are None. Without a seed or a case, all three are None.
     """
     values = np.asarray(values, np.float64)
     if len(values) < 2 or not values.size:
@@ -86,6 +88,7 @@ def crossed_interval(
     drawn = []
     for chosen in _resamples(means.shape[1], draws, seed):
         of_seed = np.stack([row[chosen].mean(axis=1) for row in means], axis=1)
+        # Each row holds the seeds of a draw, as many as there are, with replacement.
         seeds = generator.integers(len(means), size=of_seed.shape)
         drawn.append(np.take_along_axis(of_seed, seeds, axis=1).mean(axis=1))
     return _with_ends(float(means.mean()), drawn, _crossed_tail(means))
@@ -99,11 +102,12 @@ def weighted_interval(
     seed: int,
     minus: tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray] | None = None,
 ) -> Interval:
-    """Ratio of sums, sum(numerator) / sum(denominator), with its interval; all f64 `[n]`.
+    """Ratio of sums, sum(numerator) / sum(denominator), with its interval, from f64 `[n]` each.
 
     `minus`, another numerator and denominator, gives the difference of two ratios under the same resamples.
-    Denominators are never negative. All three are None where a denominator sums to 0; draws in which one does are
-    left out. Groups of nothing but zeros say nothing: with fewer than two others, low and high are None.
+    Denominators are at least 0. All three are None if a denominator sums to 0. Draws in which a denominator sums to 0
+    are left out. A group whose values are all 0 has no influence. With fewer than two groups of influence, low and high
+    are None.
     """
     if not len(groups):
         return Interval(None, None, None)
@@ -135,11 +139,13 @@ def resampled_interval(
     seed: int,
     telling: int | None = None,
 ) -> Interval:
-    """A statistic of cases that count equally, with its interval: `statistic` takes how often each case is drawn, f64
-    `[draw, n]`, and gives f64 `[draw]`, NaN where it has no value.
+    """A statistic of cases that count equally, with its interval, by resampling whole groups.
 
-    The mean of the interval is the value for every case once. Draws without a value are left out. `telling`: how many
-    groups the spread rests on where that is fewer than all, as those of the rarer class; fewer than two: no ends.
+    `statistic` takes the number of times that each case is in a draw, f64 `[draw, n]`, and returns f64 `[draw]`, NaN
+    for a draw without a value. The mean of the interval is the statistic with every case once. If the mean is NaN, or
+    without a case, all three are None. Draws without a value are left out. `telling` is the number of groups that
+    determine the spread, if fewer than all, e.g. the groups of the rarer class. With fewer than two groups, low and
+    high are None.
     """
     if not len(groups):
         return Interval(None, None, None)
@@ -149,6 +155,7 @@ def resampled_interval(
         return Interval(None, None, None)
     drawn = []
     for chosen in _resamples(n_groups, draws, seed, len(member)):
+        # One `bincount` counts all draws of the block: the groups of each draw have numbers of their own.
         first = np.arange(len(chosen))[:, None] * n_groups
         times = np.bincount((first + chosen).ravel(), minlength=len(chosen) * n_groups).reshape(-1, n_groups)
         found = statistic(times[:, member].astype(np.float64))
@@ -157,28 +164,33 @@ def resampled_interval(
 
 
 def tail(groups: int) -> float | None:
-    """Share of resamples below the low end, and above the high one: Phi(sqrt(n / (n - 1)) t), t the 2.5 % quantile of
-    Student's t with n - 1 degrees of freedom. None for fewer than two groups. Below .025 for every n."""
+    """Share of resamples below the low end, equal to the share above the high end. None for fewer than two groups.
+
+    Phi(sqrt(n / (n - 1)) t) for n groups, where t is the 2.5 % quantile of Student's t with n - 1 degrees of freedom.
+    The share is below .025 for every n.
+    """
     return _tail(groups / (groups - 1), groups - 1) if groups > 1 else None
 
 
 def _tail(inflation: float, freedom: float) -> float:
-    """`inflation`: variance over that of the resamples."""
+    """Share of resamples beyond an end. `inflation` is the variance of the mean over the variance of the resamples."""
     from scipy.special import ndtr, stdtrit
 
     return float(ndtr(np.sqrt(inflation) * stdtrit(freedom, 0.025)))
 
 
 def _crossed_tail(means: np.ndarray) -> float | None:
-    """As `tail`, for the mean of f64 `[seed, patient]`: the shares of both in its variance decide.
+    """As `tail`, for the mean of f64 `[seed, patient]`, by the shares of seeds and of patients in the variance.
 
-    Satterthwaite, An Approximate Distribution of Estimates of Variance Components, Biometrics 2, 1946.
+    None for fewer than two seeds or two patients. Satterthwaite, An Approximate Distribution of Estimates of Variance
+    Components, Biometrics 2, 1946.
     """
     count = np.array(means.shape)
     if count.min() < 2:
         return None
     variance = np.array([means.mean(1).var(ddof=1), means.mean(0).var(ddof=1)]) / count
     total = variance.sum()
+    # Without variance there are no shares. The smaller count gives the wider interval.
     if total == 0:
         return tail(int(count.min()))
     resampled = (variance * (count - 1) / count).sum()
@@ -186,15 +198,15 @@ def _crossed_tail(means: np.ndarray) -> float | None:
 
 
 def _numbered(groups: Sequence | np.ndarray) -> tuple[np.ndarray, int]:
-    """Number of each value's group, in sorted order of the groups, and the number of groups."""
+    """Index of the group of each value `[n]`, in sorted order of the groups, and the number of groups."""
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     return member, len(names)
 
 
 def _resamples(n_groups: int, draws: int, seed: int, width: int = 0) -> Iterator[np.ndarray]:
-    """Blocks `[draws, n_groups]` of group numbers drawn with replacement; none for a single group.
+    """Blocks `[draws, n_groups]` of group indices, resampled with replacement. No block for a single group.
 
-    `width`: what a draw holds in memory, where that is more than its groups.
+    `width` is the number of values that a draw holds in memory, if there are more values than groups.
     """
     if n_groups < 2:
         return

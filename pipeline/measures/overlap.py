@@ -1,6 +1,7 @@
 """Overlap and disagreement of many masks of one case.
 
-One bit per voxel: counts are exact for any number of voxels, and faster than one-hot matrix products in float32.
+Masks are packed to one bit per voxel. Counts of bits are exact for any number of voxels, and faster than one-hot matrix
+products in float32.
 """
 
 from __future__ import annotations
@@ -14,50 +15,56 @@ from pipeline.store.schema import UNKNOWN
 
 
 def region(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
-    """bool `[*space]`: the disagreement region of two label maps; voxels that are 255 in either are outside."""
+    """Disagreement region bool `[*space]` of two label maps. Voxels that are 255 in either map are outside."""
     return (chosen != rejected) & (chosen != UNKNOWN) & (rejected != UNKNOWN)
 
 
 def first_equal(masks: np.ndarray) -> np.ndarray:
-    """First slot with the very same mask, i64 `[K]`, for u8 `[K, *space]`; |D| = 0 is not that where voxels are 255."""
+    """First slot with the same mask, i64 `[K]`, for masks u8 `[K, *space]`.
+
+    Masks are compared voxel by voxel. |D| = 0 does not mean equal masks, because D leaves out voxels that are 255.
+    """
     seen: dict[bytes, int] = {}
     return np.array([seen.setdefault(mask.tobytes(), slot) for slot, mask in enumerate(masks)], np.int64)
 
 
 def _packed(masks: np.ndarray) -> np.ndarray:
-    """Booleans `[K, *space]` as words u64 `[K, words]`, filled up with zeros."""
+    """Booleans `[K, *space]` as bits of words u64 `[K, words]`, padded with zeros."""
     packed = np.packbits(masks.reshape(len(masks), -1), axis=1)
     return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
 
 
 def _shared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Bits set in both, i64 `[K, L]`, for packed masks `[K, words]` and `[L, words]`."""
+    """Number of voxels in both masks, i64 `[K, L]`, for packed masks `[K, words]` and `[L, words]`."""
     return np.stack([np.bitwise_count(row & second).sum(axis=1, dtype=np.int64) for row in first])
 
 
 def _mean_dice(overlaps: Iterable[Any]) -> np.ndarray:
-    """Mean over classes of 2 shared / total, which is 1 where the total is 0."""
+    """Mean over classes of 2 shared / total, from (shared, total) per class. A class with total 0 counts as 1."""
     return np.mean([np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0) for both, total in overlaps], axis=0)
 
 
 def pairwise_dice(masks: np.ndarray, n_classes: int) -> np.ndarray:
     """Dice between all pairs of label maps u8 `[K, *space]`, f64 `[K, K]`, mean over the foreground classes.
 
-    A class that is empty in both counts as 1; voxels that are 255 in either mask do not count.
+    A class that is empty in both maps counts as 1. Voxels that are 255 in either map do not count.
     """
     unknown = masks == UNKNOWN
     known = _packed(~unknown) if unknown.any() else None
     overlaps = []
     for label in range(1, n_classes):
         bits = _packed(masks == label)
-        # Where every voxel is known, a mask's size does not depend on the other mask: half the work.
+        # Without voxels of 255, the size of a mask does not depend on the other mask, which halves the work.
         size = np.bitwise_count(bits).sum(axis=1, dtype=np.int64)[:, None] if known is None else _shared(bits, known)
         overlaps.append((_shared(bits, bits), size + size.T))
     return _mean_dice(overlaps)
 
 
 def disagreement(masks: np.ndarray) -> np.ndarray:
-    """Voxels on which two label maps u8 `[K, *space]` differ, u32 `[K, K]`; 255 in either does not count."""
+    """Number of voxels on which two label maps u8 `[K, *space]` differ, u32 `[K, K]`.
+
+    Voxels that are 255 in either map do not count.
+    """
     known = masks != UNKNOWN
     highest = int(masks.max(initial=0, where=known))
     # Two labels differ where any of their binary digits differs.
@@ -73,9 +80,10 @@ def disagreement(masks: np.ndarray) -> np.ndarray:
 
 
 def overlaps_to(mask: np.ndarray, masks: np.ndarray, n_classes: int) -> np.ndarray:
-    """Voxels shared by one label map u8 `[*space]` with each of u8 `[K, *space]`, and voxels of both together.
+    """Overlap counts i64 `[foreground class, 2, K]` of a label map u8 `[*space]` with each of u8 `[K, *space]`.
 
-    i64 `[foreground class, 2, K]`; 255 in either does not count. Counts of the parts of a case add up.
+    The two counts are the voxels in both masks, and the sum of the sizes of both masks. Voxels that are 255 in either
+    map do not count. The counts of the parts of a case add up to the counts of the case.
     """
     known, each_known = _packed(mask[None] != UNKNOWN), _packed(masks != UNKNOWN)
     overlaps = []
@@ -87,13 +95,17 @@ def overlaps_to(mask: np.ndarray, masks: np.ndarray, n_classes: int) -> np.ndarr
 
 
 def dice_from_counts(overlaps: np.ndarray) -> np.ndarray:
-    """Dice f64 `[K]` of what `overlaps_to` counts: mean over the classes, 1 for a class that is empty in both."""
+    """Dice f64 `[K]` from the counts of `overlaps_to`, mean over the foreground classes.
+
+    A class that is empty in both maps counts as 1.
+    """
     return _mean_dice(overlaps)
 
 
 def dice_to(mask: np.ndarray, masks: np.ndarray, n_classes: int) -> np.ndarray:
-    """Dice of one label map u8 `[*space]`, often the truth, with each of u8 `[K, *space]`: f64 `[K]`.
+    """Dice f64 `[K]` of a label map u8 `[*space]`, often the truth, with each label map of u8 `[K, *space]`.
 
-    Mean over the foreground classes; a class that is empty in both counts as 1; 255 in either does not count.
+    Mean over the foreground classes. A class that is empty in both maps counts as 1. Voxels that are 255 in either map
+    do not count.
     """
     return dice_from_counts(overlaps_to(mask, masks, n_classes))

@@ -1,7 +1,7 @@
-"""How well a predicted mask matches the truth: overlap, distances between surfaces, volume, components.
+"""Agreement of a predicted mask with the truth: overlap, distances between surfaces and components.
 
-Surfaces are the voxels of a mask with a face neighbour outside it, as in MONAI; beyond the image is outside.
-Never NaN: both masks empty is a perfect answer, one empty the worst answer possible.
+The surface of a mask is the set of its voxels with a face neighbour outside the mask, as in MONAI. Beyond the image is
+outside. No measure is NaN: two empty masks agree perfectly, and one empty mask gives the worst value.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Dice of two boolean masks: 2 |P and T| / (|P| + |T|); 1 if both are empty."""
+    """Dice of two boolean masks, 2 |P and T| / (|P| + |T|). 1 if both are empty."""
     total = int(np.count_nonzero(prediction) + np.count_nonzero(truth))
     return 2 * int(np.count_nonzero(prediction & truth)) / total if total else 1.0
 
@@ -23,13 +23,13 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
 def surface_metrics(
     prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float
 ) -> tuple[float, float, float]:
-    """NSD, HD95 and ASSD of two boolean masks `[*space]`, 2D or 3D; distances in the unit of `spacing`.
+    """NSD, HD95 and ASSD of two boolean masks `[*space]`, 2D or 3D. Distances are in the unit of `spacing`.
 
-    NSD is the share of surface voxels of both masks at most `tolerance` from the other surface. HD95 is the maximum
-    of the two directed 95th percentiles. ASSD is the mean over the surface voxels of both masks together.
-    Both empty: (1, 0, 0). One empty: (0, diagonal, diagonal) with the diagonal of the image's extent.
-    Equal to MONAI's compute_surface_dice, compute_hausdorff_distance(percentile=95) and
-    compute_average_surface_distance(symmetric=True) where those are defined.
+    NSD is the share of surface voxels of both masks that are at most `tolerance` from the other surface. HD95 is the
+    maximum of the two directed 95th percentiles. ASSD is the mean over the surface voxels of both masks together. Both
+    empty: (1, 0, 0). One empty: (0, diagonal, diagonal), with the diagonal of the image's extent. The values equal
+    MONAI's compute_surface_dice, compute_hausdorff_distance(percentile=95) and
+    compute_average_surface_distance(symmetric=True) where MONAI's values are defined.
     """
     filled = prediction.any(), truth.any()
     if not any(filled):
@@ -41,7 +41,7 @@ def surface_metrics(
     ours, theirs = _surface(prediction[box]), _surface(truth[box])
     there, back = _distances(ours, theirs, spacing), _distances(theirs, ours, spacing)
     both = np.concatenate([there, back])
-    # In float32 a voxel exactly at the tolerance counts, whatever the last bit of index times spacing.
+    # Float32 hides the rounding of index times spacing, so that a voxel exactly at the tolerance counts.
     nsd = float(np.mean(both.astype(np.float32) <= np.float32(tolerance)))
     return nsd, float(max(np.percentile(there, 95), np.percentile(back, 95))), float(both.mean())
 
@@ -49,12 +49,13 @@ def surface_metrics(
 def component_f1(prediction: np.ndarray, truth: np.ndarray, overlap: float) -> float:
     """F1 of the connected components of two boolean masks `[*space]`: 2 TP / (2 TP + FP + FN), without units.
 
-    A predicted and a true component are a true positive if their IoU is above `overlap`; from 0.5 on no component can
-    have two matches, so nothing has to be assigned. Both masks empty: 1. One empty: 0.
-    Components touch by face, edge or corner (8 or 26 neighbours): by faces alone, every voxel that hangs on a ragged
-    outline by its corner would be a false positive. Objects that touch are one component: two touching nuclei count
-    once, and a prediction that parts them has at most one match. Components are of masks, not of annotated instances.
-    Costs up to 0.1 s per million voxels of the box around both masks, half of `surface_metrics`, and 20 bytes each.
+    A predicted and a true component are a true positive if their IoU is above `overlap`. From 0.5 on, no component can
+    have two matches, so no assignment is needed. Both masks empty: 1. One empty: 0.
+    Voxels are connected by face, edge or corner (8 or 26 neighbours). With faces alone, every voxel that hangs on a
+    ragged outline by a corner would be a false positive. Objects that touch are one component: two touching nuclei
+    count once, and a prediction that separates them has at most one match. Components are parts of masks, not annotated
+    instances. The cost is up to 0.1 s per million voxels of the box around both masks, half of `surface_metrics`, and
+    20 bytes per voxel.
     """
     both = prediction | truth
     if not both.any():
@@ -63,7 +64,7 @@ def component_f1(prediction: np.ndarray, truth: np.ndarray, overlap: float) -> f
     touching = np.ones((3,) * truth.ndim)
     (ours, n_ours), (theirs, n_theirs) = (numbered(mask[box], touching) for mask in (prediction, truth))
     shared = prediction[box] & truth[box]
-    # One number per pair of overlapping components; int64, since there may be more pairs than int32 holds.
+    # One number per pair of overlapping components, in int64, because int32 may not hold the number of pairs.
     pair, intersection = np.unique(ours[shared].astype(np.int64) * (n_theirs + 1) + theirs[shared], return_counts=True)
     first, second = np.divmod(pair, n_theirs + 1)
     union = np.bincount(ours.ravel())[first] + np.bincount(theirs.ravel())[second] - intersection
@@ -79,9 +80,9 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    """Voxels of the mask with a face neighbour outside it.
+    """Voxels of the mask with a face neighbour outside the mask.
 
-    Beyond the array is outside: beyond the box around both masks there is no mask, so cropping to it changes nothing.
+    Beyond the array is outside. There is no mask beyond the box around both masks, so cropping changes nothing.
     """
     interior = mask.copy()
     for axis in range(mask.ndim):
@@ -93,7 +94,10 @@ def _surface(mask: np.ndarray) -> np.ndarray:
 
 
 def _distances(surface: np.ndarray, other: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Distance of each voxel of a surface to the nearest voxel of the other; those on both need no search."""
+    """Distance of each voxel of a surface to the nearest voxel of the other surface, in no particular order.
+
+    Voxels on both surfaces have distance 0 and need no search.
+    """
     apart = np.argwhere(surface & ~other)
     distances = np.zeros(np.count_nonzero(surface))
     if len(apart):

@@ -1,4 +1,4 @@
-"""Calibration: score margin -> P(the order of a pair is right), for the pairs of one judge mined by one strategy.
+"""Calibration: the curve from score margin to P(the order of a pair is right), for one judge and one strategy.
 
 Platt, Probabilistic outputs for support vector machines, 1999; Zadrozny and Elkan, KDD 2002 (isotonic).
 """
@@ -16,31 +16,32 @@ from pipeline.measures.folds import folds_by_group
 from pipeline.store import schema
 
 BINS = 10
-"""Bins of equal width of a reliability curve."""
+"""Number of bins of a reliability curve. All bins have equal width."""
 KNOTS = 101
-"""Knots that stand for a logistic curve; linear between them it is off by less than .001."""
+"""Number of knots of a logistic curve. Linear interpolation between the knots is off by less than .001."""
 
 
 class ValidationPairs(NamedTuple):
-    """Validation pairs whose truth is known, all `[pair]`."""
+    """Mined pairs of validation cases whose truth is known. All arrays are `[pair]`."""
 
     margin: np.ndarray  # f64
-    right: np.ndarray  # f64; 1, or 0, or one half where both masks are equally good
+    right: np.ndarray  # f64; 1 if the order is right, 0 if it is wrong, one half if both masks are equally good
     case: np.ndarray
     group: np.ndarray
 
     @property
     def weight(self) -> np.ndarray:
-        """Cases count equally, however many pairs they have."""
+        """Weight of each pair, f64 `[pair]`. The weights of a case sum to 1, so that cases count equally."""
         _, member, pairs = np.unique(self.case, return_inverse=True, return_counts=True)
         return 1 / pairs[member]
 
     def only(self, wanted: np.ndarray) -> ValidationPairs:
+        """The pairs that a mask bool `[pair]` selects."""
         return ValidationPairs(*(column[wanted] for column in self))
 
 
 class Curve(NamedTuple):
-    """P(the order is right), linear between knots and constant beyond the margins of validation."""
+    """P(the order is right) by margin: linear between knots, constant beyond the margins of validation pairs."""
 
     margin: np.ndarray  # f64 [knot], increasing
     p: np.ndarray  # f64 [knot], never decreasing
@@ -49,22 +50,26 @@ class Curve(NamedTuple):
         return np.interp(margins, self.margin, self.p)
 
     def shrunk(self, left: float) -> Curve:
-        """Drawn towards one half, of the distance to which this share is left."""
+        """The curve moved towards one half. `left` is the share of the distance to one half that remains."""
         return Curve(self.margin, 0.5 + left * (self.p - 0.5))
 
 
 class _Calibration(Knobs):
-    """How a curve is fitted to all pairs, and when there are too few."""
+    """Base class of the calibrations: the folds that measure reliability, and the number of cases that a fit needs."""
 
     folds: Annotated[int, Field(ge=2)] = 5
-    """Folds by group for measuring the calibration on cases that it was not fitted on."""
+    """Number of folds, split by group. Each fold is predicted by a curve that was fitted to the other folds, so
+    reliability is measured on cases outside the fit."""
     min_cases: Annotated[int, Field(ge=1)] = 20
-    """Fewer validation cases than this, those of one group counting once, draw `p_correct` towards one half, in
-    proportion to what is missing."""
+    """Number of validation cases below which `p_correct` is moved towards one half. Cases of one group count once.
+    With n cases, the share n / `min_cases` of the distance to one half remains."""
 
 
 class Isotonic(_Calibration):
-    """A step fit that never decreases, each step as if it held one more right and one more wrong case (Laplace)."""
+    """Isotonic regression: a step function that never decreases.
+
+    Each step is smoothed as if the step held one more right case and one more wrong case (Laplace).
+    """
 
     kind: Literal["isotonic"] = "isotonic"
 
@@ -77,14 +82,19 @@ class Isotonic(_Calibration):
         steps = isotonic_regression(share, weights=cases)
         start = steps.blocks[:-1]
         held = np.add.reduceat(cases, start)
+        # Smoothing moves small steps more than large steps. The second fit restores the order of the steps.
         smoothed = (steps.x[start] * held + 1) / (held + 2)
         level = np.repeat(isotonic_regression(smoothed, weights=held + 2).x, np.diff(steps.blocks))
+        # Two knots per step, at its first and last margin, keep the curve level on the step.
         ends = np.union1d(start, steps.blocks[1:] - 1)
         return Curve(margin[ends], level[ends])
 
 
 class Logistic(_Calibration):
-    """sigmoid(a + b margin), b >= 0, fitted to Platt's targets: as if one more case were right and one more wrong."""
+    """sigmoid(a + b margin) with b >= 0, fitted to Platt's targets.
+
+    The targets count one more right case and one more wrong case.
+    """
 
     kind: Literal["logistic"] = "logistic"
 
@@ -95,6 +105,7 @@ class Logistic(_Calibration):
         weight = tried.weight
         right, wrong = (weight * tried.right).sum(), (weight * (1 - tried.right)).sum()
         target = tried.right * (right + 1) / (right + 2) + (1 - tried.right) / (wrong + 2)
+        # Margins are scaled to at most 1, so that convergence does not depend on the unit of the score.
         unit = max(float(np.abs(tried.margin).max()), np.finfo(np.float64).tiny)
         x = tried.margin / unit
 
@@ -107,9 +118,13 @@ class Logistic(_Calibration):
         bounds = [(None, None), (0, None)]
         options = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 1000}
         found = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        # At the bound b = 0 the loss may still fall towards negative b. Only a fall towards larger b is a failure.
         descent = -loss(found.x)[1]
         if abs(descent[0]) > 1e-4 * weight.sum() or descent[1] > 1e-4 * weight.sum():
-            raise ArithmeticError(f"the logistic calibration of {len(x)} pairs did not converge: {found.message}")
+            raise ArithmeticError(
+                f"audit.calibration: the logistic fit to {len(x)} pairs did not converge ({found.message}); use kind "
+                "isotonic"
+            )
         knots = np.unique(np.linspace(tried.margin.min(), tried.margin.max(), KNOTS))
         return Curve(knots, expit(found.x[0] + found.x[1] * knots / unit))
 
@@ -118,20 +133,24 @@ Calibration = Annotated[Isotonic | Logistic, Field(discriminator="kind")]
 
 
 class PairCalibration(NamedTuple):
-    """What is known about P(the order is right) in one pair set."""
+    """Calibration of one pair set."""
 
-    curve: Curve | None  # fitted on all validation cases; None without a pair
-    reliability: pl.DataFrame  # `bin`, `count`, `cases`, `predicted`, `observed` of `RELIABILITY`
-    summary: dict[str, Any]  # `kind`, `cases`, `groups`, `shrinkage`, `ece`, `brier`, `note`
+    curve: Curve | None  # fitted to all validation pairs; None if there is no pair
+    reliability: pl.DataFrame  # columns `bin`, `count`, `cases`, `predicted`, `observed` of `RELIABILITY`
+    summary: dict[str, Any]  # keys `kind`, `cases`, `groups`, `shrinkage`, `ece`, `brier`, `note`
 
 
 def calibrate(tried: ValidationPairs, knobs: Calibration, seed: int) -> PairCalibration:
-    """The fit on all pairs, and how reliable such fits are on groups that were held out of them.
+    """Curve fitted to all validation pairs, and the reliability of the fit on held-out groups.
 
-    `shrinkage`: what is left of the distance to one half, 1 with enough cases. `ece`: mean of |predicted - observed|
-    over the bins, weighted by cases; `brier`: mean of (predicted - right)^2. Both are null, and the reliability curve
-    is empty, with fewer than two groups. Without a pair there is no curve. `note` says what too little data did to
-    the fit; null with enough.
+    Keys of `summary`:
+    `cases`, `groups`: number of validation cases with a pair, and of their groups.
+    `shrinkage`: share of the distance to one half that remains; 1 with enough cases.
+    `ece`: mean of |predicted - observed| over the bins, weighted by cases.
+    `brier`: mean of (predicted - right)^2, cases weighted equally.
+    `note`: effect of too few cases on the fit; null with enough cases.
+
+    With fewer than two groups, `ece` and `brier` are null and `reliability` is empty. Without a pair, `curve` is None.
     """
     groups = len(np.unique(tried.group))
     left = min(1.0, groups / knobs.min_cases)
@@ -160,7 +179,7 @@ def calibrate(tried: ValidationPairs, knobs: Calibration, seed: int) -> PairCali
 
 
 def _held_out(tried: ValidationPairs, knobs: Calibration, left: float, seed: int) -> np.ndarray:
-    """P of each pair `[pair]` by a fit on the other folds of groups."""
+    """P(the order is right) of each pair, f64 `[pair]`, by a curve that was fitted to the other folds of groups."""
     fold = folds_by_group(tried.group, knobs.folds, seed)
     p = np.empty(len(tried.margin))
     for index in np.unique(fold):
@@ -170,7 +189,10 @@ def _held_out(tried: ValidationPairs, knobs: Calibration, left: float, seed: int
 
 
 def _reliability(tried: ValidationPairs, predicted: np.ndarray | None) -> pl.DataFrame:
-    """Bins of predicted P that hold a pair: what was predicted and how often the order was right, cases equal."""
+    """Mean predicted P and observed share of right orders per bin of predicted P (f64 `[pair]`).
+
+    Cases count equally. A bin without a pair has no row. Without predictions the table is empty.
+    """
     if predicted is None:
         return pl.DataFrame(schema={name: schema.RELIABILITY.columns[name] for name in _BIN})
     index = np.minimum((predicted * BINS).astype(np.int32), BINS - 1)
@@ -184,7 +206,7 @@ _BIN = ("bin", "count", "cases", "predicted", "observed")
 
 
 def knots(name: str, judge: str, strategy: str, curve: Curve | None) -> pl.DataFrame:
-    """Rows of `CALIBRATION` of one pair set; none without a curve."""
+    """Rows of `CALIBRATION` for one pair set. Without a curve there are no rows."""
     margin, p = curve or (np.zeros(0), np.zeros(0))
     return pl.DataFrame(
         {
@@ -200,6 +222,6 @@ def knots(name: str, judge: str, strategy: str, curve: Curve | None) -> pl.DataF
 
 
 def curve_of(calibration: pl.DataFrame, pairs_name: str) -> Curve | None:
-    """The curve of a pair set from the rows of `CALIBRATION`; None where they lack it."""
+    """Curve of a pair set from the rows of `CALIBRATION`; None if no row is of this pair set."""
     rows = calibration.filter(pl.col("pairs") == pairs_name).sort("knot")
     return Curve(rows["margin"].to_numpy(), rows["p_correct"].to_numpy()) if len(rows) else None

@@ -1,4 +1,4 @@
-"""Charts of the audit: lifts of judges, where they err, and how well p_correct is calibrated."""
+"""Charts of the audit: lift and pair accuracy of judges, and calibration of p_correct."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = 4
-"""Small charts beside each other."""
+"""Number of small charts side by side."""
 DASHED, DOTTED = (0, (3, 1.5)), (0, (1, 2))
 PALE = "#d1d5db"
 SMALL = 8.5
@@ -24,31 +24,32 @@ SMALL = 8.5
 
 
 class CalibrationCurve(NamedTuple):
-    """What is drawn of the calibration of a pair set; the bins are empty where nothing could be held out."""
+    """Data of the calibration chart of a pair set. The bins are empty if no pairs were held out."""
 
     ece: float | None
     judge: str
     predicted: np.ndarray  # f64 [bin]
     observed: np.ndarray  # f64 [bin]
-    pairs: np.ndarray  # i64 [bin], how many
+    pairs: np.ndarray  # i64 [bin], number of pairs
     margin: np.ndarray  # f64 [knot]
     p_correct: np.ndarray  # f64 [knot]
-    mined: np.ndarray  # f64 [pair], margins in the pool
+    mined: np.ndarray  # f64 [pair], margins of the mined pairs
 
 
 class Distribution(NamedTuple):
-    """What is drawn of the p_correct of the mined pairs of a pair set."""
+    """Data of the chart of p_correct of the mined pairs of a pair set."""
 
     p: np.ndarray  # f64 [pair]
-    dropped: int  # cases left out for their p_correct
+    dropped: int  # number of cases left out because of p_correct
     cases: int
-    least: float | None  # min_p_correct; None asks for one half
+    least: float | None  # min_p_correct; None means one half
 
 
 def lifts(rows: Sequence[Mapping[str, Any]], research: Sequence[bool], alt: str, caption: str) -> Figure:
-    """Lift@1 of each row of `AUDIT_JUDGES` from top to bottom, those for research below a line.
+    """Forest plot of lift@1, one line per row of `AUDIT_JUDGES` from top to bottom.
 
-    Beside it the lift of the best fixed sampler on the same cases and the headroom. Every row has a lift.
+    Each line also shows the headroom, and the lift of the best fixed sampler on the same cases. Judges for research
+    stand below a grey line. Every row must have a lift.
     """
     with drawing(9.6, 1.2 + 0.36 * len(rows)) as drawn:
         axes = drawn.subplots()
@@ -82,9 +83,9 @@ def lifts(rows: Sequence[Mapping[str, Any]], research: Sequence[bool], alt: str,
 
 
 def accuracies(panels: Mapping[str, Sequence[Mapping[str, Any]]], xlabel: str, alt: str, caption: str) -> Figure:
-    """P(the order is right) by bin, one panel per judge, from its rows of `AUDIT_BINS` in the order of the bins.
+    """Pair accuracy by bin, one panel per judge, from the rows of `AUDIT_BINS` of the judge in the order of the bins.
 
-    Where all judges have the same bins, the others are drawn behind each one.
+    If all judges have the same bins, pale lines of the other judges are drawn behind each judge.
     """
     ranges = {name: [(row["above"], row["up_to"]) for row in rows] for name, rows in panels.items()}
     alike = len({tuple(edges) for edges in ranges.values()}) == 1
@@ -115,13 +116,13 @@ def accuracies(panels: Mapping[str, Sequence[Mapping[str, Any]]], xlabel: str, a
 
 
 def _accuracy(rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float]]:
-    """Places and per cent of the bins that were measured."""
+    """Places of the measured bins, and their accuracy in per cent."""
     known = [(place, 100 * row["accuracy"]) for place, row in enumerate(rows) if row["accuracy"] is not None]
     return [place for place, _ in known], [value for _, value in known]
 
 
 def _range(above: float, up_to: float) -> str:
-    """A bin in hundredths of its unit, of two digits."""
+    """Edges of a bin in hundredths of their unit, with two digits."""
     return "\N{EN DASH}".join(f"{float(f'{100 * end:.2g}'):g}" for end in (above, up_to))
 
 
@@ -134,7 +135,7 @@ def _count(n: int) -> str:
 
 
 def reliabilities(panels: Mapping[str, CalibrationCurve], alt: str, caption: str) -> Figure:
-    """Per pair set a reliability diagram, and beside it the curve from margin to p_correct."""
+    """Reliability diagram and curve from margin to p_correct, side by side for each pair set."""
     lowest = min(float(np.min([*one.predicted, *one.observed, *one.p_correct, 0.5])) for one in panels.values())
     low = np.floor(10 * lowest) / 10 - 0.05
     with grid(2 * len(panels), 2.75, 2.6, COLUMNS) as (drawn, axes):
@@ -145,7 +146,7 @@ def reliabilities(panels: Mapping[str, CalibrationCurve], alt: str, caption: str
             if len(one.pairs):
                 left.scatter(one.predicted, one.observed, 15 + 90 * one.pairs / one.pairs.max(), BLUE, zorder=3)
             for x, y, n in zip(one.predicted, one.observed, one.pairs.tolist(), strict=True):
-                below = y <= x or y > 0.9  # the title stands above
+                below = y <= x or y > 0.9  # a number above a high point would run into the title
                 offset = (5, -5) if below else (-5, 5)
                 left.annotate(
                     _count(n),
@@ -164,7 +165,7 @@ def reliabilities(panels: Mapping[str, CalibrationCurve], alt: str, caption: str
 
 
 def _curve(at: Axes, one: CalibrationCurve, low: float) -> None:
-    """Curve from margin to p_correct over the margins of the mined pairs."""
+    """Draw the curve from margin to p_correct over a histogram of the margins of the mined pairs."""
     end = max(float(one.margin.max()), float(one.mined.max()) if len(one.mined) else 0.0)
     if len(one.mined):
         height, edges = np.histogram(one.mined, 20, (0, end))
@@ -172,7 +173,7 @@ def _curve(at: Axes, one: CalibrationCurve, low: float) -> None:
         middle = [(a + b) / 2 for a, b in pairwise(edges)]
         at.bar(middle, height * top, end / 20, bottom=low, color=PALE)
     at.axhline(0.5, color="black", linewidth=1, linestyle=DOTTED)
-    # Constant beyond the margins of validation.
+    # The curve is constant beyond the margins of validation pairs.
     at.plot([0, *one.margin, end], [one.p_correct[0], *one.p_correct, one.p_correct[-1]], color=BLUE, linewidth=1.6)
     at.set(ylim=(low, 1.05), xlim=(0, 1.03 * end), xlabel="margin", ylabel="p_correct")
     at.locator_params(axis="x", nbins=4)
@@ -180,7 +181,7 @@ def _curve(at: Axes, one: CalibrationCurve, low: float) -> None:
 
 
 def distributions(panels: Mapping[str, Distribution], alt: str, caption: str) -> Figure:
-    """Histogram of p_correct of the mined pairs, one panel per pair set, with the cases that it cost."""
+    """Histograms of p_correct of the mined pairs, one panel per pair set. Titles count the cases left out."""
     lowest = min(0.5, *(float(one.p.min()) for one in panels.values()))
     low = np.floor(20 * lowest) / 20
     bins = np.linspace(low, 1, round((1 - low) * 40) + 1)

@@ -1,4 +1,4 @@
-"""What the page is made of: sections of tables, figures and notes. All text in them is escaped when rendered."""
+"""Parts of the page: sections of tables, figures, legends and notes. All text in them is escaped when rendered."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: its text, and what stands beside it."""
+    """A cell of a table: its text, and additions to the text."""
 
     text: str
     interval: str = ""
     sign: int = 0
-    """1 or -1 where the 95 % interval lies above or below 0: the number is then printed bold, with an arrow."""
+    """1 or -1 if the 95 % interval lies above or below 0, otherwise 0. A sign prints the number bold, with an arrow."""
     tag: str = ""
     """A label after the text, such as `research only`."""
     why: str = ""
-    """Why the text is a dash."""
+    """Reason for a dash as text."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a header row; the first cell of every row names it."""
+    """A table with a header row. The first cell of a row names the row."""
 
     kind: ClassVar[str] = "table"
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell | str]]
     words: frozenset[int] = frozenset()
-    """Columns of text, set flush left; all others but the first hold numbers."""
+    """Indices of the columns of text, set flush left. All other columns but the first hold numbers."""
     folded: bool = False
-    """Whether the reader opens it."""
+    """Whether the table is closed until the reader opens it."""
     note: str = ""
     meanings: Mapping[str, str] = field(default_factory=dict)
-    """What columns mean, a sentence each: shown over their heads, and in a list that the reader opens."""
+    """Meaning of columns by title, a sentence each. The page shows them over the titles and in a folded list."""
 
     @property
     def cells(self) -> list[list[Cell]]:
@@ -44,7 +44,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its description for those who cannot see it."""
+    """A picture, with a description for readers who cannot see it."""
 
     kind: ClassVar[str] = "figure"
     source: str  # data URI
@@ -55,7 +55,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence, or a list of them."""
+    """A sentence, or a list of sentences."""
 
     kind: ClassVar[str] = "note"
     lines: Sequence[str]
@@ -63,7 +63,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Legend:
-    """What colours mean: pairs of a name and a colour."""
+    """Meaning of colours: pairs of a name and a colour."""
 
     kind: ClassVar[str] = "legend"
     entries: Sequence[tuple[str, str]]
@@ -74,7 +74,7 @@ Block = Table | Figure | Note | Legend
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: how to read it, then its blocks."""
+    """A part of the page: a text on how to read the section, then its blocks."""
 
     id: str
     title: str

@@ -1,4 +1,4 @@
-"""How far p_correct, the calibrated probability that the order of a pair is right, can be believed."""
+"""Section on the calibration of p_correct, the probability that the order of a pair is right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.store import schema
 
 
 def calibration(run: Run) -> Section:
-    """Reliability and curve of every pair set, and the p_correct of the pairs that were mined from the pool."""
+    """Reliability and curve of every pair set, and p_correct of the mined pairs."""
     blocks: list[Block] = []
     summaries: dict[str, dict[str, Any]] = run.summary["calibration"]
     if run.mined:
@@ -28,11 +28,12 @@ def calibration(run: Run) -> Section:
     else:
         blocks.append(Note(["params.yaml has no pair sets, so there is nothing to calibrate."]))
     how = (
-        "The audit turns the margin of a pair (the score of chosen minus that of rejected) into p_correct, the "
-        "probability that chosen is truly better. Mining drops pairs below one half, and a calibrated cdpo "
-        "takes 1 - p_correct as the error of each pair. Points near the diagonal mean that it can be believed."
+        "The margin of a pair is the score of chosen minus the score of rejected. The audit turns the margin into "
+        "p_correct, the probability that chosen is truly better. By default, mining drops pairs below one half. A "
+        "calibrated cdpo takes 1 - p_correct as the error probability of each pair. Points near the diagonal mean that "
+        "p_correct can be believed."
     )
-    return Section("calibration", "Calibration: how likely is a pair right?", how, blocks)
+    return Section("calibration", "Calibration: probability that a pair is right", how, blocks)
 
 
 def _reliability(run: Run, summaries: Mapping[str, Mapping[str, Any]]) -> list[Block]:
@@ -58,10 +59,10 @@ def _reliability(run: Run, summaries: Mapping[str, Mapping[str, Any]]) -> list[B
     found: list[Block] = [Note(missing)] if missing else []
     if panels:
         caption = (
-            "Two panels for each pair set. Left: p_correct predicted for validation pairs that were held out of the "
-            "fit, and how often their order was right; numbers count pairs, the diagonal is perfect, and the title "
-            "has the expected calibration error (ECE). Right: the curve from margin to p_correct; grey bars, "
-            "on a scale of their own, are the margins of the pairs mined from the pool."
+            "Two panels for each pair set. Left: predicted p_correct of validation pairs that were held out of the "
+            "fit, against the share of these pairs whose order is right. Numbers count pairs. The diagonal is perfect. "
+            "The title gives the expected calibration error (ECE). Right: the curve from margin to p_correct. Grey "
+            "bars show the margins of the mined pairs, on a scale of their own."
         )
         alt = f"Reliability diagrams and calibration curves of {', '.join(panels)}. {caption}"
         found.insert(0, reliabilities(panels, alt, caption))
@@ -85,14 +86,15 @@ def _fits(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = ["pair set", "fit", "cases", "groups", "distance kept", "ECE", "Brier", "note"]
     said = {
         "cases": "Validation cases with a pair.",
-        "groups": "Groups (patients) among them, which are held out together.",
-        "distance kept": "What is left of the distance between p_correct and one half: less than all where there are "
-        "too few groups to believe the curve.",
-        "ECE": "Mean difference between predicted and observed over the bins, weighted by cases; 0 is perfect.",
-        "Brier": "Mean squared difference between p_correct and what happened (1 right, 0 wrong); a coin has 0.25.",
+        "groups": "Groups (patients) of these cases. All cases of a group are held out together.",
+        "distance kept": "Share of the distance between p_correct and one half that remains. It is below 100 % if the "
+        "groups are too few to believe the curve.",
+        "ECE": "Mean absolute difference between predicted p_correct and observed share over the bins, weighted by "
+        "cases. 0 is perfect.",
+        "Brier": "Mean squared difference between p_correct and the outcome (1 right, 0 wrong). A coin has 0.25.",
     }
     unknown = [name for name, summary in summaries.items() if summary["ece"] is None]
-    note = f"{', '.join(unknown)}: no ECE and Brier score, which need two groups with pairs." if unknown else ""
+    note = f"No ECE and Brier score for {', '.join(unknown)}: both need two groups with pairs." if unknown else ""
     return Table("Calibration of each pair set", columns, cells, frozenset({1, 7}), note=note, meanings=said)
 
 
@@ -107,16 +109,18 @@ def _mined(run: Run, summaries: Mapping[str, Mapping[str, Any]]) -> list[Block]:
             least = getattr(run.params.pairs[name].strategy, "min_p_correct", None)
             panels[name] = Distribution(p, dropped, drops["cases"], least)
         elif pairs.is_empty():
-            without = f", {dropped} of them because the order is too likely wrong" if dropped else ""
-            missing.append(f"Pair set '{name}' has no pairs: {drops['cases']} cases were looked at{without}.")
+            without = (
+                f", and {dropped} of them were left out because their order is too likely wrong" if dropped else ""
+            )
+            missing.append(f"Pair set '{name}' has no pairs: {drops['cases']} cases were mined{without}.")
         else:
             why = summaries.get(name, {}).get("note") or "the audit has no curve for it"
             missing.append(f"The pairs of '{name}' have no p_correct: {why}.")
     found: list[Block] = []
     if panels:
         caption = (
-            "p_correct of the pairs mined from the pool, and the share of cases that were left out because their order "
-            "is too likely wrong. The dotted line is the least p_correct that was asked for."
+            "p_correct of the mined pairs. Titles count the cases that were left out because their order is too likely "
+            "wrong. The dotted line is the smallest p_correct that mining accepts."
         )
         spoken = "; ".join(
             f"{name}: median {decimal(float(np.median(one.p)), 2)}, {one.dropped} of {one.cases} cases left out"

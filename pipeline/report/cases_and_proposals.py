@@ -1,4 +1,4 @@
-"""The cases of a run, and what was proposed for them."""
+"""The cases of a run and their proposals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.store import schema
 
 
 def splits(run: Run) -> Section:
-    """How many cases and patients each split holds, and on which grids."""
+    """Numbers of cases and patients per split, and the grids of the cases."""
     rows: list[list[Cell | str]] = []
     for name in schema.SPLITS:
         cases = run.cases.split(name)
@@ -35,8 +35,9 @@ def splits(run: Run) -> Section:
         )
     columns = ["split", "cases", "groups", "with label", "voxels, working grid", "spacing, mm"]
     how = (
-        "A group is a patient or an exam, and never stands in two splits. The base learns from labelled, students also "
-        "from the images of the pool; validation judges the judges and picks the best step; only test gives results."
+        "A group is a patient or an exam. No group is in two splits. The base learns from the labelled split. Students "
+        "learn from the images of the pool as well. Judges are measured, and best steps are chosen, on validation. "
+        "All results are from test."
     )
     blocks: list[Block] = [Table("Splits", columns, rows, frozenset({4, 5}))]
     if notes := run.cases.info.get("notes"):
@@ -45,7 +46,7 @@ def splits(run: Run) -> Section:
 
 
 def proposals(run: Run) -> Section:
-    """What each sampler's proposals are worth, how far they differ, and how large the pairs' disagreement is."""
+    """Lift, duplicates and diversity of the proposals by sampler, and sizes of the disagreement regions of pairs."""
     slots = run.panel.group_by("proposal", "sampler", "setting").agg(
         pl.len(),
         pl.col("duplicate_of").is_not_null().mean().alias("duplicates"),
@@ -70,13 +71,14 @@ def proposals(run: Run) -> Section:
     ]
     columns = ["sampler · setting", "mean lift over base", "duplicates", "Dice to base", "diversity"]
     note = (
-        "Lift: true Dice minus that of the base, mean over validation patients. Duplicates: share of masks equal to an "
-        "earlier proposal of the case. Diversity: 100 minus Dice to base. Both over all cases with proposals."
+        "Lift: true Dice of the proposal minus true Dice of the base, mean over validation patients. Duplicates: share "
+        "of masks that equal an earlier proposal of the case. Diversity: 100 minus Dice to base. Duplicates and "
+        "diversity are over all cases with proposals."
     )
     blocks: list[Block] = [Table("Proposals by sampler", columns, rows, note=note), *_spread(run, known)]
     how = (
-        "A student can learn only what some proposal does better than the base: look for samplers with a positive lift "
-        "and for headroom. Values are in Dice points."
+        "A student can learn only from proposals that are better than the base. Look for samplers with a positive "
+        "lift, and for headroom. Values are in Dice points."
     )
     return Section("proposals", "Proposals", how, blocks)
 
@@ -92,9 +94,10 @@ def _spread(run: Run, known: pl.LazyFrame) -> list[Block]:
         mean = best.group_by("group", maintain_order=True).agg(pl.col("lift").mean())["lift"].to_numpy().mean()
         none = float((headroom <= 0).mean())
         caption = (
-            f"Per case, with the median as a line. Headroom: best proposal minus base on {len(headroom)} validation "
-            f"cases, by patient {points(float(mean), signed=True)} on average; {percent(none)} of them have "
-            f"none. Diversity: 100 minus the mean Dice of a case's proposals to its base, on {len(diversity)} cases."
+            "One value per case. The line is the median. Headroom: true Dice of the best proposal minus true Dice of "
+            f"the base, on {len(headroom)} validation cases. The mean over patients is "
+            f"{points(float(mean), signed=True)}, and {percent(none)} of the cases have no headroom. Diversity: 100 "
+            f"minus the mean Dice of a case's proposals to the base, on {len(diversity)} cases."
         )
         blocks.append(
             histograms(
@@ -106,8 +109,8 @@ def _spread(run: Run, known: pl.LazyFrame) -> list[Block]:
         )
     sizes = {name: run.pairs_of(name)["disagreement"].to_numpy() for name in run.mined}
     if sizes := {name: values for name, values in sizes.items() if len(values)}:
-        caption = "Size of the disagreement region |D| of the mined pairs, by pair set; the line is the median."
+        caption = "Size |D| of the disagreement regions of the mined pairs, by pair set. The line is the median."
         blocks.append(histograms(sizes, "|D|, voxels", "Histograms. " + caption, caption, log=True))
     else:
-        blocks.append(Note(["There are no mined pairs, so no disagreement regions to measure."]))
+        blocks.append(Note(["There are no mined pairs, so there are no disagreement regions to measure."]))
     return blocks

@@ -1,4 +1,4 @@
-"""Numbers as the page writes them: Dice in points, signed gains, 95 % intervals in brackets."""
+"""Numbers in the format of the page: Dice in points, signed gains, 95 % intervals in brackets."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from pipeline.report.blocks import Cell
 
 
 def cell(estimate: Estimate, scale: float = 100, digits: int = 1, signed: bool = False) -> Cell:
-    """An estimate and its interval; a signed one is marked where the interval excludes 0."""
+    """Cell of an estimate and its interval. A signed estimate is marked if the interval excludes 0."""
     text = decimal(None if estimate.mean is None else scale * estimate.mean, digits, signed)
     return Cell(text, interval_text(estimate, scale, digits, signed), estimate.sign if signed else 0)
 
 
 def inline(estimate: Estimate, scale: float = 100, digits: int = 1, signed: bool = False) -> str:
-    """An estimate and its interval within a sentence."""
+    """Text of an estimate and its interval, for use within a sentence."""
     found = cell(estimate, scale, digits, signed)
     return f"{found.text} {found.interval}".strip()
 
 
 def case_means(cases: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each case's values, `[case]`, and which of them belongs to each value, `[n]`.
+    """Mean of the values of each case, f64 `[case]`, and the index of the case of each value, i64 `[n]`.
 
-    Added in the order of the rows: a threaded sum would move the last bits, and with them the bytes of a figure.
+    Values are added in the order of the rows. A threaded sum would change the last bits, and with them the bytes of a
+    figure.
     """
     _, member = np.unique(cases, return_inverse=True)
     return np.bincount(member, values) / np.bincount(member), member
 
 
 def extent(shapes: list[tuple[float, ...]], digits: int = 0) -> str:
-    """What a list of shapes or spacings has in common: `64 x 64`, or per axis the range `64-80 x 64`."""
+    """Range of a list of shapes or spacings per axis, such as `64-80 x 64`, or `64 x 64` if all are equal."""
     if not shapes:
         return NO_VALUE
     if len({len(shape) for shape in shapes}) > 1:

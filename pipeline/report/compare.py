@@ -1,6 +1,7 @@
-"""What each arm gains over its base in several runs that differ in their seed.
+"""Gain of each arm over its base in several runs that differ in their seed.
 
-A seed covers base training, proposals, judges and students: every run has a base of its own, and a gain is over it.
+A seed covers base training, proposals, judges and students. Every run has its own base, and its gains are over that
+base.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ COMPARISON = schema.TableSchema(
     ("arm",),
     {
         "arm": pl.String(),
-        "seeds": pl.Int64(),  # runs
+        "seeds": pl.Int64(),  # number of runs
         "cases": pl.Int64(),  # test cases, the same in every run
         "groups": pl.Int64(),
         "sustained": pl.Float64(),  # test Dice, mean over patients and seeds
-        "gain": pl.Float64(),  # of sustained Dice over the base of the same seed; null for the base, as all below it
+        "gain": pl.Float64(),  # sustained Dice minus that of the base of the same seed; null for the base
         "gain_low": pl.Float64(),  # null also for a single patient
         "gain_high": pl.Float64(),
-        "seeds_gained": pl.Int64(),  # seeds whose gain is above 0
+        "seeds_gained": pl.Int64(),  # number of seeds whose gain is above 0; null for the base
         "worst_5_percent": pl.Float64(),  # Dice of the worst twentieth of the cases, mean over seeds
-        "cases_worse": pl.Float64(),  # mean over seeds
+        "cases_worse": pl.Float64(),  # number of cases that became worse, mean over seeds; null for the base
     },
     frozenset({"gain", "gain_low", "gain_high", "seeds_gained", "cases_worse"}),
 )
@@ -45,12 +46,13 @@ BASE_NAME = "base"
 
 
 def gain_over_seeds(students: Sequence[pl.DataFrame], bases: Sequence[pl.DataFrame], draws: int, seed: int) -> Interval:
-    """Gain of one arm in sustained test Dice over its base, over patients and seeds, with its 95 % interval.
+    """Gain of one arm in sustained test Dice over its base, mean over patients and seeds, with its 95 % interval.
 
-    Per seed a table of `schema.EVALUATION` of the arm, and one of that seed's base. Patients and seeds are resampled
-    together, crossed: see `bootstrap.crossed_interval`. One seed gives the interval over patients alone, which is that
-    of `metrics/NAME.json`: whoever shows it says that it is one seed. Raises `BadInput` for no seed, for unequal
-    numbers of tables, and where the test cases of two seeds, or of an arm and its base, differ.
+    `students` and `bases` hold one table of `schema.EVALUATION` per seed. Patients and seeds are resampled together,
+    crossed: see `intervals.crossed_interval`. One seed gives the interval over patients alone, as in
+    `metrics/NAME.json`; a text that shows this interval must say that it rests on one seed.
+    Raises `BadInput` without a seed, for unequal numbers of tables, and if the test cases differ between two seeds or
+    between an arm and its base.
     """
     if not students or len(students) != len(bases):
         raise BadInput(
@@ -67,8 +69,8 @@ def gain_over_seeds(students: Sequence[pl.DataFrame], bases: Sequence[pl.DataFra
 def compare(runs: Sequence[Path], arms: Sequence[str], knobs: Evaluation) -> pl.DataFrame:
     """Rows of `COMPARISON`, the base first, from `evaluation/NAME.parquet` of each run's folder.
 
-    Raises `BadInput` naming the folders for a run named twice or equal to another, other test cases, and a missing
-    arm: arms are compared over the same seeds or not at all.
+    Arms are compared over the same seeds only. Raises `BadInput` with the names of the folders for a run that is named
+    twice, runs with equal results, runs on different test cases, and an arm that a run lacks.
     """
     if len({run.resolve() for run in runs}) < len(runs):
         raise BadInput(f"comparison: expected each run once, found {[str(run) for run in runs]}")
@@ -83,7 +85,7 @@ def compare(runs: Sequence[Path], arms: Sequence[str], knobs: Evaluation) -> pl.
         if all(tables[one][name].equals(tables[other][name]) for name in names):
             raise BadInput(
                 f"comparison: {one} and {other} have equal results, so they are one run and not two seeds; leave one "
-                "out, or run it with another `seed` in params.yaml"
+                "of them out, or repeat one with another `seed` in params.yaml"
             )
     rows = [_row(name, [found[name] for found in tables.values()], tables, knobs) for name in names]
     return pl.DataFrame(rows, schema=COMPARISON.columns)
@@ -92,7 +94,7 @@ def compare(runs: Sequence[Path], arms: Sequence[str], knobs: Evaluation) -> pl.
 def _row(
     name: str, of_seed: list[pl.DataFrame], tables: dict[Path, dict[str, pl.DataFrame]], knobs: Evaluation
 ) -> dict[str, object]:
-    """One arm; its base has neither gain nor cases that became worse."""
+    """Row of `COMPARISON` of one arm. The columns on the gain are null for the base."""
     per_case = [means_per_case(table) for table in of_seed]
     row: dict[str, object] = {
         "arm": name,
@@ -121,7 +123,7 @@ def _row(
 
 
 def _check_same_cases(first: str, one: pl.DataFrame, second: str, other: pl.DataFrame) -> None:
-    """Raise `BadInput` unless two evaluations are of the same cases, classes and groups."""
+    """Raise `BadInput` unless two evaluations have the same cases, classes and groups."""
     key = [*schema.EVALUATION.key, "group"]
     parted = [one.join(other, key, "anti"), other.join(one, key, "anti")]
     if differing := sum(table.height for table in parted):
@@ -134,7 +136,7 @@ def _check_same_cases(first: str, one: pl.DataFrame, second: str, other: pl.Data
 
 
 def write_comparison(table: pl.DataFrame, path: Path, knobs: Evaluation) -> None:
-    """Write the table as Parquet or CSV, by the suffix; raises `BadInput` for another one."""
+    """Write the table as Parquet or CSV, by the suffix of `path`. Raises `BadInput` for another suffix."""
     if path.suffix == ".parquet":
         write_table(table, COMPARISON, path, knobs)
     elif path.suffix == ".csv":
@@ -145,7 +147,7 @@ def write_comparison(table: pl.DataFrame, path: Path, knobs: Evaluation) -> None
 
 
 def printed(table: pl.DataFrame) -> str:
-    """The table as lines of text, Dice in points, and what its intervals stand for."""
+    """The table as lines of text with Dice in points, and a line on the resampling behind the intervals."""
     seeds, cases, groups = table.select("seeds", "cases", "groups").row(0)
     rows = [("arm", "sustained Dice", "gain over base", "seeds gained", "worst 5 %", "cases worse")]
     for row in table.iter_rows(named=True):

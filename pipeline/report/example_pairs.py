@@ -1,4 +1,4 @@
-"""Pictures of mined pairs: the image, what was chosen, what was rejected, and where the two differ."""
+"""Section with pictures of mined pairs: image, chosen mask, rejected mask, and disagreement region."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.store.cases import Case
 
 
 def examples(run: Run) -> Section:
-    """About four pairs of every pair set."""
+    """Pictures of up to four pairs of every pair set."""
     blocks: list[Block] = []
     rows = {case.case: case for case in run.cases.all}
     for name in run.mined:
@@ -30,14 +30,17 @@ def examples(run: Run) -> Section:
     else:
         blocks.append(Note(["params.yaml has no pair sets."]))
     how = (
-        "The student is pushed towards the chosen outline inside the disagreement region alone. Ask whether you would "
-        "choose the same mask. Intensities are stretched for display, and pictures are cropped to both masks."
+        "A pair pushes the student towards the chosen mask inside the disagreement region only. Check whether you "
+        "would choose the same mask. Intensities are stretched for display. Pictures are cropped to both masks."
     )
     return Section("examples", "Examples of pairs", how, blocks)
 
 
 def picked(pairs: pl.DataFrame) -> dict[str, dict]:
-    """Pairs by the reason for showing them: largest and smallest margin, largest and median |D|; none twice."""
+    """Rows of the pairs to show, by reason: largest and smallest margin, largest and median |D|.
+
+    No pair is shown twice.
+    """
     found: dict[str, dict] = {}
     by_margin = pairs.sort("margin", *schema.PAIRS.key)
     by_size = pairs.sort("disagreement", *schema.PAIRS.key)

@@ -1,4 +1,4 @@
-"""Charts of the page as inline pictures: the same numbers give the same bytes."""
+"""Charts of the page as inline pictures. Equal numbers give equal bytes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW = (
 """Colours that colour-blind readers can tell apart (Okabe and Ito 2008)."""
 GREY = "#6b7280"
 LINES = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
-"""Of curves, in order; yellow is too pale for lines on white."""
+"""Colours of curves, in order. Yellow is left out: yellow lines are too pale on white."""
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
-"""Told apart when the colours are used up."""
+"""Line styles of curves, in order. A new style starts when all colours are used."""
 DPI = 96
 
 _STYLE: dict[Any, Any] = {
@@ -53,7 +53,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Drawing]:
-    """An empty drawing of this size in inches, untouched by the reader's own matplotlib settings."""
+    """An empty drawing of this size in inches. The user's matplotlib settings have no effect."""
     import matplotlib
     from matplotlib.figure import Figure as Drawing
 
@@ -64,7 +64,7 @@ def drawing(width: float, height: float) -> Iterator[Drawing]:
 
 
 def embed(drawn: Drawing, alt: str, caption: str, pixels: bool = False) -> Figure:
-    """The drawing as a data URI: SVG, or PNG where most of it is pixels anyway."""
+    """The drawing as a data URI: SVG, or PNG with `pixels` for drawings that are mostly images."""
     file = io.BytesIO()
     if pixels:
         drawn.savefig(file, format="png", dpi=1.5 * DPI, metadata={"Software": None})
@@ -76,7 +76,10 @@ def embed(drawn: Drawing, alt: str, caption: str, pixels: bool = False) -> Figur
 
 
 def forest(gains: Mapping[str, Estimate], alt: str, caption: str) -> Figure:
-    """Gains in points with intervals, one row each from top to bottom; filled where the interval excludes 0."""
+    """Forest plot of gains in points with their intervals, one row per gain from top to bottom.
+
+    A point is filled if its interval excludes 0.
+    """
     with drawing(8.5, 0.9 + 0.36 * len(gains)) as drawn:
         axes = drawn.subplots()
         axes.axvline(0, color="black", linewidth=1)
@@ -97,7 +100,7 @@ def forest(gains: Mapping[str, Estimate], alt: str, caption: str) -> Figure:
 def histograms(
     panels: Mapping[str, np.ndarray], xlabel: str | Sequence[str], alt: str, caption: str, log: bool = False
 ) -> Figure:
-    """One histogram `[n]` of values per panel, with a line at the median; `log` bins by powers."""
+    """One histogram of values `[n]` per panel, with a line at the median. `log`: logarithmic axis and bins."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     labels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
@@ -122,7 +125,7 @@ def histograms(
 def scatters(
     panels: Mapping[str, tuple[np.ndarray, np.ndarray]], xlabel: str, ylabel: str, alt: str, caption: str
 ) -> Figure:
-    """One cloud of points per panel; the points are pixels, so that a large validation set stays a small file."""
+    """One cloud of points per panel. Points are drawn as pixels, so that a large validation set gives a small file."""
     with grid(len(panels), 3.2, 2.9) as (drawn, axes):
         for at, (title, (x, y)) in zip(axes, panels.items(), strict=False):
             at.axhline(0, color=GREY, linewidth=0.8)
@@ -144,7 +147,10 @@ def curves(
     size: tuple[float, float] = (3.3, 2.4),
     level: float | None = None,
 ) -> Figure:
-    """Curves `(x, y)` by name, one panel for each measure; a name looks the same in all, and there is one legend."""
+    """Curves `(x, y)` by name, one panel per measure, with one legend. A name has the same style in all panels.
+
+    `level` draws a dotted horizontal line in every panel.
+    """
     style: dict[str, dict[str, Any]] = {
         name: {"color": LINES[i % len(LINES)], "linestyle": DASHES[i // len(LINES) % len(DASHES)]}
         for i, name in enumerate(names)
@@ -171,7 +177,7 @@ def curves(
 def grid(
     n: int, width: float, height: float, columns: int = 3, legend: float = 0
 ) -> Iterator[tuple[Drawing, list[Axes]]]:
-    """A drawing of `n` panels of this size in rows of `columns`, with room for a legend below, in inches."""
+    """A drawing of `n` panels in rows of `columns`, with room for a legend below. All sizes are in inches."""
     columns = min(n, columns)
     rows = -(-n // columns)
     with drawing(width * columns, height * rows + legend) as drawn:

@@ -1,4 +1,4 @@
-"""How far each judge can be believed, from the audit on validation cases."""
+"""Section on the judges: verdicts, measures and charts from the audit on validation cases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BY = {
 
 
 def judges(run: Run) -> Section:
-    """Verdict and lift of every judge, all of its measures, and where it errs."""
+    """Verdict, lift and all measures of every judge, and its pair accuracy by gap in true Dice and by |D|."""
     found = {row["judge"]: row for row in run.audited("judges", schema.AUDIT_JUDGES).iter_rows(named=True)}
     rows = [found[name] for name in run.params.judge_names if name in found]
     rows.sort(key=lambda row: (run.reads_truth(row["judge"]), row["lift"] is None, -(row["lift"] or 0.0)))
@@ -34,19 +34,20 @@ def judges(run: Run) -> Section:
         blocks += [_verdicts(run, rows), *_forest(run, rows), *_measures(run, rows), *_bins(run, rows)]
         blocks += _clouds(run, [row["judge"] for row in rows])
     elif run.params.judge_names:
-        blocks.append(Note(["The audit measured no judge: it found no labelled validation case with proposals."]))
+        blocks.append(Note(["The audit measured no judge, because no labelled validation case has proposals."]))
     else:
         blocks.append(Note(["params.yaml has no judges and no score tables."]))
     how = (
-        f"Measured on {run.summary['validation_cases']} labelled validation cases, proposed for exactly as the pool. "
-        "Lift is what decides: the true Dice of a judge's top pick minus that of the base, in points. Rank correlation "
-        "and errors can look good when one bad proposal is always ranked last. Brackets are 95 % intervals by patient."
+        f"Judges are measured on {run.summary['validation_cases']} labelled validation cases, whose proposals are made "
+        "exactly as for the pool. Lift decides: true Dice of a judge's top pick minus true Dice of the base, in "
+        "points. Rank correlation and errors also look good if one bad proposal is always ranked last. Brackets hold "
+        "95 % intervals by patient."
     )
-    return Section("judges", "Judges: can they be believed?", how, blocks)
+    return Section("judges", "Reliability of the judges", how, blocks)
 
 
 def fixed_lift(row: Mapping[str, Any]) -> float | None:
-    """Lift of always taking the best fixed sampler, on the cases of this judge."""
+    """Lift of always taking the best fixed sampler, on the cases of this judge; None without a lift of the judge."""
     if row["lift"] is None or row["lift_over_fixed"] is None:
         return None
     return row["lift"] - row["lift_over_fixed"]
@@ -71,15 +72,15 @@ def _verdicts(run: Run, rows: list[dict[str, Any]]) -> Table:
     note = " ".join(
         part
         for part in (
-            "The judge with the largest lift comes first; those that read the truth come last, as ceilings.",
+            "The judge with the largest lift comes first. Judges that read the truth come last, as ceilings.",
             gaps((LIFT, HEADROOM), {row["judge"]: row for row in rows}),
         )
         if part
     )
     said = {
         **meanings((LIFT, HEADROOM)),
-        "best fixed sampler": "Lift of always taking one sampler and setting without asking a judge, chosen on other "
-        "validation cases; its name is that of the choice on all of them.",
+        "best fixed sampler": "Lift of always taking one sampler and setting without a judge, chosen on other "
+        "validation cases. The name is the choice on all validation cases.",
     }
     return Table("Verdict of the audit on each judge", columns, cells, frozenset({1}), note=note, meanings=said)
 
@@ -94,15 +95,15 @@ def _forest(run: Run, rows: list[dict[str, Any]]) -> list[Block]:
         return []
     spoken = "; ".join(f"{row['judge']} {inline(Estimate.column(row, 'lift'), signed=True)}" for row in known)
     caption = (
-        "Lift@1 with its 95 % interval; filled and coloured where the interval excludes 0. Dashed: the best fixed "
-        "sampler on the cases of that judge. Diamond: headroom, what a perfect judge would reach. "
-        "Below the grey line: judges that read the truth."
+        "Lift@1 with its 95 % interval. A point is filled and coloured if its interval excludes 0. Dashed line: lift "
+        "of the best fixed sampler on the cases of that judge. Diamond: headroom, the lift of a perfect judge. Judges "
+        "below the grey line read the truth."
     )
     return [lifts(known, [run.reads_truth(row["judge"]) for row in known], f"Forest plot: {spoken}.", caption)]
 
 
 def _measures(run: Run, rows: list[dict[str, Any]]) -> list[Block]:
-    """All measures: those of the top pick, then those of the order of proposals and of cases."""
+    """Tables of all measures: measures of the top pick, then measures of the order of proposals and cases."""
     named = {row["judge"]: row for row in rows}
     top: list[list[Cell | str]] = [
         [
@@ -124,7 +125,7 @@ def _measures(run: Run, rows: list[dict[str, Any]]) -> list[Block]:
     }
     return [
         Table(
-            "What the top pick is worth",
+            "Top pick of each judge",
             ["judge", "kind", "cases", "abstained", *(measure.title for measure in OF_TOP_PICK)],
             top,
             frozenset({1}),
@@ -132,7 +133,7 @@ def _measures(run: Run, rows: list[dict[str, Any]]) -> list[Block]:
             meanings=said,
         ),
         Table(
-            "How well proposals and cases are ordered",
+            "Order of proposals and cases",
             ["judge", *(measure.title for measure in OF_ORDER)],
             order,
             note=gaps(OF_ORDER, named),
@@ -142,7 +143,7 @@ def _measures(run: Run, rows: list[dict[str, Any]]) -> list[Block]:
 
 
 def _bins(run: Run, rows: list[dict[str, Any]]) -> list[Block]:
-    """Pair accuracy of every judge by gap, and by |D|."""
+    """Charts of the pair accuracy of every judge by gap in true Dice, and by |D|."""
     bins = run.audited("bins", schema.AUDIT_BINS)
     found: list[Block] = []
     for by, (label, words) in BY.items():
@@ -155,9 +156,9 @@ def _bins(run: Run, rows: list[dict[str, Any]]) -> list[Block]:
             found.append(Note([f"The audit has no pairs of proposals to sort by {words}."]))
             continue
         caption = (
-            f"Pair accuracy by {words}: of two proposals of a case, how often the judge puts the truly better one "
-            "first, with its 95 % interval. The dotted line is a coin, pale lines are the other judges, grey numbers "
-            "count pairs."
+            f"Pair accuracy by {words}. Pair accuracy is the share of pairs of proposals of a case in which the judge "
+            "puts the truly better proposal first, with its 95 % interval. The dotted line is a coin. Pale lines are "
+            "the other judges. Grey numbers count pairs."
         )
         found.append(accuracies(panels, label, f"Charts for {', '.join(panels)}. {caption}", caption))
     return found
@@ -176,7 +177,10 @@ def _clouds(run: Run, names: list[str]) -> list[Block]:
 
 
 def _cloud(run: Run, judge: str) -> tuple[np.ndarray, np.ndarray]:
-    """Score and true Dice (points) of validation proposals, each minus its case mean; duplicates count once."""
+    """Score and true Dice (points) of validation proposals, f64 `[proposal]`, each minus the mean of its case.
+
+    Duplicates count once.
+    """
     column = pl.col(f"score_{judge}")
     rows = run.panel.filter(
         (pl.col("split") == "validation")

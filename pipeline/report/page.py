@@ -1,4 +1,4 @@
-"""The page itself: all sections in order, rendered into one file that needs nothing else."""
+"""The page: all sections in order, rendered into one HTML file that needs no other file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECTIONS = (answer, splits, proposals, judges, pair_sets, calibration, picks, ex
 
 
 def write_report(run: Run, out: Path) -> None:
-    """Write `index.html`; equal inputs give equal bytes. Raises `BadInput` for results that are missing."""
+    """Write `index.html`. Equal inputs give equal bytes. Raises `BadInput` for missing results."""
     info = run.cases.info
     facts = {
         "data": info["kind"],
@@ -36,12 +36,12 @@ def write_report(run: Run, out: Path) -> None:
 
 
 def _unbroken(value: Any) -> Any:
-    """Text whose numbers stay on one line with their per cent signs."""
+    """Text in which no line break separates a number from its per cent sign."""
     return value.replace(" %", "\N{NO-BREAK SPACE}%") if isinstance(value, str) else value
 
 
 def render(sections: list[Section], facts: Mapping[str, Any], warnings: Sequence[RunWarning]) -> str:
-    """HTML of the page. Every text is escaped: case ids and class names are data."""
+    """HTML of the page. Every text is escaped, since case ids and class names are data."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

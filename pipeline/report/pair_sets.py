@@ -1,4 +1,4 @@
-"""What each pair set would teach, from the audit on validation cases, and what was mined from the pool."""
+"""Section on the pair sets: noise and content on validation cases from the audit, and the numbers of mined pairs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ACROSS = ("noise_rate", "weighted_noise", "voxel_noise", "active_share", "lift",
 
 
 def pair_sets(run: Run) -> Section:
-    """Noise, content and yield of every pair set; and judges crossed with the standard strategies."""
+    """Noise, content and number of pairs of every pair set, and every judge with the standard strategies."""
     blocks: list[Block] = []
     if run.mined:
         found = {row["pairs"]: row for row in run.audited("pairs", schema.AUDIT_PAIRS).iter_rows(named=True)}
@@ -33,19 +33,17 @@ def pair_sets(run: Run) -> Section:
         if rows:
             blocks += [_noise(run, rows), _content(run, rows)]
         else:
-            blocks.append(
-                Note(["The audit measured no pair set: it found no labelled validation case with proposals."])
-            )
+            blocks.append(Note(["The audit measured no pair set, because no labelled validation case has proposals."]))
         blocks.append(_yield(run))
     else:
         blocks.append(Note(["params.yaml has no pair sets."]))
     blocks += _strategies(run)
     how = (
-        "Every pair set is mined from validation cases exactly as from the pool, and its pairs are compared with the "
-        "truth. D is the region on which chosen and rejected differ. Read the noise rate first, then whether there is "
-        "anything to learn: the active share, and the lift of chosen over the base."
+        "Every pair set is mined from validation cases exactly as from the pool. The pairs are then compared with the "
+        "truth. D is the region on which chosen and rejected differ. Read the noise rate first. Then read the active "
+        "share and the lift of chosen over the base: they show whether the pairs can teach anything."
     )
-    return Section("pairs", "Pair sets: what would they teach?", how, blocks)
+    return Section("pairs", "Noise and content of the pair sets", how, blocks)
 
 
 def _noise(run: Run, rows: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -65,7 +63,7 @@ def _noise(run: Run, rows: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = ["pair set", "students", "judge", "strategy", "pairs", *(measure.title for measure in NOISE), "favours"]
     said = {"pairs": "Pairs mined on validation cases.", **meanings(NOISE), "favours": FAVOURED}
     words = frozenset({1, 2, 3, len(columns) - 1})
-    return Table("How noisy the pairs are", columns, cells, words, note=gaps(NOISE, rows), meanings=said)
+    return Table("Noise of the pairs", columns, cells, words, note=gaps(NOISE, rows), meanings=said)
 
 
 def _name(run: Run, pairs: str, tag: str = "") -> Cell:
@@ -82,7 +80,7 @@ def _content(run: Run, rows: Mapping[str, Mapping[str, Any]]) -> Table:
         [_name(run, name), *(measure.cell(row) for measure in CONTENT)] for name, row in rows.items()
     ]
     columns = ["pair set", *(measure.title for measure in CONTENT)]
-    return Table("What the pairs teach", columns, cells, note=gaps(CONTENT, rows), meanings=meanings(CONTENT))
+    return Table("Content of the pairs", columns, cells, note=gaps(CONTENT, rows), meanings=meanings(CONTENT))
 
 
 def _yield(run: Run) -> Table:
@@ -91,8 +89,8 @@ def _yield(run: Run) -> Table:
         drops = run.drops_of(name)
         cases = f"{drops['cases_with_pairs']} of {drops['cases']}"
         cells.append([_name(run, name), str(drops["pairs"]), cases, _reasons(drops["dropped"])])
-    columns = ["pair set", "pairs", "cases with pairs", "why the other cases have none"]
-    return Table("Pairs mined from the pool", columns, cells, frozenset({3}))
+    columns = ["pair set", "pairs", "cases with pairs", "reasons of the cases without pairs"]
+    return Table("Pairs mined for training", columns, cells, frozenset({3}))
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:
@@ -100,7 +98,7 @@ def _reasons(dropped: Mapping[str, int]) -> str:
 
 
 def _strategies(run: Run) -> list[Block]:
-    """Every judge with every standard strategy, judges that read the truth last."""
+    """Table of every judge with every standard strategy. Judges that read the truth come last."""
     names = run.params.judge_names
     table = run.audited("strategies", schema.AUDIT_STRATEGIES)
     rows = {f"{row['judge']} · {row['strategy']}": row for row in table.iter_rows(named=True) if row["judge"] in names}
@@ -121,7 +119,7 @@ def _strategies(run: Run) -> list[Block]:
     columns = ["judge", "strategy", "pairs", *(measure.title for measure in shown), "favours"]
     return [
         Table(
-            "Every judge with the standard ways of mining",
+            "Every judge with the standard strategies",
             columns,
             cells,
             frozenset({1, len(columns) - 1}),

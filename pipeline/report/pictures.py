@@ -1,4 +1,4 @@
-"""Slices of images and masks as they are laid on a page, and outlines drawn on them."""
+"""Slices of images and masks in the orientation of a page, and outlines on them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OUTLINES = (ORANGE, SKY, YELLOW, PURPLE, GREEN)
-"""Of the foreground classes, in order and then again."""
+"""Colours of the foreground classes, in order. The list repeats for further classes."""
 MARGIN = 0.25
-"""Of the picture around the masks, as a share of their extent."""
+"""Margin of the picture around the masks, as a share of the extent of the masks."""
 LEAST = 24
-"""Voxels of the shortest edge of a picture, where the image has them."""
+"""Smallest edge of a picture in voxels, if the image is that large."""
 
 
 class Plane(NamedTuple):
-    """An image and maps of one slice: rows and columns on the page."""
+    """Image, masks and maps of one slice, with rows and columns as on the page."""
 
     image: np.ndarray  # [row, column] or [row, column, 3], 0 to 1
     masks: np.ndarray  # u8 [mask, row, column]
     maps: np.ndarray  # [map, row, column]
     aspect: float  # height of a voxel over its width
-    where: str  # the slice of a volume
+    where: str  # text on the position of the slice; empty for a 2D image
 
 
 def plane_of(
@@ -38,11 +38,12 @@ def plane_of(
     colour: bool,
     maps: np.ndarray | None = None,
 ) -> Plane:
-    """The picture of an image f32 `[channel, *space]` with masks u8 `[mask, *space]` and maps `[map, *space]`.
+    """Picture of an image f32 `[channel, *space]` with masks u8 `[mask, *space]` and maps `[map, *space]`.
 
-    A volume is cut across its coarsest axis, the last of equals, where most voxels of `differ` (bool `[*space]`) lie.
-    The picture is cropped to the masks and to `differ`, with a margin. `colour` shows three channels as red, green and
-    blue, otherwise the first is shown. Unknown spacing counts as 1.
+    A volume is shown by one slice across its axis of largest spacing (of equal axes the last). The slice is the one
+    with the most voxels of `differ`, bool `[*space]`. The picture is cropped to the masks and to `differ`, with a
+    margin. `colour` shows three channels as red, green and blue. Without `colour` the first channel is shown. Unknown
+    spacing counts as 1.
     """
     steps = spacing or (1.0,) * differ.ndim
     shown = image if colour else image[:1]
@@ -53,7 +54,7 @@ def plane_of(
         others = tuple(a for a in range(3) if a != axis)
         index = int(differ.sum(axis=others).argmax())
         where = f", slice {index + 1} of {differ.shape[axis]} along axis {axis + 1}"
-        # Volumes store x first and y upwards; a page has rows first and downwards.
+        # A volume stores x before y, with y upwards. A page has rows before columns, with rows downwards.
         shown, masks, maps, differ = (
             np.take(block, index, block.ndim - 3 + axis).swapaxes(-1, -2)[..., ::-1, :]
             for block in (shown, masks, maps, differ)
@@ -71,7 +72,10 @@ def _foreground(masks: np.ndarray) -> np.ndarray:
 
 
 def _box(inside: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of a region, with a margin."""
+    """Rows and columns of the bounding box of a region (bool `[row, column]`), with a margin.
+
+    An empty region gives the whole picture.
+    """
     ends = []
     for axis, length in enumerate(inside.shape):
         filled = np.flatnonzero(inside.any(axis=1 - axis))
@@ -82,16 +86,16 @@ def _box(inside: np.ndarray) -> tuple[slice, slice]:
 
 
 def show(at: Axes, plane: Plane, title: str) -> None:
-    """The image of a plane."""
+    """Draw the image of a plane."""
     at.imshow(plane.image, cmap="gray", vmin=0, vmax=1, aspect=plane.aspect, interpolation="nearest")
     at.set_title(title)
     at.set_axis_off()
 
 
 def outline(at: Axes, mask: np.ndarray, classes: int) -> None:
-    """The outline of every foreground class of a mask u8 `[row, column]`."""
+    """Draw the outline of every foreground class of a mask u8 `[row, column]`."""
     height, width = mask.shape
-    # The border closes outlines at the edge of the picture.
+    # A border of one voxel closes the outlines at the edge of the picture.
     rows, columns = np.arange(-1, height + 1), np.arange(-1, width + 1)
     for label in range(1, classes):
         inside = np.pad(mask == label, 1)
@@ -106,6 +110,6 @@ def colour_of(label: int) -> str:
 
 
 def height_of(plane: Plane, width: float) -> float:
-    """Inches that a picture of this width is high, within what fits a page."""
+    """Height in inches of a picture of this width, between 0.5 and 1.5 times the width."""
     rows, columns = plane.masks.shape[1:]
     return min(max(width * rows * plane.aspect / columns, 0.5 * width), 1.5 * width)

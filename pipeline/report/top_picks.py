@@ -1,4 +1,4 @@
-"""Pictures of validation cases: the truth, the base, and the top pick of every judge with its stored error map."""
+"""Section with pictures of validation cases: truth, base, and the top pick of every judge with its stored error map."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from pipeline.store import schema
 from pipeline.store.cases import Case
 
 WIDTH = 2.6
-"""Inches of a picture."""
+"""Width of a picture in inches."""
 TIED = " (tied)"
 
 
 class Pick(NamedTuple):
-    """A proposal that judges rank first, or the base."""
+    """A proposal that at least one judge ranks first, or the base."""
 
     slot: int
     source: str  # sampler and setting
-    dice: float
+    dice: float  # true Dice
     judges: tuple[str, ...]
     tied: frozenset[str] = frozenset()
-    """Judges that rank others as high; shown is the first of them."""
+    """Judges that give several proposals the highest score. The first of these proposals is shown."""
 
 
 def picks(run: Run) -> Section:
-    """About four validation cases with all that the judges would choose on them."""
+    """Pictures of up to four validation cases with the top picks of all judges."""
     blocks: list[Block] = []
     names = sorted(run.params.judge_names, key=run.reads_truth)
     rows = run.panel.filter((pl.col("split") == "validation") & pl.col("true_dice").is_not_null())
@@ -57,25 +57,26 @@ def picks(run: Run) -> Section:
         for why, of_case in shown(panel, practical).items():
             blocks.append(_picture(run, why, cases[of_case["case"][0]], top_picks(of_case, names), stored))
     how = (
-        "What each judge would have chosen where the truth is known. Judges with the same top pick share a picture. An "
-        "error map is a judge's probability, voxel by voxel, that its own top pick is wrong there: black is 0, "
+        "Top picks of the judges on validation cases whose truth is known. Judges with the same top pick share a "
+        "picture. An error map is a judge's probability, voxel by voxel, that its own top pick is wrong: black is 0, "
         "pale yellow is 1."
     )
-    return Section("picks", "What the judges would pick", how, blocks)
+    return Section("picks", "Top picks of the judges", how, blocks)
 
 
 def mapping(run: Run) -> tuple[list[str], list[str]]:
-    """Judges that have stored error maps, and those of kind `error_map` that have not."""
+    """Names of the judges that stored error maps, and of the judges of kind `error_map` that stored none."""
     judges = run.params.judges
     stored = [name for name in judges if (run.judge_models / name / f"{schema.ERROR.name}.zarr").is_dir()]
     return stored, [name for name, knobs in judges.items() if knobs.kind == "error_map" and name not in stored]
 
 
 def shown(panel: pl.DataFrame, practical: list[str]) -> dict[str, pl.DataFrame]:
-    """Rows of the cases to show, by the reason; `panel` is labelled validation, in the order of case and proposal.
+    """Rows of the cases to show, by reason.
 
-    Largest and median headroom, the largest loss against the base by a top pick of a practical judge, and the lowest
-    Dice of the base. None is shown twice, and the loss only where there is one.
+    `panel` holds labelled validation cases in the order of case and proposal. The reasons are the largest and the
+    median headroom, the largest loss against the base by a top pick of a practical judge, and the lowest Dice of the
+    base. No case is shown twice. Without a loss no case is shown for the loss.
     """
     of_case = {rows["case"][0]: rows for rows in panel.partition_by("case", maintain_order=True)}
     base = {case: rows["true_dice"][0] for case, rows in of_case.items()}
@@ -101,8 +102,10 @@ def shown(panel: pl.DataFrame, practical: list[str]) -> dict[str, pl.DataFrame]:
 
 
 def top_picks(rows: pl.DataFrame, judges: list[str]) -> list[Pick]:
-    """The base and every top pick among the proposals of a case, in the order of the slots; a judge that scored none
-    picks none. Duplicates count as the first proposal with their mask."""
+    """The base and the top picks of all judges among the proposals of a case, in the order of the slots.
+
+    A judge that scored no proposal has no top pick. A duplicate counts as the first proposal with the same mask.
+    """
     distinct = rows.filter(pl.col("duplicate_of").is_null())
     chosen: dict[int, list[str]] = {0: []}
     tied = set()

@@ -1,1 +1,1 @@
-"""What lies on disk: the data contract, and the only code that opens Parquet or Zarr."""
+"""The data contract, and the only code that opens the Parquet and Zarr files of the contract."""

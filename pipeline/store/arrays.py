@@ -1,4 +1,4 @@
-"""Sharded Zarr arrays of the data contract."""
+"""Sharded Zarr arrays of the data contract: layout, creation and opening."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 
 def _layout(array: ArraySchema, shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Chunk shape, one case deep (many for the small matrices), and the shape of whole chunks that hold a case."""
+    """Chunk shape for a case, and the shape of the whole chunks that hold a case, without the case axis.
+
+    A chunk holds one case. `create_array` joins the small disagreement matrices of several cases into one chunk.
+    """
     if array is schema.DISAGREEMENT:
         chunk = [1, *shape[1:]]
     else:
+        # "*space" is one entry of `axes` and stands for several axes of `shape`.
         n_space = len(shape) - (len(array.axes) - 1)
         edge = schema.CHUNK[n_space]
         middle = [length if n_space == 2 else 1 for length in shape[1:-n_space]]
@@ -31,7 +35,11 @@ def _layout(array: ArraySchema, shape: Sequence[int]) -> tuple[tuple[int, ...], 
 
 
 def cases_per_shard(n_cases: int, bytes_per_case: int) -> int:
-    """Cases in one shard; it depends on the data alone, so any number of workers writes the same files."""
+    """Number of cases in a shard.
+
+    `bytes_per_case` is the raw size of a case in all arrays that are written together. The number of cases depends on
+    the data alone, so any number of workers writes the same files.
+    """
     if bytes_per_case > schema.SLAB_BYTES:
         return 1
     return max(1, min(-(-n_cases // schema.SHARDS), schema.SHARD_BYTES // max(1, bytes_per_case)))
@@ -39,18 +47,19 @@ def cases_per_shard(n_cases: int, bytes_per_case: int) -> int:
 
 @dataclass(frozen=True)
 class Slabs:
-    """How large cases are cut into shards: `rows` voxels each along the spatial axis `axis`."""
+    """Cut of a large case into shards of `rows` voxels along the spatial axis `axis`."""
 
     axis: int
     rows: int
 
     @classmethod
     def of(cls, space: Sequence[int], bytes_per_voxel: int) -> Slabs | None:
-        """Slabs of cases padded to `space`, or None where a case is small enough to be written at once."""
+        """Slabs of cases padded to `space`. None if a case is at most `SLAB_BYTES` and is written at once."""
         if np.prod(space) * bytes_per_voxel <= schema.SLAB_BYTES:
             return None
         axis = int(np.argmax(space))
         edge = min(schema.CHUNK[len(space)], space[axis])
+        # Raw bytes of a slab that is one chunk thick, the thinnest slab of whole chunks.
         thin = edge * bytes_per_voxel * int(np.prod(space)) // space[axis]
         return cls(axis, edge * max(1, schema.SLAB_BYTES // thin))
 
@@ -58,7 +67,7 @@ class Slabs:
 def create_array(
     folder: Path, array: ArraySchema, shape: Sequence[int], cases: int, slabs: Slabs | None = None
 ) -> None:
-    """Create an empty array whose shards hold `cases` cases, or one slab; until a shard is written it reads as fill."""
+    """Create an empty array whose shards hold `cases` cases or one slab. An unwritten shard reads as the fill value."""
     import zarr
     from zarr.codecs import BloscCodec
 
@@ -85,13 +94,13 @@ def create_array(
 
 
 def shard_cases(array: zarr.Array) -> int:
-    """Cases in one shard of an array of the contract."""
+    """Number of cases in a shard of an array of the contract."""
     assert array.shards is not None
     return array.shards[0]
 
 
 def open_array(folder: Path, array: ArraySchema, mode: str = "r") -> zarr.Array:
-    """Open an array of the contract, after checking its name and version."""
+    """Open an array of the contract. Raises `BadInput` if the array is missing or has another name or version."""
     import zarr
 
     path = folder / f"{array.name}.zarr"
@@ -100,5 +109,7 @@ def open_array(folder: Path, array: ArraySchema, mode: str = "r") -> zarr.Array:
     opened = zarr.open_array(zarr.storage.LocalStore(path), mode=mode)
     found = (opened.attrs.get("schema"), opened.attrs.get("version"))
     if found != (array.name, schema.VERSION):
-        raise BadInput(f"{path}: expected {(array.name, schema.VERSION)}, found {found}; run `dvc repro`")
+        raise BadInput(
+            f"{path}: expected name and version {(array.name, schema.VERSION)}, found {found}; run `dvc repro`"
+        )
     return opened

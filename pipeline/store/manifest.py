@@ -1,4 +1,4 @@
-"""Manifests: a hash of every file of a finished store, and JSON files written whole or not at all."""
+"""Manifests, which hold a hash of every file of a finished store, and JSON files written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Sorted, indented JSON, renamed into place; NaN and infinity are refused."""
+    """Write sorted, indented JSON and rename the file into place. Raises `ValueError` for NaN and infinity."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
@@ -31,13 +31,13 @@ def _files(folder: Path) -> list[Path]:
 
 
 def write_manifest(folder: Path, made_by: object) -> None:
-    """Hash every file of a finished store; written last: a store without it is unfinished."""
+    """Write the hash of every file of a finished store. A store without a manifest counts as unfinished."""
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder)}
     write_json(folder / MANIFEST, {"version": schema.VERSION, "made_by": repr(made_by), "sha256": files})
 
 
 def check_manifest(folder: Path, content: bool = False) -> None:
-    """Raise `BadInput` for an unfinished store, another version, and missing or (`content`) changed files."""
+    """Raise `BadInput` for an unfinished store, another version, missing files and, with `content`, changed files."""
     path = folder / MANIFEST
     if not path.is_file():
         raise BadInput(f"{folder}: no {MANIFEST}: the store is missing or unfinished; run `dvc repro`")

@@ -1,4 +1,4 @@
-"""The data contract: table schemas, array layouts and their version. The README repeats it."""
+"""The data contract: table schemas, array layouts and their version."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ from dataclasses import dataclass
 import polars as pl
 
 VERSION = 3
-"""Version of the contract; a reader refuses files of another version."""
+"""Version of the contract. Readers refuse files of another version."""
 
 UNKNOWN = 255
-"""Fill value of masks and labels: padding, ignore region or unknown. Never a class, never in a disagreement region."""
+"""Fill value of masks and labels for padding, ignore regions and unknown voxels.
+
+The value is never a class and never in a disagreement region.
+"""
 
 SPLITS = ("labelled", "pool", "validation", "test")
-"""Order of the splits, which is also the order of the cases in the arrays."""
+"""The splits, in the order of the cases in the arrays."""
 
 ROW_GROUP = 131_072
-"""Rows per Parquet row group; fixed, so that equal content is equal bytes."""
+"""Rows per Parquet row group. The number is fixed, so that equal content gives equal bytes."""
 
 
 @dataclass(frozen=True)
 class TableSchema:
-    """A Parquet table: what one row is, its key (also the sort order) and its columns.
+    """A Parquet table: name, unit of observation, key and columns. Rows are sorted by the key.
 
-    `optional` columns may be null; all others may not.
+    Columns outside `optional` hold no null.
     """
 
     name: str
-    row: str
+    row: str  # the unit of observation, in words
     key: tuple[str, ...]
     columns: dict[str, pl.DataType]
     optional: frozenset[str] = frozenset()
@@ -45,18 +48,18 @@ CASES = TableSchema(
     {
         "case_id": _TEXT,
         "case": _INT,  # row in the arrays
-        "group": _TEXT,  # patient or exam; the case itself if unknown
+        "group": _TEXT,  # patient or exam; the case id if unknown
         "split": _SPLIT,
         "has_label": _FLAG,
-        "shape": _INTS,  # voxels on the working grid; beyond it the arrays are padding
+        "shape": _INTS,  # voxels on the working grid; the arrays are padding beyond this shape
         "spacing_mm": _REALS,  # of the working grid; null if unknown
-        "original_shape": _INTS,  # voxels on the source's grid, in the source's order of axes
-        "original_spacing_mm": _REALS,
-        "affine": _REALS,  # 16 numbers, row by row, of the source's grid; null if the file says none
-        "orientation": _INTS,  # per source axis its working axis, from 1, negative if reversed; null: the same axes
+        "original_shape": _INTS,  # voxels on the source's grid, in the order of the source's axes
+        "original_spacing_mm": _REALS,  # of the source's grid; null if unknown
+        "affine": _REALS,  # 16 numbers, row by row, of the source's grid; null if the file has no orientation
+        "orientation": _INTS,  # working axis of each source axis, from 1, negative if reversed; null: equal axes
         "site": _TEXT,
-        "sources": _TEXTS,  # image, label, then what else the case is read from, relative to the data root
-        "sha256": _TEXTS,  # of the sources
+        "sources": _TEXTS,  # files of the case: image, label, then all others; relative to the data root
+        "sha256": _TEXTS,  # one per file in `sources`
     },
     frozenset({"spacing_mm", "original_spacing_mm", "affine", "orientation", "site"}),
 )
@@ -67,12 +70,12 @@ PROPOSALS = TableSchema(
     ("case_id", "proposal"),
     {
         "case_id": _TEXT,
-        "proposal": _INT,  # slot; 0 is the base prediction
+        "proposal": _INT,  # slot; slot 0 is the prediction of the base
         "sampler": _TEXT,
         "setting": _TEXT,
-        "voxels": pl.List(pl.Int64()),  # per class, background first
-        "dice_to_base": _REAL,  # mean over foreground classes
-        "duplicate_of": _INT,  # first slot with the same mask; null if this is the first
+        "voxels": pl.List(pl.Int64()),  # number of voxels per class, background first
+        "dice_to_base": _REAL,  # Dice with slot 0, mean over the foreground classes
+        "duplicate_of": _INT,  # first slot with the same mask; null if the proposal is the first
     },
     frozenset({"duplicate_of"}),
 )
@@ -82,12 +85,12 @@ SCORES = TableSchema(
     "a proposal seen by one judge",
     ("case_id", "proposal"),
     {"case_id": _TEXT, "proposal": _INT, "score": _REAL, "judge": _TEXT},
-    frozenset({"score"}),  # null = the judge abstained
+    frozenset({"score"}),  # null: the judge abstained
 )
 
 
 def panel(judges: Iterable[str]) -> TableSchema:
-    """The panel's schema for these judges: one `score_NAME` column per judge and consensus entry."""
+    """Schema of the panel: one column `score_NAME` per judge and consensus entry in `judges`."""
     columns = {
         "case_id": _TEXT,
         "proposal": _INT,
@@ -100,7 +103,7 @@ def panel(judges: Iterable[str]) -> TableSchema:
         "dice_to_base": _REAL,
         "duplicate_of": _INT,
         **{f"score_{name}": _REAL for name in judges},
-        "true_dice": _REAL,  # validation only; never read by mining
+        "true_dice": _REAL,  # on validation cases only; mining never reads the column
     }
     optional = {"duplicate_of", "true_dice", *(name for name in columns if name.startswith("score_"))}
     return TableSchema("panel", "a proposal seen by all judges", ("case_id", "proposal"), columns, frozenset(optional))
@@ -118,8 +121,8 @@ PAIRS = TableSchema(
         "chosen_score": _REAL,
         "rejected_score": _REAL,
         "margin": _REAL,
-        "p_correct": _REAL,  # P(the order is right); null if uncalibrated
-        "disagreement": _COUNT,  # |D|, voxels of the working grid
+        "p_correct": _REAL,  # P(the order is right); null without a calibration
+        "disagreement": _COUNT,  # |D| in voxels of the working grid
         "chosen_sampler": _TEXT,
         "rejected_sampler": _TEXT,
         "judge": _TEXT,
@@ -136,22 +139,22 @@ EVALUATION = TableSchema(
         "case_id": _TEXT,
         "class": _INT,
         "group": _TEXT,
-        "dice": _REAL,  # mean over the last fifth of a student's evaluations, as all metrics but dice_peak
+        "dice": _REAL,  # mean over the last fifth of a student's evaluations, like all metrics but dice_peak
         "dice_peak": _REAL,  # at the student's best validation step
         "nsd": _REAL,
         "hd95": _REAL,
         "assd": _REAL,
-        "f1": _REAL,  # of connected components; null unless evaluation.components
+        "f1": _REAL,  # F1 of connected components; null unless evaluation.components
         "distance_unit": pl.Enum(("mm", "px")),
-        "volume_error": _REAL,  # 2 (V - T) / (V + T); null where the truth is empty
+        "volume_error": _REAL,  # 2 (V - T) / (V + T); null if the truth is empty
         "truth_empty": _FLAG,
-        "prediction_empty": _FLAG,  # in at least one of the evaluated checkpoints
+        "prediction_empty": _FLAG,  # in at least one evaluated checkpoint
     },
     frozenset({"f1", "volume_error"}),
 )
 
 _ENDS = ("", "_low", "_high")
-"""A measure and the ends of its 95 % interval."""
+"""Suffixes of a measure and of the ends of its 95 % interval."""
 _OF_JUDGES = (
     "spearman",
     "kendall",
@@ -187,7 +190,7 @@ AUDIT_JUDGES = TableSchema(
     ("judge",),
     {
         "judge": _TEXT,
-        "cases": _COUNT,  # with at least two distinct, scored proposals
+        "cases": _COUNT,  # cases with at least two distinct, scored proposals
         "abstained": _REAL,  # share of proposals without a score
         **{f"{measure}{end}": _REAL for measure in _OF_JUDGES for end in _ENDS},
         "fixed_sampler": _TEXT,
@@ -206,7 +209,7 @@ AUDIT_PAIRS = TableSchema(
         "strategy": _TEXT,
         "mined": _COUNT,
         **{f"{measure}{end}": _REAL for measure in _OF_PAIRS for end in _ENDS},
-        "verdict": _TEXT,  # whom the noise favours: DPO, RN-DPO or undecided
+        "verdict": _TEXT,  # the objective that the noise favours: DPO, RN-DPO or undecided
     },
     frozenset({f"{measure}{end}" for measure in _OF_PAIRS for end in _ENDS} | {"verdict"}),
 )
@@ -217,7 +220,7 @@ AUDIT_STRATEGIES = TableSchema(
     ("judge", "strategy"),
     {
         "judge": _TEXT,
-        "strategy": _TEXT,  # its name in audit.strategies
+        "strategy": _TEXT,  # name in audit.strategies
         "mined": _COUNT,
         **{f"{measure}{end}": _REAL for measure in _OF_PAIRS for end in _ENDS},
         "verdict": _TEXT,
@@ -231,12 +234,12 @@ AUDIT_BINS = TableSchema(
     ("judge", "by", "bin"),
     {
         "judge": _TEXT,
-        "by": pl.Enum(("gap", "disagreement")),  # of true Dice; |D| as a share of the voxels of the case
+        "by": pl.Enum(("gap", "disagreement")),  # gap of true Dice; |D| as a share of the voxels of the case
         "bin": _INT,
         "above": _REAL,
         "up_to": _REAL,
-        "count": _COUNT,  # pairs
-        **{f"accuracy{end}": _REAL for end in _ENDS},  # P(the judge orders them rightly)
+        "count": _COUNT,  # number of pairs
+        **{f"accuracy{end}": _REAL for end in _ENDS},  # P(the judge orders a pair rightly)
     },
     frozenset({f"accuracy{end}" for end in _ENDS}),
 )
@@ -250,7 +253,7 @@ CALIBRATION = TableSchema(
         "knot": _INT,
         "judge": _TEXT,
         "strategy": _TEXT,
-        "margin": _REAL,  # increasing; linear in between, constant beyond
+        "margin": _REAL,  # increasing; the curve is linear between knots and constant beyond them
         "p_correct": _REAL,
     },
 )
@@ -261,11 +264,11 @@ RELIABILITY = TableSchema(
     ("pairs", "bin"),
     {
         "pairs": _TEXT,
-        "bin": _INT,  # of ten; bins without a pair have no row
-        "count": _COUNT,  # pairs
-        "cases": _REAL,  # their weight: the pairs of a case weigh one together
-        "predicted": _REAL,  # mean
-        "observed": _REAL,  # share of pairs whose order is right; equal masks count one half
+        "bin": _INT,  # one of ten bins; bins without a pair have no row
+        "count": _COUNT,  # number of pairs
+        "cases": _REAL,  # weight of the pairs; all pairs of a case together weigh 1
+        "predicted": _REAL,  # mean of P(the order is right)
+        "observed": _REAL,  # share of pairs whose order is right; pairs of equal true Dice count one half
     },
 )
 
@@ -283,12 +286,12 @@ TABLES = (
     CALIBRATION,
     RELIABILITY,
 )
-"""Every table of the contract; the README's tables are checked against it."""
+"""Every table of the contract. A test checks the documented tables against this list."""
 
 
 @dataclass(frozen=True)
 class ArraySchema:
-    """A sharded Zarr v3 array: first axis the case, last axes space, padded to the largest case."""
+    """A sharded Zarr v3 array. The first axis is the case. The last axes are space, padded to the largest case."""
 
     name: str
     dtype: str
@@ -299,23 +302,29 @@ class ArraySchema:
 IMAGES = ArraySchema("images", "float32", ("case", "channel", "*space"), 0.0)
 LABELS = ArraySchema("labels", "uint8", ("case", "*space"), UNKNOWN)
 TRUTH = ArraySchema("truth", "uint8", ("case", "*space"), UNKNOWN)
-"""Labels on the source's grid; written only where the working grid is another one, for metrics on the source's grid."""
+"""Labels on the source's grid, for metrics. Written only if the working grid of a case differs."""
 MASKS = ArraySchema("masks", "uint8", ("case", "proposal", "*space"), UNKNOWN)
 PROBABILITY = ArraySchema("probability", "uint8", ("case", "class", "*space"), 0)
-"""Mean probability times 255, rounded."""
+"""Mean probability of the proposals times 255, rounded."""
 DISAGREEMENT = ArraySchema("disagreement", "uint32", ("case", "proposal", "proposal"), 0)
-"""Voxels on which two proposals differ; voxels that are 255 in either do not count."""
+"""Number of voxels on which two proposals differ. Voxels that are 255 in either proposal do not count."""
 ERROR = ArraySchema("error", "uint8", ("case", "proposal", "*space"), UNKNOWN)
-"""Probability that a voxel of a proposal is wrong, as a learned judge sees it, times 254, rounded."""
+"""Probability of a learned judge that a voxel of a proposal is wrong, times 254, rounded."""
 
 ARRAYS = (IMAGES, LABELS, TRUTH, MASKS, PROBABILITY, DISAGREEMENT, ERROR)
 
 CHUNK = {2: 256, 3: 64}
-"""Longest chunk edge per number of spatial axes: the padding of a large volume is never written."""
+"""Longest chunk edge in voxels, by number of spatial axes. Chunks of padding alone are never written."""
 SHARD_BYTES = 256 * 2**20
-"""A shard is whole cases, at most this many raw bytes."""
+"""Most raw bytes of a shard, which holds whole cases."""
 SLAB_BYTES = 32 * 2**20
-"""A case of more raw bytes in all arrays that are written together is alone in its shards. Proposals of such a case are
-cut along its longest axis: a shard is a slab, whole chunks of at most this many raw bytes, at least one chunk thick."""
+"""Most raw bytes of a case that shares shards with other cases, over all arrays that are written together.
+
+A larger case has shards of its own. Proposals of a larger case are cut into slabs along the longest axis. A shard is a
+slab of whole chunks, of at most this many raw bytes and at least one chunk thick.
+"""
 SHARDS = 16
-"""Shards that a store aims at: the grain of parallel work and of resuming, whatever the number of workers."""
+"""Target number of shards of a store, for any number of workers.
+
+A shard is the unit of parallel work and of resuming.
+"""

@@ -1,4 +1,4 @@
-"""Reading and writing tables, arrays and manifests: the only file that opens Parquet or Zarr."""
+"""Reading and writing the Parquet tables of the data contract."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline.store.schema import TableSchema
 def write_table(frame: pl.DataFrame, table: TableSchema, path: Path, made_by: object) -> None:
     """Write a table of the contract: checked, sorted by key, byte-stable, renamed into place when complete.
 
-    `made_by` is kept as its `repr` in the file's metadata. Raises `BadInput` for missing columns, nulls where the
-    contract has none, NaN, and repeated keys.
+    The metadata of the file holds the `repr` of `made_by`. Raises `BadInput` for missing columns, nulls in columns that
+    are not optional, NaN, and repeated keys.
     """
     missing = set(table.columns) - set(frame.columns)
     if missing:
@@ -43,7 +43,10 @@ def write_table(frame: pl.DataFrame, table: TableSchema, path: Path, made_by: ob
 
 
 def scan_table(path: Path, table: TableSchema) -> pl.LazyFrame:
-    """Lazy table of the contract, after checking the file's schema name, version and columns."""
+    """Lazy table of the contract.
+
+    Raises `BadInput` for a missing or unreadable file, and for another schema name, version or column type.
+    """
     if not path.is_file():
         raise BadInput(f"{path}: no such table; run the stage that writes it with `dvc repro`")
     try:
@@ -61,12 +64,15 @@ def scan_table(path: Path, table: TableSchema) -> pl.LazyFrame:
 
 
 def read_table(path: Path, table: TableSchema) -> pl.DataFrame:
-    """Table of the contract, in key order."""
+    """Table of the contract, sorted by key. Raises `BadInput` as `scan_table` does."""
     return scan_table(path, table).select(list(table.columns)).collect()
 
 
 def read_foreign_table(path: Path) -> pl.DataFrame:
-    """A table made by another tool: Parquet by its suffix, else CSV with a header, all of its columns text."""
+    """A table made by another tool: Parquet if the suffix is `.parquet`, else CSV with a header and text columns.
+
+    Raises `BadInput` for a missing or unreadable file.
+    """
     if not path.is_file():
         raise BadInput(f"{path}: no such file; paths are relative to the folder of params.yaml")
     try:
@@ -76,5 +82,5 @@ def read_foreign_table(path: Path) -> pl.DataFrame:
 
 
 def made_by(path: Path) -> str:
-    """The `repr` of what made a table."""
+    """The `repr` of the `made_by` that a table was written with; empty if the metadata holds none."""
     return pl.read_parquet_metadata(path).get("made_by", "")

@@ -1,1 +1,1 @@
-"""Files of images and masks: NIfTI, pictures and TIFF are read, checked and written here."""
+"""Reading, checking and writing of image and mask files: NIfTI, pictures and TIFF."""

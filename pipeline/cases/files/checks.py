@@ -1,4 +1,4 @@
-"""What every reader refuses: unsafe case ids, paths out of the data root, DICOM, labels that are no declared class."""
+"""Checks of every reader: case ids, paths below the data root, DICOM, shapes and classes of labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROUNDING = 1e-4
 
 
 def check_case_id(case_id: str, file: object) -> None:
-    """Refuse a case id that is no plain name: ids become file names, table keys and text of the report."""
+    """Refuse an unsafe case id. Case ids become file names, keys of tables and text of the report."""
     if not _CASE_ID.fullmatch(case_id):
         raise BadInput(
             f"{file}: case id {case_id!r} expected letters, digits, '_', '.' or '-', not starting with a dot; "
@@ -27,7 +27,10 @@ def check_case_id(case_id: str, file: object) -> None:
 
 
 def inside(root: Path, relative: str, named_by: object) -> Path:
-    """Path of a file below the data root; absolute paths and `..` are refused, since DVC watches the root alone."""
+    """Path of a file below the data root. `named_by` says in messages where the path comes from.
+
+    Absolute paths and `..` are refused, because DVC watches the data root only.
+    """
     parts = PurePosixPath(relative)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts:
         raise BadInput(f"{named_by}: expected a path below {root}, found {relative!r}; move the file there")
@@ -35,7 +38,10 @@ def inside(root: Path, relative: str, named_by: object) -> Path:
 
 
 def refuse_dicom(path: Path) -> None:
-    """Refuse DICOM, told by its suffix or by the letters DICM behind the preamble; a missing file is no DICOM."""
+    """Refuse a DICOM file, recognised by the suffix or by the letters DICM after the preamble.
+
+    A missing file passes, unless the suffix is that of DICOM.
+    """
     found = path.suffix.lower() in (".dcm", ".dicom")
     if not found and path.is_file():
         with path.open("rb") as file:
@@ -45,7 +51,7 @@ def refuse_dicom(path: Path) -> None:
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """Content of a JSON file that describes a data set; raises `BadInput` for a missing or broken one."""
+    """Content of a JSON file that describes a data set. Raises `BadInput` for a missing or broken file."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -56,13 +62,13 @@ def json_object(file: Path) -> dict[str, Any]:
 
 
 def present(file: Path, case_id: str) -> None:
-    """Refuse a file that is not there."""
+    """Refuse a missing file."""
     if not file.is_file():
         raise BadInput(f"{file}: case '{case_id}': expected a file, found none; add it, or remove the case")
 
 
 def refuse_other_shape(found: tuple[int, ...], expected: tuple[int, ...], file: Path, case_id: str) -> None:
-    """Refuse a label of another shape than its image's."""
+    """Refuse a label whose shape differs from the shape of the image."""
     if found != expected:
         raise BadInput(
             f"{file}: case '{case_id}': expected the image's shape {expected}, found {found}; resample the label to "
@@ -71,11 +77,14 @@ def refuse_other_shape(found: tuple[int, ...], expected: tuple[int, ...], file: 
 
 
 def brighter(values: np.ndarray, above: int, file: Path, case_id: str) -> np.ndarray:
-    """Label u8: 1 where a mask is brighter than this. Refuses a mask of 0 and 1, which would be all background."""
+    """Label u8 of the same shape: 1 where `values` exceed `above`, else 0.
+
+    If `above` is at least 1, a mask of 0 and 1 is refused, because its label would be background only.
+    """
     if above >= 1 and values.max(initial=0) == 1:
         raise BadInput(
             f"{file}: case '{case_id}': expected a mask of 0 and 255 (foreground_above: {above}), found 0 and 1; "
-            "it holds class indices, so that foreground_above must be removed"
+            "the mask holds class indices: remove foreground_above"
         )
     return (values > above).astype(np.uint8)
 
@@ -85,8 +94,8 @@ def class_indices(
 ) -> np.ndarray:
     """Label u8 of the same shape: class indices below `classes`, and 255 for voxels that hold `ignore`.
 
-    What NIfTI's scale factor moved off a whole number by rounding is that number. Raises `BadInput` for fractions, NaN,
-    infinity and values outside the declared classes.
+    Values within 1e-4 of a whole number count as the whole number, because NIfTI's scale factor causes rounding errors.
+    Raises `BadInput` for fractions, NaN, infinity and values outside the declared classes.
     """
     if np.issubdtype(values.dtype, np.floating):
         whole = np.round(values)

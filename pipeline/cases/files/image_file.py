@@ -1,4 +1,4 @@
-"""An image or mask of any format that is read, told by the ending of its name."""
+"""Images and masks of all supported formats. The ending of the file name decides the format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENDINGS = (*nifti.ENDINGS, *tiff.ENDINGS, *picture.ENDINGS)
 
 
 def ending_of(file: Path) -> str:
-    """One of `ENDINGS`, in lower case; raises `BadInput` for DICOM and all others."""
+    """Ending of a file name, one of `ENDINGS`. Raises `BadInput` for DICOM and all other endings."""
     found = next((ending for ending in ENDINGS if file.name.lower().endswith(ending)), None)
     if found is None:
         refuse_dicom(file)
@@ -25,7 +25,7 @@ def ending_of(file: Path) -> str:
 
 
 def header(file: Path, case_id: str) -> Header:
-    """Channels and grid; NIfTI has one channel here."""
+    """Channels and grid of an image file. A NIfTI file has one channel here."""
     ending = ending_of(file)
     if ending in nifti.ENDINGS:
         return nifti.header(file, case_id)
@@ -33,7 +33,7 @@ def header(file: Path, case_id: str) -> Header:
 
 
 def image(file: Path, case_id: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Image f32 `[channel, *space]` of the header's shape, with intensities as stored."""
+    """Image f32 `[channel, *space]` with intensities as stored. `shape` is the shape in the header."""
     ending = ending_of(file)
     if ending in nifti.ENDINGS:
         return nifti.image(file, case_id, shape)
@@ -48,9 +48,10 @@ def read_mask(
     classes: int,
     ignore: int | None = UNKNOWN,
 ) -> np.ndarray:
-    """Label u8 `[*space]` on the grid of the image with this shape and affine; 255 where the file holds `ignore`.
+    """Label u8 `[*space]` on the grid of the image with this shape and affine. 255 where the file holds `ignore`.
 
-    Raises `BadInput` for another shape, for another affine where both have one, and for values that are no class.
+    Raises `BadInput` for another shape, for another affine if `affine` is not None and the file is NIfTI, and for
+    values that are not a class.
     """
     ending = ending_of(file)
     if ending in nifti.ENDINGS:

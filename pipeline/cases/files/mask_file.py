@@ -1,6 +1,7 @@
-"""Masks and class probabilities as files on the grid of an image file: NIfTI, PNG or TIFF, as the image is.
+"""Writing masks and class probabilities on the grid of an image file, in the format of the image file.
 
-Imports nothing of this library: an exported bundle holds a copy of this file, so that both write the same.
+This file imports nothing of the library. An exported bundle holds a copy of this file, so that the bundle and the
+library write the same.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ _GEOMETRY = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
-"""Fields of a NIfTI header that say where its voxels are. Its free text may name a patient, and stays behind."""
+"""Fields of a NIfTI header with the geometry. Free text is not copied, because free text may name a patient."""
 
 
 def mask_ending(image: Path) -> str:
-    """Ending of the mask of an image: that of NIfTI as it is, `.tif` for TIFF, `.png` for other pictures."""
+    """Ending of the mask file of an image: `.nii.gz` or `.nii` as the image, `.tif` for TIFF, else `.png`."""
     name = image.name.lower()
     for ending in (".nii.gz", ".nii"):
         if name.endswith(ending):
@@ -28,7 +29,10 @@ def mask_ending(image: Path) -> str:
 
 
 def write_mask(mask: np.ndarray, image: Path, path: Path) -> None:
-    """Label map u8 `[*space]` at `path`, which has `mask_ending(image)`; renamed into place when complete."""
+    """Write a label map u8 `[*space]` to `path`, whose ending is `mask_ending(image)`.
+
+    The file is renamed into place when complete.
+    """
     ending = mask_ending(image)
     if ending == ".png":
         from PIL import Image
@@ -48,8 +52,11 @@ def write_mask(mask: np.ndarray, image: Path, path: Path) -> None:
 
 
 def write_probability(probability: np.ndarray, image: Path, path: Path) -> None:
-    """Class probabilities f32 `[class, *space]` at `path`: for NIfTI as NIfTI with the axes x, y, z, class, else as
-    `.npz` with the array `probability`, axes class, (slice,) row, column. Renamed into place when complete."""
+    """Write class probabilities f32 `[class, *space]` to `path`.
+
+    For a NIfTI image the file is NIfTI with the axes x, y, z, class. For any other image the file is `.npz` with the
+    array `probability` and the axes class, (slice,) row, column. The file is renamed into place when complete.
+    """
     ending = mask_ending(image)
     if ending in (".png", ".tif"):
         _into_place(path, ".npz", lambda partial: np.savez_compressed(partial, probability=probability))
@@ -60,7 +67,7 @@ def write_probability(probability: np.ndarray, image: Path, path: Path) -> None:
 
 
 def _save(values: np.ndarray, image: Path, path: Path) -> None:
-    """NIfTI of values `[*space]` or `[x, y, z, class]` with the geometry of the image's header, field by field."""
+    """Write a NIfTI file of values `[*space]` or `[x, y, z, class]` with the geometry fields of the image's header."""
     import nibabel
 
     like: Any = nibabel.load(image)
@@ -68,7 +75,7 @@ def _save(values: np.ndarray, image: Path, path: Path) -> None:
     header = kind.header_class()
     header.set_data_dtype(values.dtype)
     if values.ndim == 2 and like.ndim > 2 and like.shape[2] == 1:
-        values = values[..., None]  # a single slice stays one
+        values = values[..., None]  # the image of a single slice has a third axis
     header.set_data_shape(values.shape)
     for field in _GEOMETRY:
         header[field] = like.header[field]

@@ -1,4 +1,4 @@
-"""NIfTI files: grid, voxels, and masks on the grid of an image."""
+"""Reading NIfTI files: grid, voxels, and masks on the grid of an image."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _AFFINE_TOLERANCE = 1e-3
 def header(
     file: Path, case_id: str, channels: int = 1, remedy: str = "correct the channels in dataset.json, or the file"
 ) -> Header:
-    """Grid of an image (2D) or volume (3D) whose last axis is the channels where there are several.
+    """Grid of an image (2D) or volume (3D). With several channels, the last axis of the file is the channels.
 
-    `remedy` is what to do about a file with other channels. The affine is None where neither `sform_code` nor
-    `qform_code` says which way the axes point. Raises `BadInput` for other shapes, for voxel edges that are not above
-    0, and for what is no NIfTI of real numbers.
+    `remedy` is the advice in the message about a file with other channels. The affine is None if `sform_code` and
+    `qform_code` are 0, because the directions of the axes are then unknown. Raises `BadInput` for other shapes, for
+    voxel edges that are not finite and above 0, and for a file that is not NIfTI or does not hold real numbers.
     """
     nifti = _opened(file, case_id)
     found = nifti.shape
@@ -42,20 +42,20 @@ def header(
     spacing = nifti_edges(nifti, len(shape))
     if not all(0 < length < np.inf for length in spacing):
         raise BadInput(
-            f"{file}: case '{case_id}': expected voxel edges above 0, found {spacing}; correct `pixdim` in its header"
+            f"{file}: case '{case_id}': expected voxel edges above 0, found {spacing}; correct `pixdim` in the header"
         )
     return Header(channels, shape, spacing, nifti_affine(nifti))
 
 
 def image(file: Path, case_id: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Image f32 `[channel, *space]` of the header's shape, with intensities as stored."""
+    """Image f32 `[channel, *space]` with intensities as stored. `shape` is the shape in the header."""
     voxels = _voxels(_opened(file, case_id), file, case_id).astype(np.float32)
-    # A single channel and a single slice have axes of length 1.
+    # Reshaping adds the channel axis of a single channel and drops trailing axes of length 1.
     return np.ascontiguousarray(np.moveaxis(voxels.reshape(*shape, -1), -1, 0))
 
 
 def mask(file: Path, case_id: str, shape: tuple[int, ...], affine: tuple[float, ...] | None) -> np.ndarray:
-    """Values `[*space]` of a mask as stored; raises `BadInput` for another shape or affine than the image's."""
+    """Values `[*space]` of a mask as stored. Raises `BadInput` if shape or affine differ from the image's."""
     nifti = _opened(file, case_id)
     refuse_other_shape(_trimmed(nifti.shape, len(shape)), shape, file, case_id)
     if affine is not None:
@@ -66,24 +66,24 @@ def mask(file: Path, case_id: str, shape: tuple[int, ...], affine: tuple[float, 
 def refuse_other_affine(
     found: tuple[float, ...] | None, expected: tuple[float, ...] | None, file: Path, case_id: str
 ) -> None:
-    """Refuse an affine that differs from the image's by more than the rounding of headers."""
+    """Refuse an affine that differs from the image's by more than 1e-3 in a number, or if only one affine exists."""
     off = np.inf if found is None or expected is None else float(np.abs(np.subtract(found, expected)).max())
     if found != expected and not off <= _AFFINE_TOLERANCE:
         raise BadInput(
             f"{file}: case '{case_id}': expected the image's affine within {_AFFINE_TOLERANCE:g}, found a difference "
-            f"of {off:g}; resample it to the image's grid, or correct its header"
+            f"of {off:g}; resample the file to the image's grid, or correct the header"
         )
 
 
 def _trimmed(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
-    """Shape without trailing axes of length 1, down to this many axes."""
+    """Shape without trailing axes of length 1, but with at least `axes` axes."""
     while len(shape) > axes and shape[-1] == 1:
         shape = shape[:-1]
     return shape
 
 
 def _opened(file: Path, case_id: str) -> Any:
-    """NIfTI file of which only the header is read."""
+    """Opened NIfTI file. Only the header is read."""
     import nibabel
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError

@@ -1,4 +1,4 @@
-"""PNG, BMP and JPEG files: size, pixels and masks of class indices."""
+"""Reading PNG, BMP and JPEG files: size, pixels and masks of class indices."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _UPRIGHT = 1
 
 
 def header(file: Path, case_id: str) -> Header:
-    """One channel of grey, or red, green and blue; rows and columns; no spacing."""
+    """Channels (1 for grey, 3 for red, green and blue) and shape (rows, columns) of a picture, without spacing."""
     with _opened(file, case_id) as picture:
         return Header(1 if picture.mode in GREY_MODES else 3, (picture.height, picture.width))
 
 
 def image(file: Path, case_id: str) -> np.ndarray:
-    """Image f32 `[channel, row, column]` with intensities as stored; transparency is dropped."""
+    """Image f32 `[channel, row, column]` with intensities as stored. Transparency is dropped."""
     with _opened(file, case_id) as picture:
         return _array(picture, file, case_id, pixels)
 
 
 def brightness(file: Path, case_id: str) -> np.ndarray:
-    """Grey values `[row, column]` of a mask that is bright where its class is, in any colour or format.
+    """Grey values `[row, column]` of a mask whose foreground is bright, in any colour mode or format.
 
-    One bit per pixel is 0 and 255, as viewers show it.
+    A picture with one bit per pixel has the values 0 and 255, as in viewers.
     """
     with _opened(file, case_id) as picture:
         plain = picture.mode in GREY_MODES and picture.mode not in ("LA", "1")
@@ -43,7 +43,7 @@ def brightness(file: Path, case_id: str) -> np.ndarray:
 
 
 def mask(file: Path, case_id: str) -> np.ndarray:
-    """Class indices `[row, column]` as stored; raises `BadInput` for JPEG and for colours."""
+    """Class indices `[row, column]` of a mask as stored. Raises `BadInput` for JPEG and for several channels."""
     if file.suffix.lower() in LOSSY:
         raise BadInput(
             f"{file}: case '{case_id}': expected class indices in a lossless format, found JPEG; save masks as "
@@ -59,14 +59,14 @@ def mask(file: Path, case_id: str) -> np.ndarray:
 
 
 def _opened(file: Path, case_id: str) -> Any:
-    """Picture of which only the header is read."""
+    """Opened picture. Only the header is read. Raises `BadInput` if the EXIF tag of a JPEG rotates the pixels."""
     from PIL import Image
 
     refuse_dicom(file)
     present(file, case_id)
     try:
         picture = Image.open(file)
-        # PNG may hold the tag behind the pixels, so asking for it would read them all.
+        # PNG may store the tag after the pixels, and reading the tag would then read all pixels.
         orientation = picture.getexif().get(_ORIENTATION, _UPRIGHT) if picture.format == "JPEG" else _UPRIGHT
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadInput(f"{file}: case '{case_id}': expected a picture, found an unreadable file ({error})") from error

@@ -1,4 +1,4 @@
-"""TIFF files: pictures, stacks of slices, and channels where the file says which axis they are."""
+"""Reading TIFF files: pictures and stacks of slices, with channels if the file names the channel axis."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from pipeline.errors import BadInput
 ENDINGS = (".tif", ".tiff")
 
 _CHANNEL = "CS"
+"""Letters of tifffile for the axis of channels."""
 _SLICE = "ZIQ"
-"""Slices of a stack: said to be, pages in a row, or an axis without a name."""
+"""Letters of tifffile for the axis of slices: declared slices, a series of pages, and an axis without a name."""
 
 
 def header(file: Path, case_id: str) -> Header:
-    """Channels, then rows and columns, or slices, rows and columns; no spacing.
+    """Channels and shape of a TIFF file: (rows, columns) or (slices, rows, columns), without spacing.
 
-    Raises `BadInput` for other axes (time) and several images in one file.
+    Raises `BadInput` for other axes, such as time, and for several images in a file.
     """
     with _opened(file, case_id) as series:
         return _header(series, file, case_id)
 
 
 def image(file: Path, case_id: str) -> np.ndarray:
-    """Image f32 `[channel, *space]` with intensities as stored; refuses colours by table and inverted grey."""
+    """Image f32 `[channel, *space]` with intensities as stored. Refuses colour tables and inverted grey."""
     with _opened(file, case_id) as series:
         found = _header(series, file, case_id)
         if series.keyframe.photometric not in (1, 2):  # MINISBLACK, RGB
@@ -47,7 +48,7 @@ def image(file: Path, case_id: str) -> np.ndarray:
 
 
 def mask(file: Path, case_id: str) -> np.ndarray:
-    """Class indices `[*space]` as stored; raises `BadInput` for several channels."""
+    """Class indices `[*space]` of a mask as stored. Raises `BadInput` for several channels."""
     with _opened(file, case_id) as series:
         if (found := _header(series, file, case_id)).channels > 1:
             raise BadInput(
@@ -58,9 +59,9 @@ def mask(file: Path, case_id: str) -> np.ndarray:
 
 
 def spacing(beside: Path, case_id: str, axes: int) -> tuple[float, ...] | None:
-    """Spacing in mm in the order of the axes, from the JSON file beside a stack; None where there is none.
+    """Spacing in mm in the order of the axes, from the JSON file beside a stack. None without the file.
 
-    Source: nnU-Net's documentation, `dataset_format.md`.
+    Source of the format: nnU-Net's documentation, `dataset_format.md`.
     """
     if not beside.is_file():
         return None
@@ -89,7 +90,7 @@ def _header(series: Any, file: Path, case_id: str) -> Header:
 
 
 def _ordered(series: Any, file: Path, case_id: str) -> np.ndarray:
-    """Voxels, axes in the order channel, slice, row, column."""
+    """Voxels with the axes in the order channel, slice, row, column."""
     try:
         values = series.asarray()
         if values.shape != series.shape:
@@ -105,12 +106,12 @@ def _ordered(series: Any, file: Path, case_id: str) -> np.ndarray:
 
 @contextmanager
 def _opened(file: Path, case_id: str) -> Iterator[Any]:
-    """The only series of a TIFF file, of which only the tags are read."""
+    """Context with the only series of a TIFF file. Only the tags are read. Raises `BadInput` for several series."""
     import tifffile
 
     refuse_dicom(file)
     present(file, case_id)
-    # A file that breaks off between two pages opens as a shorter stack: tifffile says so in its log alone.
+    # A file that is cut off between two pages opens as a shorter stack. tifffile reports the fault in its log only.
     complaints = _Complaints()
     logger = logging.getLogger("tifffile")
     logger.addHandler(complaints)
@@ -136,7 +137,7 @@ def _opened(file: Path, case_id: str) -> Iterator[Any]:
 
 
 class _Complaints(logging.Handler):
-    """Errors logged by this thread."""
+    """Handler that collects the errors that the thread of its creation logs."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)

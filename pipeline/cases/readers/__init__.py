@@ -1,4 +1,4 @@
-"""The raw data sets that can be read; the union is the registry."""
+"""Readers of raw data sets. The union `Reader` is the registry."""
 
 from typing import Annotated
 

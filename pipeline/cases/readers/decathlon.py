@@ -1,4 +1,4 @@
-"""Medical Segmentation Decathlon: NIfTI files that `dataset.json` lists."""
+"""Reader of the Medical Segmentation Decathlon: NIfTI files that `dataset.json` lists."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from pipeline.knobs import Knobs
 
 
 class Decathlon(Knobs):
-    """A folder with `dataset.json`: cases under `training` have a label, cases under `test` belong to the pool.
+    """A data set of the Decathlon. Cases under `training` have a label. Cases under `test` belong to the pool.
 
-    Axes are in the order of the file. Several modalities are the last axis of the file.
+    Axes are in the order of the file. With several modalities, the last axis of the file is the channels.
     """
 
     kind: Literal["decathlon"] = "decathlon"
     path: Path
     """Folder that holds `dataset.json`."""
     case_table: CaseTable | None = None
-    """CSV with patients, splits or sites."""
+    """CSV with patients, splits or sites. Null: no CSV."""
 
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
     def class_names(self) -> list[str]:
-        """`labels` of `dataset.json`, whose keys count from 0."""
+        """Names under `labels` of `dataset.json`, whose keys count from 0. Background is first."""
         return self._numbered("labels")
 
     def channel_names(self) -> list[str]:
-        """`modality` of `dataset.json`, whose keys count from 0."""
+        """Names under `modality` of `dataset.json`, whose keys count from 0."""
         return self._numbered("modality")
 
     def scan(self) -> list[Source]:
-        """All listed cases, from the headers of their images."""
+        """All listed cases, with the grids from the headers of the images."""
         channels = len(self.channel_names())
         sources: list[Source] = []
         failures = CaseFailures()
         for image, label in self._listed():
             name = PurePosixPath(image).name
-            if name.startswith("._"):  # macOS keeps file attributes in these
+            if name.startswith("._"):  # macOS stores file attributes in files with this prefix
                 continue
             with failures.of(name):
                 sources.append(self._source(image, label, channels))
@@ -53,7 +53,7 @@ class Decathlon(Knobs):
         return sources
 
     def read(self, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image f32 `[channel, *space]` and label u8 `[*space]` or None."""
+        """Image f32 `[channel, *space]` with intensities as stored, and label u8 `[*space]` or None."""
         image = nifti.image(self.path / source.image, source.case_id, source.shape)
         if source.label is None:
             return image, None
@@ -75,7 +75,7 @@ class Decathlon(Knobs):
         )
 
     def _listed(self) -> list[tuple[str, str | None]]:
-        """Image and label of each case, as `dataset.json` names them."""
+        """Paths of image and label of each case, as written in `dataset.json`. The label is None under `test`."""
         content = self._content()
         entries = [*content.get("training", []), *content.get("test", [])]
         named = [{"image": entry} if isinstance(entry, str) else entry for entry in entries]

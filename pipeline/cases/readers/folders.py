@@ -1,4 +1,4 @@
-"""Pictures and TIFF stacks: a folder of images and a folder of masks, paired by their names."""
+"""Reader of pictures and TIFF stacks: a folder of images and a folder of masks, paired by file name."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ _CHANNELS = {"grey": ["grey"], "rgb": ["red", "green", "blue"]}
 
 
 class Folders(Knobs):
-    """PNG, JPEG, BMP or TIFF images; masks of the same stem hold the class index of each pixel.
+    """PNG, JPEG, BMP or TIFF images. Masks with the same stem hold the class index of each pixel.
 
-    TIFF may hold stacks of slices and more channels. Images without a mask belong to the pool. Spacing is unknown.
+    A TIFF file may hold a stack of slices and any number of channels. Images without a mask belong to the pool. Spacing
+    is unknown.
     """
 
     kind: Literal["folders"] = "folders"
     path: Path
-    """Folder that holds both folders."""
+    """Folder that holds the folders of images and masks."""
     case_table: CaseTable | None = None
-    """CSV with patients, splits or sites."""
+    """CSV with patients, splits or sites. Null: no CSV."""
     images: str = "images"
     """Folder of the images, below `path`."""
     masks: str | None = "masks"
-    """Folder of the masks, below `path`; null where no image has one."""
+    """Folder of the masks, below `path`. Null if no image has a mask."""
     classes: Annotated[tuple[str, ...], Field(min_length=2)] = ("background", "foreground")
     """Names of the classes, background first."""
     channels: Literal["grey", "rgb"] | None = None
-    """Converts all images; null keeps them as they are, and then a set of both kinds is refused."""
+    """Kind that all images are converted to. Null keeps images as stored, and refuses a data set of both kinds."""
     foreground_above: Annotated[int, Field(ge=0)] | None = None
-    """For masks stored as 0 and 255: brighter pixels are class 1, all others background. Null: class indices."""
+    """Threshold for masks stored as 0 and 255. Brighter pixels are class 1, all others background. Null: masks hold
+    class indices."""
 
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
@@ -52,15 +54,15 @@ class Folders(Knobs):
         return self
 
     def class_names(self) -> list[str]:
-        """`classes`."""
+        """Names of the classes, background first."""
         return list(self.classes)
 
     def channel_names(self) -> list[str]:
-        """The one grey channel, or red, green and blue; without `channels`, as the first image has them."""
+        """One grey channel, or red, green and blue. If `channels` is null, the channels of the first image."""
         return _CHANNELS[self.channels] if self.channels else _names_of(self._first_channels())
 
     def scan(self) -> list[Source]:
-        """All images with their masks, from the headers of the images."""
+        """All images with their masks, with the grids from the headers of the images."""
         images = self._images()
         masks = {} if self.masks is None else self._stems(self.masks)
         if alone := sorted(set(masks) - set(images)):
@@ -109,13 +111,13 @@ class Folders(Knobs):
         return images
 
     def _stems(self, folder: str) -> dict[str, str]:
-        """File below the data root for each stem, in order of the stems."""
+        """Path of each file in a folder, relative to the data root, by stem. Sorted by file name."""
         path = inside(self.path, folder, "data")
         if not path.is_dir():
             raise BadInput(f"{path}: expected a folder of pictures, found none; check `path`, `images` and `masks`")
         found: dict[str, str] = {}
         for file in sorted(path.iterdir()):
-            if file.name.startswith("."):  # macOS and editors keep hidden files beside the data
+            if file.name.startswith("."):  # macOS and editors store hidden files beside the data
                 continue
             if file.suffix.lower() not in _ENDINGS or not file.is_file():
                 refuse_dicom(file)
@@ -138,10 +140,10 @@ def _names_of(channels: int) -> list[str]:
 
 
 def _converted(image: np.ndarray, kind: str, file: Path, case_id: str) -> np.ndarray:
-    """Image f32 `[channel, *space]` in grey or rgb."""
+    """Image f32 `[channel, *space]` converted to `grey` or `rgb`. Refuses images without 1 or 3 channels."""
     if len(image) not in _KINDS:
         raise BadInput(
-            f"{file}: case '{case_id}': expected 1 or 3 channels for `channels: {kind}`, found {len(image)}; set it to "
-            "null to keep all"
+            f"{file}: case '{case_id}': expected 1 or 3 channels for `channels: {kind}`, found {len(image)}; set "
+            "`channels` to null to keep all"
         )
     return converted(image, kind)

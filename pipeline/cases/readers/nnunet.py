@@ -1,4 +1,4 @@
-"""nnU-Net v2 raw data: one file per channel, and labels named after the case."""
+"""Reader of nnU-Net v2 raw data: a file per channel, and a label named after the case."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ _IGNORE = "ignore"
 class NnUNet(Knobs):
     """A folder `DatasetXXX_Name`: `dataset.json`, `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`, `imagesTs`.
 
-    Cases without label belong to the pool. A spacing in mm beside a TIFF stack (`CASE.json`) is read. The `ignore`
-    label becomes 255. Source: the format's page in nnU-Net's documentation, `dataset_format.md`.
+    Cases without a label belong to the pool. The spacing of a TIFF stack is read from `CASE.json`, in mm. The `ignore`
+    label becomes 255. Source of the format: nnU-Net's documentation, `dataset_format.md`.
     """
 
     kind: Literal["nnunet"] = "nnunet"
     path: Path
     """Folder that holds `dataset.json`."""
     case_table: CaseTable | None = None
-    """CSV with patients, splits or sites."""
+    """CSV with patients, splits or sites. Null: no CSV."""
     labels_ts: Literal["pool", "test"] = "pool"
     """Split of the `imagesTs` cases that have a label in `labelsTs`."""
 
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
     def class_names(self) -> list[str]:
-        """`labels` of `dataset.json` in the order of their values, without `ignore`; refuses regions and version 1."""
+        """Names under `labels` of `dataset.json` by value, without `ignore`. Refuses regions and version 1."""
         return self._labels()[0]
 
     def channel_names(self) -> list[str]:
-        """`channel_names` of `dataset.json`, whose keys count from 0."""
+        """Names under `channel_names` of `dataset.json`, whose keys count from 0."""
         content = self._content()
         found = content.get("channel_names")
         if found is None and "modality" in content:
@@ -59,7 +59,7 @@ class NnUNet(Knobs):
         return [names[number] for number in numbers]
 
     def scan(self) -> list[Source]:
-        """All cases of `imagesTr` and `imagesTs`, from the headers of their images."""
+        """All cases of `imagesTr` and `imagesTs`, with the grids from the headers of the images."""
         self._labels()
         channels = len(self.channel_names())
         training = self._cases("imagesTr", "labelsTr", channels, None)
@@ -67,7 +67,7 @@ class NnUNet(Knobs):
         return [*training, *self._cases("imagesTs", "labelsTs", channels, self.labels_ts)]
 
     def read(self, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image f32 `[channel, *space]` and label u8 `[*space]` or None."""
+        """Image f32 `[channel, *space]` with intensities as stored, and label u8 `[*space]` or None."""
         files = [source.image, *(name for name in source.beside if not name.endswith(".json"))]
         image = np.concatenate([image_file.image(self.path / name, source.case_id, source.shape) for name in files])
         if source.label is None:
@@ -77,7 +77,7 @@ class NnUNet(Knobs):
         return image, image_file.read_mask(file, source.case_id, source.shape, source.affine, len(names), ignore)
 
     def _cases(self, images: str, labels: str, channels: int, split: str | None) -> list[Source]:
-        """Cases of one folder; those that have a label get the split."""
+        """Cases of a folder of images. Cases that have a label get `split`, if `split` is not None."""
         files: dict[str, dict[int, str]] = defaultdict(dict)
         for name, stem in self._stems(images):
             if not (parts := re.fullmatch(r"(.+)_(\d{4})", stem)):
@@ -136,7 +136,7 @@ class NnUNet(Knobs):
         )
 
     def _stems(self, folder: str) -> list[tuple[str, str]]:
-        """Names of the image files of a folder, with and without ending; a missing folder has none."""
+        """Names of the files of a folder, each with and without ending. Empty for a missing folder."""
         path, ending = inside(self.path, folder, "data"), self._ending()
         found = []
         for file in sorted(path.iterdir()) if path.is_dir() else []:
@@ -151,7 +151,10 @@ class NnUNet(Knobs):
         return found
 
     def _check_number(self, training: Sequence[Source]) -> None:
-        """Refuse a copy that lost cases, as nnU-Net's own check does; cases without label may be counted or not."""
+        """Refuse a data set with missing or surplus cases, as nnU-Net's own check does.
+
+        `numTraining` may count cases without a label or leave them out.
+        """
         expected = self._content().get("numTraining")
         counts = (len(training), sum(source.label is not None for source in training))
         if expected is not None and expected not in counts:
@@ -170,7 +173,7 @@ class NnUNet(Knobs):
         return found
 
     def _labels(self) -> tuple[list[str], int | None]:
-        """Names of the classes, background first, and the value that is ignored, if there is one."""
+        """Names of the classes, background first, and the value of the `ignore` label, or None."""
         content = self._content()
         found = content.get("labels")
         labels = dict(found) if isinstance(found, dict) else {}
@@ -180,7 +183,7 @@ class NnUNet(Knobs):
             raise BadInput(
                 f"{self._index}: `labels` expected one number for each class, found the regions "
                 f"{', '.join(map(repr, regions))}; regions (unions of labels) are not supported: name the labels "
-                "themselves, which the files hold in any case, and drop `regions_class_order`"
+                "that the files hold, and remove `regions_class_order`"
             )
         ignore = labels.pop(_IGNORE, None)
         numbers = [value for value in labels.values() if type(value) is int]

@@ -1,4 +1,4 @@
-"""Synthetic cases with known truth: a deformed organ with a rim, among look-alikes without one."""
+"""Reader of synthetic cases with exact labels: a deformed organ with a rim, among look-alikes."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ Amount = Annotated[float, Field(ge=0)]
 
 
 class Phantom(Knobs):
-    """A phantom data set, drawn anew from its seed whenever it is read: nothing is stored.
+    """A phantom data set. Cases are drawn from the seed whenever they are read, and nothing is stored.
 
-    Every case shows one deformed ellipse with a thin rim, the organ, with a core nested in it (class 2) and a lobe
-    beside it (class 3). Look-alikes have the organ's size and intensity but no rim, or a rim and no interior. Cases of
-    one patient share contrast, texture and organ size. The first n cases are the same for every `cases`.
+    The organ (class 1) is a deformed ellipse with a thin rim. The core (class 2) lies in the organ, the lobe (class 3)
+    beside the organ. Look-alikes have about the organ's size and intensity but no rim, or a rim and no interior. Cases
+    of a patient share contrast, texture and organ size. The first n cases are the same for every value of `cases`.
     """
 
     kind: Literal["phantom"] = "phantom"
     path: Path = NOTHING
-    """Phantoms read no file."""
+    """Path of the empty file: phantoms read no file."""
     case_table: None = None
-    """Phantoms know their groups; there is no table."""
+    """Always null: phantoms have no table, and their groups are part of the data set."""
     cases: Annotated[int, Field(ge=1)] = 160
     """Number of cases."""
     size: tuple[Edge, Edge] | tuple[Edge, Edge, Edge] = (64, 64)
-    """Voxels per axis: two axes for images, three for volumes."""
+    """Voxels per axis, at least 16. Two axes for images, three for volumes."""
     classes: Literal[2, 3, 4] = 2
-    """Classes with the background: organ, then core, then lobe."""
+    """Number of classes: 2 for background and organ, 3 with the core, 4 with core and lobe."""
     spacing_mm: Annotated[float, Field(gt=0)] = 0.8
-    """Voxel edge in mm."""
+    """Voxel edge in mm, equal along all axes."""
     noise: Amount = 0.12
-    """Standard deviation of the noise, where the organ's contrast is about 1."""
+    """Standard deviation of the noise. The organ's contrast is about 1."""
     bias: Amount = 0.12
-    """Strength of the smooth intensity bias."""
+    """Standard deviation of the smooth intensity bias, both of its factor and of its offset."""
     distractors: Annotated[int, Field(ge=0)] = 2
-    """Most look-alikes in a case; the number is drawn from 1 (or 0) to this."""
+    """Most look-alikes in a case. The number is drawn between 1 and this knob. 0: no look-alikes."""
     inverted: Share = 0.04
     """Share of patients whose organ is darker than its surroundings."""
     faint: Share = 0.08
-    """Share of patients with less than half of the contrast."""
+    """Share of patients with 55 % of the contrast."""
     empty: Share = 0.08
-    """Share of cases without organ."""
+    """Share of cases without an organ, whose labels are background only."""
     seed: int = 0
-    """Another seed is another data set."""
+    """Seed of the data set. Another seed gives another data set."""
 
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
@@ -63,11 +63,11 @@ class Phantom(Knobs):
         return list(_CLASSES[: self.classes])
 
     def channel_names(self) -> list[str]:
-        """The one channel."""
+        """Name of the only channel."""
         return ["intensity"]
 
     def scan(self) -> list[Source]:
-        """All cases: one to three for each patient. They have no files, so `image` and `label` are empty names."""
+        """All cases, one to three per patient. Cases have no files, so `image` and `label` are empty."""
         return [
             Source(
                 case_id=f"phantom_{case:04d}",
@@ -90,7 +90,10 @@ class Phantom(Knobs):
         return patients[: self.cases]
 
     def read(self, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image f32 `[1, *space]` and label u8 `[*space]`, drawn from (seed, patient) and (seed, case)."""
+        """Image f32 `[1, *space]` and label u8 `[*space]`.
+
+        Contrast, texture, radius and softness follow from (seed, patient), all else from (seed, case).
+        """
         patient = numpy_generator(self.seed, "appearance", source.group)
         case = numpy_generator(self.seed, "case", source.case_id)
         grid = _grid(self.size)
@@ -121,6 +124,7 @@ class Phantom(Knobs):
             centre = _free_place(case, taken, len(self.size), radius)
             other = _blob(case, grid, centre, radius * case.uniform(0.6, 1.15))
             look = case.random()
+            # Look-alikes never paint over a labelled voxel.
             if look < 0.65:
                 image += contrast * case.uniform(0.7, 1.1) * _inside(other, softness) * (label == 0)
             else:
@@ -132,14 +136,17 @@ class Phantom(Knobs):
 
 
 def _grid(size: tuple[int, ...]) -> list[np.ndarray]:
-    """Coordinates of the voxel centres, open grid, -1 to 1 along every axis."""
+    """Coordinates of the voxel centres, -1 to 1 along every axis, as an open grid: an array per axis."""
     return list(np.meshgrid(*((2 * np.arange(n) + 1) / n - 1 for n in size), indexing="ij", sparse=True))
 
 
 def _waves(
     draw: np.random.Generator, grid: list[np.ndarray], waves: int, longest: float, shortest: float
 ) -> np.ndarray:
-    """Smooth random field of about unit variance: a sum of cosines with wavelengths in units of half the image."""
+    """Smooth random field of about unit variance: a sum of `waves` cosines.
+
+    The wavelengths lie between `shortest` and `longest`, in units of half the image.
+    """
     directions = draw.normal(size=(waves, len(grid)))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     numbers = 2 * np.pi / draw.uniform(shortest, longest, waves)
@@ -151,7 +158,8 @@ def _waves(
 
 
 def _blob(draw: np.random.Generator, grid: list[np.ndarray], centre: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance from the border of a deformed ellipse in units of its radius: below 0 inside."""
+    """Approximate signed distance from the border of a deformed ellipse, in units of its radius, below 0 inside."""
+    # A random orientation: the orthogonal factor of a matrix of normal numbers.
     turn, _ = np.linalg.qr(draw.normal(size=(len(grid), len(grid))))
     stretch = draw.uniform(0.75, 1.3, len(grid))
     offsets = [axis - middle for axis, middle in zip(grid, centre, strict=True)]
@@ -163,17 +171,20 @@ def _blob(draw: np.random.Generator, grid: list[np.ndarray], centre: np.ndarray,
 
 
 def _inside(distance: np.ndarray, softness: float) -> np.ndarray:
-    """1 inside, 0 outside, with a border as soft as a partial-volume effect."""
+    """1 inside and 0 outside, with a soft border of width `softness` like a partial-volume effect."""
     return 1 / (1 + np.exp(np.clip(distance / softness, -30, 30)))
 
 
 def _rim(distance: np.ndarray) -> np.ndarray:
-    """A thin bright line just inside the border: what tells the organ from its look-alikes."""
+    """A thin bright line just inside the border, which tells the organ from look-alikes."""
     return 1.1 * np.exp(-(((distance + 0.14) / 0.14) ** 2))
 
 
 def _free_place(draw: np.random.Generator, taken: list[np.ndarray], axes: int, radius: float) -> np.ndarray:
-    """Centre that keeps clear of the centres taken, or the clearest of twelve draws."""
+    """Centre that is more than 2.1 radii from the centres in `taken`, or else the farthest of twelve draws.
+
+    The centre is added to `taken`.
+    """
     places = draw.uniform(-0.62, 0.62, (12, axes))
 
     def clear(place: np.ndarray) -> float:

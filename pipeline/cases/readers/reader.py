@@ -1,4 +1,4 @@
-"""What a reader is: it finds the cases of a raw data set and reads one at a time."""
+"""Contract of the readers: a reader lists the cases of a raw data set and reads a case at a time."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ class Source:
     """A case of a raw data set before its voxels are read."""
 
     case_id: str
-    shape: tuple[int, ...]  # spatial, on the source's grid
-    image: str  # file of the first channel, relative to the data root; empty if the case is made, not read
-    label: str | None  # None: the case belongs to the pool
-    spacing_mm: tuple[float, ...] | None = None
-    affine: tuple[float, ...] | None = None
-    group: str | None = None
-    split: str | None = None
-    site: str | None = None
+    shape: tuple[int, ...]  # spatial, in voxels of the source's grid
+    image: str  # file of the first channel, relative to the data root; empty if the case has no file
+    label: str | None  # file of the label; None: the case has no label and belongs to the pool
+    spacing_mm: tuple[float, ...] | None = None  # one voxel edge per axis; None if unknown
+    affine: tuple[float, ...] | None = None  # 16 numbers, row by row; None if the file has no orientation
+    group: str | None = None  # patient or exam; None: the case is a group of its own
+    split: str | None = None  # fixed split; None: `splits` assigns the case
+    site: str | None = None  # hospital or scanner
     beside: tuple[str, ...] = ()  # other files of the case: further channels, then spacing
 
 
 class CaseTable(Knobs):
-    """Columns of a CSV beside the data that says more about the cases."""
+    """File and columns of a CSV beside the data, with patient, split and site of the cases."""
 
     file: str
-    """Relative to `data.path`."""
+    """Path of the CSV, relative to `data.path`."""
     case: str = "case_id"
     """Column with the case id."""
     group: str | None = None
-    """Column with the patient or exam; an empty cell is a group of its own."""
+    """Column with the patient or exam. A case with an empty cell is a group of its own. Null: no column."""
     split: str | None = None
-    """Column with labelled, pool, validation or test; an empty cell is split by `splits`."""
+    """Column with labelled, pool, validation or test. `splits` assigns cases with an empty cell. Null: no column."""
     site: str | None = None
-    """Column with the hospital or scanner."""
+    """Column with the hospital or scanner. Null: no column."""
 
 
 class Reader(Protocol):
-    """A raw data set: frozen knobs with a literal `kind`."""
+    """A raw data set. Readers are frozen knobs with a literal `kind`.
+
+    `dimensions` are the numbers of spatial axes that a reader supports.
+    """
 
     dimensions: ClassVar[tuple[int, ...]]
 
@@ -54,12 +57,12 @@ class Reader(Protocol):
 
     @property
     def path(self) -> Path:
-        """Data root; DVC depends on it."""
+        """Data root, which DVC watches."""
         ...
 
     @property
     def case_table(self) -> CaseTable | None:
-        """CSV beside the data."""
+        """CSV beside the data, or None."""
         ...
 
     def class_names(self) -> list[str]:
@@ -71,9 +74,9 @@ class Reader(Protocol):
         ...
 
     def scan(self) -> list[Source]:
-        """All cases, without reading voxels; raises `BadInput` for what is wrong with the set as a whole."""
+        """All cases, without reading voxels. Raises one `BadInput` for the faults of the data set."""
         ...
 
     def read(self, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image f32 `[channel, *space]` and label u8 `[*space]` or None; raises `BadInput` naming the file."""
+        """Image f32 `[channel, *space]` and label u8 `[*space]` or None. Raises `BadInput` that names the file."""
         ...

@@ -1,4 +1,4 @@
-"""The judges: one file per kind, and the union that lists them."""
+"""Kinds of judges: one file per kind, and the union `Judge` that lists the kinds."""
 
 from typing import Annotated
 

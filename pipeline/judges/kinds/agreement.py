@@ -1,4 +1,4 @@
-"""Agreement with the sibling proposals (Roy et al. 2019)."""
+"""Judge `agreement`: mean Dice of a proposal with its sibling proposals (Roy et al. 2019)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from pipeline.measures.overlap import pairwise_dice
 
 
 class Agreement(JudgeKnobs):
-    """Mean Dice with the other proposals of the case: it picks the medoid. Abstains where there is no other.
+    """Mean Dice (0 to 1, mean over foreground classes) with the sibling proposals of the case.
 
-    By default every other proposal is a sibling and all weigh equally. Equal masks of one sampler have equal scores.
+    The judge prefers the medoid of the proposals, and abstains on a proposal without siblings. By default every other
+    proposal of the case is a sibling, and all siblings weigh equally. Equal masks of one sampler have equal scores.
     """
 
     kind: Literal["agreement"]
     duplicates: Literal["keep", "drop"] = "keep"
-    """`drop`: a mask that was proposed several times is one sibling, of the sampler that proposed it first, and none
-    of its own copies, so that a sampler which repeats itself does not become the medoid by that."""
+    """`drop` counts a mask that was proposed several times as one sibling, owned by the sampler that proposed it first.
+    Copies of a mask are no siblings of each other, so a sampler that repeats a mask does not make it the medoid.
+    `keep` counts every proposal."""
     others: bool = False
-    """Siblings of other samplers only: a sampler cannot vouch for itself."""
+    """`true` counts only proposals of other samplers as siblings: a sampler cannot vouch for its own proposals."""
     balanced: bool = False
-    """Every sampler weighs equally, however many proposals it has: the mean over samplers of the mean over its
-    siblings."""
+    """`true` lets every sampler weigh equally, whatever its number of proposals. The score is then the mean over
+    samplers of the mean over the sampler's siblings."""
 
     def score(self, evidence: Evidence) -> np.ndarray:
         dice = pairwise_dice(evidence.masks, evidence.classes)
@@ -32,18 +34,19 @@ class Agreement(JudgeKnobs):
         if self.duplicates == "drop":
             original = evidence.originals
             sibling = (original == np.arange(len(dice))) & (original[:, None] != original)
-        sampler = np.unique(evidence.samplers, return_inverse=True)[1]  # a number per sampler, [proposal]
+        sampler = np.unique(evidence.samplers, return_inverse=True)[1]  # number of the sampler, [proposal]
         if self.others:
             sibling &= sampler[:, None] != sampler
         weight = sibling.astype(np.float64)
         if self.balanced:
             same = (sampler[:, None] == sampler).astype(np.float64)
-            siblings = weight @ same  # of the column's sampler, [proposal, sibling]; at least one where it is a sibling
+            # Siblings of the column's sampler [proposal, sibling]; a count of 0 meets weight 0 only.
+            siblings = weight @ same
             weight /= np.maximum(siblings, 1)
         total = _sum(weight)
         return np.divide(_sum(weight * dice), total, out=np.full(len(dice), np.nan), where=total > 0)
 
 
 def _sum(values: np.ndarray) -> np.ndarray:
-    # In order of size: the same values in other places have the same sum to the last bit, so ties stay ties.
+    # Summed in order of size: equal values in other places have the same sum to the last bit, so ties stay ties.
     return np.sort(values, axis=1).sum(1)

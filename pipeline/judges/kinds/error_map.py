@@ -1,4 +1,4 @@
-"""Expected Dice under a learned probability of the truth, from image, mean probability and, if asked for, the mask."""
+"""Judge `error_map`: expected Dice of a proposal under class probabilities of the truth that networks learned."""
 
 from __future__ import annotations
 
@@ -19,44 +19,48 @@ from pipeline.store.cases import Case
 
 
 class ErrorMap(JudgeKnobs):
-    """Expected Dice of a proposal under class probabilities p of the truth that a network learned (0 to 1).
+    """Expected Dice of a proposal under class probabilities p of the truth that networks learned (0 to 1).
 
-    A voxel's error probability is 1 - p of the mask's class. Per foreground class, with m the largest p of any voxel:
-    m is taken for the probability that the class is there, and p / m for a voxel's probability if it is. An empty mask
-    has 1 - m, another `2 sum(p y) / (sum y + sum p / m)`; then the mean over classes. Voxels that are 255 in the mask
-    do not count; without a known voxel the judge abstains.
+    The score is the mean over foreground classes. m is the largest p of the class at any voxel. m stands for the
+    probability that the class is present, and p / m for the probability of a voxel if the class is present. A class
+    that is empty in the mask y has 1 - m, any other class has `2 sum(p y) / (sum y + sum p / m)`. Voxels that are 255
+    in the mask do not count, and the judge abstains on a mask without a known voxel. The error probability of a voxel
+    is 1 - p of the mask's class.
 
-    `log p = a log(mean probability) + b network(image, mean probability, mask)` up to a constant, with a = 1 and b = 0
-    at the start, where the score is close to that of `expected_dice`: what is learned corrects it. Learned on
-    out-of-fold proposals of the labelled cases and corruptions, by cross-entropy and the squared error of the expected
-    Dice. Of the weights met in training (a moving average), those count that order the proposals of held-out patients
-    best, pairs weighted by their gap in true Dice; `error_map.json` says what they are worth there. A labelled patient
-    is judged by networks that have not learned from it, if there are any. Cases must be small enough to be seen whole.
+    A network learns `log p = a log(mean probability) + b network(image, mean probability, mask)` up to a constant; the
+    mask is an input with `given_mask` only. Training starts at a = 1 and b = 0, where the score is close to the score
+    of `expected_dice`, so a network learns a correction. Networks learn from out-of-fold proposals of the labelled
+    cases and from corruptions, by cross-entropy and the squared error of the expected Dice. The weights are a moving
+    average, kept from the evaluation that orders the proposals of held-out patients best, with pairs weighted by their
+    gap in true Dice. `error_map.json` records the measures of the kept weights on held-out patients. A labelled patient
+    is judged by the networks that have not learned from the patient, if there are any. Networks see every case whole,
+    so cases must be small enough for one forward pass.
 
-    Cost on one core with the defaults: learning takes about 1 minute at 128x128 and 5 at 48x64x48. Scoring takes
-    8 and 45 ms per network and case, or with `given_mask` per network and distinct proposal, and 0.2 and 1 ms more per
-    proposal. Cases with maps are seen twice.
+    Cost on one core with the defaults: learning takes about 1 minute at 128x128 and 5 minutes at 48x64x48. Scoring
+    takes 8 and 45 ms per network and case, or with `given_mask` per network and distinct proposal, and 0.2 and 1 ms
+    more per proposal. Cases with stored maps pass the networks twice.
     """
 
     kind: Literal["error_map"]
     given_mask: bool = False
-    """Whether the network sees the mask. It then takes one pass per distinct proposal instead of one per case."""
+    """Whether networks see the mask. A network then takes one pass per distinct proposal instead of one per case."""
     networks: Annotated[int, Field(ge=1)] = 3
-    """Networks whose probabilities are averaged, each holding out another part of the labelled patients."""
+    """Number of networks, whose probabilities are averaged. Each holds out another part of the labelled patients."""
     network: Network = Network(arguments={"channels": [16, 32, 64, 128], "strides": [2, 2, 2]}, multiple=8)
-    """Of MONAI; its outputs are the classes."""
+    """Network of MONAI with one output per class. `window` must be null and `head` must be `softmax`."""
     optimisation: Optimisation = Optimisation(steps=300, learning_rate=1e-3, evaluate_every=50)
-    """Of each network; evaluations are on its held-out part."""
+    """Optimisation of each network. Evaluations use the labelled patients that the network holds out."""
     batch: Annotated[int, Field(ge=1)] = 8
     """Masks per step, up to four of one image."""
     corrupted: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Share of corruptions among the masks of a step, in place of out-of-fold proposals."""
+    """Share of corruptions among the masks of a step. All other masks are out-of-fold proposals."""
     dice_weight: Annotated[float, Field(ge=0)] = 5.0
-    """Of the squared error of the expected Dice, beside the cross-entropy."""
+    """Weight of the squared error of the expected Dice; the cross-entropy has weight 1."""
     ranking: Annotated[float, Field(ge=0)] = 0.0
-    """Of the logistic loss of the order of masks of one image."""
+    """Weight of the logistic loss of the order of masks of one image; 0 leaves the loss out."""
     maps: Literal["none", "validation", "all"] = "none"
-    """Of which cases the error probability of every proposal is stored, in `error.zarr` beside the networks."""
+    """Cases for which the error probability of every proposal is stored, in `error.zarr` beside the networks. `all`
+    means all judged cases."""
 
     @field_validator("network")
     @classmethod
@@ -76,12 +80,12 @@ class ErrorMap(JudgeKnobs):
 
 @dataclass(frozen=True)
 class ErrorMapScores:
-    """Scores by networks on disk, loaded once per process and thread."""
+    """Scores by the networks in `folder`, which each process and thread loads once."""
 
     knobs: ErrorMap
     folder: Path
     compute: Compute
-    held_out: tuple[tuple[str, ...], ...]  # per network, the groups that it has not learned from
+    held_out: tuple[tuple[str, ...], ...]  # [network], groups that the network has not learned from
 
     def score(self, evidence: Evidence) -> np.ndarray:
         masks, originals = evidence.masks, evidence.originals
@@ -101,13 +105,16 @@ class ErrorMapScores:
         return errors[originals]
 
     def _probabilities(self, evidence: Evidence) -> Iterator[tuple[int, np.ndarray]]:
-        """Slot of every distinct proposal and f32 `[class, *space]`, the mean over the networks that have not learned
-        from the patient; over all of them where there is none such."""
+        """Slot of every distinct proposal, with class probabilities f32 `[class, *space]` of the truth.
+
+        Probabilities are the mean over the networks that have not learned from the patient, or over all networks if
+        every network has.
+        """
         import torch
 
         from pipeline.judges.learning.truth_network import TruthModel, probability_of
 
-        # One thread whatever the number of workers: thread counts move the last bits.
+        # One thread, whatever the number of workers: the number of threads changes the last bits.
         torch.set_num_threads(1)
         numbers = range(len(self.held_out))
         used = [n for n in numbers if evidence.case.group in self.held_out[n]] or numbers
@@ -116,6 +123,7 @@ class ErrorMapScores:
         ]
         p = None
         for slot in np.unique(evidence.originals).tolist():
+            # Without the mask as input, one pass serves all proposals of the case.
             if p is None or self.knobs.given_mask:
                 mask = evidence.masks[slot]
                 p = np.mean([probability_of(m, evidence.image, evidence.probability, mask) for m in models], axis=0)

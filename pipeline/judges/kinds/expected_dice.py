@@ -1,4 +1,4 @@
-"""Expected Dice under the mean probability of the proposals."""
+"""Judge `expected_dice`: expected Dice of a proposal under the mean probability of the proposals."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from pipeline.store.schema import UNKNOWN
 
 
 class ExpectedDice(JudgeKnobs):
-    """`2 sum(p y) / (sum p + sum y)` per foreground class, averaged; 1 where both sums are 0.
+    """`2 sum(p y) / (sum p + sum y)` of mean probability p and mask y, mean over foreground classes (0 to 1).
 
-    Voxels that are 255 in a mask count in neither of its sums. Likes large masks where the probability is diffuse.
+    A class counts as 1 if both `sum p` and `sum y` are 0. Voxels that are 255 in a mask count in no sum of the mask.
+    The judge favours large masks where the probability is diffuse.
     """
 
     kind: Literal["expected_dice"]
 
     def score(self, evidence: Evidence) -> np.ndarray:
-        # Whole steps of 1/255 have exact sums, so that proposals with equal scores are ties to the last bit.
+        # Sums of whole steps of 1/255 are exact, so that equal scores are ties to the last bit.
         steps = np.rint(evidence.probability * 255).astype(np.uint8)
         return np.array([_mean(steps, mask) for mask in evidence.masks])
 
 
 def _mean(steps: np.ndarray, mask: np.ndarray) -> float:
-    """Mean over the foreground classes of u8 `[class, *space]` for one label map."""
+    """Score of one label map u8 `[*space]` under probabilities u8 `[class, *space]` in steps of 1/255."""
     known = mask != UNKNOWN
     scores = []
     for label in range(1, len(steps)):

@@ -1,4 +1,4 @@
-"""Likelihood of a proposal under the mean probability of the proposals."""
+"""Judge `likelihood`: likelihood of a proposal under the mean probability of the proposals."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pipeline.store.schema import UNKNOWN
 class Likelihood(JudgeKnobs):
     """Mean log-probability per voxel (nats) of the proposal's classes, on the union of the proposals' foregrounds.
 
-    Voxels outside the union are background in every proposal and could not tell them apart. The region is one for all
-    proposals of a case, so that mean and sum order them alike; the mean also compares cases. Voxels that are 255 in
-    any proposal are outside. An empty region is a tie: 0 for all. Inherits the networks' over-confidence.
+    Voxels outside the union are background in every proposal and cannot tell proposals apart. All proposals of a case
+    share the region, so mean and sum order the proposals alike, and the mean also compares cases. Voxels that are 255
+    in any proposal lie outside the region. An empty region is a tie: every proposal has 0. The judge inherits the
+    over-confidence of the networks.
     """
 
     kind: Literal["likelihood"]
@@ -26,9 +27,10 @@ class Likelihood(JudgeKnobs):
         if not len(region):
             return np.zeros(len(masks))
         steps = np.rint(evidence.probability.reshape(evidence.classes, -1)[:, region] * 255).astype(np.uint8)
-        # A stored 0 is anything below half a step, and 1 anything above all but half a step: neither is certainty.
+        # A stored 0 stands for any probability below half a step, a stored 255 for any above 1 less half a step.
+        # Neither is certainty.
         log = np.log(np.clip(np.arange(256) / 255, 1 / 510, 1 - 1 / 510))
         at = np.arange(len(region))
-        # Counting equal probabilities first makes the sum independent of where they are: ties stay ties.
+        # Counting equal probabilities first makes the sum independent of their places, so ties stay ties.
         counts = np.stack([np.bincount(steps[mask[region], at], minlength=256) for mask in masks])
         return (counts * log).sum(1) / len(region)

@@ -1,4 +1,4 @@
-"""True Dice, for research: the ceiling of every judge."""
+"""Judge `oracle`: true Dice, for research only; the ceiling of every judge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.measures.overlap import dice_to
 
 
 class Oracle(JudgeKnobs):
-    """Mean Dice over foreground classes with the truth; abstains where there is none."""
+    """Dice with the truth (0 to 1), mean over foreground classes; the judge abstains on cases without truth."""
 
     kind: Literal["oracle"]
     research: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Which of two proposals is better, learned from pairs of labelled cases (Bradley and Terry 1952)."""
+"""Judge `pairwise`: odds between two proposals, learned from pairs of labelled cases (Bradley and Terry 1952)."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ from pipeline.seeding import numpy_generator
 from pipeline.store.manifest import write_json
 
 WEIGHTS_FILE = "pairwise.json"
-"""What the judge has learned, to be read by people too."""
-_FARTHEST = 4.0  # spreads that a feature may lie from the case's median: beyond, no labelled case may have been
+"""File with the fitted weights, which people can read too."""
+_FARTHEST = 4.0  # spreads from the case's median at which a feature is cut: labelled cases may not reach further
 
-_LEAST_SPREAD = 1e-9  # less is rounding of a feature that never differs, not to be scaled up
+_LEAST_SPREAD = 1e-9  # a smaller spread is rounding of a constant feature, not to be scaled up
 
 
 class Pairwise(JudgeKnobs):
-    """Mean log-odds that a proposal is better than a sibling, by logistic regression on differences of their features.
+    """Mean log-odds that a proposal is better than a sibling, by logistic regression on differences of features.
 
-    Siblings are the distinct masks of the case: a mask that was proposed several times has one score, and a case with
-    one distinct mask has 0 for all. Features are those of `pipeline.judges.learning.features`, and with `samplers`
-    which setting proposed the mask; each in spreads (root mean squared difference of two proposals of a labelled
-    case) from the case's median, at most 4. No intercept, since a pair has no first. Learned from the out-of-fold
-    proposals of labelled cases, all pairs that differ in true Dice; cases weigh equally.
+    Siblings are the distinct masks of the case. A mask that was proposed several times has one score. In a case with
+    one distinct mask every proposal has 0. The features are those of `pipeline.judges.learning.features`, and with
+    `samplers` the sampler and setting that proposed the mask. A feature is measured from the case's median in spreads,
+    and cut at 4 spreads. The spread of a feature is the root mean squared difference of two proposals of a labelled
+    case. The regression has no intercept, since the order within a pair means nothing. The regression is fitted to the
+    out-of-fold proposals of labelled cases: all pairs that differ in true Dice, with equal weight per case.
 
-    The penalty is the one with the least log-loss of pairs on labelled groups that are left out: Dice of the top pick
-    is what counts, but it moves by whole proposals, too coarse to choose by with few cases. With one labelled group
-    nothing can be left out, and the largest penalty is taken. Raises `BadInput` without out-of-fold proposals, or where
-    none differ in true Dice.
+    The penalty of the regression has the least log-loss of pairs on labelled groups that are left out. The goal is a
+    high Dice of the top pick, but this Dice moves by whole proposals and is too coarse a criterion with few cases. With
+    one labelled group nothing can be left out, and the largest penalty is taken. Raises `BadInput` without out-of-fold
+    proposals, or if no labelled case has proposals that differ in true Dice.
 
-    `pairwise.json` holds weights (per spread), spreads, and for every penalty the log-loss, the share of pairs in order
-    and the lift of the top pick over slot 0 (in Dice) on the groups left out: those of the chosen one are a little too
-    good. Few features, few labels: where it trusts agreement and likelihood, it shares their errors.
+    `pairwise.json` holds weights (per spread) and spreads. For every penalty it also holds the log-loss, the share of
+    pairs in the right order, and the lift of the top pick over slot 0 (in Dice) on the groups left out. The numbers of
+    the chosen penalty are a little too good. The judge has few features and few labels: where the judge trusts
+    agreement and likelihood, the judge shares their errors.
 
     Cost on one core with 16 proposals: per case 2 ms at 128x128 and 22 ms at 48x64x48 with two classes beside the
     background, then per proposal 3 and 13 ms; the same for every labelled case, once.
@@ -47,18 +49,19 @@ class Pairwise(JudgeKnobs):
 
     kind: Literal["pairwise"]
     samplers: bool = True
-    """Whether it may matter which sampler and setting proposed a mask: always taking one of them, as the mean of the
-    ensemble, is a strong rule. A setting without out-of-fold proposals counts for nothing."""
+    """Whether the sampler and setting that proposed a mask are features. Always taking one setting, such as the mean
+    of the ensemble, is a strong rule. A setting without out-of-fold proposals has no influence."""
     weigh: Literal["equal", "gap"] = "equal"
-    """How the pairs of a case share its weight: alike, or by their gap in true Dice, so that small gaps, which are
-    noise, count less, and proposals far behind the others more."""
+    """Weights of the pairs of one case. `equal`: all pairs alike. `gap`: by the gap in true Dice, so that small gaps,
+    which are noise, count less, and proposals far behind the others count more."""
     ridges: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.003, 0.01, 0.03, 0.1, 0.3, 1)
-    """Penalties to choose from, on half the squared weights of scaled features beside the mean log-loss of a pair."""
+    """Penalties to choose from. A penalty multiplies half the sum of the squared weights of the scaled features, and
+    the product is added to the mean log-loss of a pair."""
     folds: Annotated[int, Field(ge=2)] = 10
-    """Most parts of the labelled groups, each left out once, to choose by."""
+    """Most parts into which the labelled groups are split to choose the penalty. Each part is left out once."""
 
     def ready(self, given: JudgeInputs) -> PairwiseScores:
-        # Learned in seconds, and always the same: nothing of a killed run is worth taking up.
+        # Fitting takes seconds and always gives the same weights, so nothing of a killed run is kept.
         cases = given.learned_from(self.kind)
         seen = [LabelledFeatures.of(Evidence(given.cases, given.out_of_fold, case), self.samplers) for case in cases]
         truth = [
@@ -68,9 +71,9 @@ class Pairwise(JudgeKnobs):
         kept = [row for row, dice in enumerate(truth) if np.ptp(dice) > 0]
         if not kept:
             raise BadInput(
-                f"{given.out_of_fold.folder}: judge 'pairwise' learns from proposals of one labelled case that differ "
-                f"in true Dice; expected at least one such case, found none among {len(cases)}; propose more, or "
-                "remove the judge"
+                f"{given.out_of_fold.folder}: judge 'pairwise' learns from labelled cases whose proposals differ in "
+                f"true Dice; expected at least one such case, found none among {len(cases)}; propose more masks per "
+                "case, or remove the judge"
             )
         names = tuple(sorted({name for row in kept for name in seen[row].columns}))
         raw = [seen[row].matrix(names) for row in kept]
@@ -96,7 +99,10 @@ class Pairwise(JudgeKnobs):
         return PairwiseScores(self, names, weight, spread)
 
     def _ridge(self, pairs: Sequence[Pairs], seed: int) -> tuple[float, list[dict[str, float]]]:
-        """The penalty with the least log-loss on groups left out, and how each did; of one group, the largest."""
+        """Penalty with the least log-loss on the groups left out, and the measures of every penalty.
+
+        With one group: the largest penalty, and no measures.
+        """
         groups = sorted({part.group for part in pairs})
         if len(groups) < 2:
             return max(self.ridges), []
@@ -116,7 +122,7 @@ class Pairwise(JudgeKnobs):
 
 @dataclass(frozen=True)
 class PairwiseScores:
-    """Scores by weights that were learned."""
+    """Scores by the fitted weights."""
 
     knobs: Pairwise
     names: tuple[str, ...]
@@ -130,6 +136,7 @@ class PairwiseScores:
             return np.zeros(len(original))
         seen = LabelledFeatures.of(evidence, self.knobs.samplers)
         worth = np.einsum("pf,f->p", scaled(seen.matrix(self.names), self.spread), self.weight)
+        # Mean difference to the siblings: the mean over all masks holds the mask itself, which is no sibling.
         return ((worth - worth.mean()) * len(distinct) / (len(distinct) - 1))[row]
 
 
@@ -137,17 +144,16 @@ class PairwiseScores:
 class LabelledFeatures:
     """Features of the distinct masks of a case."""
 
-    slots: np.ndarray  # i64 [mask], where each was proposed first
-    columns: dict[str, np.ndarray]  # f64 [mask], the mean over the mask's proposals
+    slots: np.ndarray  # i64 [mask], first slot with the mask
+    columns: dict[str, np.ndarray]  # by feature, f64 [mask], mean over the proposals with the mask
 
     @classmethod
     def of(cls, evidence: Evidence, samplers: bool) -> LabelledFeatures:
         slots, row, count = np.unique(evidence.originals, return_inverse=True, return_counts=True)
         found = features(evidence) if len(slots) > 1 else {}
         if samplers:
-            table = (
-                evidence.proposals.table
-            )  # in the order of its key, so that a case is found without reading all rows
+            # Rows are sorted by case, so a binary search replaces a scan of the whole table.
+            table = evidence.proposals.table
             first, last = (table["case_id"].search_sorted(evidence.case.case_id, side) for side in ("left", "right"))
             rows = table[first:last].select("sampler", "setting").iter_rows()
             drawn = np.array([f"{sampler} {setting}" for sampler, setting in rows])
@@ -155,25 +161,25 @@ class LabelledFeatures:
         return cls(slots, {name: np.bincount(row, values) / count for name, values in found.items()})
 
     def matrix(self, names: Sequence[str]) -> np.ndarray:
-        """f64 `[mask, feature]`; 0 for what this case does not have."""
+        """f64 `[mask, feature]`; 0 for features that this case lacks."""
         nothing = np.zeros(len(self.slots))
         return np.stack([self.columns.get(name, nothing) for name in names], 1)
 
 
 def scaled(values: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """f64 `[mask, feature]` in spreads from the median of the case; 0 for features that never differed."""
+    """Distance from the case's median in spreads, f64 `[mask, feature]`, at most 4; 0 for a feature of spread 0."""
     far = (values - np.median(values, axis=0)) / np.where(spread > 0, spread, np.inf)
     return np.clip(far, -_FARTHEST, _FARTHEST)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of proposals of one labelled case that differ in true Dice, the better one first."""
+    """All pairs of masks of one labelled case that differ in true Dice, the better mask first."""
 
     group: str
     values: np.ndarray  # f64 [mask, feature], scaled
     dice: np.ndarray  # f64 [mask], true
-    difference: np.ndarray  # f64 [pair, feature]
+    difference: np.ndarray  # f64 [pair, feature], better less worse mask
     weight: np.ndarray  # f64 [pair], sums to 1
 
     @classmethod
@@ -184,8 +190,10 @@ class Pairs:
         return cls(group, values, dice, values[better] - values[worse], weight / weight.sum())
 
     def measured(self, weight: np.ndarray) -> tuple[float, float, float]:
-        """Weighted log-loss of the pairs, the share of them in order (ties one half), and true Dice of the top pick
-        less that of slot 0."""
+        """Weighted log-loss of the pairs, share of pairs in the right order, and lift of the top pick.
+
+        Pairs of equal score count one half. Lift is the true Dice of the top pick less the true Dice of slot 0.
+        """
         odds = np.einsum("pf,f->p", self.difference, weight)
         top = np.einsum("mf,f->m", self.values, weight).argmax()
         loss = (self.weight * np.logaddexp(0, -odds)).sum()
@@ -193,7 +201,7 @@ class Pairs:
 
 
 def fitted(pairs: Sequence[Pairs], ridge: float) -> np.ndarray:
-    """Weights f64 `[feature]` with the least mean log-loss over cases + `ridge` / 2 |weights|^2."""
+    """Weights f64 `[feature]` that minimise the mean log-loss over cases plus `ridge` / 2 |weights|^2."""
     from scipy.optimize import minimize
     from scipy.special import expit
 
@@ -201,7 +209,7 @@ def fitted(pairs: Sequence[Pairs], ridge: float) -> np.ndarray:
     share = np.concatenate([part.weight for part in pairs]) / len(pairs)
 
     def loss(weight: np.ndarray) -> tuple[float, np.ndarray]:
-        # einsum, not BLAS, whose sums may depend on the number of threads.
+        # einsum in place of BLAS: sums of BLAS may depend on the number of threads.
         odds = np.einsum("pf,f->p", difference, weight)
         slope = -np.einsum("pf,p->f", difference, share * expit(-odds))
         return float((share * np.logaddexp(0, -odds)).sum() + ridge / 2 * (weight**2).sum()), slope + ridge * weight

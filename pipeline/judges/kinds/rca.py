@@ -1,4 +1,4 @@
-"""Reverse classification accuracy: a classifier learned from a proposal is tried on references (Valindria 2017)."""
+"""Judge `rca`: reverse classification accuracy of a classifier fitted to a proposal (Valindria 2017)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from pipeline.seeding import numpy_generator
 from pipeline.store.cases import Case, CaseStore
 from pipeline.store.schema import UNKNOWN
 
-_LEAST_VARIANCE = 1e-6  # of a feature; images are normalised, so that less than this is a constant
+_LEAST_VARIANCE = 1e-6  # added to the variance of a feature; images are normalised, so less means a constant
 _MAJORITY, _MINORITY, _NOWHERE = 2, 1, 0
 
 
 class Rca(JudgeKnobs):
     """Dice (0 to 1) on labelled references of a linear discriminant fitted to image and proposal.
 
-    Features of a voxel: every channel as it is, and at each scale smoothed and its gradient magnitude. The classifier
-    knows the classes that the proposal has, with their shares as priors: an empty or full proposal predicts its one
-    class everywhere. Dice of a class counts on references that have the class, so that an empty mask has 0 and is not
-    rewarded by an empty reference; where the truth is empty, any other proposal can win. Per class the best or the
-    mean over references, then the mean over the classes that a reference has.
+    The features of a voxel are every channel as it is, and at each of `scales` the smoothed channel and its gradient
+    magnitude. The classifier has the classes of the proposal, with their shares as priors, so an empty or full proposal
+    predicts its one class everywhere. The Dice of a class counts on references that have the class. An empty mask
+    therefore has 0 and gains nothing from an empty reference. Where the truth is empty, any other proposal can win.
+    The score is the best or the mean Dice of a class over the references, then the mean over the classes that a
+    reference has.
 
-    References are labelled cases, drawn so that each class is in some if their number allows; the patient judged is
-    left out. Abstains where none is left, and on proposals without a known voxel. `BadInput` if no labelled case has
-    any foreground. Coarse: it sees grey values, no shape, and likes masks of voxels that look alike, as eroded ones do.
+    References are labelled cases, chosen so that every class is in a reference if their number allows. References of
+    the judged patient are left out. The judge abstains if no reference is left, and on proposals without a known voxel
+    among the voxels drawn. Raises `BadInput` if no labelled case has foreground. The judge is coarse: the classifier
+    sees grey values, no shape, and favours masks of voxels that look alike, such as eroded masks.
 
     Cost on one core with the defaults and one channel: per case 4 ms at 128x128 and 50 ms at 48x64x48 for the features,
     then per proposal 5 and 9 ms, at most proportional to `voxels` times `references`.
@@ -38,18 +40,20 @@ class Rca(JudgeKnobs):
 
     kind: Literal["rca"]
     aggregate: Literal["best", "mean"] = "best"
-    """Over references: `best` needs one that is alike, `mean` asks for what holds in all."""
+    """Combination of the Dice over references: `best` needs one similar reference, `mean` needs a classifier that
+    holds in all references."""
     references: Annotated[int, Field(ge=1)] = 8
-    """Most labelled cases to try the classifier on; their features stay in memory."""
+    """Most labelled cases that a classifier is applied to. Features of all references stay in memory."""
     voxels: Annotated[int, Field(ge=16)] = 8192
-    """Most voxels per image. Of the image judged, as many each where no proposal has foreground, a minority has and
-    the others have; of a reference as many of each class. Weights restore the shares."""
+    """Most voxels that are drawn per image. In a judged image, equally many are drawn where no proposal has foreground,
+    where at most half of the proposals have it, and where more than half have it. In a reference, equally many are
+    drawn of each class. Weights restore the true shares."""
     scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 2.0)
-    """Standard deviations of the smoothing, in voxels along the axis with the finest spacing."""
+    """Standard deviations of the Gaussian smoothing, in voxels along the axis with the finest spacing."""
     position: bool = False
-    """Whether the place in the image is a feature: for data with one field of view."""
+    """Whether a voxel's place in the image is a feature. Set to true for data with one field of view."""
     ridge: Annotated[float, Field(gt=0)] = 0.01
-    """Added to the variance of every feature, as a share of it."""
+    """Regularisation of the classifier: share of a feature's variance that is added to the variance within classes."""
 
     def ready(self, given: JudgeInputs) -> RcaScores:
         cases, seed = given.cases, given.seed
@@ -57,7 +61,7 @@ class Rca(JudgeKnobs):
         return RcaScores(self, seed, tuple(self._reference(cases, case, seed) for case in chosen))
 
     def _chosen(self, cases: CaseStore, seed: int) -> list[Case]:
-        """Labelled cases with foreground: time and again one that has the class seen least so far."""
+        """Labelled cases with foreground: each next case has the class that is rarest among those chosen before."""
         labelled = [case for case in cases.split("labelled") if case.has_label]
         classes = len(cases.class_names)
         has = np.array([[(cases.label(case) == label).any() for label in range(1, classes)] for case in labelled])
@@ -82,7 +86,7 @@ class Rca(JudgeKnobs):
         return Reference(case.group, self.features(cases.image(case), case, at), label[at], weight)
 
     def features(self, image: np.ndarray, case: Case, at: np.ndarray) -> np.ndarray:
-        """f64 `[voxel, feature]` of an image `[channel, *space]` at flat indices `[voxel]`."""
+        """Features f64 `[voxel, feature]` of an image f32 `[channel, *space]` at flat voxel indices i64 `[voxel]`."""
         from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
 
         edges = np.array(case.spacing_mm or (1.0,) * len(case.shape))
@@ -90,6 +94,7 @@ class Rca(JudgeKnobs):
         for channel in image:
             found.append(channel.ravel()[at])
             for scale in self.scales:
+                # Smoothing of equal width in mm: fewer voxels along axes with a coarse spacing.
                 sigma = scale * edges.min() / edges
                 found += [f(channel, sigma).ravel()[at] for f in (gaussian_filter, gaussian_gradient_magnitude)]
         if self.position:
@@ -100,17 +105,17 @@ class Rca(JudgeKnobs):
 
 @dataclass(frozen=True)
 class Reference:
-    """Voxels drawn from a labelled case."""
+    """Voxels drawn at random from one labelled case."""
 
     group: str
     features: np.ndarray  # f64 [voxel, feature]
     label: np.ndarray  # u8 [voxel], without 255
-    weight: np.ndarray  # f64 [voxel], voxels of the case that each stands for
+    weight: np.ndarray  # f64 [voxel], number of voxels of the case that a drawn voxel stands for
 
 
 @dataclass(frozen=True)
 class RcaScores:
-    """Scores by references; what is drawn depends on seed, case and all its masks."""
+    """Scores against the references; the draw of voxels depends on seed, case and all masks of the case."""
 
     knobs: Rca
     seed: int
@@ -125,7 +130,7 @@ class RcaScores:
         if not references or not len(at):
             return scores
         features = self.knobs.features(evidence.image, evidence.case, at)
-        middle = features.mean(0)  # moments of centred features do not cancel
+        middle = features.mean(0)  # centred features keep sums of squares from cancelling
         for slot, mask in enumerate(masks[:, at]):
             known = mask != UNKNOWN
             if known.any():
@@ -138,6 +143,7 @@ class RcaScores:
     def _dice(
         self, classifier: Discriminant, middle: np.ndarray, references: Sequence[Reference], classes: int
     ) -> float:
+        """Dice of a classifier: best or mean over references, then mean over the classes that a reference has."""
         found = np.stack(
             [
                 reference_dice(classifier.predict(reference.features - middle), reference, classes)
@@ -152,7 +158,7 @@ class RcaScores:
 
 
 def reference_dice(predicted: np.ndarray, reference: Reference, classes: int) -> np.ndarray:
-    """Dice f64 `[foreground class]` of classes `[voxel]` by weight; NaN where the reference lacks the class."""
+    """Weighted Dice f64 `[foreground class]` of classes i64 `[voxel]`; NaN where the reference lacks the class."""
     pairs = reference.label.astype(np.int64) * classes + predicted
     counts = np.bincount(pairs, reference.weight, classes**2).reshape(classes, classes)  # [true, predicted]
     true, both = counts.sum(1), np.diag(counts)
@@ -161,9 +167,9 @@ def reference_dice(predicted: np.ndarray, reference: Reference, classes: int) ->
 
 @dataclass(frozen=True)
 class Discriminant:
-    """Linear discriminant: normal features with one covariance for all classes."""
+    """Linear discriminant: normally distributed features with one covariance for all classes."""
 
-    present: np.ndarray  # i64 [known class]
+    present: np.ndarray  # i64 [known class], the classes that have voxels
     slope: np.ndarray  # f64 [known class, feature]
     offset: np.ndarray  # f64 [known class]
 
@@ -171,9 +177,11 @@ class Discriminant:
     def fitted(
         cls, features: np.ndarray, label: np.ndarray, weight: np.ndarray, ridge: float, classes: int
     ) -> Discriminant:
-        """From f64 `[voxel, feature]`, u8 `[voxel]` and f64 `[voxel]`, at least one voxel. A class without voxels is
-        never predicted; constant features count for nothing."""
-        # einsum, not BLAS, whose sums may depend on the number of threads.
+        """Fit to features f64 `[voxel, feature]`, classes u8 `[voxel]` and weights f64 `[voxel]` of at least one voxel.
+
+        A class without voxels is never predicted. Constant features have no influence.
+        """
+        # einsum in place of BLAS: sums of BLAS may depend on the number of threads.
         total = np.bincount(label, weight, classes)
         present = np.flatnonzero(total)
         member = weight[:, None] * (label[:, None] == present)  # [voxel, known class]
@@ -188,13 +196,16 @@ class Discriminant:
         return cls(present, slope, offset)
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """Class i64 `[voxel]`; the lowest of equally likely ones."""
+        """Most likely class i64 `[voxel]`; of equally likely classes the lowest."""
         likely = np.einsum("vf,cf->cv", features, self.slope) + self.offset[:, None]
         return self.present[likely.argmax(0)]
 
 
 def _strata(masks: np.ndarray) -> np.ndarray:
-    """u8 `[voxel]`: foreground in how many of the proposals `[proposal, voxel]`; 255 where all are unknown."""
+    """Stratum u8 `[voxel]`: no, a minority or a majority of the proposals `[proposal, voxel]` has foreground.
+
+    255 where all proposals are 255. Exactly half of the proposals is a minority.
+    """
     known = masks != UNKNOWN
     foreground = ((masks != 0) & known).sum(0)
     strata = np.where(2 * foreground > len(masks), _MAJORITY, np.where(foreground > 0, _MINORITY, _NOWHERE))
@@ -202,7 +213,10 @@ def _strata(masks: np.ndarray) -> np.ndarray:
 
 
 def _drawn(strata: np.ndarray, most: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Flat indices i64 of at most `most` voxels, as many of each stratum but 255, and how many each stands for."""
+    """Flat indices i64 of at most `most` voxels, and the number f64 of voxels that each of them stands for.
+
+    Every stratum but 255 has an equal part of `most`; a stratum with fewer voxels is taken whole.
+    """
     names = np.flatnonzero(np.bincount(strata, minlength=UNKNOWN)[:UNKNOWN]).tolist()
     indices, weights = [np.empty(0, np.int64)], [np.empty(0)]
     for name in names:

@@ -1,4 +1,4 @@
-"""Scores from any other tool: a CSV or Parquet file with one row per proposal."""
+"""Judge `table`: scores from any other tool, in a CSV or Parquet file with one row per proposal."""
 
 from __future__ import annotations
 
@@ -22,29 +22,35 @@ class ScoreTable(JudgeKnobs):
 
     kind: Literal["table"]
     path: Path
-    """CSV or Parquet; DVC depends on it."""
+    """CSV or Parquet file with the scores; DVC depends on the file."""
     case: str = "case_id"
-    """Column with the case id."""
+    """Name of the column with the case id."""
     proposal: str = "proposal"
-    """Column with the slot, 0, 1, ..."""
+    """Name of the column with the slot of the proposal: 0, 1, ..."""
     score: str = "score"
-    """Column with the score; an empty cell or NaN abstains."""
+    """Name of the column with the score. An empty cell or NaN means that the judge abstains."""
     higher_is_better: bool = True
-    """False for error or uncertainty measures: their sign is turned."""
+    """Set to false for measures of error or uncertainty: the sign of every score is then reversed."""
     missing: Literal["abstain", "error"] = "error"
-    """What a proposal without a row means; test cases need none, and rows that they have are not read."""
+    """Meaning of a proposal without a row: `abstain` gives the proposal no score, `error` refuses the file. Proposals
+    of test cases need no rows; rows of test cases are checked and not used."""
 
     def inputs(self) -> list[Path]:
         return [self.path]
 
     def ready(self, given: JudgeInputs) -> TableScores:
-        """Check the file against the proposals: columns, types, repeated and unknown rows, missing rows."""
+        """Check the file against the proposals and read the scores.
+
+        Raises `BadInput` for missing columns, cells of a wrong type, repeated rows, rows without a proposal, proposals
+        without a row, and scores of masks that changed since their export.
+        """
         cases, proposals = given.cases, given.proposals
         frame = read_foreign_table(self.path)
         for column in (self.case, self.proposal, self.score):
             if column not in frame.columns:
                 raise BadInput(
-                    f"{self.path}: expected a column '{column}', found {frame.columns}; set its name in tables"
+                    f"{self.path}: expected a column '{column}', found {frame.columns}; set the name of the "
+                    "column under tables in params.yaml"
                 )
         number = pl.col(self.proposal).cast(pl.Float64, strict=False)
         score = pl.col(self.score).cast(pl.Float64, strict=False)
@@ -65,14 +71,17 @@ class ScoreTable(JudgeKnobs):
         ):
             if len(rows):
                 case_id, cell = rows.select("case_id", "cell").row(0)
-                raise BadInput(f"{self.path}: {problem}: {len(rows)} rows, first: case '{case_id}', proposal {cell}")
+                raise BadInput(
+                    f"{self.path}: {problem}: {len(rows)} rows, first: case '{case_id}', proposal {cell}; correct or "
+                    "remove these rows"
+                )
         expected = scored_proposals(cases, proposals)
         absent = expected.join(found, on=["case_id", "proposal"], how="anti")
         if len(absent) and self.missing == "error":
             case_id, proposal = absent.select("case_id", "proposal").row(0)
             raise BadInput(
                 f"{self.path}: {len(absent)} of {len(expected)} proposals have no row, first: case '{case_id}', "
-                f"proposal {proposal}; set missing: abstain if that is meant"
+                f"proposal {proposal}; add rows, or set missing: abstain to leave these proposals without a score"
             )
         if "mask" in frame.columns:
             _check_masks(self.path, frame.select(self.case, self.proposal, "mask"), cases, proposals)
@@ -84,7 +93,7 @@ class ScoreTable(JudgeKnobs):
 
 
 def _check_masks(path: Path, rows: pl.DataFrame, cases: CaseStore, proposals: ProposalStore) -> None:
-    """Refuse scores of masks that have been made anew since they were exported."""
+    """Raise `BadInput` for a row whose mask hash differs from the hash of the proposal; rows without a hash pass."""
     known = {case.case_id: case for case in cases.all}
     for (case_id,), group in rows.group_by(rows.columns[0], maintain_order=True):
         hashes = proposals.mask_hashes(known[str(case_id)])
@@ -98,7 +107,7 @@ def _check_masks(path: Path, rows: pl.DataFrame, cases: CaseStore, proposals: Pr
 
 @dataclass(frozen=True)
 class TableScores:
-    """Scores by case and slot."""
+    """Scores by case id and slot; the judge abstains on every other proposal."""
 
     scores: dict[str, dict[int, float]]
 

@@ -1,1 +1,1 @@
-"""What learned judges share: training masks with known Dice, features and networks."""
+"""Shared parts of learned judges: training masks with true Dice, corruptions, features and networks."""

@@ -1,4 +1,4 @@
-"""Masks as a segmenter could get them wrong: realistic corruptions of a label map."""
+"""Realistic corruptions of a label map: errors that a segmenter could make."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from pipeline.proposals.samplers.morphology import moved
 from pipeline.store.schema import UNKNOWN
 
 MOST = 3
-"""Most corruptions of one mask, one after the other."""
+"""Most corruptions of one mask, applied one after the other."""
 EMPTY = 0.02
-"""Share of masks that come out empty whatever they were."""
+"""Probability that a mask is emptied in place of its corruptions, whatever the mask holds."""
 
 
 def corrupted(mask: np.ndarray, classes: int, generator: np.random.Generator) -> np.ndarray:
     """Label map u8 `[*space]` with one to three corruptions drawn at random.
 
-    The outline eroded, dilated or shifted elastically, the whole moved, a component or a part missing, a false
-    component, classes exchanged in a part (with more than one foreground class), or nothing left at all. Sizes are
-    drawn relative to the foreground's: from hardly visible to gross. 255 stays 255, and no other voxel becomes 255.
-    A mask without foreground gets a false component or stays empty; some draws change nothing.
+    A corruption erodes, dilates or elastically shifts the outline, moves the whole foreground, removes a component or a
+    part, adds a false component, or exchanges classes in a part (with more than one foreground class). With probability
+    `EMPTY` no foreground is left. Sizes are drawn relative to the size of the foreground, from hardly visible to gross.
+    255 stays 255, and no other voxel becomes 255. A mask without foreground gets a false component or stays empty. Some
+    draws change nothing.
     """
     unknown = mask == UNKNOWN
     known = np.where(unknown, 0, mask).astype(np.uint8)
@@ -38,8 +39,10 @@ def corrupted(mask: np.ndarray, classes: int, generator: np.random.Generator) ->
 
 
 def radius_of(known: np.ndarray) -> float:
-    """Radius in voxels of the disc or ball with as many voxels as the foreground; of an empty mask, an eighth of the
-    shortest edge; at least 1."""
+    """Radius in voxels, at least 1, of the disc or ball with as many voxels as the foreground.
+
+    An empty mask has an eighth of the shortest edge of the image.
+    """
     voxels = np.count_nonzero(known)
     if not voxels:
         return max(1.0, min(known.shape) / 8)
@@ -48,16 +51,16 @@ def radius_of(known: np.ndarray) -> float:
 
 
 def _severity(draw: np.random.Generator) -> float:
-    """A share in (0, 1], small ones more often: most errors of a trained segmenter are small."""
+    """Relative size of an error, 0.001 to 1.001, small sizes more often: most errors of a segmenter are small."""
     return 1 - draw.random() ** 0.5 + 1e-3
 
 
 def outline(known: np.ndarray, classes: int, draw: np.random.Generator) -> np.ndarray:
-    """Foreground eroded or dilated, borders between classes as they were."""
+    """Foreground eroded or dilated as a whole; borders between foreground classes stay."""
     kind = ("erode", "dilate")[draw.integers(2)]
-    # Eroding by half the radius of a disc leaves a quarter of it, dilating by half more than doubles it.
+    # Erosion by half the radius of a disc leaves a quarter of its area, dilation by half more than doubles the area.
     radius = max(1.0, 0.5 * radius_of(known) * _severity(draw))
-    # Distances are dear: only where the foreground is, with room to grow and background to erode from.
+    # Distances are expensive: a box around the foreground, with room to grow and background to erode from, is enough.
     around = _around(known, int(np.ceil(radius)) + 1)
     out = known.copy()
     out[around] = moved(known[around], kind, radius)
@@ -65,7 +68,7 @@ def outline(known: np.ndarray, classes: int, draw: np.random.Generator) -> np.nd
 
 
 def _around(known: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """Box of the foreground and a margin in voxels; there must be foreground."""
+    """Box around the foreground (at least one voxel), widened by a margin in voxels within the image."""
     from scipy.ndimage import find_objects
 
     (box,) = find_objects((known != 0).astype(np.uint8))
@@ -73,7 +76,7 @@ def _around(known: np.ndarray, margin: int) -> tuple[slice, ...]:
 
 
 def translated(known: np.ndarray, classes: int, draw: np.random.Generator) -> np.ndarray:
-    """All classes moved by up to one radius; what leaves the image is lost."""
+    """All classes moved together by up to one radius; voxels that leave the image are lost."""
     direction = draw.standard_normal(known.ndim)
     direction *= radius_of(known) * _severity(draw) / np.linalg.norm(direction)
     out = np.zeros_like(known)
@@ -87,12 +90,12 @@ def translated(known: np.ndarray, classes: int, draw: np.random.Generator) -> np
 
 
 def elastic(known: np.ndarray, classes: int, draw: np.random.Generator) -> np.ndarray:
-    """Every voxel takes the class of a place nearby; the way there changes smoothly, over about one radius."""
+    """Every voxel takes the class of a nearby place; the displacement varies smoothly, over about one radius."""
     from scipy.ndimage import map_coordinates, zoom
 
     radius = radius_of(known)
     amplitude = 0.5 * radius * _severity(draw)
-    # Three standard deviations: hardly anything moves further.
+    # A margin of three standard deviations: hardly any displacement is larger.
     around = _around(known, int(np.ceil(3 * amplitude)))
     shape = known[around].shape
     knots = tuple(max(2, round(length / radius) + 1) for length in shape)
@@ -108,7 +111,10 @@ def elastic(known: np.ndarray, classes: int, draw: np.random.Generator) -> np.nd
 
 
 def part_missing(known: np.ndarray, classes: int, draw: np.random.Generator) -> np.ndarray:
-    """Without one of several components, or, of a single one, without what a ball around one of its voxels covers."""
+    """Foreground without one component, or without an ellipse or ellipsoid around one of its voxels.
+
+    A component is removed in three of four draws if there are several components.
+    """
     from scipy.ndimage import label
 
     components, count = label(known != 0, np.ones((3,) * known.ndim))
@@ -119,14 +125,17 @@ def part_missing(known: np.ndarray, classes: int, draw: np.random.Generator) -> 
 
 
 def false_component(known: np.ndarray, classes: int, draw: np.random.Generator) -> np.ndarray:
-    """An ellipse or ellipsoid of one class on the background, anywhere in the image."""
+    """Mask with an ellipse or ellipsoid of one foreground class on the background, anywhere in the image."""
     centre = np.array([draw.integers(length) for length in known.shape])
     blob = _blob(known.shape, centre, radius_of(known) * (0.15 + 0.6 * _severity(draw)), draw)
     return np.where(blob & (known == 0), draw.integers(1, classes), known).astype(np.uint8)
 
 
 def swapped(known: np.ndarray, classes: int, draw: np.random.Generator) -> np.ndarray:
-    """One foreground class becomes another within a ball around one of its voxels; at times both ways."""
+    """One foreground class becomes another within an ellipse or ellipsoid around one of its voxels.
+
+    In half of the draws the other class also becomes the first.
+    """
     centre = _voxel_of(known, draw)
     first = int(known[tuple(centre)])
     second = int(draw.choice([label for label in range(1, classes) if label != first]))
@@ -139,13 +148,13 @@ def swapped(known: np.ndarray, classes: int, draw: np.random.Generator) -> np.nd
 
 
 def _voxel_of(known: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Place of a foreground voxel drawn at random, `[axis]`."""
+    """Place of a random foreground voxel, i64 `[axis]`."""
     inside = np.flatnonzero(known)
     return np.array(np.unravel_index(inside[draw.integers(len(inside))], known.shape))
 
 
 def _blob(shape: tuple[int, ...], centre: np.ndarray, radius: float, draw: np.random.Generator) -> np.ndarray:
-    """Ellipse or ellipsoid along the axes around a voxel, bool `[*shape]`; it holds at least this voxel."""
+    """Ellipse or ellipsoid along the axes around a centre voxel, bool `[*shape]`, with at least this voxel inside."""
     radii = np.maximum(0.5, radius * draw.uniform(0.7, 1.4, len(shape)))
     squares = np.zeros(())
     for axis, length in enumerate(shape):

@@ -1,4 +1,4 @@
-"""Expected Dice and error probability of a mask under class probabilities."""
+"""Expected Dice and error probability of a mask under class probabilities of the truth."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import numpy as np
 from pipeline.store.schema import UNKNOWN
 
 NETWORKS_FILE = "error_map.json"
-"""Beside the networks: how they are used and how good they were on patients that they had not seen; written last."""
+"""File beside the networks: held-out patients of each network and its measures on these patients; written last."""
 
 
 def expected_dice(p: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Expected Dice f64 `[class - 1]` of the foreground classes of a mask u8 `[*space]` under f32 `[class, *space]`.
+    """Expected Dice f64 `[class - 1]` of a mask u8 `[*space]` under probabilities f32 `[class, *space]`.
 
-    1 where a class is certainly absent and the mask has none of it; NaN without a known voxel.
+    One value per foreground class. 1 for a class that is certainly absent and empty in the mask; NaN without a known
+    voxel. The formula is in `ErrorMap`.
     """
     known = mask != UNKNOWN
     if not known.any():
@@ -21,6 +22,7 @@ def expected_dice(p: np.ndarray, mask: np.ndarray) -> np.ndarray:
     scores = []
     for label in range(1, len(p)):
         inside = mask == label
+        # The largest p of a voxel stands for the probability that the class is present at all.
         there = float(p[label][known].max())
         size = np.count_nonzero(inside)
         if size:
@@ -32,7 +34,10 @@ def expected_dice(p: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def error_of(p: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Error probability f32 `[*space]` of a mask u8 `[*space]` under f32 `[class, *space]`; NaN where it is 255."""
+    """Error probability f32 `[*space]` of a mask u8 `[*space]` under probabilities f32 `[class, *space]`.
+
+    NaN where the mask is 255.
+    """
     known = mask != UNKNOWN
     right = np.take_along_axis(p, np.where(known, mask, 0)[None].astype(np.intp), 0)[0]
     return np.where(known, np.clip(1 - right, 0, 1), np.nan).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a proposal looks like beside its siblings: numbers that a learned judge weighs."""
+"""Features of a proposal beside its siblings: the numbers that the judge `pairwise` weighs."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from pipeline.judges.kinds.likelihood import Likelihood
 from pipeline.measures.overlap import dice_to
 from pipeline.store.schema import UNKNOWN
 
-_BAND = 3.0  # width of the bands on both sides of a border, in edges of the finest axis
-_SMOOTHING = 1.0  # standard deviation before the gradient is taken, in the same
+_BAND = 3.0  # width of the band on each side of a border, in voxel edges of the finest axis
+_SMOOTHING = 1.0  # standard deviation of the smoothing before the gradient, in voxel edges of the finest axis
 
 
 def features(evidence: Evidence) -> dict[str, np.ndarray]:
-    """Finite f64 `[proposal]` by name, for at least two proposals; means over the foreground classes.
+    """Features by name, finite f64 `[proposal]`, mean over the foreground classes; for at least two proposals.
 
-    - `agreement`, `balanced_agreement`, `expected_dice`, `likelihood`, `boundary_entropy`: scores of those judges.
+    - `agreement`, `balanced_agreement`, `expected_dice`, `likelihood`, `boundary_entropy`: scores of these judges.
     - `dice_to_first`: Dice with slot 0.
-    - `edge`: mean gradient magnitude of the image on the border of a class, over its mean in the whole image.
-    - `contrast`: |mean intensity within a band inside the border less that outside|, over the image's standard
-      deviation; root mean square over the channels.
-    - `components`: log(1 + n), pieces that touch by face, edge or corner.
-    - `surface`: log(1 + s), with s the border in faces of a cube (edges of a square) of a voxel's volume.
-    - `volume`: log(1 + v) in voxels.
-    - `odd_volume`: |that less its median over the proposals|.
+    - `edge`: mean gradient magnitude of the image on the border of a class, over the mean in the whole image.
+    - `contrast`: |mean intensity in a band inside the border less mean intensity in a band outside|, over the image's
+      standard deviation; root mean square over the channels.
+    - `components`: log(1 + n) of n components, whose voxels touch by face, edge or corner.
+    - `surface`: log(1 + s) of the border area s, in faces of a cube (edges of a square) of a voxel's volume.
+    - `volume`: log(1 + v) of v voxels.
+    - `odd_volume`: |`volume` less the median of `volume` over the proposals|.
 
-    Borders are voxel faces between a class and what is known not to be it, by area; the image's edge and voxels that
-    are 255 are no border. `edge` and `contrast` of a class without a border (empty, full) are the mean over the
-    proposals that have one, so that they neither speak for nor against it, or 0 where none has; likewise
-    `boundary_entropy`. A constant image has 0 for both.
+    Borders are voxel faces between a class and known voxels outside the class, weighted by area. The image edge and
+    voxels that are 255 form no border. A class without a border (empty or full) has the mean `edge` and `contrast` of
+    the proposals with a border, or 0 if no proposal has one, so that both features speak neither for nor against the
+    proposal. `boundary_entropy` is filled in the same way. In a constant image `edge` and `contrast` are 0.
     """
     masks, classes = evidence.masks, evidence.classes
     edges = np.array(evidence.case.spacing_mm or (1.0,) * len(evidence.case.shape))
@@ -65,21 +65,21 @@ class Look(NamedTuple):
 
 
 class Image(NamedTuple):
-    """An image as the features need it."""
+    """An image, normalised for the features."""
 
-    channels: np.ndarray  # f64 [channel, *space], centred, each with standard deviation 1, or constantly 0
-    gradient: np.ndarray  # f64 [*space], magnitude over its mean
+    channels: np.ndarray  # f64 [channel, *space], each with mean 0 and standard deviation 1, or all 0
+    gradient: np.ndarray  # f64 [*space], gradient magnitude over its mean
     edges: np.ndarray  # f64 [axis], of a voxel
 
     @classmethod
     def of(cls, image: np.ndarray, edges: np.ndarray) -> Image:
-        """From f32 `[channel, *space]` and voxel edges; of any unit, the features have none."""
+        """Normalise f32 `[channel, *space]`; voxel edges f64 `[axis]` may have any unit, since features have none."""
         from scipy.ndimage import gaussian_filter
 
         space = tuple(range(1, image.ndim))
         centred = image.astype(np.float64) - image.mean(space, np.float64, keepdims=True)
         spread = centred.std(space, keepdims=True)
-        # What float32 makes of a constant is no contrast.
+        # The rounding of a constant channel in float32 is no contrast.
         flat = spread <= 1e-6 * np.abs(image).max(space, keepdims=True, initial=0)
         channels = np.where(flat, 0, centred) / np.where(flat, 1, spread)
         sigma = _SMOOTHING * edges.min() / edges
@@ -93,11 +93,11 @@ class Image(NamedTuple):
 
 
 def _looks(mask: np.ndarray, classes: int, image: Image) -> Iterator[Look]:
-    """Of each foreground class of a label map u8 `[*space]`; NaN for what has no border."""
+    """Features per foreground class of a label map u8 `[*space]`; `edge` and `contrast` are NaN without a border."""
     from scipy.ndimage import find_objects
     from scipy.ndimage import label as pieces
 
-    # Along axes of thick slices the next slice may be too far to be in the band.
+    # With thick slices the next slice may lie outside the band: the reach along this axis is then 0.
     reach = (_BAND * image.edges.min() / image.edges + 1e-6).astype(int).tolist()
     boxes = find_objects(np.where(mask < classes, mask, 0), max_label=classes - 1)
     for label, box in enumerate(boxes, start=1):
@@ -120,12 +120,15 @@ def _looks(mask: np.ndarray, classes: int, image: Image) -> Iterator[Look]:
 
 
 def _border(inside: np.ndarray, outside: np.ndarray, gradient: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
-    """Mean of `gradient` over the faces between the two by area, NaN without any, and their area over that of a cube
-    (edge length of a square) of a voxel's volume."""
+    """Mean of `gradient` over the border faces, weighted by area, and the area of the border.
+
+    The area is in faces of a cube (edges of a square) of a voxel's volume. The mean is NaN without a border.
+    """
     area, total = 0.0, 0.0
     for axis, edge in enumerate(edges):
         within, beyond, values = (np.moveaxis(array, axis, 0) for array in (inside, outside, gradient))
         faces = (within[:-1] & beyond[1:]) | (beyond[:-1] & within[1:])
+        # Area of one face, in faces of a cube of the same volume.
         one = edges.prod() / edge / edges.prod() ** (1 - 1 / len(edges))
         area += one * np.count_nonzero(faces)
         total += one * (values[:-1][faces].sum() + values[1:][faces].sum()) / 2
@@ -133,15 +136,21 @@ def _border(inside: np.ndarray, outside: np.ndarray, gradient: np.ndarray, edges
 
 
 def _contrast(inside: np.ndarray, outside: np.ndarray, channels: np.ndarray, reach: list[int]) -> float:
-    """Root mean square over channels `[channel, *space]` of the difference of means in the two bands; NaN without."""
+    """Difference of the means in the two bands, root mean square over the channels `[channel, *space]`.
+
+    NaN without bands.
+    """
     inner, outer = inside & _near(outside, reach), outside & _near(inside, reach)
-    if not inner.any():  # then neither is there an outer one
+    if not inner.any():  # bands come in pairs: without an inner band there is no outer band
         return np.nan
     return float(np.sqrt(np.mean((channels[:, inner].mean(1) - channels[:, outer].mean(1)) ** 2)))
 
 
 def _near(mask: np.ndarray, reach: list[int]) -> np.ndarray:
-    """Voxels at most this far from the mask along every axis: a box, since per axis it costs next to nothing."""
+    """Voxels at most `reach` away from the mask along every axis.
+
+    The neighbourhood is a box, since growth axis by axis costs next to nothing.
+    """
     for axis, most in enumerate(reach):
         grown = mask.copy()
         here, there = np.moveaxis(grown, axis, 0), np.moveaxis(mask, axis, 0)
@@ -153,7 +162,7 @@ def _near(mask: np.ndarray, reach: list[int]) -> np.ndarray:
 
 
 def _known(values: np.ndarray) -> np.ndarray:
-    """f64 `[proposal, ...]` with the mean of the proposals that have a value in place of NaN; 0 where none has."""
+    """Values f64 `[proposal, ...]` with NaN replaced by the mean over the other proposals, or by 0 if all are NaN."""
     missing = np.isnan(values)
     mean = np.where(missing, 0, values).sum(0) / np.maximum((~missing).sum(0), 1)
     return np.where(missing, mean, values)

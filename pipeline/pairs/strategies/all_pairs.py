@@ -1,4 +1,4 @@
-"""Every proposal over every lower scored one."""
+"""Strategy `all_pairs`: every proposal over every proposal with a lower score."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from pipeline.pairs.strategies.strategy import Candidates, Scored, StrategyKnobs
 
 
 class AllPairs(StrategyKnobs):
-    """Every proposal over every lower scored one, the widest margins first.
+    """Every proposal over every proposal with a lower score, the widest margins first.
 
-    Where more pairs have one margin than `max_pairs_per_case` leaves room for, none of these is taken.
+    If the limit `max_pairs_per_case` falls among pairs of equal margin, all pairs of this margin are dropped.
     """
 
     kind: Literal["all_pairs"]
     max_pairs_per_case: Annotated[int, Field(ge=1)] = 6
-    """Most pairs of one case."""
+    """Largest number of pairs per case."""
 
     def candidates(self, scored: Scored, seed: int) -> Candidates:
         _, order, count = ranked(scored.scores)
         slots, most = order.shape[1], self.max_pairs_per_case
-        # The pair of the a-th from the top and the b-th from the bottom has (a+1)(b+1) - 1 pairs that are as wide.
+        # Of the pair with ranks a from the top and b from the bottom, (a+1)(b+1) - 1 other pairs are at least as wide.
+        # Only the `most` + 1 widest pairs matter: the last of them shows whether the limit cuts equal margins apart.
         ranks = [(a, b) for a in range(slots) for b in range(slots - 1 - a) if (a + 1) * (b + 1) <= most + 1]
         above, below = np.array(ranks, np.int64).reshape(-1, 2).T
         last = count[:, None] - 1 - below

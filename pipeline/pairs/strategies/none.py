@@ -1,4 +1,4 @@
-"""An empty pair set."""
+"""Strategy `none`: an empty pair set."""
 
 from __future__ import annotations
 

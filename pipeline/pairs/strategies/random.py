@@ -1,4 +1,4 @@
-"""Two proposals drawn at random, the better scored one chosen."""
+"""Strategy `random`: two proposals drawn at random, the proposal with the higher score chosen."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pipeline.pairs.strategies.strategy import Candidates, Scored, StrategyKnobs
 
 
 class Random(StrategyKnobs):
-    """Two proposals drawn at random, the better scored one chosen: what mining by rank has to beat.
+    """Two proposals drawn at random, the proposal with the higher score chosen. Baseline for mining by rank.
 
-    Further pairs are drawn from the proposals that are left.
+    Further pairs are drawn from the remaining proposals.
     """
 
     kind: Literal["random"]

@@ -1,4 +1,4 @@
-"""Mining strategies: which two proposals of a case are compared, by the scores of one judge."""
+"""Base class of the mining strategies: which two proposals of a case are compared, by the scores of one judge."""
 
 from __future__ import annotations
 
@@ -13,47 +13,49 @@ from pipeline.seeding import seed_of
 
 
 class Scored(NamedTuple):
-    """The scores of one judge for a block of cases; NaN for duplicates and where the judge abstained."""
+    """Scores of one judge for a block of cases."""
 
     case_id: pl.Series  # [case]
-    scores: np.ndarray  # f64 [case, slot]
+    scores: np.ndarray  # f64 [case, slot]; NaN for duplicates and where the judge abstained
 
 
 class Candidates(NamedTuple):
-    """Possible pairs, all `[candidate]`; those of one case beside each other, the first choice first."""
+    """Possible pairs, all arrays `[candidate]`. Candidates of a case lie beside each other, the first choice first."""
 
-    row: np.ndarray  # case in the block
+    row: np.ndarray  # index of the case in the block
     chosen: np.ndarray  # slot
     rejected: np.ndarray  # slot
-    tie: np.ndarray  # another proposal could stand in for one of the two: only its index would decide
+    tie: np.ndarray  # bool; another proposal fits as well as one of the two, and only the index would decide
 
 
 class StrategyKnobs(Knobs):
-    """Filters that every strategy has; all but `keep_fraction` look at one pair at a time."""
+    """Filters of every strategy. All filters but `keep_fraction` look at one case at a time."""
 
     min_margin: Annotated[float, Field(ge=0)] = 0.0
-    """Least difference of the two scores; equal scores never make a pair."""
+    """Smallest difference of the two scores, in units of the score. Equal scores never make a pair."""
     min_p_correct: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Least calibrated probability that the order is right. Null: one half where the audit could calibrate, and no
-    filter where it could not; 0 reports `p_correct` and keeps even pairs that are more likely wrong than right."""
+    """Smallest calibrated probability that the order is right. Null means one half if the audit calibrated the pair
+    set, and no filter otherwise. With 0, even pairs that are more likely wrong than right are kept, and `p_correct` is
+    reported."""
     min_disagreement: Annotated[int, Field(ge=1)] = 1
-    """Least |D| in voxels of the working grid."""
+    """Smallest size |D| of the disagreement region, in voxels of the working grid."""
     max_pairs_per_case: Annotated[int, Field(ge=1)] = 1
-    """Most pairs of one case."""
+    """Largest number of pairs per case."""
     keep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the split's cases with a pair left that are kept, rounded, at least one case: those whose widest margin
-    is largest. Cases that share the margin at the cut are dropped together, so fewer may be kept."""
+    """Share of the cases with pairs that is kept: the cases whose widest margin is largest. The number of cases is
+    rounded and at least one. Cases that share the margin at the cut are all dropped, so fewer cases, or none, may be
+    kept."""
 
 
 class Ranking(NamedTuple):
-    """Proposals of each case, best first. The order among equal scores is arbitrary: no pair may depend on it."""
+    """Proposals of each case, best first. The order among equal scores is arbitrary, so no pair may depend on it."""
 
     scores: np.ndarray  # f64 [case, slot]
-    order: np.ndarray  # slots [case, rank], those without a score last
-    known: np.ndarray  # number of scored proposals [case]
+    order: np.ndarray  # i64 [case, rank], slots; slots without a score come last
+    known: np.ndarray  # i64 [case], number of scored proposals
 
     def tied(self, row: np.ndarray, rank: int | np.ndarray) -> np.ndarray:
-        """Whether the proposals `[n]` of these cases and ranks share their score with a neighbour in rank."""
+        """Whether the proposal at each row and rank shares its score with a neighbour in rank, bool `[n]`."""
         at, last = np.broadcast_to(rank, row.shape), self.order.shape[1] - 1
         score = self._score(row, at)
         above = (at > 0) & (self._score(row, np.maximum(at - 1, 0)) == score)
@@ -64,13 +66,15 @@ class Ranking(NamedTuple):
 
 
 def ranked(scores: np.ndarray) -> Ranking:
+    """Ranking of scores f64 `[case, slot]`; NaN stands for a slot without a score."""
     return Ranking(scores, np.argsort(-scores, axis=1), np.count_nonzero(~np.isnan(scores), axis=1))
 
 
 def shuffled(seed: int, what: str, case_ids: pl.Series, scores: np.ndarray) -> np.ndarray:
-    """Slots `[case, turn]` in a random order that depends on seed, case and slot alone; those without a score last.
+    """Slots i64 `[case, turn]` in random order; slots without a score come last.
 
-    Keys are splitmix64 (Steele, Lea and Flood 2014) of the case's seed.
+    The order depends on `seed`, `what`, the case and the slot alone. Slots are sorted by keys of splitmix64 (Steele,
+    Lea and Flood 2014), started from a seed of the case.
     """
     state = np.array([seed_of(seed, what, case_id) for case_id in case_ids], np.uint64)[:, None]
     mixed: np.ndarray = state + np.arange(1, scores.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -82,7 +86,7 @@ def shuffled(seed: int, what: str, case_ids: pl.Series, scores: np.ndarray) -> n
 
 
 def together(found: list[Candidates]) -> Candidates:
-    """The turns of a strategy in one, those of a case beside each other in the order of the turns."""
+    """Candidates of all turns of a strategy, grouped by case, and within a case in the order of the turns."""
     if len(found) == 1:
         return found[0]
     if not found:

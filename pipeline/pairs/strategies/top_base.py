@@ -1,4 +1,4 @@
-"""The judge's best proposals over the base prediction."""
+"""Strategy `top_base`: the judge's best proposals over the base prediction."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from pipeline.pairs.strategies.strategy import Candidates, Scored, StrategyKnobs
 
 
 class TopBase(StrategyKnobs):
-    """The judge's best proposals over the base prediction, where it scores them above it: all of D is active."""
+    """The judge's best proposals over the base prediction, if their scores are above the score of the base.
+
+    The base is the rejected mask, so the base differs from chosen on all of D: all of D is active.
+    """
 
     kind: Literal["top_base"]
 
     def candidates(self, scored: Scored, seed: int) -> Candidates:
+        # Slot 0, the base prediction, is left out of the ranking. Slots of the ranking are therefore one too low.
         ranking = ranked(scored.scores[:, 1:])
         _, order, count = ranking
         judged = ~np.isnan(scored.scores[:, 0])

@@ -1,4 +1,4 @@
-"""The judge's best proposal over its worst."""
+"""Strategy `top_bottom`: the judge's best proposal over the judge's worst proposal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pipeline.pairs.strategies.strategy import Candidates, Scored, StrategyKnobs
 
 
 class TopBottom(StrategyKnobs):
-    """The judge's best proposal over its worst; further pairs are second best over second worst, and so on."""
+    """The judge's best proposal over the judge's worst proposal.
+
+    Further pairs are the second best over the second worst proposal, and so on.
+    """
 
     kind: Literal["top_bottom"]
 

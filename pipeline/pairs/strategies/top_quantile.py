@@ -1,4 +1,4 @@
-"""The judge's best proposal over one well below the mean."""
+"""Strategy `top_quantile`: the judge's best proposal over a proposal well below the mean score."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipeline.pairs.strategies.strategy import Candidates, Scored, StrategyKnobs
 
 
 class TopQuantile(StrategyKnobs):
-    """The judge's best proposal over the one whose score is nearest to the mean less some standard deviations.
+    """The judge's best proposal over the proposal whose score is nearest to mean - `deviations` x standard deviation.
 
-    Among many proposals the worst is an outlier that nobody needs to be warned of. Mean and (population) standard
-    deviation are those of the case's scores. Further pairs reject the next nearest. Two that are equally near tie.
+    Mean and population standard deviation are over the scores of the case. Among many proposals the worst proposal is
+    an outlier that teaches nothing. Further pairs reject the next nearest proposals. Equally near proposals tie.
     """
 
     kind: Literal["top_quantile"]
     deviations: Annotated[float, Field(ge=0)] = 2.0
-    """Standard deviations below the mean at which the rejected proposal is sought."""
+    """Distance of the rejected proposal's score below the mean, in standard deviations."""
 
     def candidates(self, scored: Scored, seed: int) -> Candidates:
         scores = scored.scores
@@ -29,6 +29,7 @@ class TopQuantile(StrategyKnobs):
         mean = np.nansum(scores, axis=1, keepdims=True) / some
         deviation = np.sqrt(np.nansum((scores - mean) ** 2, axis=1, keepdims=True) / some)
         distance = np.abs(scores - (mean - self.deviations * deviation))
+        # The top pick is the chosen mask and cannot be rejected as well.
         np.put_along_axis(distance, order[:, :1], np.nan, axis=1)
         nearness = ranked(-distance)
         found = []

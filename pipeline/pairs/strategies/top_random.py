@@ -1,4 +1,4 @@
-"""The judge's best proposal over others drawn at random."""
+"""Strategy `top_random`: the judge's best proposal over other proposals drawn at random."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.pairs.strategies.strategy import Candidates, Scored, StrategyKnobs
 
 
 class TopRandom(StrategyKnobs):
-    """The judge's best proposal over others drawn at random."""
+    """The judge's best proposal over other proposals drawn at random."""
 
     kind: Literal["top_random"]
 
