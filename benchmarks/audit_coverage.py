@@ -23,11 +23,11 @@ from pipeline.audit.audit import Audit
 from pipeline.audit.judges import audit_judge, validation_scores
 from pipeline.audit.pair_sets import audit_pairs, try_pairs, voxel_shares
 from pipeline.compute import Compute
-from pipeline.execution import Execution
+from pipeline.execution import Execution, Runtime
 from pipeline.judges.judge import Evidence
 from pipeline.judges.kinds.synthetic import Synthetic, SyntheticScores
 from pipeline.judges.panel import build_panel
-from pipeline.judges.score import judge
+from pipeline.judges.score import JudgeFiles, judge
 from pipeline.measures.overlap import disagreement, first_equal
 from pipeline.pairs.mine import PairSet
 from pipeline.seeding import numpy_generator
@@ -35,7 +35,7 @@ from pipeline.store import schema
 from pipeline.store.arrays import create_array, open_array
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import write_json, write_manifest
-from pipeline.store.proposals import ProposalStore
+from pipeline.store.proposals import Data, ProposalStore
 from pipeline.store.tables import scan_table, write_table
 
 PATIENTS = 25
@@ -43,7 +43,7 @@ CASES = 2
 """Of a patient; they share how wrong the proposals are."""
 SLOTS = 6
 EDGE = 24
-ONE = Execution(scheduler="synchronous", workers=1, progress="none")
+RUNTIME = Runtime(Compute(), 0, Execution(scheduler="synchronous", workers=1, progress="none"))
 
 JUDGES = {
     "flip": Synthetic(kind="synthetic", flip=0.2),
@@ -107,9 +107,8 @@ def drawn_and_judged(seeds: int, judges: Sequence[str]) -> Iterator[Population]:
         # In memory: tens of thousands of reads of single masks would be most of the time.
         vars(cases)["_labels"], vars(proposals)["_masks"] = labels, masks
         for judge_name in judges:
-            stores = (cases, proposals, proposals)
-            table = Path("scores") / f"{judge_name}.parquet"
-            judge(judge_name, JUDGES[judge_name], *stores, Path("models") / judge_name, Compute(), 0, table, ONE)
+            files = JudgeFiles(Path("models") / judge_name, Path("scores") / f"{judge_name}.parquet")
+            judge(judge_name, JUDGES[judge_name], Data(cases, proposals), proposals, files, RUNTIME)
         build_panel(cases, proposals, Path("scores"), judges, Path("panel.parquet"))
         panel = scan_table(Path("panel.parquet"), schema.panel(judges)).collect()
         yield Population(cases, proposals, panel)

@@ -74,8 +74,7 @@ def _prepare() -> Callable[[], Any]:
 
 
 def _base() -> Callable[[], Any]:
-    from benchmarks.proposals import ONE
-    from pipeline.compute import Compute
+    from benchmarks.proposals import RUNTIME
     from pipeline.segmenter.augmentation import Augmentation
     from pipeline.segmenter.base import train_base
     from pipeline.segmenter.knobs import Base, Network, Optimisation
@@ -86,12 +85,11 @@ def _base() -> Callable[[], Any]:
     knobs = Base(network=network, optimisation=steps, batch=2, members=1)
     flips = Augmentation(flips=(0, 1, 2))
     cases = CaseStore(Path("cases"))
-    return lambda: train_base(cases, knobs, flips, Compute(), 0, BASE, Path("base.csv"), ONE)
+    return lambda: train_base(cases, knobs, flips, RUNTIME, BASE, Path("base.csv"))
 
 
 def _propose(splits: tuple[str, ...]) -> Callable[[], Any]:
-    from benchmarks.proposals import ONE
-    from pipeline.compute import Compute
+    from benchmarks.proposals import RUNTIME
     from pipeline.proposals.propose import Propose, propose
     from pipeline.proposals.samplers.ensemble import Ensemble
     from pipeline.proposals.samplers.mc_dropout import MCDropout
@@ -105,7 +103,7 @@ def _propose(splits: tuple[str, ...]) -> Callable[[], Any]:
     }
     knobs = Propose.model_validate({"samplers": samplers, "splits": splits})
     cases = CaseStore(Path("cases"))
-    return lambda: propose(cases, BASE, knobs, Compute(), 0, Path("proposals"), ONE)
+    return lambda: propose(cases, BASE, knobs, Path("proposals"), RUNTIME)
 
 
 def _pairs() -> None:
@@ -143,10 +141,11 @@ def _train() -> Callable[[], Any]:
     from pipeline.compute import Compute
     from pipeline.segmenter.augmentation import Augmentation
     from pipeline.segmenter.knobs import Optimisation
-    from pipeline.segmenter.weights import Model
+    from pipeline.segmenter.models import Model
     from pipeline.store.cases import CaseStore
-    from pipeline.store.proposals import ProposalStore
+    from pipeline.store.proposals import Data, ProposalStore
     from pipeline.students.objectives.preference import Preference
+    from pipeline.students.start import Start
     from pipeline.students.student import Anchor, Student, Training
     from pipeline.students.train import train_student
 
@@ -154,22 +153,22 @@ def _train() -> Callable[[], Any]:
     steps = Optimisation(steps=1, learning_rate=1e-4, evaluate_every=1)
     student = Student(pairs="pairs", objective=Preference(kind="preference"), anchor=Anchor())
     training = Training(optimisation=steps, images=2, labelled=2)
-    stores = CaseStore(Path("cases")), ProposalStore(Path("proposals"))
-    rest = Path("pairs.parquet"), Model(BASE), training, Augmentation(flips=(0, 1, 2)), Compute(), 0
-    return lambda: train_student("student", student, *stores, *rest, Path("student"), Path("student.csv"))
+    data = Data(CaseStore(Path("cases")), ProposalStore(Path("proposals")))
+    flips = Augmentation(flips=(0, 1, 2))
+    start = Start("student", student, Model(BASE), data, Path("pairs.parquet"), training, flips, Compute(), 0)
+    return lambda: train_student(start, Path("student"), Path("student.csv"))
 
 
 def _evaluate() -> Callable[[], Any]:
-    from benchmarks.proposals import ONE
-    from pipeline.compute import Compute
-    from pipeline.evaluation.evaluate import evaluate_model
+    from benchmarks.proposals import RUNTIME
+    from pipeline.evaluation.evaluate import EvaluationFiles, evaluate_model
     from pipeline.evaluation.metrics import Evaluation
     from pipeline.store.cases import CaseStore
-    from pipeline.store.proposals import ProposalStore
+    from pipeline.store.proposals import Data, ProposalStore
 
-    stores = CaseStore(Path("cases")), ProposalStore(Path("proposals"))
-    rest = BASE, None, Evaluation(nsd_tolerance=2), Compute(), Path("base.parquet"), Path("base.json"), ONE
-    return lambda: evaluate_model("base", *stores, *rest)
+    data = Data(CaseStore(Path("cases")), ProposalStore(Path("proposals")))
+    files = EvaluationFiles(BASE, Path("base.parquet"), Path("base.json"))
+    return lambda: evaluate_model("base", data, files, None, Evaluation(nsd_tolerance=2), RUNTIME)
 
 
 def _measured(stage: str, size: tuple[int, ...]) -> None:

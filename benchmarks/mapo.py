@@ -5,7 +5,7 @@ Better boundaries (ASSD), less overfitting (Dice on the labelled cases less Dice
 and their splits are the same for all. `run` makes one seed (start several beside each other), `draw` collects them.
 
     python -m benchmarks.mapo run --data polyps --network cnn --seed 0 --raw RAW/kvasir-seg --out mapo
-    python -m benchmarks.mapo draw --out mapo --table docs/mapo.csv --figure docs/mapo.svg
+    python -m benchmarks.mapo draw --out mapo --table docs/results/mapo.csv --figure docs/results/mapo.png
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
 
+from benchmarks.figure import save_png
 from benchmarks.stage import stage
 
 EXAMPLES = {"polyps": "kvasir", "hippocampus": "hippocampus"}
@@ -135,14 +136,14 @@ def _measure(name: str, model: Path) -> None:
     from pipeline.evaluation.prediction import predictions
     from pipeline.params import load_params
     from pipeline.store.cases import CaseStore
-    from pipeline.store.proposals import ProposalStore
+    from pipeline.store.proposals import Data, ProposalStore
 
     path = Path("measured") / f"{name}.parquet"
     if path.exists():
         return
     path.parent.mkdir(exist_ok=True)
     params, cases = load_params(Path("params.yaml")), CaseStore(Path("data/cases"))
-    found = predictions(model, cases, ProposalStore(Path("data/proposals")), params.compute)
+    found = predictions(model, Data(cases, ProposalStore(Path("data/proposals"))), params.compute)
     tables = [
         means_per_case(evaluate(cases, cases.split(split), [checkpoint], None, params.evaluation)).with_columns(
             pl.lit(turn).alias("checkpoint"), pl.lit(split).alias("split")
@@ -231,10 +232,9 @@ def scale_of(column: str) -> int:
 def _figure(settings: list[Path], figure: Path) -> None:
     import matplotlib
 
-    matplotlib.use("svg")
+    matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams["svg.hashsalt"] = "mapo"
     size = (4.2 * len(CURVES), 2.9 * len(settings))
     sheet, panels = plt.subplots(len(settings), len(CURVES), figsize=size, layout="constrained", squeeze=False)
     for row, setting in zip(panels, settings, strict=True):
@@ -252,7 +252,7 @@ def _figure(settings: list[Path], figure: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
     lines = [plt.Line2D([], [], color=color, lw=1.4, label=arm) for color, arm in zip(COLOURS, ARMS, strict=True)]
     sheet.legend(handles=lines, loc="outside upper center", ncols=len(ARMS), frameon=False, fontsize=9)
-    sheet.savefig(figure, metadata={"Date": None})
+    save_png(sheet, figure, dpi=130)
 
 
 if __name__ == "__main__":

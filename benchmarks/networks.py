@@ -1,4 +1,4 @@
-"""A network of MONAI through all stages but the report, on 24 real cases: a row of `docs/networks.md`.
+"""A network of MONAI through all stages but the report, on 24 real cases: a row of `docs/results/networks.md`.
 
     python -m benchmarks.networks polyps UNet '{"channels": [16, 32, 64], "strides": [2, 2]}' --raw RAW/kvasir-seg
 

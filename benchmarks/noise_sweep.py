@@ -4,7 +4,8 @@ A seed covers base, proposals, judge and students; the cases and their splits ar
 and seeds are resampled together. `run` makes one seed (start several beside each other), `draw` collects them.
 
     python -m benchmarks.noise_sweep run --seed 0 --out sweep
-    python -m benchmarks.noise_sweep draw --out sweep --figure docs/noise_sweep.svg --table docs/noise_sweep.csv
+    python -m benchmarks.noise_sweep draw --out sweep --figure docs/results/noise_sweep.png \\
+        --table docs/results/noise_sweep.csv
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
 
+from benchmarks.figure import save_png
 from benchmarks.stage import stage
 
 LEVELS: dict[str, dict[float, dict[str, Any]]] = {
@@ -62,6 +64,7 @@ def parameters(seed: int) -> dict[str, Any]:
     params["seed"] = seed
     params["base"]["members"] = 1
     params["judges"] = {name: {"kind": "synthetic", **knobs} for name, knobs in JUDGES.items()}
+    params["consensus"] = {}
     strategy = {"kind": "top_bottom", "min_disagreement": 16, "max_pairs_per_case": 4}
     # Pairs that the audit finds out are trained on all the same: their noise is what is studied.
     strategy["min_p_correct"] = 0.0
@@ -128,7 +131,7 @@ def draw(out: Path, figure: Path, table: Path) -> None:
     """The gain over the base by noise, with 95 % intervals over seeds and patients, as a figure and as numbers."""
     import matplotlib
 
-    matplotlib.use("svg")
+    matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     from pipeline.report.compare import gain_over_seeds
@@ -156,7 +159,6 @@ def draw(out: Path, figure: Path, table: Path) -> None:
     columns = ["error", "level", "noise_rate", "objective", "seeds", "gain", "low", "high"]
     found = pl.DataFrame(rows, schema=columns, orient="row")
     found.write_csv(table, float_precision=4)
-    plt.rcParams["svg.hashsalt"] = "noise_sweep"
     sheet, panels = plt.subplots(1, len(LEVELS), figsize=(13, 4), sharey=True, layout="constrained")
     for axes, (title, levels) in zip(panels, LEVELS.items(), strict=True):
         width = max(levels) - min(levels)
@@ -171,7 +173,7 @@ def draw(out: Path, figure: Path, table: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("sustained test Dice, gain over base, points")
     panels[0].legend(frameon=False)
-    sheet.savefig(figure, metadata={"Date": None})
+    save_png(sheet, figure, dpi=144)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.losses import dice_ce
-from pipeline.segmenter.weights import Architecture
-from pipeline.students.objectives.objective import PairStatistics, PoolBatch
+from pipeline.students.batch import PairStatistics, PoolBatch
 from pipeline.students.objectives.preference import Preference
 
 ROUNDS = 15

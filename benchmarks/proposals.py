@@ -21,18 +21,21 @@ from pipeline.cases.preprocess import Preprocess
 from pipeline.cases.readers.phantom import Phantom
 from pipeline.cases.splits import Splits
 from pipeline.compute import Compute
-from pipeline.execution import Execution
+from pipeline.execution import Execution, Runtime
 from pipeline.proposals.propose import Propose, propose
 from pipeline.proposals.samplers.mc_dropout import MCDropout
 from pipeline.proposals.samplers.tta import TTA
+from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.knobs import MODELS
-from pipeline.segmenter.weights import Architecture, Model, save_weights
+from pipeline.segmenter.models import Model
+from pipeline.segmenter.weights import save_weights
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import write_json, write_manifest
 
 ROUNDS = 5
 PASSES = 8
 ONE = Execution(scheduler="synchronous", workers=1, progress="none")
+RUNTIME = Runtime(Compute(), 0, ONE)
 SAMPLERS = Propose(
     samplers={
         "dropout": MCDropout(kind="mc_dropout", rates=(0.1, 0.2, 0.35, 0.5)),
@@ -81,7 +84,7 @@ def compare(size: tuple[int, ...], cases: int) -> None:
                     network(image)
 
         def stage() -> None:
-            propose(store, model.folder, SAMPLERS, Compute(), 0, Path("out"), ONE)
+            propose(store, model.folder, SAMPLERS, Path("out"), RUNTIME)
 
         bare()
         stage()

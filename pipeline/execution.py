@@ -1,6 +1,6 @@
 """Running one task per shard on any Dask scheduler, with resume, progress and collected failures.
 
-Nothing here changes results: tasks are functions of their shard, and outputs are assembled in shard order.
+The scheduler never changes results: a task is a function of its shard, and outputs are joined in shard order.
 """
 
 from __future__ import annotations
@@ -23,47 +23,73 @@ from typing import Annotated, Any, Literal
 import polars as pl
 from pydantic import Field
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 from pipeline.source_code import code_of
 from pipeline.store.manifest import sha256
 
 WORK = Path(".work")
-"""Finished shards of unfinished stages; deleted on success, ignored by git and DVC."""
+"""Folder of the finished shards of unfinished stages. Deleted on success, ignored by git and DVC."""
 
 
 class Execution(Knobs):
-    """How work is run. Changes speed, never results, so no stage depends on it."""
+    """Scheduler, workers and progress. These knobs change speed, never results, so no stage depends on them."""
 
     scheduler: Literal["synchronous", "threads", "processes", "cluster"] = "threads"
-    """`cluster` is Dask distributed: the one at `address`, or a local one."""
+    """Dask scheduler. `cluster` is Dask distributed: the cluster at `address`, or a local cluster."""
     address: str | None = None
-    """Address of a Dask scheduler, e.g. `tcp://10.0.0.1:8786`."""
+    """Address of a Dask scheduler for `cluster`, e.g. `tcp://10.0.0.1:8786`. Null starts a local cluster."""
     workers: Annotated[int, Field(gt=0)] = 2
-    """Shards in work at a time."""
+    """Most shards in work at a time. A cluster at `address` has workers of its own."""
     memory_gb: Annotated[float, Field(gt=0)] = 8.0
-    """Budget that bounds the number of shards in work."""
+    """Memory budget in GiB of all shards in work. The budget lowers the number of shards in work to at least one."""
     progress: Literal["auto", "bar", "lines", "none"] = "auto"
-    """`auto` is a bar on a terminal and plain lines elsewhere."""
+    """Progress on standard error. `auto` is a bar on a terminal and plain lines elsewhere."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Compute knobs, seed and execution of a stage that trains or infers."""
+
+    compute: Compute
+    seed: int
+    execution: Execution = field(default_factory=Execution)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One unit of work: its place in the output and what it holds (rows of the arrays, or names)."""
+    """A unit of work: its index in the output and its members, which are rows of the arrays or names."""
 
     index: int
     members: tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Limits on the number and the place of the tasks that run at the same time."""
+
+    bytes_per_shard: int = 0
+    """Bytes of memory of a task. `execution.memory_gb` over this number limits the tasks in work; 0 sets no limit."""
+    isolated: bool = False
+    """Whether a task uses state of the process, such as torch's global generator.
+
+    Two isolated tasks never share a process at one time.
+    """
+
+
+NO_LIMITS = Limits()
+
+
 @dataclass
 class CaseFailures:
-    """Collects the failures of single cases, so that one bad case does not hide the next."""
+    """Collects the failures of single cases, so that a bad case does not hide the next bad case."""
 
     messages: list[str] = field(default_factory=list)
 
     @contextmanager
     def of(self, case_id: str) -> Iterator[None]:
-        """Record a failure of this case instead of raising it; `raise_any` raises them together."""
+        """Context that records a failure of this case instead of raising. `raise_any` raises all failures together."""
         try:
             yield
         except BadInput as error:
@@ -74,15 +100,16 @@ class CaseFailures:
             self.messages.append(f"case '{case_id}': {type(error).__name__}: {error} ({at})")
 
     def raise_any(self) -> None:
-        """Raise what was collected as one `BadInput`."""
+        """Raise one `BadInput` with all recorded failures. Without a failure nothing is raised."""
         if self.messages:
             raise BadInput.all(self.messages)
 
 
 def fingerprint(module: str, knobs: object, inputs: Sequence[Path]) -> str:
-    """Key of unfinished work: knobs, input hashes, the code that the module and the knobs use, versions of libraries.
+    """Key of unfinished work: a hash of the knobs, the inputs, the code in use and the versions of libraries.
 
-    `module` is the dotted name of the module that does the work.
+    `module` is the dotted name of the module that does the work. The code in use is the code of the module and of the
+    knobs. The version of Python counts too. Raises `BadInput` for a missing input.
     """
     for path in inputs:
         if not path.is_file():
@@ -100,9 +127,9 @@ def fingerprint(module: str, knobs: object, inputs: Sequence[Path]) -> str:
 
 @contextmanager
 def workspace(stage: str, module: str, knobs: object, inputs: Sequence[Path]) -> Iterator[Path]:
-    """Folder for finished shards: kept if the stage fails or is killed, deleted when it succeeds.
+    """Folder for finished shards, kept if the stage fails or is killed, deleted if the stage succeeds.
 
-    Work of the same stage under another `fingerprint` is deleted: it can never be used again.
+    Work of the same stage under another `fingerprint` cannot be resumed and is deleted.
     """
     key = fingerprint(module, knobs, inputs)
     root = WORK / stage
@@ -117,9 +144,10 @@ def workspace(stage: str, module: str, knobs: object, inputs: Sequence[Path]) ->
 
 
 def publish(source: Path, target: Path) -> None:
-    """Put a finished file or folder of the workspace into the stage's output.
+    """Put a finished file or folder of the workspace into the stage's output. An earlier `target` is replaced.
 
-    Hard links where the file system has them: nothing is copied, and a stage killed here still has its workspace.
+    Files are hard links if the file system supports them. So nothing is copied, and a stage that is killed during
+    `publish` still has its workspace.
     """
 
     def place(file: str, to: str) -> None:
@@ -141,7 +169,7 @@ def publish(source: Path, target: Path) -> None:
 
 
 def shards_of(members: Sequence[Any], size: int, key: Callable[[Any], int] | None = None) -> list[Shard]:
-    """Group members into shards of an array by their row (`key`), or else by their order."""
+    """Members grouped into shards of `size` rows, by the row that `key` gives or else by their position."""
     groups: dict[int, list[Any]] = {}
     for position, member in enumerate(members):
         groups.setdefault((position if key is None else key(member)) // size, []).append(member)
@@ -154,28 +182,29 @@ def run(
     folder: Path,
     execution: Execution,
     what: str,
-    bytes_per_shard: int = 0,
-    isolated: bool = False,
+    limits: Limits = NO_LIMITS,
     unit: str = "shards",
 ) -> pl.DataFrame:
     """Run `task` on every shard that is not done; return the rows of all shards in shard order.
 
-    A shard is done when `folder/done/INDEX.arrow` exists, which is renamed into place after the task returned.
-    `isolated` tasks use process-wide state (torch's global generator), so they never share a process at one time.
-    `unit` is what a shard is to the user. Raises `BadInput` with every failure after all other shards have finished.
+    A shard is done if `folder/done/INDEX.arrow` exists. The file is renamed into place after the task returns.
+    `unit` is the user's word for shards in messages. Raises `BadInput` with every failure after all other shards have
+    finished.
     """
     if not shards:
-        raise BadInput(f"{what}: nothing to do: no case is in the splits it works on; see `splits` in params.yaml")
+        raise BadInput(
+            f"{what}: expected cases in the splits that the stage works on, found none; see `splits` in params.yaml"
+        )
     done = folder / "done"
     waiting = [shard for shard in shards if not _done(done, shard).is_file()]
     if len(waiting) < len(shards):
         print(f"{what}: resuming, {len(shards) - len(waiting)} of {len(shards)} shards are done", file=sys.stderr)
     workers = execution.workers
-    if bytes_per_shard:
-        workers = max(1, min(workers, int(execution.memory_gb * 2**30 // bytes_per_shard)))
+    if limits.bytes_per_shard:
+        workers = max(1, min(workers, int(execution.memory_gb * 2**30 // limits.bytes_per_shard)))
     failures: list[str] = []
     with _progress(execution.progress, what, len(waiting)) as advance:
-        for failure in _outcomes(_Guarded(task, done), waiting, execution, workers, isolated, advance):
+        for failure in _outcomes(_Guarded(task, done), waiting, execution, workers, limits.isolated, advance):
             if failure:
                 failures.append(failure)
     if failures:
@@ -190,7 +219,7 @@ def _done(folder: Path, shard: Shard) -> Path:
 
 @dataclass(frozen=True)
 class _Guarded:
-    """A task that leaves its rows on disk and returns its failure as text."""
+    """A task that writes its rows to disk and returns its failure as text, empty on success."""
 
     task: Callable[[Shard], pl.DataFrame]
     done: Path
@@ -200,7 +229,7 @@ class _Guarded:
             rows = self.task(shard)
         except BadInput as error:
             return str(error)
-        except Exception:  # the edge of a task: reported with its traceback, while the other shards finish
+        except Exception:  # a failure in one task must not stop the other shards
             return f"shard {shard.index}: {traceback.format_exc()}"
         path = _done(self.done, shard)
         partial = path.with_suffix(".partial")
@@ -243,7 +272,7 @@ def _outcomes(
                 chunksize=1,
             )
     except BrokenProcessPool:
-        yield "a worker process was killed, most likely for memory; lower execution.workers and run again"
+        yield "a worker process was killed, most likely for lack of memory; lower execution.workers and run again"
 
 
 def _on_cluster(
@@ -259,7 +288,7 @@ def _on_cluster(
     cluster = None
     if execution.address is None:
         cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-    # The client is closed before the stage ends: a stage that DVC runs would hang otherwise.
+    # The client is closed before the stage ends. Otherwise a stage that DVC runs would hang.
     try:
         with Client(cluster or execution.address) as client:
             threads = [worker["nthreads"] for worker in client.scheduler_info()["workers"].values()]

@@ -16,7 +16,7 @@ from pipeline.cases.splits import Splits
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.metrics import Evaluation
-from pipeline.execution import Execution
+from pipeline.execution import Execution, Runtime
 from pipeline.judges.consensus import JudgeConsensus, check_consensus
 from pipeline.judges.kinds import Judge
 from pipeline.judges.kinds.table import ScoreTable
@@ -58,6 +58,11 @@ class Params(Knobs):
     evaluation: Evaluation
     compute: Compute
     execution: Execution
+
+    @property
+    def runtime(self) -> Runtime:
+        """What every stage that computes is run with."""
+        return Runtime(self.compute, self.seed, self.execution)
 
     @property
     def judge_names(self) -> list[str]:

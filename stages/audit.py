@@ -17,19 +17,17 @@ def main(cases: Path, proposals: Path, panel: Path, out: Path, params_file: Path
     from pipeline.audit.audit import run_audit
     from pipeline.params import load_params
     from pipeline.store.cases import CaseStore
-    from pipeline.store.proposals import ProposalStore
+    from pipeline.store.proposals import Data, ProposalStore
 
     params = load_params(params_file)
     run_audit(
         panel,
-        params.judge_names,
+        {name: params.reads_truth(name) for name in params.judge_names},
         params.pairs,
-        CaseStore(cases),
-        ProposalStore(proposals),
+        Data(CaseStore(cases), ProposalStore(proposals)),
         params.audit,
         params.seed,
         out,
-        [name for name in params.judge_names if params.reads_truth(name)],
     )
 
 

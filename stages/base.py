@@ -22,7 +22,7 @@ def main(cases: Path, out: Path, history: Path, params_file: Path) -> None:
     params = load_params(params_file)
     base, store = params.base, CaseStore(cases)
     if isinstance(base, Base | None):
-        train_base(store, base, params.augmentation, params.compute, params.seed, out, history, params.execution)
+        train_base(store, base, params.augmentation, params.runtime, out, history)
     else:
         import_base(store, base, params.model, params.augmentation, params.compute, out, history)
 

@@ -26,24 +26,14 @@ def main(
     metrics: Path,
     params_file: Path,
 ) -> None:
-    from pipeline.evaluation.evaluate import evaluate_model
+    from pipeline.evaluation.evaluate import EvaluationFiles, evaluate_model
     from pipeline.params import load_params
     from pipeline.store.cases import CaseStore
-    from pipeline.store.proposals import ProposalStore
+    from pipeline.store.proposals import Data, ProposalStore
 
     params = load_params(params_file)
-    evaluate_model(
-        name,
-        CaseStore(cases),
-        ProposalStore(proposals),
-        model,
-        base,
-        params.evaluation,
-        params.compute,
-        out,
-        metrics,
-        params.execution,
-    )
+    data, files = Data(CaseStore(cases), ProposalStore(proposals)), EvaluationFiles(model, out, metrics)
+    evaluate_model(name, data, files, base, params.evaluation, params.runtime)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main(
 
     from pipeline.exports.card import FinishedRun
     from pipeline.exports.export import Format, export_model
-    from pipeline.exports.predict import trained
+    from pipeline.exports.predict import ready_model
     from pipeline.params import entry, load_params
 
     params = load_params(params_file)
@@ -34,7 +34,7 @@ def main(
         entry(params.students, name, "students")
     model = model or (Path("models/base") if name == "base" else Path("models/students") / name)
     out = out or Path("exports") / f"{name}_{form}"
-    export_model(name, trained(model, weights), FinishedRun(params, **run), cast(Format, form), out)
+    export_model(name, ready_model(model, weights), FinishedRun(params, **run), cast(Format, form), out)
     click.echo(f"{out}: {form} of {name}; read {out / 'MODEL_CARD.md'} before you share it")
 
 

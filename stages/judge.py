@@ -20,16 +20,15 @@ from stages import FOLDER, stage
 def main(
     name: str, cases: Path, proposals: Path, out_of_fold: Path, models: Path, out: Path, params_file: Path
 ) -> None:
-    from pipeline.judges.score import judge
+    from pipeline.judges.score import JudgeFiles, judge
     from pipeline.params import entry, load_params
     from pipeline.store.cases import CaseStore
-    from pipeline.store.proposals import ProposalStore
+    from pipeline.store.proposals import Data, ProposalStore
 
     params = load_params(params_file)
     knobs = entry({**params.judges, **params.tables}, name, "judges or tables")
-    stores = CaseStore(cases), ProposalStore(proposals), ProposalStore(out_of_fold)
-    flips = params.augmentation.unsided
-    judge(name, knobs, *stores, models / name, params.compute, params.seed, out, params.execution, flips)
+    data, files = Data(CaseStore(cases), ProposalStore(proposals)), JudgeFiles(models / name, out)
+    judge(name, knobs, data, ProposalStore(out_of_fold), files, params.runtime, params.augmentation.unsided)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ from stages import FOLDER, stage
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(name: str, panel: Path, proposals: Path, audit: Path | None, out: Path, params_file: Path) -> None:
-    from pipeline.pairs.mine import mine_to
+    from pipeline.pairs.mine import calibration_of, mine_to
     from pipeline.params import entry, load_params
     from pipeline.store.proposals import ProposalStore
 
     params = load_params(params_file)
     pairs = entry(params.pairs, name, "pairs")
-    mine_to(panel, params.judge_names, ProposalStore(proposals), pairs, params.seed, out, name, audit)
+    calibration = None if audit is None else calibration_of(audit, name, pairs)
+    mine_to(panel, params.judge_names, ProposalStore(proposals), pairs, params.seed, out, calibration)
 
 
 if __name__ == "__main__":

@@ -32,11 +32,11 @@ def main(
 ) -> None:
     from pipeline.compute import Compute
     from pipeline.execution import Execution
-    from pipeline.exports.predict import apply_model, trained
+    from pipeline.exports.predict import apply_model, ready_model
 
     compute = Compute.model_validate({"device": device, "precision": knobs.pop("precision")})
     execution = Execution.model_validate(knobs)
-    found = trained(model, weights, device)
+    found = ready_model(model, weights)
     total, before = apply_model(found, images, out, compute, execution, probabilities, trust)
     click.echo(f"{total} masks in {out}" + (f", {before} of them from before" if before else ""))
 

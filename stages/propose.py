@@ -22,9 +22,9 @@ def main(cases: Path, base: Path, out: Path, out_of_fold: Path, params_file: Pat
 
     params = load_params(params_file)
     swap_labels = params.augmentation.swap_labels
-    block = (params.propose, params.compute, params.seed)
-    propose(CaseStore(cases), base, *block, out, params.execution, swap_labels)
-    propose_out_of_fold(CaseStore(cases), base, *block, out_of_fold, params.execution, swap_labels)
+    store, runtime = CaseStore(cases), params.runtime
+    propose(store, base, params.propose, out, runtime, swap_labels)
+    propose_out_of_fold(store, base, params.propose, out_of_fold, runtime, swap_labels)
 
 
 if __name__ == "__main__":

@@ -20,27 +20,25 @@ def main(
     name: str, cases: Path, proposals: Path, pairs: Path, base: Path, out: Path, history: Path, params_file: Path
 ) -> None:
     from pipeline.params import entry, load_params
-    from pipeline.segmenter.weights import Model
+    from pipeline.segmenter.models import Model
     from pipeline.store.cases import CaseStore
-    from pipeline.store.proposals import ProposalStore
+    from pipeline.store.proposals import Data, ProposalStore
+    from pipeline.students.start import Start
     from pipeline.students.train import train_student
 
     params = load_params(params_file)
-    student = entry(params.students, name, "students")
-    train_student(
+    start = Start(
         name,
-        student,
-        CaseStore(cases),
-        ProposalStore(proposals),
+        entry(params.students, name, "students"),
+        Model(base),
+        Data(CaseStore(cases), ProposalStore(proposals)),
         pairs,
-        Model(base, "base", params.compute.device),
         params.training,
         params.augmentation,
         params.compute,
         params.seed,
-        out,
-        history,
     )
+    train_student(start, out, history)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from pipeline import execution
 from pipeline.errors import BadInput
-from pipeline.execution import CaseFailures, Execution, Shard, fingerprint, publish, run, shards_of, workspace
+from pipeline.execution import CaseFailures, Execution, Limits, Shard, fingerprint, publish, run, shards_of, workspace
 
 SHARDS = shards_of(list("abcdefg"), 2)
 
@@ -99,7 +99,7 @@ def test_rows_are_those_of_the_shards_in_order(folder, marks, scheduler, workers
 
 def test_isolated_tasks_never_share_a_process(folder, marks):
     """Threads become processes."""
-    run(Squares(marks), SHARDS[:2], folder, quiet("threads"), "squares", isolated=True)
+    run(Squares(marks), SHARDS[:2], folder, quiet("threads"), "squares", Limits(isolated=True))
     assert os.getpid() not in {pid for pid, _ in places(marks)}
 
 
@@ -114,7 +114,7 @@ def test_memory_bounds_the_shards_in_work(folder, marks):
             folder,
             quiet("threads", memory_gb=1.0),
             "squares",
-            bytes_per_shard=int(size * 2**30),
+            Limits(int(size * 2**30)),
         )
         assert places(marks) == {HERE}
         assert ran(marks) == [0, 1, 2, 3]
@@ -141,7 +141,9 @@ def test_a_killed_worker_is_named_and_what_was_done_is_kept(folder, marks):
     with pytest.raises(BadInput) as caught:
         run(Squares(marks, fatal="c"), SHARDS, folder, quiet("processes"), "squares")
     killed, total = str(caught.value).splitlines()
-    assert killed == "a worker process was killed, most likely for memory; lower execution.workers and run again"
+    assert (
+        killed == "a worker process was killed, most likely for lack of memory; lower execution.workers and run again"
+    )
     missing = [shard.index for shard in SHARDS if not (folder / "done" / f"{shard.index:06d}.arrow").is_file()]
     assert total == f"squares: {len(missing)} of 4 shards failed; the others are kept"
     ran(marks)

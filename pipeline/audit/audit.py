@@ -1,8 +1,8 @@
-"""Judging the judges: how far each judge, and each way of mining, can be believed, on validation cases."""
+"""The audit: measures of every judge, strategy and pair set on labelled validation cases."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -21,32 +21,34 @@ from pipeline.pairs.strategies.none import NoPairs
 from pipeline.pairs.strategies.top_base import TopBase
 from pipeline.pairs.strategies.top_bottom import TopBottom
 from pipeline.store import schema
-from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import write_json
-from pipeline.store.proposals import ProposalStore
+from pipeline.store.proposals import Data
 from pipeline.store.tables import scan_table, write_table
 
 
 class Audit(Knobs):
-    """How judges are measured."""
+    """Knobs of the audit."""
 
     bootstrap: Annotated[int, Field(gt=0)] = 2000
-    """Resamples of patients behind every interval."""
+    """Number of bootstrap resamples of patients behind every 95 % interval."""
     folds: Annotated[int, Field(ge=2)] = 5
-    """Folds by patient for choosing the best fixed sampler out of fold."""
+    """Number of folds, split by patient, for choosing the best fixed sampler out of fold."""
     failure_below: Annotated[float, Field(gt=0, lt=1)] = 0.7
-    """A base prediction of less true Dice is a failure that a judge should score low: AUROC between cases."""
+    """True Dice below which a base prediction is a failure. `auroc` measures whether a judge scores failures lower than
+    other cases."""
     gap_edges: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.01, 0.02, 0.05, 0.1)
-    """Gaps in true Dice, increasing, that part the bins of pair accuracy."""
+    """Inner edges of the bins of pair accuracy by gap in true Dice, increasing, on the scale from 0 to 1."""
     disagreement_bins: Annotated[int, Field(ge=1)] = 5
-    """Bins of pair accuracy by |D| as a share of the voxels of the case, with as many pairs each."""
+    """Number of bins of pair accuracy by |D| as a share of the voxels of the case. The edges are quantiles, so the bins
+    hold about equally many pairs."""
     strategies: dict[Name, Annotated[Mined, Field(discriminator="kind")]] = {
         "top_bottom": TopBottom(kind="top_bottom"),
         "top_base": TopBase(kind="top_base"),
     }
-    """Ways of mining that are tried with every judge and consensus entry, besides the pair sets."""
+    """Standard strategies by name. The audit measures them with every judge and consensus entry, besides the pair
+    sets."""
     calibration: Calibration = Isotonic()
-    """How the margin of a pair becomes P(its order is right)."""
+    """Fit of the curve from the margin of a pair to P(the order is right)."""
 
     @field_validator("gap_edges")
     @classmethod
@@ -58,29 +60,27 @@ class Audit(Knobs):
 
 def run_audit(
     panel_file: Path,
-    judges: Sequence[str],
+    judges: Mapping[str, bool],
     pair_sets: Mapping[str, PairSet],
-    cases: CaseStore,
-    proposals: ProposalStore,
+    data: Data,
     knobs: Audit,
     seed: int,
     out: Path,
-    research: Collection[str] = (),
 ) -> None:
-    """Audit every judge, way of mining and pair set, calibrate the pair sets, and write what is found into a folder.
+    """Audit every judge, strategy and pair set, calibrate the pair sets, and write the results to the folder `out`.
 
-    `judges.parquet`, `strategies.parquet`, `bins.parquet`, `pairs.parquet`, `calibration.parquet`,
-    `reliability.parquet`, and `summary.json`: the number of labelled validation cases and of their groups, the headroom
-    that the proposals leave, per pair set how its calibration went, and warnings, each with its pair set. `research`:
-    judges that know the truth.
-    Without labelled validation cases the tables are empty, and the one warning says so.
+    The tables are `judges.parquet`, `strategies.parquet`, `bins.parquet`, `pairs.parquet`, `calibration.parquet` and
+    `reliability.parquet`. `summary.json` holds the number of labelled validation cases and of their groups, the
+    headroom of the proposals, a summary of the calibration of each pair set, and the warnings, each with its pair set.
+    `judges` says for every judge of the panel whether the judge reads the truth.
+    Without labelled validation cases the tables are empty, and the only warning says so.
     """
     panel = scan_table(panel_file, schema.panel(judges))
     validation = panel.filter(pl.col("split") == "validation", pl.col("true_dice").is_not_null()).collect()
     sets = {name: pairs for name, pairs in pair_sets.items() if not isinstance(pairs.strategy, NoPairs)}
     if not len(validation):
-        judges, sets = [], {}
-    rows = validation.lazy()
+        judges, sets = {}, {}
+    rows, proposals = validation.lazy(), data.proposals
     calibrated = {
         name: calibrate_pairs(pairs, rows, proposals, knobs.calibration, seed) for name, pairs in sets.items()
     }
@@ -90,7 +90,7 @@ def run_audit(
         for judge in judges
         for name, strategy in knobs.strategies.items()
     }
-    voxels = voxel_shares([*tried.values(), *standard.values()], cases, proposals)
+    voxels = voxel_shares([*tried.values(), *standard.values()], data.cases, proposals)
     measured = [
         {"pairs": name, "judge": sets[name].judge, "strategy": sets[name].strategy.kind}
         | audit_pairs(table, voxels, knobs.bootstrap, seed)
@@ -105,7 +105,7 @@ def run_audit(
     found = [audit_judge(name, known, knobs.folds, knobs.failure_below, knobs.bootstrap, seed) for name in judges]
     for row in found:
         of_judge = [one for one in standards if one["judge"] == row["judge"]]
-        row["verdict"] = judge_verdict(row, of_judge, groups, row["judge"] in research)
+        row["verdict"] = judge_verdict(row, of_judge, groups, judges[str(row["judge"])])
     sizes = Sizes(knobs.gap_edges, knobs.disagreement_bins)
     judge_table = pl.DataFrame(found, schema=schema.AUDIT_JUDGES.columns)
     pair_table = pl.DataFrame(measured, schema=schema.AUDIT_PAIRS.columns)

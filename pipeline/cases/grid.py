@@ -1,8 +1,6 @@
-"""Labels and masks between the grid of the source image and the working grid."""
+"""Resampling of labels and masks between the grid of the source image and the working grid."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,15 +8,12 @@ from pipeline.cases.voxels import back, resized, turned
 from pipeline.errors import BadInput
 from pipeline.store.cases import Case
 
-if TYPE_CHECKING:
-    from pipeline.store.cases import Case
-
 
 def to_working(label: np.ndarray, case: Case) -> np.ndarray:
-    """Label u8 `[*working]` from `[*source]`: the value whose indicator is largest after the resampling of images.
+    """Label u8 `[*working]` from `[*source]`: the value whose indicator is largest after linear resampling.
 
-    255 competes as a class of its own; ties go to the lower value. The same array if the grids are equal. Raises
-    `BadInput` for a label on another grid.
+    Indicators are resampled like images. 255 competes as a class of its own. Ties go to the lower value. The same array
+    is returned if the grids are equal. Raises `BadInput` for a label on another grid.
     """
     _expect(label.shape, case.original_shape, case, "source's grid")
     label = turned(label, case.orientation)
@@ -26,14 +21,16 @@ def to_working(label: np.ndarray, case: Case) -> np.ndarray:
         return label
     values = np.unique(label)
     indicators = [resized((label == value).astype(np.float32), case.shape) for value in values[:-1]]
+    # The resampled indicators of all values sum to 1, so the last indicator needs no resampling.
     last = 1 - sum(indicators, np.zeros(case.shape, np.float32))
     return values[np.argmax([*indicators, last], axis=0)]
 
 
 def to_source(probability: np.ndarray, case: Case) -> np.ndarray:
-    """Probability f32 `[class, *source]` from `[class, *working]`, linearly between voxel centres.
+    """Probability f32 `[class, *source]` from `[class, *working]`, interpolated linearly between voxel centres.
 
-    The same array if the grids are equal. Classes that sum to 1 still do. Raises `BadInput` for another grid.
+    The same array is returned if the grids are equal. Classes that sum to 1 still sum to 1. Raises `BadInput` for
+    probabilities on another grid.
     """
     _expect(probability.shape[1:], case.shape, case, "working grid")
     return back(probability, case.original_shape, case.orientation)
@@ -42,15 +39,16 @@ def to_source(probability: np.ndarray, case: Case) -> np.ndarray:
 def _expect(found: tuple[int, ...], expected: tuple[int, ...], case: Case, grid: str) -> None:
     if found != expected:
         raise BadInput(
-            f"case '{case.case_id}': expected {expected} voxels, the {grid}, found {found}; resample it to that grid"
+            f"case '{case.case_id}': expected {expected} voxels, the {grid}, found {found}; resample to that grid"
         )
 
 
 def on_source_grid(mask: np.ndarray, case: Case, classes: int) -> np.ndarray:
-    """Label map u8 on the grid of the source image: the class with the largest signed distance to its border.
+    """Label map u8 `[*source]` from `[*working]`: the class with the largest signed distance to its border.
 
-    Distances are interpolated, not indicators, whose borders would stay steps: on discs resized from 256 to 360 pixels
-    that is worth 2 points of Dice.
+    Distances are interpolated instead of indicators, because interpolated indicators keep the steps of the working
+    grid. On discs resized from 256 to 360 pixels, distances gain 2 points of Dice. The same array is returned if the
+    grids are equal.
     """
     if not case.resampled:
         return mask
@@ -59,12 +57,15 @@ def on_source_grid(mask: np.ndarray, case: Case, classes: int) -> np.ndarray:
 
 
 def _signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Voxels f32 `[*space]` to the border of a bool mask, above 0 inside; far outside everywhere for an empty mask."""
+    """Signed distance f32 `[*space]` in voxels to the border of a bool mask, above 0 inside.
+
+    An empty mask has a large negative distance everywhere, a full mask a large positive distance.
+    """
     from scipy.ndimage import distance_transform_edt
 
     far = float(sum(mask.shape))
     if not mask.any() or mask.all():
         return np.full(mask.shape, far if mask.any() else -far, np.float32)
-    # Centres next to the border are half a voxel away from it.
+    # The centre of a voxel at the border is half a voxel away from the border.
     distance = np.where(mask, distance_transform_edt(mask) - 0.5, 0.5 - distance_transform_edt(~mask))
     return distance.astype(np.float32)

@@ -1,4 +1,4 @@
-"""From a raw data set to the case store: images, labels, splits and where every case came from."""
+"""Writing the case store from a raw data set: images, labels, splits and the source files of every case."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.cases.readers import Reader
 from pipeline.cases.readers.reader import Source
 from pipeline.cases.splits import Splits, assign
 from pipeline.errors import BadInput
-from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
+from pipeline.execution import CaseFailures, Execution, Limits, Shard, publish, run, shards_of, workspace
 from pipeline.store import schema
 from pipeline.store.arrays import cases_per_shard, create_array, open_array
 from pipeline.store.cases import Case
@@ -29,12 +29,15 @@ from pipeline.store.manifest import MANIFEST, sha256, write_json, write_manifest
 from pipeline.store.tables import write_table
 
 _WORKING_COPIES = 3
-"""A shard in work holds its blocks, their compressed copies and the case being read."""
+"""Memory of a shard in work, in multiples of the raw bytes of its cases.
+
+The shard holds the blocks, the compressed copies of the blocks, and the case that is read.
+"""
 
 
 @dataclass(frozen=True)
 class _Planned:
-    """A case as it will be in the store, and what it is read from."""
+    """A case as a row of the store, and the source to read the case from."""
 
     case: Case
     source: Source
@@ -42,7 +45,10 @@ class _Planned:
 
 @dataclass(frozen=True)
 class _PrepareShard:
-    """Reads the cases of one shard and writes the shard of every array, each in one assignment."""
+    """Task that reads the cases of a shard and writes the shard of every array.
+
+    Every array is written in one assignment, so that a Zarr shard is compressed and written once.
+    """
 
     reader: Reader
     preprocess: Preprocess
@@ -71,7 +77,10 @@ class _PrepareShard:
         )
 
     def _case(self, planned: _Planned, place: int, blocks: dict[schema.ArraySchema, np.ndarray]) -> dict[str, Any]:
-        """Put one case into the blocks; its row of the case table, and whether its label holds any foreground."""
+        """Read a case into its place in the blocks. Returns the row of the case table and two flags of the label.
+
+        `foreground`: the label holds a class above 0. `only_ignore`: the label holds 255, and 0 elsewhere.
+        """
         case, source = planned.case, planned.source
         image, label = self.reader.read(source)
         check_voxels(image, label, source, self.channels, self.reader.path)
@@ -93,10 +102,10 @@ class _PrepareShard:
 
 
 def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, execution: Execution) -> None:
-    """Write `cases.parquet`, `cases.json`, images, labels and, where a case is resampled, truth; the manifest last.
+    """Write `cases.parquet`, `cases.json`, images, labels and, if a case is resampled, truth; the manifest last.
 
-    Cases are in the arrays in the order of their split, then of their id. Cases without label have 255 everywhere.
-    Raises `BadInput` with every bad case at once; `out` is written only when all cases are good.
+    Cases are sorted by split, then by case id. The label of a case without a label is 255 everywhere. Raises one
+    `BadInput` with every bad case. `out` is written only if all cases are good.
     """
     class_names, channel_names = _names(reader)
     sources = described(reader.scan(), reader.path, reader.case_table)
@@ -135,7 +144,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
             work,
             execution,
             "prepare",
-            bytes_per_shard=_WORKING_COPIES * size * case_bytes,
+            Limits(_WORKING_COPIES * size * case_bytes),
         )
         if rows["has_label"].any() and not rows["foreground"].any():
             raise BadInput(
@@ -144,8 +153,8 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
             )
         if doubtful := sorted(rows.filter("only_ignore")["case_id"]):
             notes.append(
-                f"labels: {len(doubtful)} cases hold 255 (ignore) and no class but the background, first "
-                f"'{doubtful[0]}'; if those are masks stored as 0 and 255, set foreground_above: 127"
+                f"labels: {len(doubtful)} cases hold only background and 255 (ignore), e.g. '{doubtful[0]}'; if the "
+                "masks are stored as 0 and 255, set foreground_above: 127"
             )
             print(notes[-1], file=sys.stderr)
         _clear(out)
@@ -168,7 +177,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
 
 
 def case_of(row: int, split: str, source: Source, preprocess: Preprocess) -> Case:
-    """The row of a case in the case table, and its working grid."""
+    """The case of a source, with the working grid. `row` is the row of the case in the arrays."""
     grid = preprocess.grid(source)
     return Case(
         case_id=source.case_id,
@@ -186,7 +195,7 @@ def case_of(row: int, split: str, source: Source, preprocess: Preprocess) -> Cas
 
 
 def _clear(out: Path) -> None:
-    """Remove an earlier store, its manifest first, so that a half-written one never looks finished."""
+    """Remove an earlier store. The manifest goes first, so that a half-written store never looks finished."""
     out.mkdir(parents=True, exist_ok=True)
     for name in (MANIFEST, "cases.parquet", "cases.json"):
         (out / name).unlink(missing_ok=True)
@@ -208,7 +217,7 @@ def _longest(shapes: Any) -> tuple[int, ...]:
 
 
 def _family(plan: Sequence[_Planned]) -> str | None:
-    """`nifti` or `pictures`, which order their axes differently; None for cases that are made."""
+    """Family of the image files: `nifti` or `pictures`, which order axes differently. None for cases without files."""
     image = plan[0].source.image
     return None if not image else "nifti" if image.lower().endswith(ENDINGS) else "pictures"
 
@@ -218,7 +227,7 @@ def _files(source: Source) -> list[str]:
 
 
 def _stamps(plan: Sequence[_Planned], root: Path) -> list[tuple[str, int, int]]:
-    """Size and time of change of every source file: shards of changed files are made again."""
+    """Path, size and modification time of every source file. A changed file discards unfinished work."""
     files = (file for planned in plan for file in _files(planned.source))
     return [(file, (stat := (root / file).stat()).st_size, stat.st_mtime_ns) for file in files]
 
@@ -234,7 +243,7 @@ def _names(reader: Reader) -> tuple[list[str], list[str]]:
 
 
 def _check_axes(sources: Sequence[Source], reader: Reader) -> None:
-    """All cases are images, or all are volumes."""
+    """Refuse a data set without cases, or with both images and volumes."""
     if not sources:
         raise BadInput(f"{reader.path}: expected cases, found none; check `path`")
     first = sources[0]
@@ -247,7 +256,10 @@ def _check_axes(sources: Sequence[Source], reader: Reader) -> None:
 
 
 def check_voxels(image: np.ndarray, label: np.ndarray | None, source: Source, channels: int, root: Path) -> None:
-    """Refuse voxels that are not what the case's header and data set say, and intensities that are no numbers."""
+    """Refuse an image or label that differs from the header in shape, and intensities that are NaN or infinite.
+
+    A label that is 255 everywhere is refused too. `channels` is the number of channels of the data set.
+    """
     where = f"{root / source.image}: case '{source.case_id}'"
     if image.shape != (channels, *source.shape):
         raise BadInput(

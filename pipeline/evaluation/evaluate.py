@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.metrics import Evaluation, case_metrics
 from pipeline.evaluation.prediction import FixedProposal, Predictions, predictions
-from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
+from pipeline.execution import CaseFailures, Runtime, Shard, run, shards_of, workspace
 from pipeline.measures.intervals import Interval, bootstrap_interval, group_means
 from pipeline.measures.surfaces import dice
 from pipeline.store import schema
 from pipeline.store.cases import Case, CaseStore
 from pipeline.store.manifest import MANIFEST, write_json
-from pipeline.store.proposals import ProposalStore
+from pipeline.store.proposals import Data
 from pipeline.store.tables import read_table, write_table
 
 Predict = Callable[[Case], np.ndarray]
@@ -230,29 +229,32 @@ class _Evaluating:
         return evaluate(self.cases, shard.members, self.predictions.sustained, self.predictions.best, self.knobs)
 
 
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """A trained folder, and the files of its results."""
+
+    model: Path
+    table: Path
+    """`evaluation/NAME.parquet`."""
+    metrics: Path
+    """`metrics/NAME.json`."""
+
+
 def evaluate_model(
-    name: str,
-    cases: CaseStore,
-    proposals: ProposalStore,
-    model: Path,
-    base: Path | None,
-    knobs: Evaluation,
-    compute: Compute,
-    out: Path,
-    metrics: Path,
-    execution: Execution,
+    name: str, data: Data, files: EvaluationFiles, base: Path | None, knobs: Evaluation, runtime: Runtime
 ) -> None:
     """Measure a base or student folder on the test cases: `evaluation/NAME.parquet` and `metrics/NAME.json`.
 
     Proposals are read for an arm that takes one of them.
     """
-    found = predictions(model, cases, proposals, compute)
-    inputs = [cases.folder / MANIFEST, model / MANIFEST]
+    cases, compute = data.cases, runtime.compute
+    found = predictions(files.model, data, compute)
+    inputs = [cases.folder / MANIFEST, files.model / MANIFEST]
     if any(isinstance(each, FixedProposal) for each in found.sustained):
-        inputs.append(proposals.folder / MANIFEST)
+        inputs.append(data.proposals.folder / MANIFEST)
     with workspace(f"evaluate_{name}", __name__, (knobs, compute), inputs) as work:
         task = _Evaluating(cases, found, knobs)
-        rows = run(task, shards_of(cases.split("test"), SHARD), work, execution, f"evaluate {name}")
-        write_table(rows, schema.EVALUATION, out, (knobs, compute))
+        rows = run(task, shards_of(cases.split("test"), SHARD), work, runtime.execution, f"evaluate {name}")
+        write_table(rows, schema.EVALUATION, files.table, (knobs, compute))
         reference = None if base is None else read_table(base, schema.EVALUATION)
-        write_json(metrics, summary(read_table(out, schema.EVALUATION), reference, knobs))
+        write_json(files.metrics, summary(read_table(files.table, schema.EVALUATION), reference, knobs))

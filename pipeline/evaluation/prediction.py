@@ -1,8 +1,7 @@
-"""What a trained folder predicts for a case, on the grid of the case's source image."""
+"""Masks that the folder of a base or of a student predicts, on the grid of the source image."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,50 +12,50 @@ import numpy as np
 from pipeline.cases.grid import on_source_grid, to_source
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.segmenter.knobs import RECORD
+from pipeline.segmenter.student_record import StudentRecord
 from pipeline.store.cases import Case, CaseStore, Values, Where
-from pipeline.store.proposals import ProposalStore
+from pipeline.store.proposals import Data, ProposalStore
 
 if TYPE_CHECKING:
-    from pipeline.segmenter.weights import Model
+    from pipeline.segmenter.models import Model
+    from pipeline.segmenter.segmenter import Segmenter
 
 
-def _found(
-    model: Model, image: Values, compute: Compute, offsets: Sequence[float]
-) -> Iterator[tuple[Where, np.ndarray]]:
-    """Boxes that make up the case, and their class probabilities f32 `[class, *box]`."""
-    from pipeline.segmenter.sliding import bands
-    from pipeline.segmenter.weights import probability, shifted
+def class_probabilities(segmenter: Segmenter, image: Values, case: Case, offsets: Sequence[float] = ()) -> np.ndarray:
+    """Class probabilities f32 `[class, *source]` of an image f32 `[channel, *working]`.
 
-    for where, logits in bands(model.shared(), image, model.architecture.window, compute):
-        yield where, probability(shifted(logits, offsets)).cpu().numpy()
-
-
-def class_probabilities(
-    model: Model, image: Values, case: Case, compute: Compute, offsets: Sequence[float] = ()
-) -> np.ndarray:
-    """Class probabilities f32 `[class, *source]` for an image f32 `[channel, *working]`; its mask is their argmax."""
-    whole = np.empty((model.architecture.classes, *case.shape), np.float32)
-    for where, working in _found(model, image, compute, offsets):
+    `offsets` are added to the logits of the foreground classes.
+    """
+    whole = np.empty((segmenter.architecture.classes, *case.shape), np.float32)
+    for where, working in _bands(segmenter, image, offsets):
         whole[(slice(None), *where)] = working
     return to_source(whole, case)
 
 
-def predicted_mask(
-    model: Model, image: Values, case: Case, compute: Compute, offsets: Sequence[float] = ()
-) -> np.ndarray:
-    """Label map u8 `[*source]`, without holding the probabilities of a large case where no grid is changed."""
+def predicted_mask(segmenter: Segmenter, image: Values, case: Case, offsets: Sequence[float] = ()) -> np.ndarray:
+    """Label map u8 `[*source]`: the class of the largest probability.
+
+    The probabilities of a large case are never held whole where the working grid is the source's grid.
+    """
     if case.resampled:
-        return class_probabilities(model, image, case, compute, offsets).argmax(0).astype(np.uint8)
+        return class_probabilities(segmenter, image, case, offsets).argmax(0).astype(np.uint8)
     mask = np.empty(case.shape, np.uint8)
-    for where, working in _found(model, image, compute, offsets):
+    for where, working in _bands(segmenter, image, offsets):
         mask[where] = working.argmax(0)
     return mask
 
 
+def _bands(segmenter: Segmenter, image: Values, offsets: Sequence[float]) -> Iterator[tuple[Where, np.ndarray]]:
+    """Boxes that make up the case, and their class probabilities f32 `[class, *box]`."""
+    from pipeline.segmenter.logits import probability, shifted
+
+    for where, logits in segmenter.bands(image):
+        yield where, probability(shifted(logits, offsets)).cpu().numpy()
+
+
 @dataclass(frozen=True)
 class NetworkPrediction:
-    """A network's most probable class, with offsets on its class logits where the student has some."""
+    """The most probable class of a network, with offsets on the logits of the foreground classes."""
 
     cases: CaseStore
     model: Model
@@ -65,13 +64,13 @@ class NetworkPrediction:
 
     def __call__(self, case: Case) -> np.ndarray:
         """Label map u8 `[*space]` on the source's grid."""
-        image = self.cases.image_for(case, self.model.architecture.window)
-        return predicted_mask(self.model, image, case, self.compute, self.offsets)
+        segmenter = self.model.segmenter(self.compute)
+        return predicted_mask(segmenter, self.cases.image_for(case, segmenter.window), case, self.offsets)
 
 
 @dataclass(frozen=True)
 class FixedProposal:
-    """The same proposal of every case."""
+    """The proposal in the same slot of every case."""
 
     cases: CaseStore
     proposals: ProposalStore
@@ -84,30 +83,32 @@ class FixedProposal:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The checkpoints of a folder by role; the base and an arm without training have one and no best."""
+    """The checkpoints of a folder by role. The base and an arm without training have one, and no best."""
 
     sustained: tuple[NetworkPrediction | FixedProposal, ...]
     best: NetworkPrediction | FixedProposal | None
 
 
-def predictions(folder: Path, cases: CaseStore, proposals: ProposalStore, compute: Compute) -> Predictions:
-    """What the folder of the base or of a student predicts with; raises `BadInput` where it cannot."""
-    from pipeline.segmenter.weights import Model
+def predictions(folder: Path, data: Data, compute: Compute) -> Predictions:
+    """Checkpoints of the folder of a base or of a student.
 
-    record = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else None
+    Raises `BadInput` where a student takes a proposal that test cases do not have.
+    """
+    from pipeline.segmenter.models import Model
+
+    record = StudentRecord.of(folder)
     if record is None:
-        return Predictions((NetworkPrediction(cases, Model(folder, "base", compute.device), compute),), None)
-    if record["slot"] is not None:
-        known = set(proposals.case_ids())
-        if missing := [case.case_id for case in cases.split("test") if case.case_id not in known]:
+        return Predictions((NetworkPrediction(data.cases, Model(folder, "base"), compute),), None)
+    if record.slot is not None:
+        known = set(data.proposals.case_ids())
+        if missing := [case.case_id for case in data.cases.split("test") if case.case_id not in known]:
             raise BadInput(
-                f"{folder}: takes proposal {record['slot']} of every case, and {len(missing)} test cases have none "
+                f"{folder}: takes proposal {record.slot} of every case, and {len(missing)} test cases have none "
                 f"(first: '{missing[0]}'); add 'test' to propose.splits"
             )
-        return Predictions((FixedProposal(cases, proposals, record["slot"]),), None)
-    offsets = tuple(record["offsets"] or ())
+        return Predictions((FixedProposal(data.cases, data.proposals, record.slot),), None)
     best, *late = (
-        NetworkPrediction(cases, Model(folder, name, compute.device), compute, offsets)
-        for name in ("best", *record["late"])
+        NetworkPrediction(data.cases, Model(folder, name), compute, record.offsets or ())
+        for name in ("best", *record.late)
     )
     return Predictions(tuple(late), best)

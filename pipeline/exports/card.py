@@ -1,4 +1,4 @@
-"""The model card: what a model learned from, how it was measured, how far its judge is believed, and its limits."""
+"""Facts of a model card: training data and objective of a model, its test results, and the audit of its judge."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import polars as pl
 
 from pipeline import __version__
 from pipeline.errors import BadInput
-from pipeline.segmenter.knobs import MODELS, RECORD
+from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.seen import Seen
+from pipeline.segmenter.student_record import StudentRecord
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import MANIFEST, sha256
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
     from pipeline.params import Params
 
 CARD, FACTS = "MODEL_CARD.md", "model_card.json"
-_ROOT = Path(__file__).parent.parent
+_LIBRARY = Path(__file__).parents[1]
+_ROOT = _LIBRARY.parent
 _PACKAGES = ("torch", "monai", "numpy", "scipy", "scikit-image")
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The files of a run that a card reads, as `dvc.yaml` names them; what is not there, the card says so."""
+    """Folders of a run that a model card reads, with the names of `dvc.yaml`. The card says which parts are missing."""
 
     params: Params
     cases: Path = Path("data/cases")
@@ -44,14 +46,14 @@ class FinishedRun:
 
 
 def card_facts(name: str, found: ReadyModel, run: FinishedRun) -> dict[str, Any]:
-    """Content of `model_card.json`; null where a piece of the run is not there.
+    """Content of `model_card.json`; a part of the run that is missing is null.
 
-    Raises `BadInput` for a folder of another model than `name`, of which the results are.
+    The results are those of the model `name`. Raises `BadInput` if the folder holds another model.
     """
     cases = CaseStore(run.cases)
     folder = found.model.folder
-    record = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else None
-    own = record["name"] if record is not None else "base" if (folder / MODELS).is_file() else name
+    record = StudentRecord.of(folder)
+    own = record.name if record is not None else "base" if (folder / MODELS).is_file() else name
     if own != name:
         raise BadInput(
             f"{folder}: expected the model '{name}', whose results the card shows, found '{own}'; export it as "
@@ -66,13 +68,13 @@ def card_facts(name: str, found: ReadyModel, run: FinishedRun) -> dict[str, Any]
         "offsets": list(found.offsets),
         "input": found.input.model_dump(mode="json"),
         "data": _data(cases, run.params),
-        "training": {"objective": {"kind": "base"}, **_base_facts(folder, run)} if record is None else record,
+        "training": {"objective": {"kind": "base"}, **_base_facts(folder, run)} if record is None else record.content,
         "base": _base_facts(run.base, run) if (run.base / MODELS).is_file() else None,
         "all_seen_known": Seen.of(folder).complete,
         "judge": judge,
         "pairs": pairs,
         "metrics": _json(run.metrics / f"{name}.json"),
-        "audit": _audited(judge, None if record is None else record["pairs"], run),
+        "audit": _audited(judge, None if record is None else record.pairs, run),
         "versions": {
             "python": platform.python_version(),
             "segpref": __version__,
@@ -88,17 +90,16 @@ def card_facts(name: str, found: ReadyModel, run: FinishedRun) -> dict[str, Any]
 
 
 def _data(cases: CaseStore, params: Params) -> dict[str, Any]:
-    """Kind and name of the data set's folder; cases, groups and labels of each split, and whether groups were stated at
-    all; sites of all.
+    """Kind and folder name of the data set, numbers of cases, groups and labels per split, sites, and notes.
 
-    Without a patient or exam every case is its own group, by its id.
+    `groups_stated` is false if every case is its own group, which is so without patients and exams.
     """
     counts = (pl.len().alias("cases"), pl.col("group").n_unique().alias("groups"), pl.col("has_label").sum())
     by_split = cases.table.group_by("split").agg(*counts)
     sites = cases.table["site"].drop_nulls().unique().sort().to_list()
     return {
         "kind": cases.info["kind"],
-        # Not its path, which says where the machine keeps it.
+        # The name alone, since a path would reveal where this machine keeps the data.
         "folder": params.data.path.name if cases.info["files"] else None,
         "splits": {row["split"]: {k: row[k] for k in ("cases", "groups", "has_label")} for row in by_split.to_dicts()},
         "groups_stated": bool((cases.table["group"] != cases.table["case_id"]).any()),
@@ -108,15 +109,15 @@ def _data(cases: CaseStore, params: Params) -> dict[str, Any]:
 
 
 def _base_facts(folder: Path, run: FinishedRun) -> dict[str, Any]:
-    """How the base came about: the knobs of `base`, or what it was imported from."""
+    """Origin of the base: the knobs of `base`, and the record of the import (null for a base trained in the run)."""
     models = _json(folder / MODELS) or {}
     knobs = None if run.params.base is None else run.params.base.model_dump(mode="json")
     return {"base": knobs, "imported": models.get("imported")}
 
 
-def _pair_set(record: dict[str, Any] | None, run: FinishedRun) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Judge and strategy of a student's pair set by `params.yaml`; None for a model without pairs."""
-    knobs = None if record is None else run.params.pairs.get(record["pairs"])
+def _pair_set(record: StudentRecord | None, run: FinishedRun) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Judge and strategy of a student's pair set, by `params.yaml`; both None for a model without pairs."""
+    knobs = None if record is None else run.params.pairs.get(record.pairs)
     if record is None or knobs is None or knobs.judge == "none":
         return None, None
     known = {**run.params.judges, **run.params.tables, **run.params.consensus}
@@ -126,11 +127,14 @@ def _pair_set(record: dict[str, Any] | None, run: FinishedRun) -> tuple[dict[str
         "knobs": known[knobs.judge].model_dump(mode="json"),
         "reads_truth": run.params.reads_truth(knobs.judge),
     }
-    return judge, {"name": record["pairs"], "strategy": knobs.strategy.model_dump(mode="json")}
+    return judge, {"name": record.pairs, "strategy": knobs.strategy.model_dump(mode="json")}
 
 
 def _audited(judge: dict[str, Any] | None, pairs: str | None, run: FinishedRun) -> dict[str, Any] | None:
-    """Verdicts on the judge and the pair set, and warnings about all or about this pair set."""
+    """Verdicts on the judge and the pair set, and the warnings about this pair set or about all pair sets.
+
+    None without an audit.
+    """
     summary = _json(run.audit / "summary.json")
     if summary is None:
         return None
@@ -147,8 +151,11 @@ def _audited(judge: dict[str, Any] | None, pairs: str | None, run: FinishedRun) 
 
 
 def _code() -> dict[str, Any]:
-    """Hash of the library's files, and the git commit with whether the library differs from it, if there is one."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    """SHA-256 of the library's files, the git commit, and whether the library differs from the commit (`dirty`).
+
+    `commit` and `dirty` are null if the project is no git repository.
+    """
+    files = sorted(_LIBRARY.rglob("*.py"))
     content = "".join(f"{path.relative_to(_ROOT)} {sha256(path)}\n" for path in files)
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--", "pipeline", "stages")
@@ -160,7 +167,7 @@ def _code() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says in the project's folder; None where that is no repository of its own, or there is no git."""
+    """Output of a git command in the project's folder; None if the folder is no repository of its own or git fails."""
     if not (_ROOT / ".git").exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""A trained model as something that others can use: weights, a program, or a MONAI bundle, each with its model card."""
+"""Export of a trained model for others: weights, a program, or a MONAI bundle, each with a model card."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.exports.bundle import write_bundle
 from pipeline.exports.card import CARD, FACTS, FinishedRun, card_facts
 from pipeline.exports.card_text import card_text
 from pipeline.exports.predict import ReadyModel
-from pipeline.segmenter.knobs import RECORD
+from pipeline.segmenter.architecture import ARCHITECTURE
 from pipeline.segmenter.program import load_program
 from pipeline.segmenter.seen import Seen
-from pipeline.segmenter.weights import ARCHITECTURE
+from pipeline.segmenter.student_record import STUDENT_FILE
 from pipeline.store.cases import INPUT
 from pipeline.store.manifest import check_manifest, write_json, write_manifest
 
@@ -24,17 +24,17 @@ Format = Literal["safetensors", "program", "bundle"]
 PROGRAM, DESCRIPTION = "model.pt2", "program.json"
 
 TOLERANCE = 1e-4
-"""Largest difference of a program's logits from the network's, as a share of the largest logit."""
+"""Largest allowed difference between logits of a program and of its network, as a share of the largest logit."""
 
 
 def export_model(name: str, found: ReadyModel, run: FinishedRun, form: Format, out: Path) -> None:
-    """Write the model and its card to `out`, which is there only when it is whole.
+    """Write the model and its card to the folder `out`. A failed export leaves no folder `out`.
 
-    Raises `BadInput` where `out` is not empty, where the model's folder is unfinished or has changed since it was
-    written, and for what a format cannot hold.
+    Raises `BadInput` if `out` is not empty, if the model's folder is unfinished or was changed after it was written,
+    and if the format cannot hold the model.
     """
     if out.is_dir() and any(out.iterdir()):
-        raise BadInput(f"{out}: expected a new or empty folder, found files; choose another or remove them")
+        raise BadInput(f"{out}: expected a new or empty folder, found files; choose another folder or remove the files")
     check_manifest(found.model.folder, content=True)
     facts = card_facts(name, found, run)
     card = card_text(facts)
@@ -58,26 +58,31 @@ def export_model(name: str, found: ReadyModel, run: FinishedRun, form: Format, o
 
 
 def _write_weights(found: ReadyModel, out: Path) -> None:
-    """A model folder: one set of weights, `network.json`, `input.json`, `seen.json` and, for a tuned threshold, its
-    record."""
+    """Write a model folder: one set of weights, `network.json`, `input.json` and `seen.json`.
+
+    A model with a tuned threshold also needs its record, which holds the offsets of the logits.
+    """
     if found.model.architecture.program:
-        raise BadInput(f"{found.model.weights}: a program has no weights by name; share the file itself")
+        raise BadInput(
+            f"{found.model.weights}: expected a network with weights, found a program; share the file itself"
+        )
     for path in (found.model.weights, found.model.folder / ARCHITECTURE, found.model.folder / INPUT):
         shutil.copy(path, out / path.name)
     Seen.of(found.model.folder).save(out)
     if found.offsets:
-        shutil.copy(found.model.folder / RECORD, out / RECORD)
+        shutil.copy(found.model.folder / STUDENT_FILE, out / STUDENT_FILE)
 
 
 def _write_program(found: ReadyModel, out: Path) -> None:
-    """`model.pt2`, a `torch.export` program from a batch of windows to logits, `program.json`, which says the rest, and
-    `seen.json`.
+    """Write `model.pt2`, `program.json` and `seen.json`.
 
-    Refused where it does not give the network's logits.
+    `model.pt2` is a `torch.export` program from a batch of windows to logits. `program.json` describes its input, its
+    output and the preparation of images. Raises `BadInput` if the logits differ from the network's by more than
+    `TOLERANCE`.
     """
     architecture = found.model.architecture
     if architecture.program:
-        raise BadInput(f"{found.model.weights}: is a program already; share the file itself")
+        raise BadInput(f"{found.model.weights}: expected a network, found a program; share the file itself")
     network = found.model.load().cpu()
     generator = torch.Generator().manual_seed(0)
 
@@ -103,11 +108,11 @@ def _write_program(found: ReadyModel, out: Path) -> None:
             "shape": ["batch" if dynamic else 2, architecture.channels, *architecture.window],
             "dtype": "float32",
             "channels": found.input.channel_names,
-            "space": "one window of the working grid, padded with 0 at the ends of smaller images; larger images by "
-            "windows that overlap by half, blended by a Gaussian of an eighth of the window",
+            "space": "one window of the working grid; pad smaller images with 0 at the ends of their axes; cut larger "
+            "images into windows that overlap by half, and blend them by a Gaussian of an eighth of the window",
         },
         "output": {
-            "what": "logits" + (", of the foreground alone" if architecture.head == "sigmoid" else ", one per class"),
+            "what": "logits" + (" of the foreground alone" if architecture.head == "sigmoid" else ", one per class"),
             "shape": ["batch" if dynamic else 2, architecture.outputs, *architecture.window],
             "classes": found.input.class_names,
             "head": architecture.head,
@@ -123,7 +128,10 @@ def _write_program(found: ReadyModel, out: Path) -> None:
 
 
 def _exported(network: torch.nn.Module, example: torch.Tensor, folder: Path) -> tuple[Any, bool]:
-    """The program, and whether it takes batches of any size: where the network fixes its batch, it takes 2."""
+    """The exported program, and whether it takes batches of any size.
+
+    A program of a network that fixes its batch size takes batches of 2.
+    """
     batch = torch.export.Dim("batch", min=1)
     reasons = []
     for dynamic in (({0: batch},), None):
@@ -131,4 +139,4 @@ def _exported(network: torch.nn.Module, example: torch.Tensor, folder: Path) -> 
             return torch.export.export(network, (example,), dynamic_shapes=dynamic), dynamic is not None
         except Exception as error:  # noqa: BLE001  torch.export raises whatever the traced code does
             reasons.append((str(error).strip() or type(error).__name__).splitlines()[0])
-    raise BadInput(f"{folder}: torch.export cannot trace its network: {reasons[-1]}; export as safetensors")
+    raise BadInput(f"{folder}: torch.export cannot trace the network: {reasons[-1]}; export as safetensors")

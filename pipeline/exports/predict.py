@@ -1,4 +1,4 @@
-"""A trained model on new image files: a mask per image, on the image's own grid."""
+"""Masks of a trained model on new image files, each on the grid of its image."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from pipeline.evaluation.prediction import class_probabilities, predicted_mask
 from pipeline.execution import CaseFailures, Execution, Shard, fingerprint, run, shards_of
 from pipeline.exports.model_input import ModelInput
 from pipeline.exports.new_images import NewImage, new_images
-from pipeline.segmenter.knobs import RECORD
+from pipeline.segmenter.architecture import ARCHITECTURE
+from pipeline.segmenter.models import Model
 from pipeline.segmenter.program import FORMATS
-from pipeline.segmenter.weights import ARCHITECTURE, Model
+from pipeline.segmenter.student_record import StudentRecord
 from pipeline.store.cases import INPUT
 from pipeline.store.manifest import sha256, write_json
 
 DONE = ".predict"
-"""Folder in the output: per finished case, what it was made of and the hashes of its files."""
+"""Folder in the output with one JSON file per finished case: a key of its inputs, and the hashes of its files."""
 
 PROBABILITY_FOLDER = "probability"
-"""Folder in the output for class probabilities."""
+"""Folder in the output with the class probabilities."""
 
 
 _EXPORTS = {
-    "program.json": "the export of a program, which runs without segpref as its program.json says",
+    "program.json": "the export of a program, which runs without segpref; see its program.json",
     "configs/inference.json": "a MONAI bundle, which MONAI runs: `python -m monai.bundle run`",
 }
-"""Files of exports that are no model folder, and what such a folder is."""
+"""Files that mark an export that is no model folder, and a description of the export."""
 
 
 @dataclass(frozen=True)
 class ReadyModel:
-    """One set of weights of a model folder, with all that is needed to use it."""
+    """One set of weights of a model folder, with its input description and offsets."""
 
     model: Model
     input: ModelInput
@@ -47,21 +48,22 @@ class ReadyModel:
 
     @property
     def files(self) -> list[Path]:
-        """What its predictions follow from."""
+        """Files that the predictions depend on."""
         return [self.model.weights, self.model.folder / ARCHITECTURE, self.model.folder / INPUT]
 
 
-def trained(folder: Path, weights: str | None = None, device: str = "cpu") -> ReadyModel:
-    """The weights of this name in the folder of a base, a student or an exported model.
+def ready_model(folder: Path, weights: str | None = None) -> ReadyModel:
+    """The weights of a name in the folder of a base, a student or an exported model.
 
-    Without a name: the only ones there, else `last` of a student (what its metrics call sustained is of late
-    checkpoints) and `base` of a base. Raises `BadInput` for a student without weights.
+    Without a name, the only weights are used. A folder with several weights gives `last` of a student and `base` of a
+    base: the sustained metrics of a student are those of late checkpoints. Raises `BadInput` for a folder without a
+    model, for an unknown name and for a student without weights.
     """
-    record = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else None
-    if record is not None and record["slot"] is not None:
+    record = StudentRecord.of(folder)
+    if record is not None and record.slot is not None:
         raise BadInput(
-            f"{folder}: takes proposal {record['slot']} ({record['proposal']}) of every case and has no weights of its "
-            "own; choose another student, or the base"
+            f"{folder}: this student takes proposal {record.slot} ({record.proposal}) of every case and has no weights "
+            "of its own; choose another student, or the base"
         )
     if not (folder / ARCHITECTURE).is_file():
         raise BadInput(_no_model(folder))
@@ -69,13 +71,13 @@ def trained(folder: Path, weights: str | None = None, device: str = "cpu") -> Re
     usual = there[0] if len(there) == 1 else "base" if record is None else "last"
     name = weights or usual
     if name not in there:
-        raise BadInput(f"{folder}: has no weights '{name}'; there are {', '.join(there) or 'none'}")
-    offsets = () if record is None else tuple(record["offsets"] or ())
-    return ReadyModel(Model(folder, name, device), ModelInput.load(folder), offsets)
+        raise BadInput(f"{folder}: the folder has no weights '{name}'; there are {', '.join(there) or 'none'}")
+    offsets = () if record is None else record.offsets or ()
+    return ReadyModel(Model(folder, name), ModelInput.load(folder), offsets)
 
 
 def _no_model(folder: Path) -> str:
-    """What a folder without a network is, and what to give in its place."""
+    """Message on a folder without a network: its kind, and the folder to give instead."""
     hint = "give a folder of models/, or an export as safetensors of exports/"
     if folder.is_file():
         return f"{folder}: expected the folder of a model, found a file; {hint}"
@@ -87,8 +89,8 @@ def _no_model(folder: Path) -> str:
     for file, kind in _EXPORTS.items():
         if (folder / file).is_file():
             return (
-                f"{folder}: expected the folder of a model, found {kind}; to predict here, give the model's folder of "
-                "models/, or export it to exports/ with `--format safetensors`"
+                f"{folder}: expected the folder of a model, found {kind}; to predict with segpref, give the model's "
+                "folder of models/, or export it to exports/ with `--format safetensors`"
             )
     return f"{folder}: expected the folder of a model, found no {ARCHITECTURE}; {hint}"
 
@@ -104,7 +106,7 @@ class _Applying:
     def __call__(self, shard: Shard) -> pl.DataFrame:
         import torch
 
-        # One thread whatever the number of workers: thread counts move the last bits.
+        # One thread for any number of workers, since the number of threads changes the last bits of logits.
         torch.set_num_threads(1)
         failures = CaseFailures()
         for image in shard.members:
@@ -116,7 +118,7 @@ class _Applying:
     def _case(self, image: NewImage) -> None:
         model = self.trained.model
         case, voxels = self.trained.input.read(image, model.architecture.dimensions)
-        asked = (model, voxels, case, self.compute, self.trained.offsets)
+        asked = (model.segmenter(self.compute), voxels, case, self.trained.offsets)
         mask, probability = _outputs(image)
         if self.probabilities:
             found = class_probabilities(*asked)
@@ -140,19 +142,21 @@ def apply_model(
 ) -> tuple[int, int]:
     """Write `CASE.nii.gz`, `CASE.png` or `CASE.tif` per image of a file or folder, and `probability/CASE` on demand.
 
-    A mask that was made of the same model, image and code is left as it is. Returns how many masks there are and how
-    many were there before. Raises `BadInput` with the failures of all images after the others have finished, and for a
-    program without `trust`.
+    A mask that the same model and code made of the same image is kept. Returns the number of all masks and the number
+    of kept masks. Raises `BadInput` with the failures of all images after the other images are finished, for a program
+    without `trust`, and for an unsuitable folder `out`.
     """
     if found.model.architecture.program and not trust:
         raise BadInput(
-            f"{found.model.weights}: a program, and loading it runs code that is in the file; add --trust if you trust "
-            "where it is from"
+            f"{found.model.weights}: the model is a program, and loading a program runs code in its file; add --trust "
+            "if you trust its origin"
         )
     if out.resolve() == (given if given.is_dir() else given.parent).resolve():
-        raise BadInput(f"{out}: expected another folder than that of the images; masks may have the names of images")
+        raise BadInput(f"{out}: expected another folder than that of the images; masks can have the names of images")
     if out.is_dir() and any(out.iterdir()) and not (out / DONE).is_dir():
-        raise BadInput(f"{out}: expected a new or empty folder, or one of earlier predictions, found other files")
+        raise BadInput(
+            f"{out}: expected a new or empty folder, or one of earlier predictions, found other files; choose another"
+        )
     architecture = found.model.architecture
     images, failures = new_images(given, len(found.input.channel_names), architecture.dimensions, out)
     key = fingerprint(__name__, (found.offsets, compute, probabilities), found.files)
@@ -172,21 +176,21 @@ def apply_model(
 
 
 def _outputs(image: NewImage) -> tuple[str, str]:
-    """Mask and probability of an image, relative to the output."""
+    """Files of the mask and the probability of an image, relative to the output folder."""
     ending = mask_ending(image.files[0])
     of_probability = ending if ending.startswith(".nii") else ".npz"
     return f"{image.case_id}{ending}", f"{PROBABILITY_FOLDER}/{image.case_id}{of_probability}"
 
 
 def _made_of(key: str, image: NewImage) -> str:
-    """Key of a case: model, code, knobs, and the content of the image's files and of what says its spacing."""
+    """Key of a case: hash of model, code and knobs (`key`), of the image's files, and of its spacing file."""
     spacing = image.spacing_file and sha256(image.spacing_file)
     content = [key, [sha256(file) for file in image.files], spacing]
     return blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
 
 
 def _finished(image: NewImage, key: str, out: Path) -> bool:
-    """Whether the files of this very model and image are there, unchanged."""
+    """Whether the output holds the unchanged files of this model and image."""
     path = out / DONE / f"{image.case_id}.json"
     if not path.is_file():
         return False

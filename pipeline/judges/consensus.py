@@ -1,9 +1,10 @@
-"""Consensus: one score per proposal out of those of several judges, computed in the panel.
+"""Consensus entries of the panel: one score per proposal, combined from the scores of several judges.
 
-What is combined are within-case ranks: scores of different judges have different units, and only the order of the
-proposals of one case matters to mining. Ranked are the distinct masks that every named judge has scored, mean ranks
-for ties, scaled so that the lowest has 0 and the highest 1 (a single one: 1/2). A proposal that a named judge abstained
-on is null; duplicates have the score of the first proposal with their mask.
+A consensus combines within-case ranks. Scores of different judges have different units, and only the order of the
+proposals of one case matters to mining. The ranks are those of the distinct masks that every named judge has scored.
+Equal scores share their mean rank. Ranks are scaled: the lowest possible rank is 0, the highest is 1, and a single mask
+has 1/2. A proposal on which a named judge abstained has null. A duplicate has the score of the first proposal with the
+same mask.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from pydantic import Field, field_validator
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs, Name
-from pipeline.measures.ranking import _order, within_case_spearman
+from pipeline.measures.ranking import centred_ranks, within_case_spearman
 
 BLOCK = 32_768
-"""Cases combined at a time: what bounds the memory."""
+"""Cases that are combined at a time: a bound on memory."""
 
 
 class ScoredBlock(NamedTuple):
-    """Scores of several judges, and the truth where it may be read; slots that are no ranked proposal are NaN."""
+    """Scores of several judges with true Dice; NaN in slots without a distinct mask and where a judge abstained."""
 
     scores: np.ndarray  # f64 [judge, case, slot]
     true_dice: np.ndarray  # f64 [case, slot]; NaN outside validation
-    group: np.ndarray  # patient or exam, [case]
+    group: np.ndarray  # number of the patient or exam, [case]
 
 
 class _Consensus(Knobs):
-    """Mean of the within-case ranks, with a weight per judge and case, and an abstention where they disagree."""
+    """Base of the consensus entries: mean of the within-case ranks, with hooks for weights and abstention."""
 
     judges: Annotated[tuple[Name, ...], Field(min_length=2)]
-    """Names of judges or score tables."""
+    """Names of judges or score tables, at least two and all different."""
 
     @field_validator("judges")
     @classmethod
@@ -45,26 +46,27 @@ class _Consensus(Knobs):
         return judges
 
     def weights(self, judged: ScoredBlock) -> np.ndarray:
-        """Weight of each judge, f64 `[judge, case]`."""
+        """Weight of each judge in each case, f64 `[judge, case]`; equal by default."""
         return np.ones(judged.scores.shape[:2])
 
     def abstains(self, spread: np.ndarray) -> np.ndarray:
-        """Where the judges disagree too much, by the largest less the smallest rank."""
+        """Whether the entry abstains, bool `[case, slot]`, by largest less smallest scaled rank; never by default."""
         return np.zeros(spread.shape, bool)
 
 
 class RankMean(_Consensus):
-    """Mean over the judges of the within-case ranks."""
+    """Mean over the judges of the within-case ranks (0 to 1); all judges weigh equally."""
 
     kind: Literal["rank_mean"]
 
 
 class Weighted(_Consensus):
-    """Mean of the within-case ranks, judges weighing by their reliability on validation.
+    """Mean of the within-case ranks (0 to 1), judges weighted by their reliability on validation.
 
-    A judge's weight is its mean within-case Spearman with true Dice over validation cases, and 0 if that is negative or
-    unknown; where no judge has a weight, the entry abstains. It reads validation labels: a validation case has weights
-    from the other patients (with a single patient, from that one), so that the audit does not meet its own labels.
+    The weight of a judge is its mean within-case Spearman correlation with true Dice over validation cases, and 0 if
+    this mean is negative or unknown. The entry abstains where every judge has weight 0. The entry reads validation
+    labels. The weights of a validation case come from the other patients (with a single patient, from this patient), so
+    that the audit of a case does not meet the labels of the case. Raises `BadInput` without validation proposals.
     """
 
     kind: Literal["weighted"]
@@ -79,6 +81,7 @@ class Weighted(_Consensus):
         for judge, values in enumerate(rho):
             measured = ~np.isnan(values)
             total, count = values[measured].sum(), measured.sum()
+            # A validation case is weighted by the other groups: totals less the sums of its own group.
             in_group = np.bincount(group[measured], values[measured], minlength=group.max() + 1)[group]
             n_in_group = np.bincount(group[measured], minlength=group.max() + 1)[group]
             weights[judge] = total / max(count, 1)
@@ -86,26 +89,26 @@ class Weighted(_Consensus):
             weights[judge, known] = np.where(
                 others > 0, (total - in_group) / np.maximum(others, 1), total / max(count, 1)
             )
-        # Rounded, because what is left of a difference of equal sums is no reliability.
+        # Rounded: the rounding error of a difference of equal sums is no reliability.
         return np.maximum(np.round(weights, 12), 0)
 
 
 class Unanimous(_Consensus):
-    """Mean of the within-case ranks; abstains on proposals whose ranks differ by more than `max_spread`."""
+    """Mean of the within-case ranks (0 to 1); abstains on proposals whose ranks differ by more than `max_spread`."""
 
     kind: Literal["unanimous"]
     max_spread: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Largest rank less smallest rank, of at most 1."""
+    """Most that the largest and the smallest scaled rank of a proposal may differ, from 0 to 1."""
 
     def abstains(self, spread: np.ndarray) -> np.ndarray:
-        return spread > self.max_spread + 1e-12  # fractions that are equal may differ in the last bit
+        return spread > self.max_spread + 1e-12  # tolerance: equal fractions may differ in the last bit
 
 
 JudgeConsensus = Annotated[RankMean | Weighted | Unanimous, Field(discriminator="kind")]
 
 
 def check_consensus(entries: Mapping[str, JudgeConsensus], judges: Iterable[str]) -> None:
-    """Raise `BadInput` for an entry with the name of a judge or score table, or one that names no such judge."""
+    """Raise `BadInput` for an entry that has the name of a judge or score table, or that names an unknown judge."""
     known = list(judges)
     for name, knobs in entries.items():
         if name in known:
@@ -116,9 +119,10 @@ def check_consensus(entries: Mapping[str, JudgeConsensus], judges: Iterable[str]
 
 
 def with_consensus(panel: pl.DataFrame, entries: Mapping[str, JudgeConsensus]) -> pl.DataFrame:
-    """Panel rows with a column `score_NAME` f64 per entry; `true_dice` is null outside validation. Sorts by case.
+    """Panel rows with a further column `score_NAME` f64 per entry, sorted by case and proposal.
 
-    Needs `case`, `proposal`, `group`, `duplicate_of`, `true_dice` and the `score_` columns of the named judges.
+    Reads the columns `case`, `proposal`, `group`, `duplicate_of`, `true_dice` (null outside validation) and `score_` of
+    the named judges. Without entries or rows the order is unchanged. Raises `BadInput` if an entry has no weights.
     """
     if not entries or not len(panel):
         return panel.with_columns(pl.lit(None, pl.Float64).alias(f"score_{name}") for name in entries)
@@ -132,7 +136,7 @@ def with_consensus(panel: pl.DataFrame, entries: Mapping[str, JudgeConsensus]) -
     group = panel["group"].gather(first).rank("dense").to_numpy()
 
     def aligned(column: str) -> np.ndarray:
-        """The column of the distinct masks, `[case, slot]`."""
+        """Values of the column for distinct masks, f64 `[case, slot]`; NaN in all other slots."""
         values = np.full(shape, np.nan)
         values[row[distinct], slot[distinct]] = panel[column].to_numpy()[distinct]
         return values
@@ -151,15 +155,15 @@ def with_consensus(panel: pl.DataFrame, entries: Mapping[str, JudgeConsensus]) -
 
 
 def combine(knobs: JudgeConsensus, judged: ScoredBlock) -> np.ndarray:
-    """Scores of one entry, f64 `[case, slot]` in 0..1; NaN where it abstains."""
+    """Scores of one entry, f64 `[case, slot]` from 0 to 1; NaN where the entry abstains."""
     weights = knobs.weights(judged)
     out = np.empty(judged.scores.shape[1:])
     for start in range(0, len(out), BLOCK):
         block = slice(start, start + BLOCK)
-        order, steps = _order(judged.scores[:, block])
+        order, steps = centred_ranks(judged.scores[:, block])
         weight = weights[:, block, None]
         total = weight.sum(0)
-        # Whole numbers until the one division: proposals of equal mean rank are ties to the last bit.
+        # Orders are whole numbers and scores are rounded, so proposals of equal mean rank are ties to the last bit.
         mean = (weight * order).sum(0) / np.where(total > 0, total, np.nan) / (2 * steps)
         mean[knobs.abstains((order.max(0) - order.min(0)) / (2 * steps))] = np.nan
         mean[np.isnan(judged.scores[:, block]).any(0)] = np.nan

@@ -1,4 +1,4 @@
-"""What a judge is: it scores every proposal of a case, higher is better, NaN = it abstains."""
+"""Contract of the judge family: one score per proposal of a case; higher is better, NaN means abstained."""
 
 from __future__ import annotations
 
@@ -19,43 +19,44 @@ from pipeline.store.proposals import ProposalStore
 
 @dataclass(frozen=True)
 class Evidence:
-    """One case as a judge sees it; each part is read when it is first used."""
+    """Inputs of a judge for one case; each part is read from disk at its first use."""
 
     cases: CaseStore
     proposals: ProposalStore
     case: Case
     research: bool = False
-    """Whether the judge may look at the truth."""
+    """Whether the judge may read the truth."""
 
     @cached_property
     def image(self) -> np.ndarray:
-        """f32 `[channel, *space]`."""
+        """Image f32 `[channel, *space]` on the working grid."""
         return self.cases.image(self.case)
 
     @cached_property
     def masks(self) -> np.ndarray:
-        """u8 `[proposal, *space]`."""
+        """Proposals as label maps u8 `[proposal, *space]`."""
         return self.proposals.masks(self.case)
 
     @cached_property
     def probability(self) -> np.ndarray:
-        """f32 `[class, *space]`, the mean probability, in steps of 1/255."""
+        """Mean probability f32 `[class, *space]` in steps of 1/255."""
         return self.proposals.probability(self.case)
 
     @cached_property
     def disagreement(self) -> np.ndarray:
-        """u32 `[proposal, proposal]`: |D|, voxels on which two proposals differ."""
+        """|D|, the number of voxels on which two proposals differ, u32 `[proposal, proposal]`."""
         return self.proposals.disagreement(self.case)
 
-    @property
+    @cached_property
     def originals(self) -> np.ndarray:
-        """i64 `[proposal]`: the first slot with the same mask; its own slot for all but duplicates."""
+        """First slot with the same mask, i64 `[proposal]`; a mask that is no duplicate has its own slot."""
         return first_equal(self.masks)
 
     @property
     def samplers(self) -> list[str]:
         """Name of the sampler of each proposal."""
-        table = self.proposals.table  # in the order of its key, so that a case is found without reading all rows
+        # Rows are sorted by case, so a binary search replaces a scan of the whole table.
+        table = self.proposals.table
         first, last = (table["case_id"].search_sorted(self.case.case_id, side) for side in ("left", "right"))
         return table["sampler"][first:last].to_list()
 
@@ -65,7 +66,7 @@ class Evidence:
         return len(self.cases.class_names)
 
     def truth(self) -> np.ndarray | None:
-        """u8 `[*space]`, or None for a case without label; raises `BadInput` for a judge that is not for research."""
+        """Truth u8 `[*space]`, None for a case without label; raises `BadInput` unless the judge is for research."""
         if not self.research:
             raise BadInput(
                 f"case '{self.case.case_id}': a judge without `research = True` asked for the truth; expected a score "
@@ -76,47 +77,49 @@ class Evidence:
 
 @dataclass(frozen=True)
 class JudgeInputs:
-    """What a judge may learn from before it scores."""
+    """Everything that a judge may learn from before it scores, and the folder for its learned files."""
 
     cases: CaseStore
-    """Labels of the labelled split alone can be read, but by judges for research."""
+    """All cases. Only labels of the labelled split can be read, except by judges for research."""
     proposals: ProposalStore
+    """All proposals; those of test cases are not scored."""
     out_of_fold: ProposalStore
-    """Proposals of labelled cases by models that have not seen them; empty where the base has no folds."""
+    """Proposals of labelled cases by models that were not trained on the case. Empty if the base has no folds."""
     models: Path
-    """Folder for what is learned. What a killed run of the same knobs and inputs has finished is still there."""
+    """Folder for learned files. Files that a killed run of the same knobs and inputs finished are still there."""
     compute: Compute
     seed: int
     flips: tuple[int, ...] = ()
     """Spatial axes along which images may be mirrored in training."""
 
     def learned_from(self, kind: str) -> list[Case]:
-        """Labelled cases that have out-of-fold proposals; raises `BadInput` where there is none."""
+        """Labelled cases that have out-of-fold proposals; raises `BadInput` if there are none."""
         known = set(self.out_of_fold.case_ids())
         found = [case for case in self.cases.split("labelled") if case.case_id in known]
         if not found:
             raise BadInput(
                 f"{self.out_of_fold.folder}: a judge of kind '{kind}' learns from out-of-fold proposals of "
-                "labelled cases, found none; expected base.folds of at least 2, which takes a base that is trained here"
+                "labelled cases, found none; expected base.folds of at least 2 and a base of kind 'trained'; set "
+                "base.folds, or remove the judge"
             )
         return found
 
 
 class Scorer(Protocol):
-    """A judge that is ready to score; picklable."""
+    """A judge that is ready to score. Scorers are picklable."""
 
     def score(self, evidence: Evidence) -> np.ndarray:
-        """f64 `[proposal]`; NaN where the judge abstains."""
+        """One score per proposal, f64 `[proposal]`, finite; NaN where the judge abstains."""
         ...
 
 
 class Judge(Protocol):
-    """Frozen knobs (`JudgeKnobs`) with a literal `kind`."""
+    """A kind of judge: frozen knobs (`JudgeKnobs`) with a literal `kind`."""
 
     research: ClassVar[bool]
 
     def inputs(self) -> list[Path]:
-        """Files beyond cases and proposals that scores follow from."""
+        """Files that the scores depend on, besides cases and proposals."""
         ...
 
     @property
@@ -125,18 +128,19 @@ class Judge(Protocol):
         ...
 
     def ready(self, given: JudgeInputs) -> Scorer:
-        """Read, check or learn what scoring needs. Raises `BadInput`."""
+        """Check the inputs and learn, if the kind does; the result scores. Raises `BadInput`."""
         ...
 
 
 class JudgeKnobs(Knobs):
-    """Knobs of a judge; one that needs nothing but the case is ready as it is."""
+    """Base of all judges. By default a judge learns nothing, and the knobs themselves are the scorer."""
 
     research: ClassVar[bool] = False
-    """Whether it reads the truth of what it scores, so that what follows from it is for research only."""
+    """Whether the judge reads the truth of the cases that it scores. Every result that uses its scores is then for
+    research only."""
 
     def inputs(self) -> list[Path]:
-        """Files beyond cases and proposals that scores follow from."""
+        """Files that the scores depend on, besides cases and proposals."""
         return []
 
     def ready(self, given: JudgeInputs) -> Any:

@@ -1,4 +1,4 @@
-"""Stage `judge`: one judge scores every proposal, after learning what it needs."""
+"""Stage `judge`: one judge learns, if its kind does, and then scores every proposal."""
 
 from __future__ import annotations
 
@@ -9,46 +9,40 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.execution import CaseFailures, Execution, Shard, publish, run, shards_of, workspace
+from pipeline.execution import CaseFailures, Runtime, Shard, publish, run, shards_of, workspace
 from pipeline.judges.error_maps import ErrorMapper, as_steps
 from pipeline.judges.judge import Evidence, Judge, JudgeInputs, Scorer
 from pipeline.store import schema
 from pipeline.store.arrays import cases_per_shard, create_array, open_array, shard_cases
-from pipeline.store.cases import Case, CaseStore
+from pipeline.store.cases import Case, CaseStore, Volume
 from pipeline.store.manifest import MANIFEST, write_json
-from pipeline.store.proposals import ProposalStore
+from pipeline.store.proposals import Data, ProposalStore
 from pipeline.store.tables import write_table
 
 JUDGE_FILE = "judge.json"
-"""Beside what a judge has learned: which judge it is."""
+"""File beside the learned files of a judge: the name and the knobs of the judge."""
 
 
 class LabelFree(CaseStore):
-    """Cases as a judge that is not for research sees them: only labels of the labelled split can be read."""
+    """Cases for judges that are not for research: every label outside the labelled split raises `BadInput`."""
 
     def __reduce__(self) -> tuple[type[LabelFree], tuple[Path]]:
         return LabelFree, (self.folder,)
 
-    def label(self, case: Case) -> np.ndarray:
-        return super().label(_readable(case))
-
-    def truth(self, case: Case) -> np.ndarray:
-        return super().truth(_readable(case))
-
-
-def _readable(case: Case) -> Case:
-    if case.split != "labelled":
-        raise BadInput(
-            f"case '{case.case_id}': a judge without `research = True` asked for the label of a {case.split} case; "
-            "expected labels of the labelled split only"
-        )
-    return case
+    def stored_label(self, case: Case, source_grid: bool = False) -> Volume:
+        if case.split != "labelled":
+            raise BadInput(
+                f"case '{case.case_id}': a judge without `research = True` asked for the label of a {case.split} case; "
+                "expected labels of the labelled split only"
+            )
+        return super().stored_label(case, source_grid)
 
 
 @dataclass(frozen=True)
 class _Scoring:
+    """The task of one shard: a table of scores; error maps go straight to the array in the folder `learned`."""
+
     cases: CaseStore
     proposals: ProposalStore
     scorer: Scorer
@@ -81,7 +75,7 @@ class _Scoring:
         return pl.DataFrame(rows, schema=schema.SCORES.columns)
 
     def _store(self, errors: dict[int, np.ndarray]) -> None:
-        """Write the maps u8 `[proposal, *space]` of cases by row: all that their shard of the array ever holds."""
+        """Write the error maps u8 `[proposal, *space]` of cases by row; no other task writes to their shard."""
         array = open_array(self.learned, schema.ERROR, "r+")
         size = shard_cases(array)
         start = min(errors) // size * size
@@ -93,29 +87,36 @@ class _Scoring:
 
 
 def scored_proposals(cases: CaseStore, proposals: ProposalStore) -> pl.DataFrame:
-    """Rows of the proposals table that judges score: all but those of test cases, whose truth no judge may meet."""
+    """Rows of the proposals table that judges score: all except test cases, whose truth no judge may meet."""
     test = cases.table.filter(pl.col("split") == "test")["case_id"]
     return proposals.table.filter(~pl.col("case_id").is_in(test.implode()))
+
+
+@dataclass(frozen=True)
+class JudgeFiles:
+    """Outputs of a judge."""
+
+    models: Path
+    """Folder `models/judges/NAME` for everything that the judge has learned."""
+    scores: Path
+    """Score table `data/scores/NAME.parquet`."""
 
 
 def judge(
     name: str,
     knobs: Judge,
-    cases: CaseStore,
-    proposals: ProposalStore,
+    data: Data,
     out_of_fold: ProposalStore,
-    models: Path,
-    compute: Compute,
-    seed: int,
-    out: Path,
-    execution: Execution,
+    files: JudgeFiles,
+    runtime: Runtime,
     flips: tuple[int, ...] = (),
 ) -> None:
-    """Score every proposal but those of test cases with one judge and write `data/scores/NAME.parquet`.
+    """Score every proposal except those of test cases with one judge.
 
-    What it has learned goes to the folder `models`, beside `judge.json`, which says what judge it is. Raises `BadInput`
-    naming every case that failed and where a judge's scores do not match the proposals.
+    Everything that the judge has learned goes to the folder `files.models`, beside `judge.json`, which names the judge.
+    Raises `BadInput` naming every case that failed, and for a judge whose scores do not match the proposals.
     """
+    cases, proposals, compute, seed = data.cases, data.proposals, runtime.compute, runtime.seed
     seen = cases if knobs.research else LabelFree(cases.folder)
     expected = scored_proposals(cases, proposals).select("case_id", "proposal")
     known = set(expected["case_id"].unique().to_list())
@@ -132,14 +133,14 @@ def judge(
             size = cases_per_shard(len(cases.all), int(np.prod(shape[1:])))
             if not (learned / f"{schema.ERROR.name}.zarr" / "zarr.json").is_file():
                 create_array(learned, schema.ERROR, shape, size)
-        # By rows of the arrays, so that what a task writes is a shard of its own.
+        # Grouped by rows of the arrays, so that every task writes one shard of the error maps by itself.
         shards = shards_of(rows, size, key=lambda case: case.case)
         task = _Scoring(seen, proposals, scorer, name, knobs.research, learned)
-        scores = run(task, shards, work, execution, f"judge {name}")
+        scores = run(task, shards, work, runtime.execution, f"judge {name}")
         if not scores.select("case_id", "proposal").sort("case_id", "proposal").equals(expected):
             raise BadInput(
                 f"judge '{name}': gave {len(scores)} scores, expected one for each of {len(expected)} proposals"
             )
         write_json(learned / JUDGE_FILE, {"judge": name, "knobs": repr(knobs)})
-        publish(learned, models)
-        write_table(scores, schema.SCORES, out, knobs)
+        publish(learned, files.models)
+        write_table(scores, schema.SCORES, files.scores, knobs)

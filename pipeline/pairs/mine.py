@@ -1,4 +1,4 @@
-"""Mining: the preferences of a pair set, from the scores of one judge and the filters of its strategy."""
+"""Mining: the preference pairs of a pair set, from the scores of one judge and the filters of one strategy."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_table, scan_table, write_table
 
 BLOCK = 32_768
-"""Cases mined at a time: what bounds the memory."""
+"""Number of cases that are mined together. The number bounds the memory."""
 
 WORKERS = 2
-"""Blocks mined at the same time."""
+"""Number of blocks that are mined in parallel."""
 
 REASONS = ("base_is_top", "tie", "margin", "p_correct", "disagreement")
-"""Why a candidate is no pair; the first that holds counts."""
+"""Reasons why a candidate is no pair, in the order of the checks. The first reason that applies is counted."""
 
 
 class PairSet(Knobs):
     """Preferences of one judge, mined by one strategy."""
 
     judge: Name
-    """Name of a judge, of a score table, or `none`."""
+    """Name of a judge, a score table or a consensus entry; `none` for strategy `none`."""
     strategy: Strategy
     split: Literal["pool", "labelled"] = "pool"
-    """Whose cases are compared. `labelled` needs their proposals (`propose.splits`); with judge `oracle` it is the
-    offline form of MAPO."""
+    """Split whose cases are mined. `labelled` needs proposals for that split (`propose.splits`). `labelled` with judge
+    `oracle` is the offline form of MAPO."""
 
 
 def mine(
@@ -49,13 +49,16 @@ def mine(
     seed: int,
     calibration: Curve | None = None,
 ) -> tuple[pl.DataFrame, dict[str, object]]:
-    """Pairs of a split (schema `PAIRS`) and a counted reason for every case without a pair.
+    """Pairs of a split (schema `PAIRS`), and the number of cases without a pair by reason.
 
-    The panel is in the order of its key. Duplicates and proposals without a score are left out before ranking.
-    `calibration` fills `p_correct`, null without it. Reasons are those of a case's first candidate:
-    `fewer_than_two_scored`, `base_is_top`, `tie`, `margin`, `p_correct` (below `min_p_correct`), `disagreement`; a case
-    whose pairs passed all of these and that `keep_fraction` left out counts as `fraction`.
-    Raises `BadInput` for an unknown judge, infinite scores, and `min_p_correct` without a calibration.
+    The panel must be in the order of its key. Duplicates and proposals without a score are left out before ranking.
+    `calibration` gives `p_correct`; without a calibration `p_correct` is null.
+
+    The reason of a case is the reason of its first candidate: `base_is_top`, `tie`, `margin`, `p_correct` (below
+    `min_p_correct`) or `disagreement`. A case without a candidate counts as `fewer_than_two_scored`. A case whose pairs
+    pass all filters and which `keep_fraction` leaves out counts as `fraction`.
+
+    Raises `BadInput` for an unknown judge, an infinite score, and `min_p_correct` without a calibration.
     """
     strategy = pairs.strategy
     nothing: dict[str, object] = {"cases": 0, "cases_with_pairs": 0, "pairs": 0, "dropped": {}}
@@ -63,12 +66,14 @@ def mine(
         return pl.DataFrame(schema=schema.PAIRS.columns), nothing
     score = f"score_{pairs.judge}"
     if score not in panel.collect_schema():
-        raise BadInput(f"pairs: judge '{pairs.judge}' is not in the panel; name an entry of judges or tables")
+        raise BadInput(
+            f"pairs: judge '{pairs.judge}' is not in the panel; name an entry of judges, tables or consensus"
+        )
     if strategy.min_p_correct and calibration is None:
         raise BadInput(
             f"pairs: min_p_correct is {strategy.min_p_correct}, but pairs of judge '{pairs.judge}' by "
-            f"'{strategy.kind}' are not calibrated; the audit does so from labelled validation cases: label some, "
-            "propose for them (propose.splits) and mine with the audit's folder, or set it to null"
+            f"'{strategy.kind}' are not calibrated. The audit calibrates on labelled validation cases: label some, add "
+            "'validation' to propose.splits and mine with --audit, or set min_p_correct to null"
         )
     rows = panel.select(*_COLUMNS, pl.col(score).alias("score"))
     slots = _slots(rows)
@@ -91,6 +96,7 @@ def mine(
     table = _widest(table, strategy.keep_fraction)
     with_pairs = table["case"].n_unique()
     reasons["fraction"] = before - with_pairs
+    # A panel in the order of its key gives sorted pairs. The check saves a sort of the whole table.
     if not table["case_id"].is_sorted():
         table = table.sort(schema.PAIRS.key)
     return table, {
@@ -105,23 +111,24 @@ _COLUMNS = ("case_id", "case", "split", "proposal", "sampler", "duplicate_of")
 
 
 class _Block(NamedTuple):
-    """What a block of cases gave."""
+    """Result of mining one block of cases."""
 
     cases: int
     table: pl.DataFrame  # schema `PAIRS`, in the order of the cases
-    dropped: np.ndarray  # how often each of `REASONS` left a case out
+    dropped: np.ndarray  # i64 [reason], number of cases that each of `REASONS` left out
 
 
 def _slots(rows: pl.LazyFrame) -> int:
-    """Proposals of the first case, and so of every one; 1 for an empty panel."""
+    """Number of proposals per case, counted in the first case; 1 for an empty panel."""
     first = rows.select("case").head(schema.ROW_GROUP).collect()["case"]
     return int((first == first[0]).sum()) if len(first) else 1
 
 
 def _block(rows: pl.LazyFrame, start: int, slots: int, split: str) -> pl.DataFrame:
-    """Rows of a split in a block that starts at a row: whole cases with the slots 0, 1, ... in order.
+    """Panel rows of one split in the block that starts at row `start`: whole cases with the slots 0, 1, ... in order.
 
-    The slice comes before the filter, so that only its own row groups are read.
+    The slice comes before the filter, so that only the row groups of the block are read. Raises `BadInput` for rows in
+    another order.
     """
     block = rows.slice(start, BLOCK * slots).collect()
     whole = len(block) % slots == 0
@@ -147,14 +154,14 @@ def _mined(
     calibration: Curve | None,
     seed: int,
 ) -> _Block:
-    """Pairs of a block, and the reasons of its cases without a pair."""
+    """Pairs of a block, and the number of its cases without a pair by reason."""
     score = pl.when(pl.col("duplicate_of").is_null()).then("score").cast(pl.Float64)
     scores = block.select(score.fill_null(float("nan"))).to_series().to_numpy().reshape(-1, slots)
     case_id = block["case_id"].gather_every(slots)
     if (infinite := np.isinf(scores)).any():
         case = case_id[int(infinite.any(axis=1).argmax())]
         raise BadInput(
-            f"panel: judge '{pairs.judge}': case '{case}' has an infinite score; scores are finite, or null where the "
+            f"panel: judge '{pairs.judge}': case '{case}' has an infinite score; scores are finite, or null if the "
             "judge abstains"
         )
     found = strategy.candidates(Scored(case_id, scores), seed)
@@ -162,6 +169,7 @@ def _mined(
     margin = chosen_score - rejected_score
     p = None if calibration is None else calibration(margin)
     least = 0.5 if strategy.min_p_correct is None else strategy.min_p_correct
+    # A margin below 0 comes from `top_base` alone: the judge scores the base above every other proposal.
     failed = np.select(
         [
             margin < 0,
@@ -173,6 +181,7 @@ def _mined(
         default=-1,
     )
     array_row = block["case"].to_numpy()[::slots][found.row]
+    # |D| is read from disk, and therefore only for candidates that passed the other filters.
     differ = np.zeros(len(array_row), np.int64)
     passed = failed < 0
     differ[passed] = proposals.disagreement_of(array_row[passed], found.chosen[passed], found.rejected[passed])
@@ -180,6 +189,7 @@ def _mined(
 
     with_pair = np.zeros(len(case_id), bool)
     with_pair[found.row[failed < 0]] = True
+    # The candidates of a case lie beside each other: a case's first candidate is where the row changes.
     first = np.diff(found.row, prepend=-1) > 0
     dropped = np.bincount(failed[first & ~with_pair[found.row]], minlength=len(REASONS))
 
@@ -209,9 +219,10 @@ def _mined(
 
 
 def _widest(table: pl.DataFrame, fraction: float) -> pl.DataFrame:
-    """Pairs of the share of cases whose widest margin is largest; cases that share the margin at the cut are dropped.
+    """Pairs of the cases whose widest margin is largest: a share `fraction` of the cases in the table.
 
-    The share is that of the cases in the table, rounded, and at least one case.
+    The number of cases is rounded and at least one. Cases that share the margin at the cut are all dropped, so fewer
+    cases, or none, may be kept.
     """
     widest = table.group_by("case").agg(pl.col("margin").max())["margin"] if fraction < 1 else table["margin"].head(0)
     keep = max(1, round(fraction * len(widest)))
@@ -228,22 +239,24 @@ def mine_to(
     pairs: PairSet,
     seed: int,
     out: Path,
-    name: str = "",
-    audit: Path | None = None,
+    calibration: Curve | None = None,
 ) -> None:
-    """Mine the cases of its split and write `NAME.parquet` and, beside it, `NAME.drops.json`.
+    """Write the pairs of a pair set to `out`, and the counts of cases without a pair to `NAME.drops.json` beside it.
 
-    `name` is the pair set's entry in `audit`/calibration.parquet; without an entry `p_correct` is null.
+    Without a calibration `p_correct` is null.
     """
     panel = scan_table(panel_file, schema.panel(judges)).drop("true_dice")
-    calibration = None if audit is None else _calibration(audit / "calibration.parquet", name, pairs)
     table, drops = mine(panel, proposals, pairs, pairs.split, seed, calibration)
     write_table(table, schema.PAIRS, out, pairs)
     write_json(out.with_suffix(".drops.json"), drops)
 
 
-def _calibration(file: Path, name: str, pairs: PairSet) -> Curve | None:
-    """The curve of a pair set, None where the table has none; `BadInput` where it is of another judge or strategy."""
+def calibration_of(audit: Path, name: str, pairs: PairSet) -> Curve | None:
+    """Curve of a pair set in the folder of the audit; None if the audit has no curve of the pair set.
+
+    Raises `BadInput` for a curve of another judge or strategy.
+    """
+    file = audit / "calibration.parquet"
     table = read_table(file, schema.CALIBRATION).filter(pl.col("pairs") == name)
     expected = (pairs.judge, pairs.strategy.kind)
     for found in table.select("judge", "strategy").unique().rows():

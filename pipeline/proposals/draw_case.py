@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from pipeline.measures.overlap import dice_from_counts, disagreement, overlaps_t
 from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.sampler import CaseModels, Draw, OnDisk, drawn
 from pipeline.store.arrays import Slabs
+from pipeline.store.cases import Where
 from pipeline.store.schema import UNKNOWN
 
 BASE_SAMPLER = "base"
@@ -57,17 +59,29 @@ class Target(Protocol):
     def __setitem__(self, where: Any, values: np.ndarray, /) -> None: ...
 
 
+@dataclass(frozen=True)
+class CaseArrays:
+    """Where the masks and the mean probability of a case are written."""
+
+    masks: Target
+    probability: Target
+    row: int  # of the case in both arrays
+
+    def write(self, where: Where, masks: np.ndarray, probability: np.ndarray) -> None:
+        """Write u8 `[proposal, *box]` and u8 `[class, *box]` of a box of the case."""
+        self.masks[(self.row, slice(None), *where)] = masks
+        self.probability[(self.row, slice(None), *where)] = probability
+
+
 def draw_case(
     case: CaseModels,
     samplers: Mapping[str, Sampler],
     slots: int,
-    masks: Target,
-    probability: Target,
-    row: int,
+    target: CaseArrays,
     slabs: Slabs | None,
     scratch: Path,
 ) -> tuple[list[dict[str, object]], np.ndarray]:
-    """Write masks and mean probability of a case to its `row`; its rows of the proposals table, and |D| u32 `[K, K]`.
+    """Write masks and mean probability of a case to `target`; return its rows of the table, and |D| u32 `[K, K]`.
 
     With `slabs` the case is drawn band by band, whose float32 probabilities are all that is in memory, and each slab is
     written when its last band is done; what windows and whole masks leave for later bands lies below `scratch`.
@@ -76,14 +90,13 @@ def draw_case(
     if slabs is None:
         _draw(case, samplers)
         found = np.stack([draw.mask for draw in case.draws])
-        masks[(row, slice(None), *case.where)] = found
-        probability[(row, slice(None), *case.where)] = _steps(case)
+        target.write(case.where, found, _steps(case))
         counts.add(found)
         draws = case.draws
     else:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             case.disk = OnDisk(Path(folder), slabs.axis)
-            draws = _draw_slabs(case, samplers, counts, masks, probability, row, slabs)
+            draws = _draw_slabs(case, samplers, counts, target, slabs)
     dice = counts.dice_to_base
     rows: list[dict[str, object]] = [
         {
@@ -101,13 +114,7 @@ def draw_case(
 
 
 def _draw_slabs(
-    case: CaseModels,
-    samplers: Mapping[str, Sampler],
-    counts: Counts,
-    masks: Target,
-    probability: Target,
-    row: int,
-    slabs: Slabs,
+    case: CaseModels, samplers: Mapping[str, Sampler], counts: Counts, target: CaseArrays, slabs: Slabs
 ) -> list[Draw]:
     """Write and count slab after slab; the draws of the last band."""
     from pipeline.segmenter.sliding import bands_of
@@ -128,8 +135,7 @@ def _draw_slabs(
             found[(slice(None), *inside)] = np.stack([draw.mask for draw in band.draws])
             likely[(slice(None), *inside)] = _steps(band)
             draws = band.draws
-        masks[(row, slice(None), *where)] = found
-        probability[(row, slice(None), *where)] = likely
+        target.write(where, found, likely)
         counts.add(found)
     return draws
 

@@ -1,4 +1,4 @@
-"""The answer of a run: which arm gains how much on test, and where it fails."""
+"""The answer of a run: the gain of every arm on test, and the test cases with the worst results."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipeline.report.audit_measures import RESEARCH
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
 from pipeline.report.cells import cell, inline
 from pipeline.report.figures import forest
-from pipeline.report.run import Arm, Run, read_json
+from pipeline.report.run import Arm, Run
 
 WORST = 6
-"""Test cases that are named."""
+"""Number of test cases in each list of worst cases."""
 
 
 def answer(run: Run) -> Section:
-    """Test results of all arms, the forest plot of gains, and how hard each student was pushed."""
+    """Test results of all arms, the forest plot of gains, and the preference push on each student."""
     students = run.arms[1:]
     blocks: list[Block] = [Note(run.base_notes)] if run.base_notes else []
     blocks.append(_arms_table(run.arms))
@@ -30,21 +30,25 @@ def answer(run: Run) -> Section:
             forest(
                 gains,
                 f"Gain of each student over the base with its 95 % interval, in Dice points: {spoken}.",
-                "Gain over the base with its 95 % interval. Filled and coloured: the interval excludes 0.",
+                "Gain over the base with its 95 % interval. A point is filled and coloured if its interval excludes 0.",
             ),
             _push_table(run),
         ]
     else:
         blocks.append(Note(["params.yaml has no students, so there is nothing to compare with the base."]))
     how = (
-        "Dice is in points (100 is perfect), the mean over patients of the test split, and the brackets hold its 95 % "
-        "interval. A gain is bold, with an arrow, only where its interval excludes 0; of many arms, some do by chance."
+        "Dice is the mean over the patients of the test split, in points (100 is perfect). Brackets hold the 95 % "
+        "interval. A gain is bold and has an arrow if its interval excludes 0. Among many arms, some intervals exclude "
+        "0 by chance."
     )
-    return Section("answer", "What training on preferences gave", how, blocks)
+    return Section("answer", "Results of training on preferences", how, blocks)
 
 
 def gap_recovered(gain: float | None, full: Estimate | None) -> float | None:
-    """(student - base) / (full supervision - base); None unless the interval of full supervision's gain is above 0."""
+    """(student - base) / (full supervision - base): the gain as a share of the gain of full supervision.
+
+    None unless the interval of the gain of full supervision lies above 0.
+    """
     if gain is None or full is None or full.mean is None or full.sign != 1:
         return None
     return gain / full.mean
@@ -66,30 +70,31 @@ def _arms_table(arms: list[Arm]) -> Table:
         *recipe,
     ]
     if ceiling is None:
-        gap = "it needs an arm with objective full, and there is none"
+        gap = "left out, because no arm has the objective full"
     elif gap_recovered(0.0, full) is None:
         gap = f"left out, because the gain of '{ceiling.name}' is not shown to be above 0"
     else:
         gap = f"the gain as a share of the gain of '{ceiling.name}'"
     note = (
-        "Sustained: mean over the last fifth of a student's checkpoints. Peak: at its best validation step. Drop: peak "
-        f"minus sustained. Gap recovered: {gap}. NSD: share of surface within "
-        f"{arms[0].metrics['nsd_tolerance']:g} {unit}, in points. HD95, ASSD: "
-        "distances between surfaces, lower is better. Cases worse: those that lost more Dice than evaluation.worse_by "
-        f"({arms[0].metrics['worse_by']:g}). Missed and invented: masks of a case and class that "
-        f"are empty where the truth is not, and the reverse. An arm marked '{RESEARCH}' learned from truth of the pool."
+        "Sustained: mean over the last fifth of a student's checkpoints. Peak: Dice at the student's best validation "
+        f"step. Drop: peak minus sustained. Gap recovered: {gap}. NSD: share of surface within "
+        f"{arms[0].metrics['nsd_tolerance']:g} {unit}, in points. HD95, ASSD: distances between surfaces; lower is "
+        "better. Cases worse: cases that lost more Dice than evaluation.worse_by "
+        f"({arms[0].metrics['worse_by']:g}). Missed: masks of a case and class that are empty although the truth is "
+        "not. Invented: masks that are not empty although the truth is. "
+        f"An arm marked '{RESEARCH}' learned from truth of the pool."
     )
     if f1:
         note += (
-            " F1: of connected components, in points; a predicted one matches a true one if their IoU is above "
-            f"{arms[0].metrics['component_overlap']:g}, and objects that touch are one component."
+            " F1: F1 of connected components, in points. A predicted component matches a true component if their IoU "
+            f"is above {arms[0].metrics['component_overlap']:g}. Objects that touch are one component."
         )
     words = frozenset(columns.index(name) for name in recipe)
     return Table("Test results of all arms", columns, rows, words, note=note)
 
 
 def _has_f1(arms: list[Arm]) -> bool:
-    """Whether F1 of components was measured: it is an option of `evaluation:`."""
+    """Whether F1 of components was measured, which is an option of `evaluation:`."""
     return all("f1" in arm.metrics for arm in arms)
 
 
@@ -109,8 +114,10 @@ def _recipe(arm: Arm) -> list[Cell | str]:
 
 
 def objective_text(knobs: dict[str, Any]) -> str:
-    """`link x normaliser` with the link's own knobs, behind what ranks pairs that are made online, or the kind of an
-    objective that has no link."""
+    """Objective in words: `link x normaliser` with the knobs of the link, or the kind of an objective without a link.
+
+    An objective that makes its pairs during training has its kind and its ranker in front.
+    """
     if "link" not in knobs:
         return f"{knobs['kind']} ({knobs['pick']})" if "pick" in knobs else knobs["kind"]
     own = ", ".join(
@@ -152,23 +159,23 @@ def _results(arm: Arm, full: Estimate | None, is_full: bool, f1: bool) -> list[C
 def _push_table(run: Run) -> Table:
     rows: list[list[Cell | str]] = []
     for arm in run.arms[1:]:
-        record = read_json(run.students / arm.name / "student.json")
-        objective = record["objective"]
-        aimed: str = decimal(record.get("aimed_shift"), 2)
-        if "link" in objective and record.get("aimed_shift") is None:
+        record = run.record(arm.name)
+        objective = record.objective
+        aimed: str = decimal(record.aimed_shift, 2)
+        if "link" in objective and record.aimed_shift is None:
             aimed = "unbounded"
         rows.append(
             [
                 arm.name,
                 decimal(objective.get("beta"), 2),
-                f"{record['beta_own']:.3g}" if "beta_own" in record else NO_VALUE,
+                f"{record.beta_own:.3g}" if record.beta_own is not None else NO_VALUE,
                 aimed,
-                decimal(record.get("base_margin_on_disagreement"), 2),
-                percent(record.get("flipped_share")),
-                decimal(record.get("mean_disagreement"), 0),
-                decimal(record.get("pairs_mined"), 0),
-                decimal(record.get("images"), 0),
-                f"{record['best_step']} of {record['steps']}",
+                decimal(record.base_margin_on_disagreement, 2),
+                percent(record.flipped_share),
+                decimal(record.mean_disagreement, 0),
+                decimal(record.pairs_mined, 0),
+                decimal(record.images, 0),
+                f"{record.best_step} of {record.steps}",
             ]
         )
     columns = [
@@ -176,15 +183,17 @@ def _push_table(run: Run) -> Table:
         *("mean |D|, voxels", "pairs", "images", "best step"),
     ]
     note = (
-        "D: the voxels on which chosen and rejected differ. Aimed shift: mean change of logits on D at which the link "
-        "is satisfied. Where it is far below the base margin on D, the base's decisions cannot flip; the flipped share "
-        "is how many did. Beta on its own scale multiplies the summed log-ratio divided by the normaliser as written."
+        "D: voxels on which chosen and rejected differ. Beta on its own scale: factor of the summed log-ratio divided "
+        "by the normaliser, without matching. Aimed shift: mean change of the logits on D at which the link is "
+        "satisfied. Base margin on D: median difference of the base's two largest logits. An aimed shift far below the "
+        "base margin cannot flip decisions of the base. Flipped share: share of D on which the student predicts "
+        "another class than the base."
     )
-    return Table("How hard each student was pushed", columns, rows, note=note)
+    return Table("Preference push on each student", columns, rows, note=note)
 
 
 def worst_cases(run: Run) -> Section:
-    """The test cases on which the best practical student fails or loses most, and the results of each class."""
+    """Test cases with the largest losses and the lowest Dice of the best practical student, and results per class."""
     practical = [arm for arm in run.arms[1:] if not arm.research]
     blocks: list[Block] = []
     if practical:
@@ -198,16 +207,16 @@ def worst_cases(run: Run) -> Section:
             .with_columns((pl.col("dice") - pl.col("base")).alias("change"))
         )
         blocks = [
-            Note([f"Shown is '{best.name}': of the students that need no truth of the pool, it has the highest Dice."]),
+            Note([f"'{best.name}' is shown: it has the highest Dice of all students that need no truth of the pool."]),
             _cases_table("Largest losses against the base", both.sort("change", "case_id")),
             _cases_table("Lowest Dice", both.sort("dice", "case_id")),
         ]
     else:
-        blocks.append(Note(["No student that could be used in practice was trained, so no cases are listed."]))
+        blocks.append(Note(["There is no student without truth of the pool, so no cases are listed."]))
     blocks += _class_tables(run)
     how = (
-        "Look at these cases first: a mean can rise while single patients lose. Dice of a case is the mean over its "
-        "classes, in points; predictions are not stored, so there are no pictures."
+        "Look at these cases first: the mean can rise while single patients lose. Dice of a case is the mean over its "
+        "classes, in points. Predictions are not stored, so there are no pictures."
     )
     return Section("cases", "Worst cases and single classes", how, blocks)
 

@@ -1,4 +1,4 @@
-"""Training curves of the base and of all students."""
+"""Section on training: curves of the base and of all students."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pipeline.measures.numbers import Estimate, decimal, points
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
 from pipeline.report.cells import cell
 from pipeline.report.figures import curves
-from pipeline.report.run import Run, read_json
-from pipeline.segmenter.knobs import RECORD
+from pipeline.report.run import Run
 
 MEASURES = (
     "loss",
@@ -25,13 +24,13 @@ MEASURES = (
     "online/images_with_pair",
     "online/spread",
 )
-"""Columns of a student's history that are drawn where some student has them."""
+"""Columns of a student's history. A column is drawn if at least one student has values in it."""
 
 HistoryCurve = tuple[np.ndarray, np.ndarray]
 
 
 def training(run: Run) -> Section:
-    """Validation Dice by step of all students, what else was watched, and the training of the base."""
+    """Curves of validation Dice and of the other measures of all students, and curves of the base."""
     blocks: list[Block] = []
     base = run.curve("base", ("model", "best"))
     histories = {name: run.curve(name) for name in run.params.students}
@@ -57,11 +56,11 @@ def training(run: Run) -> Section:
         blocks.append(_steadiness(run, histories))
         if panels:
             caption = (
-                "Averages between evaluations. Losses of different objectives do not compare. kl_outside and "
-                "volume_ratio show drift where the pairs say nothing: they should stay near 0 and near 1. "
-                "labelled_dice is measured on the labelled cases as they are, validation_assd in mm, or in voxels "
-                "where the spacing is unknown, online/images_with_pair is the share of images with two hypotheses that "
-                "are tau apart."
+                "Values are averages between evaluations. Losses of different objectives cannot be compared. "
+                "kl_outside and volume_ratio show drift that the pairs do not ask for: they should stay near 0 and "
+                "near 1. labelled_dice is measured on the labelled cases without augmentation. validation_assd is in "
+                "mm, or in voxels if the spacing is unknown. online/images_with_pair is the share of images with two "
+                "hypotheses that are at least tau apart."
             )
             blocks.append(curves(panels, list(histories), f"Line charts of {', '.join(panels)}. {caption}", caption))
     else:
@@ -71,27 +70,30 @@ def training(run: Run) -> Section:
         title: {name: _curve(base.filter(pl.col("model") == name), column, scale) for name in models}
         for title, column, scale in (("loss", "loss", 1.0), ("validation Dice, points", "validation_dice", 100.0))
     }
-    caption = "Training of the base and its companions on the labelled split; a mean teacher also sees the pool."
+    caption = (
+        "Training of the base and its companions on the labelled split. A mean teacher also learns from the images of "
+        "the pool."
+    )
     blocks.append(curves(of_base, models, f"Line charts. {caption}", caption, columns=2, size=(4.8, 2.8)))
     how = (
-        "A student that rises and then falls is over-optimised: compare its peak with its end. Curves that still rise "
-        "for the base mean that it was not at its plateau, and then continued training alone looks like a gain."
+        "A student whose validation Dice rises and then falls is over-optimised: compare its peak with its end. A base "
+        "whose validation Dice still rises is not at its plateau. Continued training alone then looks like a gain."
     )
     return Section("training", "Training curves", how, blocks)
 
 
 def _steadiness(run: Run, histories: dict[str, pl.DataFrame]) -> Table:
-    """Over-fitting and unsteady ends, over the evaluations whose weights are the sustained result."""
+    """Table of over-fitting and steadiness, over the evaluations whose weights give the sustained result."""
     rows: list[list[Cell | str]] = []
     for arm in run.arms:
         if arm.student is None:
             continue
         history = histories[arm.name]
-        record = read_json(run.students / arm.name / RECORD)
-        steps = [float(name.removeprefix("step_")) for name in record["late"]]
+        record = run.record(arm.name)
+        steps = [float(name.removeprefix("step_")) for name in record.late]
         late = history.filter(pl.col("step").is_in(steps))
-        # Weights that were interpolated after training are not those that the history saw.
-        known = "labelled_dice" in late.columns and record.get("interpolated") is None
+        # The history measured the weights before interpolation, so its Dice is not that of interpolated weights.
+        known = "labelled_dice" in late.columns and record.interpolated is None
         seen = late["labelled_dice"].mean() if known else None
         labelled = None if seen is None else float(seen)  # type: ignore[arg-type]
         test = arm.metrics["sustained"]
@@ -115,17 +117,19 @@ def _steadiness(run: Run, histories: dict[str, pl.DataFrame]) -> Table:
         ("student", "labelled Dice", "test Dice", "gap", "late SD", "ASSD"),
         rows,
         meanings={
-            "labelled Dice": "Dice on the labelled cases that it was trained on, mean over the evaluations of the last "
-            "fifth, on the working grid, in points.",
+            "labelled Dice": "Dice on the labelled training cases, mean over the evaluations of the last fifth of "
+            "training, on the working grid, in points.",
             "test Dice": "Sustained Dice on the test cases, in points.",
-            "gap": "Labelled Dice less test Dice: what was learned by heart, and what resampling costs.",
-            "late SD": "Standard deviation of the validation Dice over the evaluations of the last fifth, in points.",
+            "gap": "Labelled Dice minus test Dice, in points. The gap comes from over-fitting, and from resampling to "
+            "the images' own grids.",
+            "late SD": "Standard deviation of the validation Dice over the evaluations of the last fifth of training, "
+            "in points.",
             "ASSD": f"Average symmetric surface distance on the test cases, in {run.arms[0].metrics['distance_unit']}.",
         },
     )
 
 
 def _curve(history: pl.DataFrame, column: str, scale: float = 1.0) -> HistoryCurve:
-    """Steps and values of a column, without the evaluations that lack it."""
+    """Steps and values of a column, both f64 `[evaluation]`, without the evaluations that lack a value."""
     rows = history.select("step", column).drop_nulls() if column in history.columns else history.clear()
     return rows["step"].to_numpy(), (rows[column] * scale).to_numpy() if len(rows) else np.zeros(0)

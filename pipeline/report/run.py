@@ -1,4 +1,4 @@
-"""What a run left behind, read by the names in `params.yaml`: files of entries that were removed are never seen."""
+"""Results of a run, read by the names in `params.yaml`. Files of removed entries are never read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pipeline.audit.verdicts import LEAST
 from pipeline.errors import BadInput
 from pipeline.measures.numbers import Estimate
 from pipeline.segmenter.knobs import MODELS
+from pipeline.segmenter.student_record import STUDENT_FILE, StudentRecord
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
 from pipeline.store.proposals import ProposalStore
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arm:
-    """The base (without `student`) or a student, with the contents of its `metrics/NAME.json`."""
+    """An arm of the comparison: the base (without `student`) or a student, with the content of `metrics/NAME.json`."""
 
     name: str
     metrics: dict[str, Any]
     student: Student | None = None
     judge: str = ""
-    """Of its pair set."""
+    """Name of the judge of the student's pair set; empty for the base."""
     research: bool = False
-    """Whether it has learned from truth that the pool does not have in practice."""
+    """Whether the arm learned from truth of the pool, which is not available in practice."""
 
     @property
     def gain(self) -> Estimate:
@@ -44,7 +45,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class RunWarning:
-    """A warning of the audit, the pair set that it is about, and the students that train on that."""
+    """A warning of the audit, its pair set, and the students that train on this pair set."""
 
     text: str
     pairs: str | None = None
@@ -53,7 +54,7 @@ class RunWarning:
 
 @dataclass(frozen=True)
 class Run:
-    """Folders and files of a run, as `dvc.yaml` names them, and the parameters."""
+    """Folders and files of a run, with the names of `dvc.yaml`, and the parameters."""
 
     params: Params
     audit: Path
@@ -66,7 +67,7 @@ class Run:
     metrics: Path
     students: Path
     judge_models: Path = Path("models/judges")
-    """What judges have learned, and the error maps that they stored."""
+    """Folder of the trained judges and of their error maps."""
     base: Path = Path("models/base")
 
     @cached_property
@@ -75,12 +76,19 @@ class Run:
 
     @cached_property
     def arms(self) -> list[Arm]:
-        """The base, then the students in the order of `params.yaml`."""
+        """The base first, then the students in the order of `params.yaml`."""
         found = [Arm("base", read_json(self.metrics / "base.json"))]
         for name, student in self.params.students.items():
             judge = self.params.pairs[student.pairs].judge
             truth = student.objective.kind == "full" or self.reads_truth(judge)
             found.append(Arm(name, read_json(self.metrics / f"{name}.json"), student, judge, truth))
+        return found
+
+    def record(self, student: str) -> StudentRecord:
+        """Record of a student. Raises `BadInput` for a student without a record."""
+        found = StudentRecord.of(self.students / student)
+        if found is None:
+            raise BadInput(f"{self.students / student / STUDENT_FILE}: no such file; run `dvc repro train@{student}`")
         return found
 
     def kind_of(self, judge: str) -> str:
@@ -89,17 +97,17 @@ class Run:
         return known[judge].kind
 
     def reads_truth(self, judge: str) -> bool:
-        """Whether a judge, or one that a consensus entry names, looks at the truth of the cases that it scores."""
+        """Whether a judge, or a judge of a consensus entry, reads the truth of the cases that it scores."""
         return self.params.reads_truth(judge)
 
     @cached_property
     def mined(self) -> list[str]:
-        """Names of the pair sets that are mined from something."""
+        """Names of the pair sets that a strategy mines, in the order of `params.yaml`."""
         return [name for name, pairs in self.params.pairs.items() if pairs.strategy.kind != "none"]
 
     @cached_property
     def base_notes(self) -> list[str]:
-        """What was said of a base that comes from elsewhere; nothing of one that was trained here."""
+        """Notes on an imported base. A base that was trained in the run has no notes."""
         imported = read_json(self.base / MODELS).get("imported")
         return [f"The base: {note}." for note in imported["notes"]] if imported else []
 
@@ -112,11 +120,11 @@ class Run:
         return read_table(self.pairs / f"{name}.parquet", schema.PAIRS)
 
     def drops_of(self, name: str) -> dict[str, Any]:
-        """How many cases of the pool were looked at, and the counted reasons of those without a pair."""
+        """Number of mined cases, and the number of cases without a pair by reason."""
         return read_json(self.pairs / f"{name}.drops.json")
 
     def audited(self, file: str, table: schema.TableSchema) -> pl.DataFrame:
-        """A table of the audit, without the ends of intervals where its verdicts do not believe them either."""
+        """A table of the audit. With fewer than `LEAST` patients the ends of intervals are null, as in the verdicts."""
         found = read_table(self.audit / f"{file}.parquet", table)
         if self.patients >= LEAST:
             return found
@@ -126,35 +134,35 @@ class Run:
 
     @cached_property
     def patients(self) -> int:
-        """Groups of the labelled validation cases that have proposals."""
+        """Number of groups of the labelled validation cases with proposals."""
         known = self.panel.filter((pl.col("split") == "validation") & pl.col("true_dice").is_not_null())
         return known.select(pl.col("group").n_unique()).collect().item()
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """`summary.json` of the audit."""
+        """Content of `summary.json` of the audit."""
         return read_json(self.audit / "summary.json")
 
     @cached_property
     def warnings(self) -> list[RunWarning]:
-        """What the audit warns of, in its order."""
+        """Warnings of the audit, in the order of `summary.json`."""
         return [RunWarning(w["text"], w["pairs"], self.trained_on(w["pairs"])) for w in self.summary["warnings"]]
 
     def trained_on(self, pairs: str | None) -> tuple[str, ...]:
-        """Students that train on a pair set."""
+        """Names of the students that train on a pair set."""
         return tuple(name for name, student in self.params.students.items() if student.pairs == pairs)
 
     def evaluated(self, name: str) -> pl.DataFrame:
         return read_table(self.evaluation / f"{name}.parquet", schema.EVALUATION)
 
     def curve(self, name: str, words: tuple[str, ...] = ()) -> pl.DataFrame:
-        """`history/NAME.csv`: f64, but for the columns of words."""
+        """Content of `history/NAME.csv`. All columns but `words` are f64."""
         frame = read_foreign_table(self.history / f"{name}.csv")
         return frame.with_columns(pl.exclude(words).cast(pl.Float64))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that a stage wrote."""
+    """Content of a JSON file of a stage. Raises `BadInput` for a missing file."""
     if not path.is_file():
         raise BadInput(f"{path}: no such file; run the stage that writes it with `dvc repro`")
     return json.loads(path.read_text())

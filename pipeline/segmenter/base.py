@@ -1,7 +1,8 @@
-"""The base segmenter: trained on the labelled split to its plateau, with its ensemble and folds beside it."""
+"""Stage `base`: the base segmenter, trained on the labelled split to its plateau, with its ensemble and folds."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +11,126 @@ import torch
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.execution import Execution, Shard, publish, run, shards_of, workspace
+from pipeline.execution import Limits, Runtime, Shard, publish, run, shards_of, workspace
 from pipeline.seeding import numpy_generator, seed_of
-from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.knobs import MODELS, Base
 from pipeline.segmenter.seen import Seen
-from pipeline.segmenter.supervised import architecture_of, train_supervised
+from pipeline.segmenter.supervised import Recipe, architecture_of, train_supervised
 from pipeline.segmenter.weights import save_weights
-from pipeline.store.cases import CaseStore
+from pipeline.store.cases import Case, CaseStore
 from pipeline.store.manifest import MANIFEST, write_json, write_manifest
 
 TEACHER = "mean_teacher"
 """Name of the member that also learns from the images of the pool."""
+CURVES = ("loss", "validation_dice")
+"""Columns of the history with a value per evaluation."""
+
+
+def train_base(
+    cases: CaseStore, knobs: Base | None, augmentation: Augmentation, runtime: Runtime, out: Path, history: Path
+) -> None:
+    """Train base, members and folds, one task per model, and write their weights, `network.json` and history.
+
+    Without knobs no model is trained: `models.json` lists none, and all masks are imported. Raises `BadInput` for a
+    network that cannot be built, an empty split, and fewer labelled groups than folds.
+    """
+    history.parent.mkdir(parents=True, exist_ok=True)
+    if knobs is None:
+        write_json(out / MODELS, {"members": [], "folds": {}, "fold_of": {}, "snapshots": []})
+        write_manifest(out, None)
+        pl.DataFrame(schema=["model", "step", *CURVES, "best"]).write_csv(history)
+        return
+    _check(cases, knobs, augmentation, runtime.compute)
+    names = _Names.of(knobs)
+    fold_of = _fold_of(cases.split("labelled"), knobs.folds, runtime.seed)
+    block = (knobs, augmentation, runtime.compute, runtime.seed)
+    with workspace("base", __name__, block, [cases.folder / MANIFEST]) as work:
+        task = _Training(cases, knobs, augmentation, runtime.compute, runtime.seed, fold_of, work)
+        rows = run(task, shards_of(names.trained, 1), work, runtime.execution, "base", Limits(isolated=True))
+        snapshots = sorted(path.stem for path in work.glob("*snapshot_*.safetensors"))
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (*names.trained, *snapshots):
+            # A member of another architecture has a folder with its own `network.json`.
+            file = name if name in knobs.others else f"{name}.safetensors"
+            publish(work / file, out / file)
+        architecture_of(cases, knobs.network).save(out)
+        cases.write_input(out)
+        learned = ("labelled", "pool") if knobs.mean_teacher else ("labelled",)
+        Seen(complete=True).also(cases, learned, ("validation",)).save(out)
+        write_json(out / MODELS, names.listed(fold_of, snapshots))
+        write_manifest(out, block)
+        rows.write_csv(history)
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Names of the models of a base, by role."""
+
+    members: list[str]
+    folds: list[str]
+    fold_members: list[str]  # members that every fold has too
+
+    @classmethod
+    def of(cls, knobs: Base) -> _Names:
+        seeds = [f"member_{i}" for i in range(1, knobs.members + 1)]
+        members = [*seeds, *knobs.others, *([TEACHER] if knobs.mean_teacher else [])]
+        return cls(members, fold_names(knobs), seeds[: knobs.fold_members])
+
+    @property
+    def trained(self) -> list[str]:
+        """All models, in the order of their training."""
+        of_folds = [f"{fold}_{member}" for fold in self.folds for member in self.fold_members]
+        return ["base", *self.members, *self.folds, *of_folds]
+
+    def listed(self, fold_of: dict[str, int], snapshots: Sequence[str]) -> dict[str, object]:
+        """Content of `models.json`."""
+
+        def of_fold(fold: str) -> list[str]:
+            return [name.removeprefix(f"{fold}_") for name in snapshots if name.startswith(f"{fold}_")]
+
+        return {
+            "members": self.members,
+            "folds": {fold: {"members": self.fold_members, "snapshots": of_fold(fold)} for fold in self.folds},
+            "fold_of": {case_id: self.folds[fold] for case_id, fold in fold_of.items()},
+            "snapshots": [name for name in snapshots if name.startswith("snapshot_")],
+        }
+
+
+def fold_names(knobs: Base) -> list[str]:
+    """Names of the models that leave a part of the labelled cases out."""
+    return [f"fold_{i}" for i in range(knobs.folds)]
+
+
+def _fold_of(labelled: Sequence[Case], folds: int, seed: int) -> dict[str, int]:
+    """Fold of every labelled case id, the cases of a group in one fold; empty without folds."""
+    if not folds:
+        return {}
+    groups = sorted({case.group for case in labelled})
+    order = numpy_generator(seed, "folds").permutation(len(groups))
+    fold_of_group = {groups[group]: place % folds for place, group in enumerate(order)}
+    return {case.case_id: fold_of_group[case.group] for case in labelled}
+
+
+def _check(cases: CaseStore, knobs: Base, augmentation: Augmentation, compute: Compute) -> None:
+    """Raise `BadInput` before any training for knobs that do not fit the cases or the device."""
+    networks = {"base.network": knobs.network} | {f"base.others.{name}": one for name, one in knobs.others.items()}
+    for path, network in networks.items():
+        architecture = architecture_of(cases, network)
+        if objection := architecture.objection(compute.device):
+            raise BadInput(
+                f"{path}: {architecture.name} does not run on a window of {list(architecture.window)} on device "
+                f"'{compute.device}': {objection}; correct `multiple`, `window` or `arguments`, or compute.device"
+            )
+    augmentation.check(len(cases.padded))
+    for split in ("labelled", "validation", *(["pool"] if knobs.mean_teacher else [])):
+        if not cases.split(split):
+            raise BadInput(
+                f"base: no case in split '{split}'; set base: null for masks from elsewhere, or change splits"
+            )
+    groups = {case.group for case in cases.split("labelled")}
+    if knobs.folds == 1 or knobs.folds > len(groups):
+        raise BadInput(f"base.folds: expected 0 or 2 to {len(groups)} (labelled groups), found {knobs.folds}")
 
 
 @dataclass(frozen=True)
@@ -47,13 +155,9 @@ class _Training:
         other = self.knobs.others.get(name)
         architecture = architecture_of(self.cases, other or self.knobs.network)
         trained = train_supervised(
+            Recipe(architecture, self.knobs.optimisation, self.knobs.batch, self.augmentation, self.compute),
             self.cases,
             labelled,
-            architecture,
-            self.knobs.optimisation,
-            self.knobs.batch,
-            self.augmentation,
-            self.compute,
             seed_of(self.seed, "base", name),
             snapshots=self.knobs.snapshots if name == "base" or name in fold_names(self.knobs) else 0,
             mean_teacher=self.knobs.mean_teacher if name == TEACHER else None,
@@ -72,99 +176,6 @@ class _Training:
         return rows.select(
             pl.lit(name).alias("model"),
             pl.col("step").cast(pl.Int64),
-            *(pl.col(c).cast(pl.Float64) if c in rows.columns else pl.lit(None, pl.Float64).alias(c) for c in _CURVES),
+            *(pl.col(c).cast(pl.Float64) if c in rows.columns else pl.lit(None, pl.Float64).alias(c) for c in CURVES),
             (pl.col("step") == trained.best_step).alias("best"),
         )
-
-
-_CURVES = ("loss", "validation_dice")
-
-
-def fold_names(knobs: Base) -> list[str]:
-    """Names of the models that leave a part of the labelled cases out."""
-    return [f"fold_{i}" for i in range(knobs.folds)]
-
-
-def _try(path: str, architecture: Architecture, compute: Compute) -> None:
-    """One forward pass of an empty window: what does not fit is said before any training."""
-    if objection := architecture.objection(compute.device):
-        raise BadInput(
-            f"{path}: {architecture.name} does not run on a window of {list(architecture.window)} on device "
-            f"'{compute.device}': {objection}; correct `multiple`, `window` or `arguments`, or compute.device"
-        )
-
-
-def train_base(
-    cases: CaseStore,
-    knobs: Base | None,
-    augmentation: Augmentation,
-    compute: Compute,
-    seed: int,
-    out: Path,
-    history: Path,
-    execution: Execution,
-) -> None:
-    """Train base, members and folds, one task per model, and write their weights, `network.json` and history.
-
-    Without knobs there is no model: the folder lists none, and all masks are imported. Raises `BadInput` for a network
-    that cannot be built, an empty split and fewer labelled groups than folds.
-    """
-    history.parent.mkdir(parents=True, exist_ok=True)
-    if knobs is None:
-        write_json(out / MODELS, {"members": [], "folds": {}, "fold_of": {}, "snapshots": []})
-        write_manifest(out, None)
-        pl.DataFrame(schema=["model", "step", *_CURVES, "best"]).write_csv(history)
-        return
-    architecture = architecture_of(cases, knobs.network)
-    for path, network in {
-        "base.network": knobs.network,
-        **{f"base.others.{n}": o for n, o in knobs.others.items()},
-    }.items():
-        _try(path, architecture_of(cases, network), compute)
-    augmentation.check(architecture.dimensions)
-    labelled = cases.split("labelled")
-    for split in ("labelled", "validation", *(["pool"] if knobs.mean_teacher else [])):
-        if not cases.split(split):
-            raise BadInput(
-                f"base: no case in split '{split}'; set base: null for masks from elsewhere, or change splits"
-            )
-    groups = sorted({case.group for case in labelled})
-    if knobs.folds == 1 or knobs.folds > len(groups):
-        raise BadInput(f"base.folds: expected 0 or 2 to {len(groups)} (labelled groups), found {knobs.folds}")
-    order = numpy_generator(seed, "folds").permutation(len(groups))
-    folds = fold_names(knobs)
-    fold_of_group = {groups[g]: i % knobs.folds for i, g in enumerate(order)} if folds else {}
-    fold_of = {case.case_id: fold_of_group[case.group] for case in labelled} if folds else {}
-    seeds = [f"member_{i}" for i in range(1, knobs.members + 1)]
-    members = [*seeds, *knobs.others, *([TEACHER] if knobs.mean_teacher else [])]
-    of_folds = [f"{fold}_{member}" for fold in folds for member in seeds[: knobs.fold_members]]
-    block = (knobs, augmentation, compute, seed)
-    with workspace("base", __name__, block, [cases.folder / MANIFEST]) as work:
-        task = _Training(cases, knobs, augmentation, compute, seed, fold_of, work)
-        rows = run(task, shards_of(["base", *members, *folds, *of_folds], 1), work, execution, "base", isolated=True)
-        snapshots = sorted(path.stem for path in work.glob("*snapshot_*.safetensors"))
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("base", *members, *folds, *of_folds, *snapshots):
-            if name in knobs.others:
-                publish(work / name, out / name)
-            else:
-                publish(work / f"{name}.safetensors", out / f"{name}.safetensors")
-        architecture.save(out)
-        cases.write_input(out)
-        learned = ("labelled", "pool") if knobs.mean_teacher else ("labelled",)
-        Seen(complete=True).also(cases, learned, ("validation",)).save(out)
-        models = {
-            "members": members,
-            "folds": {
-                fold: {
-                    "members": seeds[: knobs.fold_members],
-                    "snapshots": [name.removeprefix(f"{fold}_") for name in snapshots if name.startswith(f"{fold}_")],
-                }
-                for fold in folds
-            },
-            "fold_of": {case_id: folds[fold] for case_id, fold in fold_of.items()},
-            "snapshots": [name for name in snapshots if name.startswith("snapshot_")],
-        }
-        write_json(out / MODELS, models)
-        write_manifest(out, block)
-        rows.write_csv(history)

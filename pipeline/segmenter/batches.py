@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.segmenter.augmentation import Augmentation, flip
 from pipeline.segmenter.crops import Spots, around
-from pipeline.store.cases import Values, fits
+from pipeline.store.cases import LabelledCases, fits
 from pipeline.store.schema import UNKNOWN
 
 if TYPE_CHECKING:
@@ -26,16 +26,9 @@ class LabelledBatches:
     every other time around a foreground voxel. Voxels turned in from outside the case are 255.
     """
 
-    def __init__(
-        self,
-        images: Sequence[Values],
-        labels: Sequence[Values],
-        window: Sequence[int],
-        knobs: Augmentation,
-        batch: int,
-        seed: int,
-    ) -> None:
-        self.images, self.labels, self.window, self.knobs, self.batch = images, labels, tuple(window), knobs, batch
+    def __init__(self, cases: LabelledCases, window: Sequence[int], knobs: Augmentation, batch: int, seed: int) -> None:
+        self.images, self.labels = cases.images, cases.labels
+        self.window, self.knobs, self.batch = tuple(window), knobs, batch
         self.generator = np.random.default_rng(seed)
         self.spots: dict[int, Spots] = {}  # foreground by position, of cases larger than the window
 

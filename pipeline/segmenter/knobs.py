@@ -11,9 +11,6 @@ from pipeline.knobs import Knobs, Name
 MODELS = "models.json"
 """Lists the models of a base folder by role: members, folds, snapshots."""
 
-RECORD = "student.json"
-"""Beside a student's weights: what it is and how it is used."""
-
 
 class Network(Knobs):
     """A segmentation network of `monai.networks.nets`."""

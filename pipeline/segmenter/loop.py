@@ -12,11 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.measures.overlap import dice_from_counts, overlaps_to
 from pipeline.segmenter.knobs import Optimisation
-from pipeline.segmenter.sliding import bands
-from pipeline.segmenter.weights import predicted_classes
-from pipeline.store.cases import Values, Where
 
 State = dict[str, Tensor]
 HistoryRow = dict[str, float | None]
@@ -69,35 +65,6 @@ def _weights(network: nn.Module) -> Iterator[Tensor]:
     yield from network.buffers()
 
 
-def validation_dice(
-    network: nn.Module,
-    images: Sequence[Values],
-    truths: Sequence[Values],
-    window: Sequence[int],
-    classes: int,
-    compute: Compute,
-) -> float:
-    """Mean over cases of the mean Dice over foreground classes, on the working grid."""
-
-    def dice(image: Values, truth: Values) -> float:
-        counts = [
-            overlaps_to(truth[where], found[None], classes)
-            for where, found in predicted_labels(network, image, window, compute)
-        ]
-        return dice_from_counts(np.sum(counts, axis=0))[0]
-
-    return float(np.mean([dice(image, truth) for image, truth in zip(images, truths, strict=True)]))
-
-
-def predicted_labels(
-    network: nn.Module, image: Values, window: Sequence[int], compute: Compute
-) -> Iterator[tuple[Where, np.ndarray]]:
-    """Boxes that make up a case `[channel, *space]`, and the most probable class u8 `[*box]` in each, on the working
-    grid."""
-    for where, logits in bands(network, image, window, compute):
-        yield where, predicted_classes(logits[None])[0].cpu().numpy()
-
-
 def _copy(network: nn.Module) -> State:
     return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
 
@@ -107,51 +74,25 @@ def optimise(
     step_loss: Callable[[int], tuple[Tensor, HistoryRow]],
     evaluate: Callable[[nn.Module], HistoryRow],
     knobs: Optimisation,
-    train_mode: bool,
     snapshot_every: int = 0,
     average: Average | None = None,
     stop: Callable[[HistoryRow], str | None] = lambda row: None,
 ) -> TrainedWeights:
-    """Train the network in place.
+    """Train a network in place and keep the weights of its evaluations.
 
-    `step_loss(step)` gives the loss to minimise and numbers for the history, which are averaged between evaluations;
-    `evaluate(network)` must give `validation_dice`. The first evaluation is at step 0, before any update.
-    `train_mode` False keeps dropout off and normalisation statistics frozen, as preference losses need it.
-    With `average`, what is evaluated and kept are the averaged weights. `stop` sees each row after step 0 and gives the
-    reason to end there, or None; the weights of that row are not kept, since they are what it objects to.
+    `step_loss(step)` gives the loss to minimise, and numbers for the history, which are averaged between evaluations.
+    `evaluate(network)` must give `validation_dice`. The first evaluation is at step 0, before any update. Evaluations
+    put the network in eval mode; `step_loss` calls `network.train()` if dropout and normalisation statistics shall
+    change. With `average`, the averaged weights are evaluated and kept. `stop` sees each row after step 0 and gives the
+    reason to end there, or None. The weights of the evaluation that triggered the stop are discarded.
+    Raises `BadInput` for a loss that is not finite.
     """
     optimiser = torch.optim.AdamW(network.parameters(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay)
-    trained = TrainedWeights({}, {}, {}, {})
-    sums: dict[str, list[float]] = {}
-    best = -1.0
-    waited = 0
-
-    def record(step: int) -> None:
-        nonlocal best, waited, sums
-        network.eval()
-        current = network if average is None else average.network
-        row: HistoryRow = {"step": step, **{name: float(np.mean(values)) for name, values in sums.items()}}
-        row |= evaluate(current)
-        sums = {}
-        trained.history.append(row)
-        if step and (reason := stop(row)):
-            trained.stopped = reason
-            return
-        state = _copy(current)
-        value = row["validation_dice"]
-        assert value is not None
-        if value > best:
-            best, waited, trained.best, trained.best_step = value, 0, state, step
-        else:
-            waited += 1
-        trained.last = state
-        # Early stopping can end at any evaluation, so the last fifth is known only afterwards: keep the newest few.
-        trained.late[step] = state
-        _keep_newest(trained.late, MOST_LATE)
-
-    record(0)
+    evaluations = _Evaluations(network if average is None else average.network, evaluate, stop)
+    trained = evaluations.trained
+    network.eval()
+    evaluations.take(0)
     for step in range(1, knobs.steps + 1):
-        network.train(train_mode)
         if knobs.schedule == "poly":
             for group in optimiser.param_groups:
                 group["lr"] = knobs.learning_rate * (1 - (step - 1) / knobs.steps) ** 0.9
@@ -166,20 +107,68 @@ def optimise(
         optimiser.step()
         if average is not None:
             average.update(network)
-        for name, value in ({"loss": loss.item()} | numbers).items():
-            if value is not None:
-                sums.setdefault(name, []).append(value)
+        evaluations.note({"loss": loss.item(), **numbers})
         if step % knobs.evaluate_every == 0 or step == knobs.steps:
-            record(step)
-            # A start that is trained already falls before it rises: patience begins with the first improvement.
-            if trained.stopped or (knobs.patience and trained.best_step and waited >= knobs.patience):
+            network.eval()
+            evaluations.take(step)
+            # A pretrained network often gets worse before it improves, so patience counts only after that.
+            if trained.stopped or (knobs.patience and trained.best_step and evaluations.waited >= knobs.patience):
                 break
         if snapshot_every and step % snapshot_every == 0:
             trained.snapshots[step] = _copy(network)
-    kept = len(trained.history) - 1 - (trained.stopped is not None)
-    early = knobs.patience is not None or trained.stopped is not None
-    _keep_newest(trained.late, max(1, (kept if early else knobs.steps // knobs.evaluate_every) // 5))
+    _keep_last_fifth(trained, knobs)
     return trained
+
+
+class _Evaluations:
+    """The evaluations of a training: the history, and the weights that are worth keeping."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        evaluate: Callable[[nn.Module], HistoryRow],
+        stop: Callable[[HistoryRow], str | None],
+    ) -> None:
+        self.network, self.evaluate, self.stop = network, evaluate, stop
+        self.trained = TrainedWeights({}, {}, {}, {})
+        self.best = -1.0  # validation Dice
+        self.waited = 0  # evaluations since then
+        self._numbers: dict[str, list[float]] = {}
+
+    def note(self, numbers: HistoryRow) -> None:
+        """Numbers of a step, for the mean in the next row."""
+        for name, value in numbers.items():
+            if value is not None:
+                self._numbers.setdefault(name, []).append(value)
+
+    def take(self, step: int) -> None:
+        """Evaluate the network, append a row to the history, and keep the weights unless `stop` objects to them."""
+        trained = self.trained
+        means = {name: float(np.mean(values)) for name, values in self._numbers.items()}
+        row: HistoryRow = {"step": step, **means, **self.evaluate(self.network)}
+        self._numbers = {}
+        trained.history.append(row)
+        if step and (reason := self.stop(row)):
+            trained.stopped = reason
+            return
+        state = _copy(self.network)
+        value = row["validation_dice"]
+        assert value is not None
+        if value > self.best:
+            self.best, self.waited, trained.best, trained.best_step = value, 0, state, step
+        else:
+            self.waited += 1
+        trained.last = state
+        # Early stopping can end at any evaluation, so the last fifth is known only afterwards: keep the newest few.
+        trained.late[step] = state
+        _keep_newest(trained.late, MOST_LATE)
+
+
+def _keep_last_fifth(trained: TrainedWeights, knobs: Optimisation) -> None:
+    """Of the late weights keep those of the last fifth of the evaluations, at least one."""
+    evaluations = len(trained.history) - 1 - (trained.stopped is not None)
+    early = knobs.patience is not None or trained.stopped is not None
+    _keep_newest(trained.late, max(1, (evaluations if early else knobs.steps // knobs.evaluate_every) // 5))
 
 
 def _keep_newest(states: dict[int, State], count: int) -> None:

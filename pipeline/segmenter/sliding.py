@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.compute import Compute
-from pipeline.store.cases import Values, Where, fits
+from pipeline.store.cases import Values
 
 BAND_BYTES = 2**21
 """Rows are handed on in bands of about as many bytes of float32 values per class."""
@@ -63,36 +62,24 @@ def longest(space: Sequence[int]) -> int:
     return int(np.argmax(space))
 
 
-@torch.no_grad()
-def forward(network: nn.Module, image: Tensor, window: Sequence[int], compute: Compute, view: View = PLAIN) -> Tensor:
-    """Logits f32 `[output, *space]` of an image `[channel, *space]` that fits the window, on the compute device."""
-    seen = view.there(image)
-    whole = pad_to(seen, view.window(window))[None].to(compute.device)
-    with compute.autocast():
-        logits = network(whole)
-    return view.back(logits[0].float()[(slice(None), *(slice(0, length) for length in seen.shape[1:]))])
-
-
 class Sliding:
     """Logits of one case by windows with half overlap and Gaussian blending, from its first row to its last.
 
     Equal to MONAI's `sliding_window_inference(overlap=0.5, mode="gaussian")` up to the order of the sums. Only rows on
     which windows are still to come, or that nobody has asked for, are held: in memory or, between two calls, in the
-    file `park`.
+    file `park`. `forward` gives the logits f32 `[output, *cut]` of one window of the image.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        forward: Callable[[Tensor, View], Tensor],
         image: Values,
         window: Sequence[int],
-        compute: Compute,
         view: View = PLAIN,
         axis: int | None = None,
         park: Path | None = None,
     ) -> None:
-        self.network, self.image, self.window, self.compute, self.view = network, image, tuple(window), compute, view
-        self.park = park
+        self.forward, self.image, self.window, self.view, self.park = forward, image, tuple(window), view, park
         space = tuple(image.shape[1:])
         self.axis = longest(space) if axis is None else axis
         self.cut = tuple(min(have, want) for have, want in zip(space, window, strict=True))
@@ -135,7 +122,7 @@ class Sliding:
             place = list(corner)
             place.insert(self.axis, 0)
             box = tuple(slice(at, at + size) for at, size in zip(place, self.cut, strict=True))
-            logits = forward(self.network, slab[(slice(None), *box)], self.window, self.compute, self.view).cpu()
+            logits = self.forward(slab[(slice(None), *box)], self.view).cpu()
             if grown is None:
                 grown = self._grown(keep, stop, len(logits))
             beside = tuple(part for axis, part in enumerate(box) if axis != self.axis)
@@ -192,32 +179,3 @@ def bands_of(start: int, stop: int, space: Sequence[int], axis: int) -> Iterator
     rows = max(1, BAND_BYTES * space[axis] // (4 * int(np.prod(space))))
     for first in range(start, stop, rows):
         yield first, min(first + rows, stop)
-
-
-def bands(
-    network: nn.Module, image: Values, window: Sequence[int], compute: Compute, axis: int | None = None
-) -> Iterator[tuple[Where, Tensor]]:
-    """Boxes that make up the case, in order, and their logits f32 `[output, *box]`; a case that fits is one box."""
-    space = tuple(image.shape[1:])
-    box = [slice(0, length) for length in space]
-    if fits(space, window):
-        yield tuple(box), predict(network, image, window, compute)
-        return
-    sliding = Sliding(network, image, window, compute, axis=axis)
-    for start, stop in bands_of(0, sliding.length, space, sliding.axis):
-        box[sliding.axis] = slice(start, stop)
-        yield tuple(box), sliding.rows(start, stop)
-
-
-def predict(network: nn.Module, image: Values, window: Sequence[int], compute: Compute, view: View = PLAIN) -> Tensor:
-    """Logits f32 `[output, *space]` of one case `[channel, *space]` of any size, on the compute device.
-
-    One case is one forward pass of the window, whatever else is running: batches would move the last bits.
-    Larger cases slide the window with half overlap and Gaussian blending.
-    """
-    space = tuple(image.shape[1:])
-    if fits(space, window):
-        return forward(network, torch.from_numpy(np.ascontiguousarray(image[:])), window, compute, view)
-    sliding = Sliding(network, image, window, compute, view)
-    parts = [sliding.rows(start, stop) for start, stop in bands_of(0, sliding.length, space, sliding.axis)]
-    return torch.cat(parts, dim=sliding.axis + 1).to(compute.device)

@@ -1,4 +1,4 @@
-"""The preference data set on disk: cases with images and labels, and their proposals."""
+"""The cases on disk: case table, images, labels and truth."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ if TYPE_CHECKING:
     import zarr
 
 INPUT = "input.json"
-"""Beside the weights of a model: what its images are, and how they are brought to it."""
+"""File beside the weights of a model. The file describes the images of the model and their preprocessing."""
 
 INPUT_KEYS = ("class_names", "channel_names", "preprocess", "orientation", "convert", "files")
-"""Names of classes and channels; the knobs of `preprocess`; the orientation that volumes have on the working grid
-(`RAS` and the like, `unknown` where files do not say it, null for images); `grey` or `rgb` if the reader converts;
-`nifti` or `pictures`, null for phantoms."""
+"""Keys of `input.json`.
+
+- `class_names`, `channel_names`: names of classes and channels.
+- `preprocess`: the knobs of `preprocess`.
+- `orientation`: orientation of volumes on the working grid, such as `RAS`; `unknown` if the files have no orientation;
+  null for 2D images.
+- `convert`: `grey` or `rgb` if the reader converts images, else null.
+- `files`: `nifti` or `pictures`; null for phantoms.
+"""
 
 
 Where = tuple[slice, ...]
@@ -36,7 +42,7 @@ Where = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the cases table."""
+    """A row of the case table. Fields are the columns of `schema.CASES`."""
 
     case_id: str
     case: int
@@ -52,24 +58,24 @@ class Case:
 
     @classmethod
     def of(cls, row: Iterable[Any]) -> Case:
-        """The case of a row that holds these columns in this order."""
+        """The case of a row whose columns are the fields in their order."""
         fields: Any = (tuple(value) if isinstance(value, list) else value for value in row)
         return cls(*fields)
 
     @property
     def space(self) -> tuple[Any, ...]:
-        """What is real on the padded working grid."""
+        """Box of the case on the padded working grid. Voxels beyond the box are padding."""
         return tuple(slice(0, length) for length in self.shape)
 
     @property
     def resampled(self) -> bool:
-        """Whether the working grid is not the source's grid: other voxels, or other axes."""
+        """Whether the working grid differs from the source's grid in voxels or in axes."""
         return self.shape != self.original_shape or self.orientation is not None
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A case's part of an array, `[*lead, *space]` without padding, read where it is asked for."""
+    """Part of an array that belongs to a case, `[*lead, *space]` without padding. Slicing reads from disk."""
 
     array: zarr.Array
     case: Case
@@ -80,49 +86,62 @@ class Volume:
         return (*self.array.shape[1 : self.array.ndim - len(self.space)], *self.space)
 
     def __getitem__(self, where: Any) -> np.ndarray:
-        """One slice per axis, or one for all; they end where the case ends."""
+        """Values of the box `where`, one slice per axis or one slice for all axes, clipped to the case."""
         every = where if isinstance(where, tuple) else (where,) * len(self.shape)
         ends: Any = (slice(*part.indices(length)[:2]) for part, length in zip(every, self.shape, strict=True))
         return np.asarray(self.array[(self.case.case, *ends)])
 
 
 Values = Volume | np.ndarray
-"""Of one case, on disk or in memory: what is needed is read by slices."""
+"""Image or label of a case, on disk or in memory. Slices read the values."""
 
 
 def fits(space: Sequence[int], window: Sequence[int]) -> bool:
-    """Whether a case is no larger than the window."""
+    """Whether a case of shape `space` is at most as large as the window along every axis."""
     return all(have <= want for have, want in zip(space, window, strict=True))
 
 
 @dataclass(frozen=True)
+class LabelledCases:
+    """Cases with their images and labels, each in memory or left on disk."""
+
+    cases: Sequence[Case]
+    images: Sequence[Values]  # f32 [channel, *space]
+    labels: Sequence[Values]  # u8 [*space]
+
+
+@dataclass(frozen=True)
 class CaseStore:
-    """The folder that `prepare` writes: `cases.parquet`, images, labels and, after resampling, truth."""
+    """The folder that `prepare` writes: `cases.parquet`, images, labels and, if a case is resampled, truth."""
 
     folder: Path
 
     def __reduce__(self) -> tuple[type[CaseStore], tuple[Path]]:
-        return CaseStore, (self.folder,)  # arrays are opened in the worker
+        return CaseStore, (self.folder,)  # opened arrays do not travel: the worker opens them again
 
     @cached_property
     def table(self) -> pl.DataFrame:
+        """The case table. Raises `BadInput` if the store is unfinished or of another version."""
         check_manifest(self.folder)
         return read_table(self.folder / "cases.parquet", schema.CASES)
 
     @cached_property
     def info(self) -> dict:
-        """`cases.json`: what the reader says of the data set, and `INPUT_KEYS`."""
+        """Content of `cases.json`: kind of the reader, notes of `prepare` and the keys `INPUT_KEYS`."""
         return json.loads((self.folder / "cases.json").read_text())
 
     def write_input(self, folder: Path) -> None:
-        """Write `input.json` beside the weights of a model of these cases: with it, the folder alone can predict."""
+        """Write `input.json` beside the weights of a model of these cases.
+
+        With `input.json` a model folder predicts without the case store.
+        """
         if missing := [key for key in INPUT_KEYS if key not in self.info]:
             raise BadInput(f"{self.folder / 'cases.json'}: lacks {missing}; run `dvc repro` to prepare the cases again")
         write_json(folder / INPUT, {key: self.info[key] for key in INPUT_KEYS})
 
     @cached_property
     def image_hashes(self) -> dict[str, str]:
-        """By case id, the start of the SHA-256 of the image's (first) file; phantoms have no file and are left out."""
+        """First 16 digits of the SHA-256 of the first image file, by case id. Cases without a file are left out."""
         rows = self.table.filter(pl.col("sha256").list.len() > 0)
         return dict(zip(rows["case_id"], rows["sha256"].list.first().str.slice(0, 16), strict=True))
 
@@ -164,40 +183,43 @@ class CaseStore:
         return self._images.shape[2:]
 
     def image(self, case: Case) -> np.ndarray:
-        """f32 `[channel, *space]` on the working grid, without padding."""
+        """Image f32 `[channel, *space]` on the working grid, without padding."""
         return np.asarray(self._images[(case.case, slice(None), *case.space)])
 
     def volume(self, case: Case) -> Volume:
-        """The image f32 `[channel, *space]` on the working grid, left on disk."""
+        """Image f32 `[channel, *space]` on the working grid, left on disk."""
         return Volume(self._images, case, case.shape)
 
-    def label(self, case: Case) -> np.ndarray:
-        """u8 `[*space]` on the working grid; raises `BadInput` where there is none."""
-        return self.label_volume(case)[:]
+    def stored_label(self, case: Case, source_grid: bool = False) -> Volume:
+        """Label u8 `[*space]`, left on disk. Every label of the store is read through this method.
 
-    def label_volume(self, case: Case) -> Volume:
-        """The label u8 `[*space]` on the working grid, left on disk; raises `BadInput` where there is none."""
+        The grid is the working grid, or the source's grid with `source_grid`. Raises `BadInput` for a case without a
+        label.
+        """
         if not case.has_label:
             raise BadInput(
                 f"{self.folder}: case '{case.case_id}' has no label; only labelled cases have a truth to read"
             )
+        if source_grid and case.resampled:
+            return Volume(self._truth, case, case.original_shape)
         return Volume(self._labels, case, case.shape)
 
-    def image_for(self, case: Case, window: Sequence[int]) -> Values:
-        """The image, in memory if it fits the window, else left on disk."""
-        return self.image(case) if fits(case.shape, window) else self.volume(case)
-
-    def label_for(self, case: Case, window: Sequence[int]) -> Values:
-        """The label, in memory if it fits the window, else left on disk; raises `BadInput` where there is none."""
-        return self.label(case) if fits(case.shape, window) else self.label_volume(case)
+    def label(self, case: Case) -> np.ndarray:
+        """Label u8 `[*space]` on the working grid. Raises `BadInput` for a case without a label."""
+        return self.stored_label(case)[:]
 
     def truth(self, case: Case) -> np.ndarray:
-        """u8 `[*space]` on the source's grid: what metrics are measured on."""
-        if not case.resampled:
-            return self.label(case)
-        if not case.has_label:
-            raise BadInput(
-                f"{self.folder}: case '{case.case_id}' has no label; only labelled cases have a truth to read"
-            )
-        space: tuple[Any, ...] = tuple(slice(0, length) for length in case.original_shape)
-        return np.asarray(self._truth[(case.case, *space)])
+        """Label u8 `[*space]` on the source's grid, for metrics. Raises `BadInput` for a case without a label."""
+        return self.stored_label(case, source_grid=True)[:]
+
+    def image_for(self, case: Case, window: Sequence[int]) -> Values:
+        """Image, in memory if the case fits the window, else left on disk."""
+        return self.image(case) if fits(case.shape, window) else self.volume(case)
+
+    def with_labels(self, cases: Sequence[Case], window: Sequence[int]) -> LabelledCases:
+        """Images and labels of cases, in memory if a case fits the window, else left on disk.
+
+        Raises `BadInput` for a case without a label.
+        """
+        labels = [self.label(case) if fits(case.shape, window) else self.stored_label(case) for case in cases]
+        return LabelledCases(cases, [self.image_for(case, window) for case in cases], labels)

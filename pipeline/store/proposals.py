@@ -1,4 +1,4 @@
-"""The proposals on disk: their table, masks, mean probability and disagreement."""
+"""The proposals on disk: table, masks, mean probability and disagreement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import polars as pl
 
 from pipeline.store import schema
 from pipeline.store.arrays import open_array
-from pipeline.store.cases import Case, Where
+from pipeline.store.cases import Case, CaseStore, Where
 from pipeline.store.manifest import check_manifest
 from pipeline.store.tables import read_table
 
@@ -34,6 +34,7 @@ class ProposalStore:
 
     @cached_property
     def table(self) -> pl.DataFrame:
+        """The table of proposals. Raises `BadInput` if the store is unfinished or of another version."""
         check_manifest(self.folder)
         return read_table(self.folder / "proposals.parquet", schema.PROPOSALS)
 
@@ -50,16 +51,19 @@ class ProposalStore:
         return open_array(self.folder, schema.DISAGREEMENT)
 
     def case_ids(self) -> list[str]:
-        """Cases that have proposals."""
+        """Ids of the cases that have proposals."""
         return self.table["case_id"].unique(maintain_order=True).to_list()
 
     def masks(self, case: Case, slots: Sequence[int] | None = None, where: Where | None = None) -> np.ndarray:
-        """u8 `[proposal, *space]`, without padding; `slots` chooses and orders proposals, `where` is a box of it."""
+        """Label maps u8 `[proposal, *space]`, without padding.
+
+        `slots` chooses and orders the proposals. `where` is a box of the working grid.
+        """
         box: Any = case.space if where is None else where
         if slots is None or self._masks.chunks[1] > 1:
             block = np.asarray(self._masks[(case.case, slice(None), *box)])
             return block if slots is None else block[list(slots)]
-        # A chunk holds one proposal: only those asked for are read.
+        # A chunk holds one proposal, so only the chunks of the wanted slots are read.
         read = sorted(set(slots))
         block = np.asarray(self._masks.oindex[(case.case, np.array(read), *box)])
         return block[[read.index(slot) for slot in slots]]
@@ -71,24 +75,27 @@ class ProposalStore:
         return dict(zip(groups["case_id"], groups["proposal"].to_list(), strict=True))
 
     def distinct(self, case: Case) -> list[int]:
-        """Slots of a case that are no duplicate of an earlier one."""
+        """Slots of a case that do not duplicate an earlier slot."""
         return self._distinct[case.case_id]
 
     def mask_hashes(self, case: Case) -> list[str]:
-        """One short hash per proposal: whether a score that came from outside is of this very mask."""
+        """A short hash per proposal, which tells whether a score from another tool belongs to the same mask."""
         return [hashlib.blake2b(mask.tobytes(), digest_size=8).hexdigest() for mask in self.masks(case)]
 
     def probability(self, case: Case, where: Where | None = None) -> np.ndarray:
-        """f32 `[class, *space]`, the mean over proposals that have probabilities, in steps of 1/255."""
+        """Mean f32 `[class, *space]` over the proposals that have probabilities, in steps of 1/255."""
         box: Any = case.space if where is None else where
         return np.asarray(self._probability[(case.case, slice(None), *box)]).astype(np.float32) / 255
 
     def disagreement(self, case: Case) -> np.ndarray:
-        """u32 `[proposal, proposal]`: voxels on which two proposals differ."""
+        """Voxels on which two proposals differ, u32 `[proposal, proposal]`."""
         return np.asarray(self._disagreement[case.case])
 
     def disagreement_of(self, rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """|D| of many pairs: array rows and two slots each, all `[n]`; one read per shard."""
+        """|D| i64 `[n]` of many pairs, from the array row and the two slots of each pair, all `[n]`.
+
+        A shard is read once for all of its pairs.
+        """
         out = np.empty(len(rows), np.int64)
         step = self._disagreement.chunks[0]
         order = np.argsort(rows, kind="stable")
@@ -99,3 +106,11 @@ class ProposalStore:
                 at = order[low:high]
                 out[at] = block[rows[at] - start * step, first[at], second[at]]
         return out
+
+
+@dataclass(frozen=True)
+class Data:
+    """The preference data set: cases and their proposals."""
+
+    cases: CaseStore
+    proposals: ProposalStore

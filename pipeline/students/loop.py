@@ -1,266 +1,183 @@
-"""Training a student step by step, on pool images or labelled batches: anchors, label-free stopping, averages."""
+"""Training of a student: labelled batches, anchors, evaluations, and the weights that are kept.
+
+`train_on_pool` reads from top to bottom as one training. Objectives with batches of their own (`supervised`, `mapo`)
+use the same `StudentTraining` with their own loss of a step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.seeding import numpy_generator, seed_of
-from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.batches import LabelledBatches
 from pipeline.segmenter.heads import all_heads
-from pipeline.segmenter.loop import Average, TrainedWeights, interpolated, optimise, validation_dice
+from pipeline.segmenter.loop import Average, HistoryRow, TrainedWeights, interpolated, optimise
 from pipeline.segmenter.losses import deep_dice_ce, soft_cross_entropy
-from pipeline.segmenter.weights import Model
-from pipeline.store import schema
-from pipeline.store.cases import Case, CaseStore
-from pipeline.store.proposals import ProposalStore
-from pipeline.store.tables import read_table
-from pipeline.students.objectives.mapo import Mapo
-from pipeline.students.objectives.mapo_pairs import OnlinePairs
-from pipeline.students.objectives.objective import HistoryRow, LabelledBatch, PoolBatch
-from pipeline.students.pool_batches import PoolBatches, drift, kl_outside
-from pipeline.students.student import Student, Training
-from pipeline.students.watching import PROBE, moved_on_disagreement, stop_rule, validation_measures, watched
+from pipeline.segmenter.segmenter import Segmenter
+from pipeline.students.batch import LabelledBatch, PoolBatch
+from pipeline.students.pool_batches import PoolBatches, drift, kl_outside, pool_and_held_out
+from pipeline.students.start import Arm, Start
+from pipeline.students.watching import moved_on_disagreement, stop_rule, validation_measures, watched
+
+if TYPE_CHECKING:
+    from pipeline.students.objectives.objective import BoundObjective, PoolObjective
 
 
-def train_on_pool(
-    name: str,
-    student: Student,
-    cases: CaseStore,
-    proposals: ProposalStore,
-    pairs_file: Path,
-    base: Model,
-    training: Training,
-    augmentation: Augmentation,
-    compute: Compute,
-    seed: int,
-) -> tuple[TrainedWeights, dict[str, Any]]:
-    """Weights and history of a student, and numbers for its record; the base is where it starts and its reference.
+def train_on_pool(objective: PoolObjective, start: Start) -> Arm:
+    """Train a student on pool images with an objective: the default arm.
 
-    Raises `BadInput` where the pair set has no pairs, or no calibration, but the objective needs it.
+    Raises `BadInput` where the pair set has no pairs, or no calibration, and the objective needs them.
     """
-    objective: Any = student.objective
-    architecture = base.architecture
-    policy = base.load()
-    labelled = cases.split("labelled")
-    anchor = student.anchor
-    if not labelled and (objective.feeds == "labelled" or (anchor and anchor.supervised)):
-        raise BadInput(
-            f"{cases.folder}: student '{name}' learns from labels, and no case is in split 'labelled'; give it some in "
-            "`splits`, or an objective on pairs or the pool with an anchor that has supervised: 0"
-        )
-    pool, held_out = None, None
-    if objective.feeds in ("pairs", "pool"):
-        pool, held_out = _pool(name, student, cases, proposals, pairs_file, base, training, augmentation, compute, seed)
-    draws = None if pool is None else pool.draws()
-    online = None
-    if isinstance(objective, Mapo):
-        online = OnlinePairs(objective, base.load(), policy, architecture, compute, seed_of(seed, "online"))
-    crops = numpy_generator(seed, "student", "crops")
-    decay = objective.teacher_decay or student.average
-    average = None if decay is None else Average(policy, decay)
-    teacher = average if objective.teacher_decay else None
-    last: dict[str, PoolBatch] = {}
-    labelled_images, labelled_truths = (
-        [cases.image_for(case, architecture.window) for case in labelled],
-        [cases.label_for(case, architecture.window) for case in labelled],
-    )
-
-    def batches_of_labels(what: str) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(
-            LabelledBatches(
-                labelled_images,
-                labelled_truths,
-                architecture.window,
-                augmentation,
-                training.labelled,
-                seed_of(seed, "student", what),
-            )
-        )
-
-    # Arms share the labelled batches and the pool's order: they differ in the objective alone.
-    labelled_batches = batches_of_labels("labelled")
-
-    def labelled_batch(source: Iterator[tuple[Tensor, Tensor]] = labelled_batches) -> LabelledBatch:
-        images, truth = (part.to(compute.device) for part in next(source))
-        with compute.autocast():
-            return LabelledBatch(all_heads(policy, images), truth, images)
-
-    def first_batches() -> Iterator[PoolBatch]:
-        """Batches of as many images as `PROBE`, with the pairs that the base makes of them online."""
-        assert online is not None
-        probe_draws = None if pool is None else pool.draws()
-        probe_crops, probe_labels = numpy_generator(seed, "probe"), batches_of_labels("probe")
-        for turn in range(-(-PROBE // (training.labelled if pool is None else training.images))):
-            with torch.no_grad():
-                if pool is None or probe_draws is None:
-                    yield online.of_labelled(labelled_batch(probe_labels), -turn)[0]
-                else:
-                    yield online.of_pool(pool.batch(next(probe_draws), policy, probe_crops), -turn)[0]
-
-    bound: Any = objective
-    if online is not None:
-        bound = objective.bind(online.statistics(first_batches()))
-    elif pool is not None:
-        bound = objective.bind(pool.statistics())
+    training = StudentTraining(start, teacher_decay=objective.teacher_decay)
+    pool, held_out = pool_and_held_out(objective, start)
+    # Beta is matched across normalisers on the sizes of these pairs, before the first step.
+    bound = objective.bind(pool.statistics())
+    draws, crops = pool.draws(), numpy_generator(start.seed, "student", "crops")
 
     def step_loss(step: int) -> tuple[Tensor, HistoryRow]:
-        if online is not None and step > 1:
-            online.follow()
-        if pool is None or draws is None:
-            labels = labelled_batch()
-            if online is None:
-                return objective(labels)
-            batch, made = online.of_labelled(labels, step)
-            last["batch"] = batch
-            supervised = deep_dice_ce(labels.heads, labels.labels)
-            loss, numbers = bound(batch)
-            row = {**made, **numbers, "supervised": float(supervised.detach())}
-            return supervised + objective.weight * loss, row
-        progress = step / training.optimisation.steps
-        batch = pool.batch(next(draws), policy, crops, teacher, step, progress)
-        made = {}
-        if online is not None:
-            batch, made = online.of_pool(batch, step)
+        progress = step / start.training.optimisation.steps
+        # One forward pass of an image serves all pairs of the image.
+        batch = pool.batch(next(draws), training.policy, crops, training.teacher, step, progress)
         loss, numbers = bound(batch)
-        if online is not None:
-            loss, numbers = objective.weight * loss, {**made, **numbers}
-        last["batch"] = batch
-        if anchor is not None:
-            for term, weight in (("supervised", anchor.supervised), ("kl", anchor.kl), ("distill", anchor.distill)):
-                if not weight:
-                    continue
-                if term == "supervised":
-                    labels = labelled_batch()
-                    value = deep_dice_ce(labels.heads, labels.labels)
-                elif term == "kl":
-                    value = kl_outside(batch)
-                else:
-                    assert batch.probability is not None
-                    assert batch.known is not None
-                    value = soft_cross_entropy(batch.logits, batch.probability, batch.known)
+        return training.anchored(batch, loss, numbers)
+
+    return training.fit(step_loss, bound, pool, held_out, moved=objective.feeds == "pairs")
+
+
+class StudentTraining:
+    """A student in training: the policy, which starts as the base, and all that is watched of the policy.
+
+    The policy stays in eval mode: dropout is off and normalisation statistics are frozen, so that policy and reference
+    are equal at step 0.
+    """
+
+    def __init__(self, start: Start, teacher_decay: float | None = None, needs_labels: bool = False) -> None:
+        """Raises `BadInput` where the objective or its anchor learns from labels and no case is labelled."""
+        self.start, self.anchor = start, start.student.anchor
+        cases, window = start.data.cases, start.base.architecture.window
+        labelled = cases.split("labelled")
+        if not labelled and (needs_labels or (self.anchor and self.anchor.supervised)):
+            raise BadInput(
+                f"{cases.folder}: student '{start.name}' learns from labels, and no case is in split 'labelled'; give "
+                "it some in `splits`, or an objective on pairs or the pool with an anchor that has supervised: 0"
+            )
+        self.policy = start.base.load(start.compute.device)
+        decay = teacher_decay or start.student.average
+        self.average = None if decay is None else Average(self.policy, decay)
+        self.teacher = self.average if teacher_decay else None
+        self.labelled = cases.with_labels(labelled, window)
+        self.validation = cases.with_labels(cases.split("validation"), window)
+        # Arms share the labelled batches and the pool's order: they differ in the objective alone.
+        self._labels = self.label_stream("labelled")
+        self._last: PoolBatch | None = None
+
+    def label_stream(self, title: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless augmented images and labels of the labelled cases; streams of one title are equal."""
+        start = self.start
+        window, seed = start.base.architecture.window, seed_of(start.seed, "student", title)
+        return iter(LabelledBatches(self.labelled, window, start.augmentation, start.training.labelled, seed))
+
+    def labelled_batch(self, stream: Iterator[tuple[Tensor, Tensor]] | None = None) -> LabelledBatch:
+        """One forward pass of the policy on the next labelled images."""
+        compute = self.start.compute
+        images, labels = (part.to(compute.device) for part in next(stream or self._labels))
+        with compute.autocast():
+            return LabelledBatch(all_heads(self.policy, images), labels, images)
+
+    def watch(self, batch: PoolBatch) -> None:
+        """Keep the batch for the drift of the next evaluation."""
+        self._last = batch
+
+    def anchored(self, batch: PoolBatch, loss: Tensor, numbers: HistoryRow) -> tuple[Tensor, HistoryRow]:
+        """The loss with the terms of the anchor, and their values among the numbers; the batch is watched."""
+        self.watch(batch)
+        if self.anchor is None:
+            return loss, numbers
+        for term, weight in (
+            ("supervised", self.anchor.supervised),
+            ("kl", self.anchor.kl),
+            ("distill", self.anchor.distill),
+        ):
+            if weight:
+                value = self._anchor_term(term, batch)
                 loss = loss + weight * value
                 numbers = {**numbers, term: float(value.detach())}
         return loss, numbers
 
-    validation = cases.split("validation")
-    images = [cases.image_for(case, architecture.window) for case in validation]
-    truths = [cases.label_for(case, architecture.window) for case in validation]
-    spacings = [case.spacing_mm for case in validation]
-    measure = partial(validation_measures, window=architecture.window, classes=architecture.classes, compute=compute)
+    def _anchor_term(self, term: str, batch: PoolBatch) -> Tensor:
+        if term == "supervised":
+            labelled = self.labelled_batch()
+            return deep_dice_ce(labelled.heads, labelled.labels)
+        if term == "kl":
+            return kl_outside(batch)
+        assert batch.probability is not None
+        assert batch.known is not None
+        return soft_cross_entropy(batch.logits, batch.probability, batch.known)
 
-    def dice_of(network: nn.Module) -> float:
-        return validation_dice(network, images, truths, architecture.window, architecture.classes, compute)
+    def segmenter(self, network: nn.Module) -> Segmenter:
+        """A network of the student's architecture, ready to predict."""
+        return Segmenter(network, self.start.base.architecture, self.start.compute)
 
-    def evaluate(network: nn.Module) -> HistoryRow:
+    def fit(
+        self,
+        step_loss: Callable[[int], tuple[Tensor, HistoryRow]],
+        bound: BoundObjective | None = None,
+        pool: PoolBatches | None = None,
+        held_out: PoolBatches | None = None,
+        moved: bool = False,
+    ) -> Arm:
+        """Train all steps and return the student.
+
+        `bound` gives numbers of the watched batch, `held_out` feeds label-free stopping. `moved` asks how far the
+        student has moved on the disagreement regions of `pool`.
+        """
+        start = self.start
+
+        def evaluate(network: nn.Module) -> HistoryRow:
+            measures = validation_measures(self.segmenter(network), self.validation)
+            return {**self._watched(network, bound, held_out), **measures}
+
+        trained = optimise(
+            self.policy,
+            step_loss,
+            evaluate,
+            start.training.optimisation,
+            average=self.average,
+            stop=stop_rule(start.student.stopping),
+        )
+        numbers: dict[str, Any] = {**(bound.summary() if bound else {}), "stopped": trained.stopped}
+        numbers["interpolated"] = self._interpolate(trained)
+        if pool is not None:
+            numbers |= {"pairs_mined": len(pool.pairs), "images": len(pool.pool)}
+            if moved:
+                self.policy.load_state_dict(trained.last)
+                numbers |= moved_on_disagreement(pool, self.policy.to(start.compute.device).eval())
+        return Arm(trained, numbers)
+
+    def _watched(self, network: nn.Module, bound: BoundObjective | None, held_out: PoolBatches | None) -> HistoryRow:
+        """Drift and diagnosis of the watched batch, measures of held-out images, and Dice on the labelled cases."""
         row: HistoryRow = {}
-        if last:
-            batch = last.pop("batch")
+        if self._last is not None and bound is not None:
+            batch, self._last = self._last, None
             with torch.no_grad():
                 row = {**drift(batch), **bound.diagnose(batch)}
-        if held_out is not None:
+        if held_out is not None and bound is not None:
             row |= watched(held_out, network, bound)
-        if labelled:
-            seen = labelled_images, labelled_truths, architecture.window, architecture.classes
-            row["labelled_dice"] = validation_dice(network, *seen, compute)
-        return {**row, **measure(network, images, truths, spacings)}
+        if self.labelled.cases:
+            row["labelled_dice"] = self.segmenter(network).dice(self.labelled)
+        return row
 
-    trained = optimise(
-        policy,
-        step_loss,
-        evaluate,
-        training.optimisation,
-        train_mode=False,
-        average=average,
-        stop=stop_rule(student.stopping),
-    )
-    summary: dict[str, Any] = {**bound.summary(), "stopped": trained.stopped, "interpolated": None}
-    if student.interpolate is not None:
-        summary["interpolated"] = interpolated(trained, base.load(), student.interpolate, dice_of)
-    if pool is not None:
-        summary |= {"pairs_mined": len(pool.pairs), "images": len(pool.pool)}
-        if objective.feeds == "pairs":
-            policy.load_state_dict(trained.last)
-            summary |= moved_on_disagreement(pool, policy.to(compute.device).eval())
-    return trained, summary
-
-
-def _pool(
-    name: str,
-    student: Student,
-    cases: CaseStore,
-    proposals: ProposalStore,
-    pairs_file: Path,
-    base: Model,
-    training: Training,
-    augmentation: Augmentation,
-    compute: Compute,
-    seed: int,
-) -> tuple[PoolBatches, PoolBatches | None]:
-    """The images to train on, and those kept for label-free stopping."""
-    objective = student.objective
-    pairs = read_table(pairs_file, schema.PAIRS)
-    if objective.feeds == "pairs":
-        if not len(pairs):
-            raise BadInput(
-                f"{pairs_file}: student '{name}' needs pairs and pair set '{student.pairs}' has none; see "
-                f"{pairs_file.with_suffix('.drops.json')} for the reasons, and lower its thresholds"
-            )
-        if objective.needs_p_correct and pairs["p_correct"].null_count():
-            raise BadInput(
-                f"{pairs_file}: student '{name}' needs calibrated pairs, and {pairs['p_correct'].null_count()} of "
-                f"{len(pairs)} have no p_correct; see audit/summary.json for why, or give the link a number as `e`"
-            )
-        paired = set(pairs["case_id"])
-        members = [case for case in cases.split("pool", "labelled") if case.case_id in paired]
-    else:
-        members = cases.split("pool")
-    anchor = student.anchor
-    probability = objective.needs_probability or bool(anchor and anchor.distill)
-    proposed = set(proposals.case_ids()) if probability else set()
-    if probability and (without := [case.case_id for case in members if case.case_id not in proposed]):
-        raise BadInput(
-            f"{proposals.folder}: student '{name}' learns the mean of the proposals, and {len(without)} pool cases "
-            f"have none (first: '{without[0]}'); add 'pool' to propose.splits"
+    def _interpolate(self, trained: TrainedWeights) -> float | None:
+        """Replace the weights by their best interpolation with the base on validation, if the student asks for it."""
+        start = self.start
+        if start.student.interpolate is None:
+            return None
+        base = start.base.load(start.compute.device)
+        return interpolated(
+            trained, base, start.student.interpolate, lambda network: self.segmenter(network).dice(self.validation)
         )
-    kept: list[Case] = []
-    if student.stopping is not None:
-        groups = sorted({case.group for case in members})
-        count = max(1, round(student.stopping.held_out * len(groups)))
-        if count >= len(groups):
-            raise BadInput(
-                f"student '{name}': stopping needs pool groups to keep from training, and there are {len(groups)}; "
-                "mine more pairs, or remove `stopping`"
-            )
-        # Images of one patient are not independent: a group is kept whole.
-        chosen = {groups[i] for i in numpy_generator(seed, "held_out").permutation(len(groups))[:count]}
-        kept = [case for case in members if case.group in chosen]
-        members = [case for case in members if case.group not in chosen]
-
-    def batches(of: list[Case], noise: float) -> PoolBatches:
-        return PoolBatches(
-            cases,
-            proposals,
-            pairs,
-            of,
-            base.architecture,
-            base.load(),
-            training,
-            augmentation,
-            compute,
-            seed_of(seed, "student"),
-            probability=probability,
-            votes=objective.needs_votes,
-            noise=noise,
-        )
-
-    # What is watched is compared with the base on the clean image.
-    return batches(members, objective.image_noise), batches(kept, 0.0) if kept else None

@@ -1,4 +1,4 @@
-"""Preference losses: link x normaliser over pairs of masks of one image.
+"""Preference loss of pairs of masks of one image, from logits to one number.
 
 A segmenter factorises over voxels, so the partition terms cancel in the difference of two masks of one image
 (Kalisch et al., arXiv 2601.23222, build on this):
@@ -7,19 +7,24 @@ A segmenter factorises over voxels, so the partition terms cancel in the differe
     softmax:  delta = sum_{i in D} [(z_{i,w_i} - z_{i,l_i}) - (r_{i,w_i} - r_{i,l_i})]
     h = beta * delta / N(D),  loss = link(h)
 
-with policy logits z, reference logits r, chosen mask w, rejected mask l, and disagreement region D = {i: w_i != l_i}.
+z are the logits of the policy, r those of the reference, w is the chosen mask, l the rejected mask, and
+D = {i: w_i != l_i} is the disagreement region. N(D) = 1 is DPO, N(D) = |D| is RN-DPO. The link of both is -logsig(h).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pipeline.store.schema import UNKNOWN
-from pipeline.students.links.link import Normaliser
+
+if TYPE_CHECKING:
+    from pipeline.students.links.link import LossOfMargin
+    from pipeline.students.objectives.preference import Normaliser
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,6 @@ def pair_terms(logits: Tensor, reference: Tensor, chosen: Tensor, rejected: Tens
     return Terms(shift, place, part, sizes)
 
 
-# ---- normalisers -----------------------------------------------------------------------------------------------
-
-
 def normaliser_value(kind: Normaliser, size: Tensor, floor: int, voxels: Tensor | int) -> Tensor:
     """N(D) f32 `[pair]` for |D| `[pair]`; `voxels` is the number of valid voxels of each pair's image."""
     if kind == "none":
@@ -91,6 +93,32 @@ def normaliser_value(kind: Normaliser, size: Tensor, floor: int, voxels: Tensor 
         return torch.as_tensor(voxels, dtype=torch.float32, device=size.device).expand(size.shape)
     floored = size.clamp(min=floor).float()
     return floored.sqrt() if kind == "sqrt_region" else floored
+
+
+def pair_losses(terms: Terms, n: Tensor, beta: float, link: LossOfMargin, e: Tensor | None = None) -> Tensor:
+    """Loss f32 `[pair]` of N(D) f32 `[pair]`; without meaning where D is empty. `e` is the error rate `[pair]`."""
+    shift = terms.total(terms.shift) / n  # delta / N(D), the mean logit shift on D where N(D) = |D|
+    return link(beta * shift, shift, e)  # link(h) with h = beta * delta / N(D)
+
+
+def part_losses(terms: Terms, n: Tensor, beta: float, link: LossOfMargin, e: Tensor | None = None) -> Tensor:
+    """Loss f32 `[pair]`, the mean over the foreground classes in D: each part of D has its own N, and its own link.
+
+    `n` is f32 `[pair, foreground class]`, `e` is `[pair]`. Without meaning where D is empty.
+    """
+    shift = terms.total_by_part(terms.shift) / n
+    there = terms.sizes > 0
+    losses = link(beta * shift, shift, None if e is None else e[:, None])
+    return (losses * there).sum(1) / there.sum(1).clamp(min=1)
+
+
+def voxel_losses(terms: Terms, n: Tensor, beta: float, link: LossOfMargin, voxel_e: Tensor | None = None) -> Tensor:
+    """Loss f32 `[pair]`: the sum over D of link(beta * shift of the voxel), divided by N(D) f32 `[pair]`.
+
+    `voxel_e` is the error rate f32 `[pair, *space]`.
+    """
+    e = None if voxel_e is None else voxel_e.flatten()[terms.place]
+    return terms.total(link(beta * terms.shift, terms.shift, e)) / n
 
 
 def reduce_pairs(loss: Tensor, size: Tensor, logits: Tensor, dr: float | None = None) -> Tensor:

@@ -5,26 +5,33 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor, nn
 
-from pipeline.compute import Compute
+from pipeline.errors import BadInput
 from pipeline.measures.overlap import region
-from pipeline.seeding import numpy_generator, torch_generator
+from pipeline.seeding import numpy_generator, seed_of, torch_generator
 from pipeline.segmenter.augmentation import Augmentation, flip
 from pipeline.segmenter.crops import Spots, anywhere, around
-from pipeline.segmenter.loop import Average
+from pipeline.segmenter.logits import predicted_classes
+from pipeline.segmenter.loop import Average, HistoryRow
+from pipeline.segmenter.segmenter import Segmenter
 from pipeline.segmenter.sliding import pad_to
-from pipeline.segmenter.weights import Architecture
 from pipeline.store import schema
-from pipeline.store.cases import Case, CaseStore, Where, fits
-from pipeline.store.proposals import ProposalStore
-from pipeline.students.objectives.objective import HistoryRow, PairStatistics, PoolBatch
-from pipeline.students.pair_terms import disagreement_region, kl_to_reference
-from pipeline.students.student import Training
+from pipeline.store.cases import Case, Where, fits
+from pipeline.store.proposals import Data
+from pipeline.store.tables import read_table
+from pipeline.students.batch import PairStatistics, PoolBatch
+from pipeline.students.pair_loss import disagreement_region, kl_to_reference
+
+if TYPE_CHECKING:
+    from pipeline.students.objectives.objective import PoolObjective
+    from pipeline.students.start import Start
+    from pipeline.students.student import Training
 
 ERROR_RANGE = (0.02, 0.45)
 """Bounds of error probabilities: no pair is trusted fully, and none is turned around."""
@@ -33,13 +40,28 @@ CasesAndFlips = list[tuple[Case, tuple[int, ...]]]
 """The cases of a step, each with its flips."""
 
 
+class PairMasks(NamedTuple):
+    """Chosen and rejected masks of the pairs of one image, u8 `[pair, *space]` each."""
+
+    chosen: Tensor
+    rejected: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of both."""
+        return self.chosen.nbytes + self.rejected.nbytes
+
+
+Kept = TypeVar("Kept", Tensor, PairMasks)
+
+
 class _Cache:
     """Values by key within a byte budget; the least recently used leave first."""
 
     def __init__(self, budget: float) -> None:
-        self.budget, self.held, self.values = budget, 0, OrderedDict[Hashable, Tensor]()
+        self.budget, self.held, self.values = budget, 0, OrderedDict[Hashable, Any]()
 
-    def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    def get(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
         if key in self.values:
             self.values.move_to_end(key)
             return self.values[key]
@@ -58,15 +80,12 @@ class PoolBatches:
     `pool` are the images to draw from: those with pairs, or all where the objective takes none (`pairs` is empty).
     """
 
-    cases: CaseStore
-    proposals: ProposalStore
+    data: Data
     pairs: pl.DataFrame
     pool: Sequence[Case]
-    architecture: Architecture
-    reference: nn.Module
+    reference: Segmenter
     knobs: Training
     augmentation: Augmentation
-    compute: Compute
     seed: int
     probability: bool = False
     votes: bool = False
@@ -74,6 +93,8 @@ class PoolBatches:
     cache: _Cache = field(init=False)
 
     def __post_init__(self) -> None:
+        self.cases, self.proposals = self.data.cases, self.data.proposals
+        self.architecture, self.compute = self.reference.architecture, self.reference.compute
         self.cache = _Cache(self.knobs.cache_gb * 2**30)
         self.spots: dict[tuple[int, ...], Spots] = {}
         self.slots: dict[str, list[tuple[int, int]]] = {}
@@ -93,10 +114,9 @@ class PoolBatches:
         for case in self.pool:
             # As in training: of a case larger than the window, what a crop holds.
             masks = self._masks(case, self._crop(case, crops))
-            half = len(masks) // 2
-            if half:
-                size += disagreement_region(masks[:half], masks[half:]).flatten(1).sum(1).tolist()
-                voxels += [masks[0].numel()] * half
+            if count := len(masks.chosen):
+                size += disagreement_region(*masks).flatten(1).sum(1).tolist()
+                voxels += [masks.chosen[0].numel()] * count
         return PairStatistics(np.array(size, np.int64), np.array(voxels, np.int64), self.architecture.dimensions)
 
     def draws(self) -> Iterator[CasesAndFlips]:
@@ -123,26 +143,27 @@ class PoolBatches:
         progress: float = 1.0,
     ) -> PoolBatch:
         """One forward pass of the policy on the drawn images; noise, where there is any, depends on the step."""
-        images, references, known, chosen, rejected = [], [], [], [], []
+        images, references, known = [], [], []
+        chosen: list[Tensor] = []
+        rejected: list[Tensor] = []
         index, voxels, e, errors, probability = [], [], [], [], []
         window = self.architecture.window
         for position, (case, view) in enumerate(drawn):
             where = self._crop(case, crops)
             image, masks = self._image(case, where), self._masks(case, where)
-            half = len(masks) // 2
+            count = len(masks.chosen)
 
             def placed(part: Tensor, value: float = 0.0, view: tuple[int, ...] = view) -> Tensor:
                 return pad_to(flip(part, view, len(window)), window, value)
 
             known.append(placed(torch.ones((1, *image.shape[1:]), dtype=torch.bool))[0])
             image = placed(image)
-            masks = self.augmentation.swap(placed(masks, schema.UNKNOWN), view)
             images.append(image)
             references.append(self._reference(image, None if where else (case.case, view)))
-            chosen.append(masks[:half])
-            rejected.append(masks[half:])
-            index += [position] * half
-            voxels += [int(known[-1].sum())] * half
+            for masks_of, one in ((chosen, masks.chosen), (rejected, masks.rejected)):
+                masks_of.append(self.augmentation.swap(placed(one, schema.UNKNOWN), view))
+            index += [position] * count
+            voxels += [int(known[-1].sum())] * count
             e += self.e.get(case.case_id, [])
             if self.votes:
                 errors.append(placed(self._errors(case, where)))
@@ -175,7 +196,7 @@ class PoolBatches:
 
     # Of cases larger than the window only the crop is read, anew each time: whole cases would not stay in the cache.
 
-    def _kept(self, what: str, case: Case, where: Where | None, make: Callable[[], Tensor]) -> Tensor:
+    def _kept(self, what: str, case: Case, where: Where | None, make: Callable[[], Kept]) -> Kept:
         return make() if where is not None else self.cache.get((what, case.case), make)
 
     def _image(self, case: Case, where: Where | None) -> Tensor:
@@ -184,15 +205,17 @@ class PoolBatches:
 
         return self._kept("image", case, where, read)
 
-    def _masks(self, case: Case, where: Where | None) -> Tensor:
-        """u8 `[chosen of every pair, then rejected of every pair, *space]`, of the case or of a box of it."""
+    def _masks(self, case: Case, where: Where | None) -> PairMasks:
+        """Masks of the pairs of a case, or of a box of the case."""
 
-        def read() -> Tensor:
+        def read() -> PairMasks:
             pairs = self.slots.get(case.case_id, [])
             if not pairs:
-                return torch.zeros((0, *(part.stop - part.start for part in where or case.space)), dtype=torch.uint8)
+                none = torch.zeros((0, *(part.stop - part.start for part in where or case.space)), dtype=torch.uint8)
+                return PairMasks(none, none)
+            # One read for both, since a chunk of the array may hold all proposals of a case.
             slots = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
-            return torch.from_numpy(self.proposals.masks(case, slots, where))
+            return PairMasks(*torch.from_numpy(self.proposals.masks(case, slots, where)).tensor_split(2))
 
         return self._kept("masks", case, where, read)
 
@@ -213,9 +236,8 @@ class PoolBatches:
         def count() -> Tensor:
             masks = self._masks(case, where)
             every = torch.from_numpy(self.proposals.masks(case, self.proposals.distinct(case), where))
-            half = len(masks) // 2
             shares = []
-            for chosen, rejected in zip(masks[:half], masks[half:], strict=True):
+            for chosen, rejected in zip(*masks, strict=True):
                 right, wrong = (every == chosen).sum(0), (every == rejected).sum(0)
                 shares.append((wrong / (right + wrong).clamp(min=1)).clamp(*ERROR_RANGE))
             return torch.stack(shares)
@@ -247,7 +269,7 @@ class PoolBatches:
         @torch.no_grad()
         def forward() -> Tensor:
             with self.compute.autocast():
-                return self.reference(image[None].to(self.compute.device))[0].float()
+                return self.reference.network(image[None].to(self.compute.device))[0].float()
 
         if key is None or self.knobs.reference == "recomputed":
             return forward()
@@ -291,5 +313,80 @@ def drift(batch: PoolBatch) -> HistoryRow:
 
 
 def _foreground(logits: Tensor, known: Tensor) -> float:
-    predicted = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1) > 0
-    return float((predicted & known).sum())
+    return float(((predicted_classes(logits) > 0) & known).sum())
+
+
+def pool_and_held_out(objective: PoolObjective, start: Start) -> tuple[PoolBatches, PoolBatches | None]:
+    """The pool images to train on, and those that label-free stopping keeps from training.
+
+    Raises `BadInput` where pairs, their calibration, proposals or groups are missing that the student needs.
+    """
+    cases, student = start.data.cases, start.student
+    pairs = read_table(start.pairs, schema.PAIRS)
+    if objective.feeds == "pairs":
+        _check_pairs(objective, start, pairs)
+        paired = set(pairs["case_id"])
+        members = [case for case in cases.split("pool", "labelled") if case.case_id in paired]
+    else:
+        members = cases.split("pool")
+    probability = objective.needs_probability or bool(student.anchor and student.anchor.distill)
+    if probability:
+        _check_proposals(start, members)
+    members, kept = _split_groups(start, members)
+    reference = Segmenter(start.base.load(start.compute.device), start.base.architecture, start.compute)
+
+    def batches(of: list[Case], noise: float) -> PoolBatches:
+        return PoolBatches(
+            start.data,
+            pairs,
+            of,
+            reference,
+            start.training,
+            start.augmentation,
+            seed_of(start.seed, "student"),
+            probability=probability,
+            votes=objective.needs_votes,
+            noise=noise,
+        )
+
+    # Held-out images are compared with the base on the clean image.
+    return batches(members, objective.image_noise), batches(kept, 0.0) if kept else None
+
+
+def _check_pairs(objective: PoolObjective, start: Start, pairs: pl.DataFrame) -> None:
+    if not len(pairs):
+        raise BadInput(
+            f"{start.pairs}: student '{start.name}' needs pairs and pair set '{start.student.pairs}' has none; see "
+            f"{start.pairs.with_suffix('.drops.json')} for the reasons, and lower its thresholds"
+        )
+    if objective.needs_p_correct and pairs["p_correct"].null_count():
+        raise BadInput(
+            f"{start.pairs}: student '{start.name}' needs calibrated pairs, and {pairs['p_correct'].null_count()} of "
+            f"{len(pairs)} have no p_correct; see audit/summary.json for why, or give the link a number as `e`"
+        )
+
+
+def _check_proposals(start: Start, members: list[Case]) -> None:
+    proposed = set(start.data.proposals.case_ids())
+    if without := [case.case_id for case in members if case.case_id not in proposed]:
+        raise BadInput(
+            f"{start.data.proposals.folder}: student '{start.name}' learns the mean of the proposals, and "
+            f"{len(without)} pool cases have none (first: '{without[0]}'); add 'pool' to propose.splits"
+        )
+
+
+def _split_groups(start: Start, members: list[Case]) -> tuple[list[Case], list[Case]]:
+    """Cases to train on, and cases that are kept from training: none without label-free stopping."""
+    stopping = start.student.stopping
+    if stopping is None:
+        return members, []
+    groups = sorted({case.group for case in members})
+    count = max(1, round(stopping.held_out * len(groups)))
+    if count >= len(groups):
+        raise BadInput(
+            f"student '{start.name}': stopping needs pool groups to keep from training, and there are {len(groups)}; "
+            "mine more pairs, or remove `stopping`"
+        )
+    # Images of one patient are not independent: a group is kept whole.
+    chosen = {groups[i] for i in numpy_generator(start.seed, "held_out").permutation(len(groups))[:count]}
+    return [case for case in members if case.group not in chosen], [case for case in members if case.group in chosen]

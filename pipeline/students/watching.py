@@ -2,59 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline.compute import Compute
 from pipeline.measures.overlap import dice_to
 from pipeline.measures.surfaces import surface_metrics
 from pipeline.seeding import numpy_generator
-from pipeline.segmenter.loop import predicted_labels, validation_dice
-from pipeline.store.cases import Values, fits
+from pipeline.segmenter.loop import HistoryRow
+from pipeline.segmenter.segmenter import Segmenter
+from pipeline.store.cases import LabelledCases, fits
 from pipeline.store.schema import UNKNOWN
-from pipeline.students.objectives.objective import HistoryRow
-from pipeline.students.pair_terms import disagreement_region
+from pipeline.students.pair_loss import disagreement_region
 from pipeline.students.pool_batches import PoolBatches, drift
-from pipeline.students.student import Stopping
+
+if TYPE_CHECKING:
+    from pipeline.students.objectives.objective import BoundObjective
+    from pipeline.students.student import Stopping
 
 PROBE = 32
 """Pool cases on which a trained student is compared with its base."""
 
 
-def validation_measures(
-    network: nn.Module,
-    images: Sequence[Values],
-    truths: Sequence[Values],
-    spacings: Sequence[tuple[float, ...] | None],
-    window: Sequence[int],
-    classes: int,
-    compute: Compute,
-) -> HistoryRow:
-    """Means over cases and foreground classes, on the working grid: `validation_dice`, and `validation_assd` in mm, or
-    in voxels where the spacing is unknown; null where cases of both kinds meet, and where a case is larger than the
-    window, whose surfaces would have to be held whole."""
-    if not all(fits(image.shape[1:], window) for image in images):
-        dice_alone = validation_dice(network, images, truths, window, classes, compute)
-        return {"validation_dice": dice_alone, "validation_assd": None}
-    dice, assd = [], []
-    for image, stored, spacing in zip(images, truths, spacings, strict=True):
-        truth = stored[:]
-        ((_, found),) = predicted_labels(network, image, window, compute)  # what fits is one box
-        dice.append(dice_to(truth, found[None], classes)[0])
+def validation_measures(segmenter: Segmenter, cases: LabelledCases) -> HistoryRow:
+    """Means over cases and foreground classes, on the working grid: `validation_dice` and `validation_assd`.
+
+    ASSD is in mm, or in voxels where the spacing is unknown. ASSD is null where cases of both kinds meet, and where a
+    case is larger than the window, because the surfaces of the case would have to be held whole.
+    """
+    if not all(fits(image.shape[1:], segmenter.window) for image in cases.images):
+        return {"validation_dice": segmenter.dice(cases), "validation_assd": None}
+    dice, assd, classes = [], [], segmenter.architecture.classes
+    for case, image, label in zip(cases.cases, cases.images, cases.labels, strict=True):
+        truth, predicted = label[:], segmenter.labels(image)
+        dice.append(dice_to(truth, predicted[None], classes)[0])
         known = truth != UNKNOWN
-        assd += [
-            surface_metrics((found == label) & known, truth == label, spacing or (1.0,) * truth.ndim, 0.0)[2]
-            for label in range(1, classes)
-        ]
-    one_unit = len({spacing is None for spacing in spacings}) == 1
+        spacing = case.spacing_mm or (1.0,) * truth.ndim
+        for one in range(1, classes):
+            assd.append(surface_metrics((predicted == one) & known, truth == one, spacing, 0.0)[2])
+    one_unit = len({case.spacing_mm is None for case in cases.cases}) == 1
     return {"validation_dice": float(np.mean(dice)), "validation_assd": float(np.mean(assd)) if one_unit else None}
 
 
-def watched(pool: PoolBatches, network: nn.Module, bound: Any) -> HistoryRow:
+def watched(pool: PoolBatches, network: nn.Module, bound: BoundObjective) -> HistoryRow:
     """What label-free stopping looks at: means over held-out images, unflipped, of drift and of reward accuracy."""
     sums: dict[str, list[float]] = {}
     crops = numpy_generator(pool.seed, "watched")
@@ -70,7 +63,7 @@ def watched(pool: PoolBatches, network: nn.Module, bound: Any) -> HistoryRow:
     return {key: sum(values) / len(values) for key, values in sums.items()}
 
 
-def stop_rule(stopping: Stopping | None) -> Any:
+def stop_rule(stopping: Stopping | None) -> Callable[[HistoryRow], str | None]:
     """A function of a history row that gives the reason to stop, or None; it remembers the best reward accuracy."""
     best, waited = -1.0, 0
 

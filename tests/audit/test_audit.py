@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from pipeline.audit.audit import Audit, run_audit
 from pipeline.pairs.calibration import curve_of
-from pipeline.pairs.mine import PairSet, mine_to
+from pipeline.pairs.mine import PairSet, calibration_of, mine_to
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
-from pipeline.store.proposals import ProposalStore
+from pipeline.store.proposals import Data, ProposalStore
 from pipeline.store.tables import read_table, write_table
 from tests.fixtures.auditing import PAIR_SCORES, PAIRED, TOP_BOTTOM, stores
 from tests.fixtures.builders import panel_of
@@ -31,7 +31,8 @@ def audited(
     panel = panel_of(cases, proposals, {"j": PAIR_SCORES})
     write_table(panel, schema.panel(["j"]), folder / "panel.parquet", "test")
     knobs = given.pop("knobs", KNOBS)
-    run_audit(folder / "panel.parquet", ["j"], sets, cases, proposals, knobs, 0, folder / "audit", **given)
+    research = {"j": "j" in given.pop("research", ())}
+    run_audit(folder / "panel.parquet", research, sets, Data(cases, proposals), knobs, 0, folder / "audit", **given)
     return json.loads((folder / "audit/summary.json").read_text())
 
 
@@ -130,7 +131,15 @@ def test_without_labelled_validation_cases_nothing_is_known(tmp_path):
     assert warning["pairs"] is None
     assert warning["text"].startswith("nothing is known about the judges and the pair sets: no validation case")
     out = tmp_path / "pairs.parquet"
-    mine_to(tmp_path / "panel.parquet", ["j"], proposals, TOP_BOTTOM, 0, out, "p", tmp_path / "audit")
+    mine_to(
+        tmp_path / "panel.parquet",
+        ["j"],
+        proposals,
+        TOP_BOTTOM,
+        0,
+        out,
+        calibration_of(tmp_path / "audit", "p", TOP_BOTTOM),
+    )
     assert read_table(out, schema.PAIRS)["p_correct"].to_list() == [None] * 4
 
 
@@ -140,7 +149,8 @@ def test_validation_cases_without_a_truth_are_left_out(tmp_path):
     truth = pl.when(pl.col("case") < 2).then("true_dice")
     panel = panel_of(cases, proposals, {"j": PAIR_SCORES}).with_columns(truth.alias("true_dice"))
     write_table(panel, schema.panel(["j"]), tmp_path / "panel.parquet", "test")
-    run_audit(tmp_path / "panel.parquet", ["j"], {"p": TOP_BOTTOM}, cases, proposals, KNOBS, 0, tmp_path / "audit")
+    data = Data(cases, proposals)
+    run_audit(tmp_path / "panel.parquet", {"j": False}, {"p": TOP_BOTTOM}, data, KNOBS, 0, tmp_path / "audit")
     summary = json.loads((tmp_path / "audit/summary.json").read_text())
     assert (summary["validation_cases"], summary["calibration"]["p"]["cases"]) == (2, 2)
     row = tables_of(tmp_path)["pairs"].row(0, named=True)

@@ -134,7 +134,7 @@ def test_orientation_and_resizing_together() -> None:
             Source("v", (4, 4, 4), "v.tif", None),
             "case 'v': expected a volume with an affine .* found 3 axes and no aff",
         ),
-        (volume((4, 4), np.eye(4), (1.0, 1.0)), "found 2 axes and an affine; set it to null"),
+        (volume((4, 4), np.eye(4), (1.0, 1.0)), "found 2 axes and an affine; set the knob to null"),
         (volume((4, 4, 4), np.diag([1.0, 1, 0, 1]), (1.0, 1.0, 1.0)), "an affine with three directions, found"),
     ],
 )
@@ -199,7 +199,7 @@ def test_a_grid_keeps_its_extent_and_misses_the_spacing_by_half_a_voxel(axes: li
         (
             {"spacing": (1.0, 1.0)},
             Source("v", (9, 9, 9), "v.nii", None, (1.0, 1.0, 1.0)),
-            r"preprocess.spacing: expected 3 axes as case 'v' has, found \[1.0, 1.0\]; correct it",
+            r"preprocess.spacing: expected 3 axes as case 'v' has, found \[1.0, 1.0\]; give one value per axis",
         ),
         (
             {"spacing": (1.0, 1.0)},

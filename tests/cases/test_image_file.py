@@ -159,5 +159,7 @@ def test_folders_of_stacks_and_of_many_channels(tmp_path: Path) -> None:
     assert many.channel_names() == ["channel_0", "channel_1", "channel_2", "channel_3"]
     assert many.read(many.scan()[0])[0].shape == (4, 6, 5)
     grey = Folders(path=tmp_path / "many", masks=None, channels="grey")
-    with pytest.raises(BadInput, match="expected 1 or 3 channels for `channels: grey`, found 4; set it to null"):
+    with pytest.raises(
+        BadInput, match="expected 1 or 3 channels for `channels: grey`, found 4; set `channels` to null"
+    ):
         grey.read(grey.scan()[0])

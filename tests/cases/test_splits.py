@@ -66,7 +66,7 @@ def test_what_whole_groups_cannot_meet_is_met_from_below_and_said() -> None:
     assigned, notes = assign(cases(*[2] * 7), Splits(labelled=2, pool=2, validation=2, test=3))
     assert Counter(assigned.values()) == {"labelled": 2, "pool": 2, "validation": 2, "test": 2}
     assert notes == [
-        "splits: test has 2 cases that have a label where 3 were asked: groups stay whole",
+        "splits: test has 2 cases with a label, expected 3: groups stay whole",
         "splits: 6 of 14 cases are in no split and left out",
     ]
 
@@ -94,7 +94,7 @@ def test_given_splits_win_and_count() -> None:
     assert Counter(assigned.values())["test"] == 3
     assert notes == []
     _, notes = assign(sources, Splits(labelled=2, pool="rest", validation=2, test=1))
-    assert notes == ["splits: test has 2 cases that have a label where 1 were asked: more are given"]
+    assert notes == ["splits: test has 2 cases with a label, expected 1: the given split has more"]
 
 
 @given(
@@ -110,7 +110,7 @@ def test_properties(groups: list[int], unlabelled: int, test: int, seed: int, or
     knobs = Splits(labelled=4, pool="rest", validation=4, test=test, seed=seed)
     assume(8 + test != sum(groups))  # whole groups may or may not leave one for the pool
     if 8 + test > sum(groups):
-        with pytest.raises(BadInput, match="asked for"):
+        with pytest.raises(BadInput, match=r"expected counts of at most .* lower the counts"):
             assign(cases(*groups), knobs)
         return
     assigned, _ = assign(sources, knobs)
@@ -140,7 +140,7 @@ def test_unlabelled_case_given_to_another_split_is_refused() -> None:
 def test_asking_for_more_than_there_are_is_refused() -> None:
     """6 cases, 3 + 2 + 2 + 1 = 8 asked."""
     with pytest.raises(
-        BadInput, match=r"at most 6 cases .* found 8 asked for \(labelled 3, pool 1, validation 2, test 2"
+        BadInput, match=r"at most 6, the cases with a label .* found 8 \(labelled 3, pool 1, validation 2, test 2"
     ):
         assign(cases(*[1] * 6), Splits(labelled=3, pool=1, validation=2, test=2))
 
@@ -157,7 +157,7 @@ def test_a_set_without_any_label_is_all_pool() -> None:
     sources = cases(unlabelled=3)
     assert counts(sources, labelled=0, pool=0, validation=0, test=0) == {"pool": 3}
     assert counts(sources, labelled=0, pool="rest", validation=0, test=0) == {"pool": 3}
-    with pytest.raises(BadInput, match=r"at most 0 cases that have a label .* found 1 asked for"):
+    with pytest.raises(BadInput, match=r"at most 0, the cases with a label .* found 1 \("):
         counts(sources, labelled=0, pool=0, validation=1, test=0)
     for size in ("rest", 0.5):
         with pytest.raises(BadInput, match=r"every split that is not 0, found none in test \(labelled 0, pool 3"):
@@ -252,7 +252,9 @@ def test_a_missing_file_of_folds_and_a_fold_against_the_table(tmp_path: Path) ->
         with_given_split(cases(1), GivenSplit(file="../splits_final.json"), tmp_path)
     folds(tmp_path, {"train": ["a"], "val": []})
     table = [Source("a", (4, 4), "i", "l", split="test")]
-    with pytest.raises(BadInput, match="case 'a' is in labelled, expected test as the case table or the data set"):
+    with pytest.raises(
+        BadInput, match="case 'a' is in split labelled, expected test, its split in the case table or data set"
+    ):
         with_given_split(table, GivenSplit(), tmp_path)
 
 

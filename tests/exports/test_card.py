@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from pipeline.errors import BadInput
 from pipeline.exports.card import FinishedRun, card_facts
 from pipeline.exports.card_text import card_text
-from pipeline.exports.predict import trained
+from pipeline.exports.predict import ready_model
 from pipeline.params import load_params
 from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.seen import Seen
@@ -22,8 +24,25 @@ from pipeline.store.manifest import sha256, write_json
 from pipeline.store.tables import write_table
 from tests.exports.test_export import finished
 from tests.fixtures.builders import case_store
+from tests.fixtures.chain import ROOT
 from tests.fixtures.phantoms import disc
 from tests.fixtures.trained import model_folder
+
+
+def hash_of_library() -> str:
+    """Of every file of `pipeline/` by its path."""
+    files = sorted((ROOT / "pipeline").rglob("*.py"))
+    lines = [f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def commit_of_checkout() -> str | None:
+    """Null where the tests run outside a git repository."""
+    if not (ROOT / ".git").exists():
+        return None
+    return subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def estimate(mean: float, low: float, high: float) -> dict[str, float]:
@@ -52,7 +71,7 @@ RECORD = {
 
 def facts(folder: Path, record: dict[str, Any] | None = None) -> dict[str, Any]:
     model = model_folder(folder / "model", (8, 8), weights=("base",) if record is None else ("last",), record=record)
-    return card_facts("rn_dpo", trained(model), finished(folder))
+    return card_facts("rn_dpo", ready_model(model), finished(folder))
 
 
 def audited(folder: Path) -> None:
@@ -81,7 +100,8 @@ def test_facts_of_a_student(tmp_path):
     assert found["hashes"]["weights"] == sha256(tmp_path / "model/last.safetensors")
     assert found["hashes"]["cases_manifest"] == sha256(tmp_path / "cases/manifest.json")
     assert found["hashes"]["pairs"] is None
-    assert len(found["hashes"]["code"]["pipeline"]) == 64
+    assert found["hashes"]["code"]["pipeline"] == hash_of_library()
+    assert found["hashes"]["code"]["commit"] == commit_of_checkout()
     json.dumps(found, allow_nan=False)
 
 
@@ -101,14 +121,14 @@ def test_the_card_of_a_student(tmp_path):
     for line in (
         "| labelled | 2 | 1 | 2 |",
         "| Dice | 0.800 [0.700, 0.900] | +0.012 [-0.003, +0.027] |",
-        "On 40 test cases of 12 patients or groups, on the grids of their images.",
-        "3 cases are worse than with the base by more than 0.02.",
+        "Measured on 40 test cases of 12 patients or groups, on the grids of their images.",
+        "3 cases lost more than 0.02 Dice against the base.",
         "- objective: preference (beta: 3.0, normaliser: region)",
         "- judge: agreement (agreement)",
         "- judge: not shown",
         "- warning: W2",
         "- classes: 0 background, 1 class_1, 2 class_2",
-        "- no second site is known to be in its data: how it does elsewhere is unknown",
+        "- the data are not known to hold a second site; the accuracy at other sites is unknown",
     ):
         assert line in text
     assert "W3" not in text
@@ -118,15 +138,16 @@ def test_intervals_of_few_patients_are_left_out(tmp_path):
     write_json(tmp_path / "m/rn_dpo.json", METRICS | {"groups": 4})
     text = card_text(facts(tmp_path, RECORD))
     assert "| Dice | 0.800 | +0.012 |" in text
-    assert "Of fewer than 5 patients no interval is believed, and none is given." in text
+    assert "No interval is given, since intervals of fewer than 5 patients are not reliable." in text
 
 
 @pytest.mark.parametrize(
-    ("record", "learned"), [(None, "It learned from no judge."), (RECORD, "Not audited: how often")]
+    ("record", "learned"),
+    [(None, "The model learned from no judge."), (RECORD, "Not audited: the error rate of the judge")],
 )
 def test_what_is_not_known_is_said(tmp_path, record, learned):
     text = card_text(facts(tmp_path, record))
-    assert "Not evaluated: nothing is known of how good its masks are." in text
+    assert "Not evaluated: the accuracy of the masks is unknown." in text
     assert learned in text
     assert "Sites: not stated." in text
 
@@ -135,21 +156,27 @@ def test_groups_are_stated_where_a_case_has_one_of_another_name(tmp_path):
     assert facts(tmp_path)["data"]["groups_stated"]
     case_store(tmp_path / "cases", [disc((8, 8), 2.0)] * 2, ["labelled", "test"])
     run = FinishedRun(load_params(tmp_path / "params.yaml"), tmp_path / "cases", *(tmp_path / name for name in "pam"))
-    alone = card_facts("base", trained(tmp_path / "model"), run)
+    alone = card_facts("base", ready_model(tmp_path / "model"), run)
     assert not alone["data"]["groups_stated"]
     text = card_text(alone | {"metrics": METRICS | {"groups": 4}})
     assert "| split | cases | cases (no patients stated) | with a label |" in text
-    assert "On 40 test cases (no patients stated), on the grids of their images." in text
-    assert "Of fewer than 5 cases no interval is believed, and none is given." in text
+    assert "Measured on 40 test cases (no patients stated), on the grids of their images." in text
+    assert "No interval is given, since intervals of fewer than 5 cases are not reliable." in text
 
 
 @pytest.mark.parametrize(
     ("how", "words"),
     [
         ("unit", "intensities divided by 255"),
-        ("zscore", "intensities shifted and scaled to mean 0 and standard deviation 1, by image and channel"),
-        (["minmax", "unit"], "intensities by channel: scaled to 0 to 1 by their least and largest, by image and"),
-        ({"range": [-57, 164], "to": [0, 1], "clip": True}, "intensities from -57 to 164 brought to 0 to 1, clipped"),
+        ("zscore", "intensities shifted and scaled to mean 0 and standard deviation 1, per image and channel"),
+        (
+            ["minmax", "unit"],
+            "intensities by channel: scaled linearly so that the minimum is 0 and the maximum is 1, per",
+        ),
+        (
+            {"range": [-57, 164], "to": [0, 1], "clip": True},
+            "intensities scaled from the range -57 to 164 to the range 0 to 1, clipped",
+        ),
     ],
 )
 def test_how_intensities_are_prepared_is_said_in_words(tmp_path, how, words):
@@ -169,8 +196,8 @@ def test_windows_overlap_only_where_the_grid_is_larger(tmp_path, resize, windows
 @pytest.mark.parametrize(
     ("ranker", "pairs", "believed"),
     [
-        ("truth", "ranked by the labels of the labelled cases", "labelled cases: it learned from no judge."),
-        ({"kind": "agreement"}, "ranked by the judge agreement", "judge agreement, while it was trained. How often it"),
+        ("truth", "ranked by the labels of the labelled cases", "labelled cases: the model learned from no judge."),
+        ({"kind": "agreement"}, "ranked by the judge agreement", "judge agreement during training. The error rate on"),
     ],
 )
 def test_pairs_that_are_made_online_say_who_ranked_them(tmp_path, ranker, pairs, believed):
@@ -178,7 +205,7 @@ def test_pairs_that_are_made_online_say_who_ranked_them(tmp_path, ranker, pairs,
     audited(tmp_path)
     objective = {"kind": "mapo", "ranker": ranker}
     text = card_text(facts(tmp_path, RECORD | {"pairs": "none", "objective": objective}))
-    assert f"- pairs: made online, of the student's own hypotheses, {pairs}\n" in text
+    assert f"- pairs: made during training from the student's own hypotheses, {pairs}\n" in text
     assert believed in text
     assert "- warning: W1" in text
 
@@ -192,48 +219,51 @@ def test_terms_of_an_anchor_that_are_0_are_left_out(tmp_path):
 
 def test_where_the_base_is_from(tmp_path):
     found = facts(tmp_path)
-    assert "- the base, trained here: DiceCE on the labelled cases" in card_text(found)
+    assert "- the base, trained in this run with DiceCE on the labelled cases" in card_text(found)
     found["training"]["imported"] = {"kind": "bundle", "sha256": "ab12", "notes": ["resampled as MONAI does"]}
     text = card_text(found)
-    assert "- the base, imported and not trained here: a MONAI bundle, SHA-256 `ab12`\n- note: resampled as" in text
+    assert "- the base, imported and not trained in this run: a MONAI bundle, SHA-256 `ab12`\n- note: resampled" in text
 
 
 def test_a_student_says_where_its_base_is_from(tmp_path):
     """Of the run's base folder, where there is one."""
     text = card_text(facts(tmp_path, RECORD))
-    assert "## Training\n\n- started from the base, of which nothing is known here\n- objective: preference" in text
+    assert "## Training\n\n- started from a base of unknown origin\n- objective: preference" in text
     run = replace(finished(tmp_path), base=tmp_path / "base")
     for imported, words in (
-        (None, "- started from the base, trained here: DiceCE on the labelled cases"),
+        (None, "- started from the base, trained in this run with DiceCE on the labelled cases"),
         (
             {"kind": "checkpoint", "sha256": "ab12", "notes": ["a note"]},
-            "- started from the base, imported and not trained here: weights, SHA-256 `ab12`\n- note: a note\n- objec",
+            "- started from the base, imported and not trained in this run: weights, SHA-256 `ab12`\n- note: a note\n"
+            "- objec",
         ),
     ):
         write_json(tmp_path / "base" / MODELS, {"imported": imported})
-        assert words in card_text(card_facts("rn_dpo", trained(tmp_path / "model"), run))
+        assert words in card_text(card_facts("rn_dpo", ready_model(tmp_path / "model"), run))
 
 
 def test_the_folder_of_the_data_is_named_without_its_path(tmp_path):
-    assert "\nRead as: test, folder `phantom.py`.\n" in card_text(facts(tmp_path))
+    assert "\nRead as: test, folder `none`.\n" in card_text(facts(tmp_path))
     info = tmp_path / "cases/cases.json"
     write_json(info, json.loads(info.read_text()) | {"files": None})  # as of phantoms
     run = FinishedRun(load_params(tmp_path / "params.yaml"), tmp_path / "cases", *(tmp_path / name for name in "pamb"))
-    assert "\nRead as: test.\n" in card_text(card_facts("base", trained(tmp_path / "model"), run))
+    assert "\nRead as: test.\n" in card_text(card_facts("base", ready_model(tmp_path / "model"), run))
 
 
 def test_whether_all_that_it_has_seen_is_known(tmp_path):
-    words = "- it started from a model of which nobody knows here what it has seen: the results are too good if test"
+    words = "- the model started from another model whose training images are unknown; if test cases were among those"
     found = facts(tmp_path)
     assert words in card_text(found)
     Seen(complete=True).save(tmp_path / "model")
     assert words not in card_text(found | {"all_seen_known": Seen.of(tmp_path / "model").complete})
 
 
-@pytest.mark.parametrize(("weights", "words"), [("last", "the last of these alone"), ("best", "those of the best")])
+@pytest.mark.parametrize(
+    ("weights", "words"), [("last", "the last of these checkpoints"), ("best", "the checkpoint of the best")]
+)
 def test_the_limits_say_which_weights_were_measured(tmp_path, weights, words):
     write_json(tmp_path / "m/rn_dpo.json", METRICS)
     found = facts(tmp_path, RECORD) | {"weights": weights}
-    sentence = "- metrics are means over the late checkpoints of training; the weights given here are "
+    sentence = "- metrics are means over the late checkpoints of training; the weights of this model are "
     assert sentence + words in card_text(found)
     assert sentence not in card_text(found | {"metrics": None})

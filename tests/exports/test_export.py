@@ -21,7 +21,7 @@ from pipeline.execution import Execution
 from pipeline.exports import export as model_export
 from pipeline.exports.card import CARD, FACTS, FinishedRun
 from pipeline.exports.export import DESCRIPTION, PROGRAM, Format, export_model
-from pipeline.exports.predict import ReadyModel, apply_model, trained
+from pipeline.exports.predict import ReadyModel, apply_model, ready_model
 from pipeline.params import load_params
 from pipeline.segmenter.imported.checkpoint import Checkpoint
 from pipeline.segmenter.seen import Seen
@@ -50,7 +50,7 @@ def finished(folder: Path) -> FinishedRun:
 
 def exported(folder: Path, model: Path, form: Format) -> tuple[ReadyModel, Path]:
     write_manifest(model, "a test")
-    found = trained(model)
+    found = ready_model(model)
     export_model("rn_dpo", found, finished(folder), form, folder / "out")
     return found, folder / "out"
 
@@ -66,7 +66,7 @@ def test_weights_are_a_model_folder_of_their_own(tmp_path):
     assert {path.name for path in out.iterdir()} == {
         *("last.safetensors", "network.json", "input.json", "seen.json", "student.json", "manifest.json", CARD, FACTS)
     }
-    for one, masks in ((found, "one"), (trained(out), "two")):
+    for one, masks in ((found, "one"), (ready_model(out), "two")):
         apply_model(one, tmp_path / "images", tmp_path / masks, Compute(), ONE)
     assert (tmp_path / "one/a.png").read_bytes() == (tmp_path / "two/a.png").read_bytes()
     with pytest.raises(BadInput, match="out: expected a new or empty folder, found files"):
@@ -81,7 +81,7 @@ def test_weights_can_be_the_base_of_another_run(tmp_path):
     assert not (out / "student.json").exists()
     read = Checkpoint(kind="checkpoint").read(out, CaseStore(tmp_path / "cases"), "cpu")
     image = torch.randn((1, 1, 8, 8))
-    assert torch.equal(read.base.network(image), trained(model).model.load()(image))
+    assert torch.equal(read.base.network(image), ready_model(model).model.load()(image))
 
 
 def test_a_program_gives_the_logits_of_the_network(tmp_path):
@@ -111,7 +111,7 @@ def test_changed_weights_are_refused(tmp_path):
     write_manifest(model, "a test")
     (model / "base.safetensors").write_bytes((model / "other.safetensors").read_bytes())
     with pytest.raises(BadInput, match=r"base.safetensors: differs from its SHA-256 in manifest.json"):
-        export_model("base", trained(model), finished(tmp_path), "safetensors", tmp_path / "out")
+        export_model("base", ready_model(model), finished(tmp_path), "safetensors", tmp_path / "out")
 
 
 # ---- bundles ----------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_a_bundle_refuses_what_predict_refuses(tmp_path, described, images, mess
         path.with_suffix(".png").rename(path)
     axes = 3 if path.suffix == ".nii" else 2
     model = model_folder(tmp_path / "model", (8,) * axes, **described)
-    spec = trained(model).input.model_dump(mode="json") | {"dimensions": axes, "offsets": []}
+    spec = ready_model(model).input.model_dump(mode="json") | {"dimensions": axes, "offsets": []}
     with pytest.raises(ValueError, match=message):
         list(map(ToWorkingGridd(spec), images_of(str(path.parent), spec)))
 
@@ -251,7 +251,7 @@ def test_channels_of_a_bundle_are_whole_and_lie_on_one_grid(tmp_path, names, aff
         image = nibabel.Nifti1Image(textured((8, 8)), np.diag([edge, 1, 1, 1]))
         nibabel.save(image, tmp_path / f"images/{name}.nii")
     model = model_folder(tmp_path / "model", (8, 8), channels=2, files="nifti")
-    spec = trained(model).input.model_dump(mode="json") | {"dimensions": 2, "offsets": []}
+    spec = ready_model(model).input.model_dump(mode="json") | {"dimensions": 2, "offsets": []}
     if message is None:
         (found,) = map(ToWorkingGridd(spec), images_of(str(tmp_path / "images"), spec))
         assert found["image"].shape == (2, 8, 8)
@@ -286,7 +286,7 @@ def test_intensities_that_a_bundle_cannot_prepare_name_their_file(tmp_path):
     (tmp_path / "images").mkdir()
     nibabel.save(nibabel.Nifti1Image(np.full((8, 8), 300.0), np.eye(4)), tmp_path / "images/a.nii")
     model = model_folder(tmp_path / "model", (8, 8), Preprocess(normalise="unit"), files="nifti")
-    spec = trained(model).input.model_dump(mode="json") | {"dimensions": 2, "offsets": []}
+    spec = ready_model(model).input.model_dump(mode="json") | {"dimensions": 2, "offsets": []}
     with pytest.raises(ValueError, match=r"a.nii: expected .* 'unit' expected intensities from 0 to 255, found 300"):
         list(map(ToWorkingGridd(spec), images_of(str(tmp_path / "images"), spec)))
 

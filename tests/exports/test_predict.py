@@ -25,7 +25,7 @@ from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import NetworkPrediction
 from pipeline.execution import Execution
 from pipeline.exports.bundle_script import images_of
-from pipeline.exports.predict import DONE, PROBABILITY_FOLDER, apply_model, trained
+from pipeline.exports.predict import DONE, PROBABILITY_FOLDER, apply_model, ready_model
 from pipeline.store.cases import CaseStore
 from stages.predict import main
 from tests.fixtures.trained import model_folder, textured, write_oblique
@@ -35,7 +35,7 @@ RAS = Preprocess(orientation="RAS", spacing=(1.0, 1.0, 2.0))
 
 
 def apply(model: Path, given: Path, out: Path, weights: str | None = None, **more: Any) -> tuple[int, int]:
-    return apply_model(trained(model, weights), given, out, Compute(), ONE, **more)
+    return apply_model(ready_model(model, weights), given, out, Compute(), ONE, **more)
 
 
 def mask_of(path: Path) -> np.ndarray:
@@ -55,7 +55,7 @@ def write_png(path: Path, shape: tuple[int, ...], seed: int = 0) -> None:
 
 def evaluated(cases: CaseStore, model: Path) -> dict[str, np.ndarray]:
     """Masks that evaluation measures, by case."""
-    found = trained(model)
+    found = ready_model(model)
     weights = NetworkPrediction(cases, found.model, Compute(), found.offsets)
     return {case.case_id: weights(case) for case in cases.all}
 
@@ -218,10 +218,10 @@ def test_weights_and_offsets_are_those_asked_for(tmp_path):
     apply(certain, tmp_path / "a.png", tmp_path / "out")
     assert (mask_of(tmp_path / "out/a.png") == 2).all()
     with pytest.raises(BadInput, match="has no weights 'worst'; there are best, last"):
-        trained(model, "worst")
+        ready_model(model, "worst")
     taken = model_folder(tmp_path / "taken", (16, 16), record={"slot": 4, "proposal": "flips mean"})
     with pytest.raises(BadInput, match=r"takes proposal 4 \(flips mean\) of every case and has no weights of its own"):
-        trained(taken)
+        ready_model(taken)
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_documents_beside_images_are_skipped_with_a_warning(tmp_path, capsys):
     assert apply(found, tmp_path / "images", tmp_path / "out") == (1, 0)
     warning = f"warning: {tmp_path / 'images/notes.txt'}: skipped, is no image"
     assert warning in capsys.readouterr().err
-    spec = trained(found).input.model_dump(mode="json")
+    spec = ready_model(found).input.model_dump(mode="json")
     assert [image["case"] for image in images_of(str(tmp_path / "images"), spec)] == ["a"]
     assert warning in capsys.readouterr().err
     (tmp_path / "images/a.png").unlink()
@@ -425,7 +425,7 @@ def test_exports_and_folders_that_are_not_there_say_what_to_give(tmp_path):
     for name, message in (
         (
             "program",
-            "found the export of a program, .*; to predict here, give the model's folder of models/, or export",
+            "found the export of a program, .*; to predict with segpref, give the model's folder of models/, or export",
         ),
         ("bundle", "found a MONAI bundle, which MONAI runs: .*exports/ with `--format safetensors`"),
         (
@@ -436,19 +436,19 @@ def test_exports_and_folders_that_are_not_there_say_what_to_give(tmp_path):
         ("bundle/configs/inference.json", "expected the folder of a model, found a file; give a folder of models/"),
     ):
         with pytest.raises(BadInput, match=message):
-            trained(tmp_path / name)
+            ready_model(tmp_path / name)
 
 
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(BadInput, match=r"expected the folder of a model, found no network.json"):
-        trained(tmp_path)
+        ready_model(tmp_path)
     model = model_folder(tmp_path / "model", (8, 8))
     (model / "input.json").write_text(json.dumps({"class_names": ["a"]}))
-    with pytest.raises(BadInput, match=r"input.json: not what a model takes: channel_names: Field required"):
-        trained(model)
+    with pytest.raises(BadInput, match=r"input.json: invalid description of a model's input: channel_names: Field"):
+        ready_model(model)
     (model / "input.json").unlink()
-    with pytest.raises(BadInput, match=r"input.json: no such file, so that it is unknown how images are prepared"):
-        trained(model)
+    with pytest.raises(BadInput, match=r"input.json: no such file, so the preparation of images is unknown"):
+        ready_model(model)
 
 
 # ---- resumed ----------------------------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ def test_only_what_is_whole_and_of_this_model_and_image_is_kept(tmp_path):
 def test_schedulers_write_the_same_bytes(tmp_path):
     for seed, name in enumerate("abc"):
         write_png(tmp_path / f"images/{name}.png", (8, 8), seed)
-    found = trained(model_folder(tmp_path / "model", (8, 8)))
+    found = ready_model(model_folder(tmp_path / "model", (8, 8)))
     for scheduler in ("synchronous", "threads"):
         knobs = Execution(scheduler=scheduler, workers=2, progress="none")
         apply_model(found, tmp_path / "images", tmp_path / scheduler, Compute(), knobs)

@@ -14,18 +14,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.execution import Execution
+from pipeline.execution import Execution, Runtime
 from pipeline.judges.error_maps import as_steps, error_maps
 from pipeline.judges.judge import Evidence, JudgeInputs
 from pipeline.judges.kinds import Judge
 from pipeline.judges.kinds.error_map import ErrorMapScores
 from pipeline.judges.learning.expected_dice import NETWORKS_FILE, error_of, expected_dice
 from pipeline.judges.learning.truth_network import TruthNetwork, calibration_of, expected_dice_of, gap_weighted_accuracy
-from pipeline.judges.score import LabelFree, judge
+from pipeline.judges.score import JudgeFiles, LabelFree, judge
 from pipeline.seeding import numpy_generator
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
-from pipeline.store.proposals import ProposalStore
+from pipeline.store.proposals import Data, ProposalStore
 from pipeline.store.tables import read_table
 from tests.fixtures.builders import case_store, proposal_store
 from tests.fixtures.phantoms import disc
@@ -165,7 +165,14 @@ def judged(
     knobs: Any, stores: tuple[CaseStore, ProposalStore, ProposalStore], folder: Path, scheduler: Any = "synchronous"
 ) -> bytes:
     execution = Execution(scheduler=scheduler, progress="none")
-    judge("e", knobs, *stores, folder / "models", Compute(), 0, folder / "e.parquet", execution)
+    judge(
+        "e",
+        knobs,
+        Data(*stores[:2]),
+        stores[2],
+        JudgeFiles(folder / "models", folder / "e.parquet"),
+        Runtime(Compute(), 0, execution),
+    )
     return (folder / "e.parquet").read_bytes()
 
 

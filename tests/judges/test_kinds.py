@@ -13,10 +13,10 @@ import pytest
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.execution import Execution
+from pipeline.execution import Execution, Runtime
 from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
 from pipeline.judges.kinds import Judge
-from pipeline.judges.score import LabelFree, judge
+from pipeline.judges.score import JudgeFiles, LabelFree, judge
 from pipeline.seeding import numpy_generator
 from pipeline.store import schema
 from pipeline.store.tables import read_table
@@ -224,7 +224,7 @@ def test_every_judge_writes_a_table_of_equal_bytes(tmp_path, monkeypatch, scenes
     found = []
     for number, execution in enumerate([SYNCHRONOUS, Execution(scheduler="threads", progress="none")]):
         out = tmp_path / f"{number}.parquet"
-        judge("j", knobs, at.cases, at.proposals, folds_of(at), tmp_path / "models", Compute(), 0, out, execution)
+        judge("j", knobs, at.data, folds_of(at), JudgeFiles(tmp_path / "models", out), Runtime(Compute(), 0, execution))
         found.append(out.read_bytes())
     assert found[0] == found[1]
     table = read_table(tmp_path / "0.parquet", schema.SCORES)
@@ -249,7 +249,7 @@ class Fixed(JudgeKnobs):
 
 def judged_by(knobs: Any, at: Scene, out: Path) -> dict[str, list[float | None]]:
     """Scores by case, as written."""
-    judge("j", knobs, at.cases, at.proposals, folds_of(at), out.parent / "models", Compute(), 0, out, SYNCHRONOUS)
+    judge("j", knobs, at.data, folds_of(at), JudgeFiles(out.parent / "models", out), Runtime(Compute(), 0, SYNCHRONOUS))
     table = read_table(out, schema.SCORES)
     return {str(case[0]): rows["score"].to_list() for case, rows in table.group_by("case_id", maintain_order=True)}
 

@@ -17,6 +17,7 @@ from pipeline.judges.learning.mask_examples import (
     Example,
     MaskBatch,
     MaskBatches,
+    MaskDraws,
     class_dice,
     examples_of,
     input_channels,
@@ -107,7 +108,7 @@ def example(number: int, space: tuple[int, ...] = (6, 7), classes: int = 3, unkn
 
 
 def taken(count: int, examples: Sequence[Example], window=(8, 8), classes: int = 3, **more) -> list[MaskBatch]:
-    return list(islice(MaskBatches(examples, classes, window, 8, 0, **more), count))
+    return list(islice(MaskBatches(examples, classes, window, MaskDraws(8, **more), 0), count))
 
 
 @pytest.mark.parametrize(("space", "window"), [((6, 7), (8, 8)), ((3, 4, 5), (4, 4, 8))])
@@ -163,14 +164,14 @@ def test_masks_are_balanced_over_bins_of_dice():
     label[:, :50] = 1
     masks = bars([*range(46, 55), 0], 64)
     one = Example("g", label[None].astype(np.float32), np.stack([1 - label, label]).astype(np.float32), label, masks)
-    batches = islice(MaskBatches([one], 2, (1, 64), 4, 0, corrupted=0, per_image=1), 50)
+    batches = islice(MaskBatches([one], 2, (1, 64), MaskDraws(4, corrupted=0, per_image=1), 0), 50)
     dice = np.concatenate([batch.dice.numpy() for batch in batches])
     # One standard deviation is 7.
     assert abs((dice == 0).sum() - 100) < 21
 
 
 def test_empty_masks_are_among_the_corruptions():
-    batches = MaskBatches([example(0)], 3, (6, 7), 8, 0)
+    batches = MaskBatches([example(0)], 3, (6, 7), MaskDraws(8), 0)
     assert len(batches.corruptions[0]) == BANK + 1
     assert set(np.unique(batches.corruptions[0][0])) <= {0, 255}
 
@@ -179,10 +180,10 @@ def test_equal_seeds_give_equal_batches():
     examples = [example(n) for n in range(3)]
     one, same = taken(3, examples), taken(3, examples)
     assert all((a == b).all() for x, y in zip(one, same, strict=True) for a, b in zip(x, y, strict=True))
-    (other,) = islice(MaskBatches(examples, 3, (8, 8), 8, 1), 1)
+    (other,) = islice(MaskBatches(examples, 3, (8, 8), MaskDraws(8), 1), 1)
     assert (other.inputs != one[0].inputs).any()
 
 
 def test_a_case_larger_than_the_window_is_refused():
     with pytest.raises(ValueError, match=r"case of \(6, 7\) voxels does not fit into a window of \(8, 6\)"):
-        MaskBatches([example(0)], 3, (8, 6), 8, 0)
+        MaskBatches([example(0)], 3, (8, 6), MaskDraws(8), 0)

@@ -249,8 +249,8 @@ def test_with_one_group_there_is_nothing_to_choose_by(tmp_path):
 def test_without_pairs_to_learn_from(tmp_path):
     at = edges(tmp_path, [10, 8, 8], [[6, 9], [8, 8], [5, 5]])
     message = (
-        "/proposals: judge 'pairwise' learns from proposals of one labelled case that differ in true Dice; expected at "
-        "least one such case, found none among 2; propose more, or remove the judge"
+        "/proposals: judge 'pairwise' learns from labelled cases whose proposals differ in true Dice; expected at "
+        "least one such case, found none among 2; propose more masks per case, or remove the judge"
     )
     with pytest.raises(BadInput, match=message):
         scorer_of(judge_of(), at)

@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 
 from pipeline.compute import Compute
+from pipeline.execution import Runtime
 from pipeline.judges.consensus import JudgeConsensus, RankMean, Unanimous, Weighted
 from pipeline.judges.panel import build_panel
-from pipeline.judges.score import judge
+from pipeline.judges.score import JudgeFiles, judge
 from pipeline.seeding import numpy_generator
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
@@ -69,9 +70,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scene]:
 
 def judged_files(folder: Path, kind: str, at: Scene) -> dict[str, bytes]:
     """Bytes of the score table, and of what the judge has learned, by path."""
-    stores = (at.cases, at.proposals, folds_of(at))
     folder.mkdir()
-    judge(kind, configured(kind, at), *stores, folder / "models", Compute(), 0, folder / "scores.parquet", SYNCHRONOUS)
+    files, runtime = JudgeFiles(folder / "models", folder / "scores.parquet"), Runtime(Compute(), 0, SYNCHRONOUS)
+    judge(kind, configured(kind, at), at.data, folds_of(at), files, runtime)
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -120,8 +121,8 @@ def test_weighted_consensus_reads_validation_and_nothing_else(
         folder, at = tmp_path / name, scenes[name]
         for kind in named:
             out = folder / "scores" / f"{kind}.parquet"
-            stores = (at.cases, at.proposals, folds_of(at))
-            judge(kind, configured(kind, at), *stores, folder / "models" / kind, Compute(), 0, out, SYNCHRONOUS)
+            files, runtime = JudgeFiles(folder / "models" / kind, out), Runtime(Compute(), 0, SYNCHRONOUS)
+            judge(kind, configured(kind, at), at.data, folds_of(at), files, runtime)
         build_panel(at.cases, at.proposals, folder / "scores", named, folder / "panel.parquet", entries)
         panels[name] = folder / "panel.parquet"
     assert panels["clean"].read_bytes() == panels["beside validation"].read_bytes()

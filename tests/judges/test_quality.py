@@ -14,7 +14,8 @@ from torch import nn
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence, JudgeInputs
-from pipeline.judges.kinds.quality import REPORT, Quality, corrected_dice, ranking_loss, reliability, soft_pick
+from pipeline.judges.kinds.quality import REPORT, DiceNetwork, Quality
+from pipeline.judges.learning.learned_dice import ranking_loss, reliability, soft_pick
 from pipeline.judges.score import LabelFree
 from pipeline.seeding import numpy_generator
 from tests.fixtures.builders import case_store, no_proposals, proposal_store
@@ -46,6 +47,11 @@ class Constant(nn.Module):
         return torch.full((len(inputs), self.classes), self.value)
 
 
+def dice_network(network: nn.Module, shrink: int) -> DiceNetwork:
+    """For one foreground class."""
+    return DiceNetwork(network, (1, 1), 2, shrink, Compute())
+
+
 def seen(mask: list[float], probability: list[float]) -> torch.Tensor:
     """One channel of image, one foreground class, `[1, 3, 1, n]`."""
     return torch.tensor([[mask, mask, probability]])[:, :, None]
@@ -54,20 +60,20 @@ def seen(mask: list[float], probability: list[float]) -> torch.Tensor:
 def test_predicted_dice_starts_at_the_soft_dice_of_mask_and_probability():
     """Overlap 3, volumes 4 and 5: (2 * 3 + 1) / (4 + 5 + 1) = 0.7; with 1 added to the logit, 1 / (1 + 3/7 e^-1)."""
     inputs = seen([1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0])
-    assert corrected_dice(Constant(0), inputs, 2, 1, Compute()).tolist() == [[pytest.approx(0.7)]]
-    assert corrected_dice(Constant(1), inputs, 2, 1, Compute()).item() == pytest.approx(1 / (1 + 3 / 7 * np.exp(-1)))
+    assert dice_network(Constant(0), 1).corrected_dice(inputs).tolist() == [[pytest.approx(0.7)]]
+    assert dice_network(Constant(1), 1).corrected_dice(inputs).item() == pytest.approx(1 / (1 + 3 / 7 * np.exp(-1)))
 
 
 def test_predicted_dice_of_nothing_is_nearly_one():
     """Neither has the class: 1, held back to 0.999 so that its logit is finite."""
-    assert corrected_dice(Constant(0), seen([0, 0], [0, 0]), 2, 1, Compute()).item() == pytest.approx(0.999)
+    assert dice_network(Constant(0), 1).corrected_dice(seen([0, 0], [0, 0])).item() == pytest.approx(0.999)
 
 
 def test_shrinking_averages_voxels_for_the_network_alone():
     network, inputs = Constant(0), torch.zeros(1, 3, 2, 4)
     inputs[0, 1, :, :1], inputs[0, 2] = 1.0, 0.5
-    full = corrected_dice(Constant(0), inputs, 2, 1, Compute())
-    assert (corrected_dice(network, inputs, 2, 2, Compute()) == full).all()
+    full = dice_network(Constant(0), 1).corrected_dice(inputs)
+    assert (dice_network(network, 2).corrected_dice(inputs) == full).all()
     assert network.shown[0, 1].tolist() == [[0.5, 0.0]]
 
 

@@ -90,7 +90,7 @@ def test_a_missing_row_abstains_or_is_an_error(two_cases):
         table_scores(two_cases)
     assert str(caught.value) == (
         f"{two_cases.table}: 1 of 4 proposals have no row, first: case 'c1', proposal 1; "
-        "set missing: abstain if that is meant"
+        "add rows, or set missing: abstain to leave these proposals without a score"
     )
 
 
@@ -126,7 +126,7 @@ def test_a_bad_row_is_named(two_cases, missing, row, problem):
     write_scores(two_cases, *ROWS[:3], row)
     with pytest.raises(BadInput) as caught:
         table_scores(two_cases, missing=missing)
-    assert str(caught.value) == f"{two_cases.table}: {problem}"
+    assert str(caught.value) == f"{two_cases.table}: {problem}; correct or remove these rows"
 
 
 def test_a_fraction_of_a_slot_is_no_slot_in_parquet_either(two_cases, tmp_path):
@@ -151,7 +151,7 @@ def test_a_missing_column_is_named(two_cases):
         table_scores(two_cases)
     assert str(caught.value) == (
         f"{two_cases.table}: expected a column 'score', found ['case_id', 'proposal', 'quality']; "
-        "set its name in tables"
+        "set the name of the column under tables in params.yaml"
     )
 
 

@@ -19,7 +19,7 @@ from pipeline.errors import BadInput
 from pipeline.measures.overlap import region
 from pipeline.pairs import mine as mining
 from pipeline.pairs.calibration import Curve, knots
-from pipeline.pairs.mine import PairSet, mine, mine_to
+from pipeline.pairs.mine import PairSet, calibration_of, mine, mine_to
 from pipeline.pairs.strategies import Mined
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
@@ -181,7 +181,7 @@ def test_pairs_that_are_too_likely_wrong_are_dropped(scene):
 
 def test_a_threshold_on_p_needs_a_calibration(scene):
     wanted = strategy("top_base", min_p_correct=0.6)
-    message = r"min_p_correct is 0.6, but pairs of judge 'j' by 'top_base' are not calibrated; .* set it to null"
+    message = r"min_p_correct is 0.6, but pairs of judge 'j' by 'top_base' are not calibrated. .* min_p_correct to null"
     with pytest.raises(BadInput, match=message):
         mine(scene.panel([ABSTAIN] * 4).lazy(), scene.proposals, wanted, "pool", 0)
 
@@ -265,7 +265,9 @@ def test_blocks_of_cases_change_nothing(scene, monkeypatch, kind, cases):
 
 def test_a_judge_outside_the_panel_is_named(scene):
     wanted = PairSet.model_validate({"judge": "other", "strategy": {"kind": "top_base"}})
-    with pytest.raises(BadInput, match="judge 'other' is not in the panel; name an entry of judges or tables"):
+    with pytest.raises(
+        BadInput, match="judge 'other' is not in the panel; name an entry of judges, tables or consensus"
+    ):
         mine(scene.panel([ABSTAIN] * 4).lazy(), scene.proposals, wanted, "pool", 0)
 
 
@@ -338,7 +340,15 @@ def files(scene, tmp_path: Path) -> Path:
 def test_the_audit_s_calibration_is_looked_up_by_name(scene, files):
     for name, p in (("good", 0.6), ("unknown", None)):
         out = files / f"{name}.parquet"
-        mine_to(files / "panel.parquet", ["j"], scene.proposals, strategy("top_base"), 0, out, name, files / "audit")
+        mine_to(
+            files / "panel.parquet",
+            ["j"],
+            scene.proposals,
+            strategy("top_base"),
+            0,
+            out,
+            calibration_of(files / "audit", name, strategy("top_base")),
+        )
         assert read_table(out, schema.PAIRS)["p_correct"].to_list() == [pytest.approx(p) if p else None]
 
 
@@ -349,8 +359,7 @@ def test_a_calibration_of_another_strategy_is_refused(scene, files):
     )
     other = strategy("top_bottom")
     with pytest.raises(BadInput, match=expected):
-        mine_to(files / "panel.parquet", ["j"], scene.proposals, other, 0, files / "x.parquet", "good", files / "audit")
-    assert not (files / "x.parquet").exists()
+        calibration_of(files / "audit", "good", other)
 
 
 # ---- properties ------------------------------------------------------------------------------------------------

@@ -11,14 +11,15 @@ import polars as pl
 import pytest
 
 from pipeline.compute import Compute
-from pipeline.execution import WORK, Execution
+from pipeline.execution import WORK, Execution, Runtime
 from pipeline.measures.overlap import dice_to, disagreement
 from pipeline.proposals.draw_case import Counts
 from pipeline.proposals.propose import Propose, propose
 from pipeline.seeding import numpy_generator
 from pipeline.segmenter import sliding
+from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.knobs import MODELS
-from pipeline.segmenter.weights import Architecture, save_weights
+from pipeline.segmenter.weights import save_weights
 from pipeline.store import schema
 from pipeline.store.arrays import open_array
 from pipeline.store.cases import CaseStore, Volume
@@ -69,7 +70,7 @@ def base_folder(folder: Path) -> Path:
 def proposed(cases: CaseStore, out: str, samplers: dict, execution: Execution = ONE) -> ProposalStore:
     base = base_folder(Path("base"))
     knobs = Propose.model_validate_json(json.dumps({"samplers": samplers}))
-    propose(cases, base, knobs, Compute(), 0, Path(out), execution)
+    propose(cases, base, knobs, Path(out), Runtime(Compute(), 0, execution))
     return ProposalStore(Path(out))
 
 
@@ -181,7 +182,7 @@ def test_masks_alone_in_slabs(cases, monkeypatch, tmp_path):
     )
     tables: list[pl.DataFrame] = []
     for out in ("whole", "cut"):
-        propose(cases, tmp_path / "none", knobs, Compute(), 0, Path(out), ONE)
+        propose(cases, tmp_path / "none", knobs, Path(out), Runtime(Compute(), 0, ONE))
         tables.append(ProposalStore(Path(out)).table)
         in_slabs(monkeypatch, len(set(tables[0]["proposal"])) + 3)
     assert tables[0].equals(tables[1])

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadInput
 from pipeline.proposals.samplers import mc_dropout
-from pipeline.proposals.samplers.mc_dropout import MCDropout, injected_dropout, plan_of
-from pipeline.proposals.samplers.sampler import CaseModels, Loaded
+from pipeline.proposals.samplers.mc_dropout import MCDropout, injected_dropout, plan_for
+from pipeline.proposals.samplers.sampler import CaseModels
 from pipeline.seeding import torch_generator
-from pipeline.segmenter.weights import Architecture
-from tests.fixtures.networks import models, noise, seeded, small
+from pipeline.segmenter.architecture import Architecture
+from tests.fixtures.networks import models, noise, seeded, segmenter_of, small
 
 
 class Tokens(nn.Module):
@@ -107,7 +107,7 @@ def test_whole_channels_are_dropped_and_the_rest_scaled():
     case = models(nn.Sequential(first, between, last).eval(), np.ones((1, 4, 4), np.float32))
     features: list[Tensor] = []
     between.register_forward_hook(lambda _, __, output: features.append(output[0]))
-    with injected_dropout(plan_of(case, "all").layers, 0.5, torch_generator(0)):
+    with injected_dropout(plan_for(case.segmenter, "all").layers, 0.5, torch_generator(0)):
         case.predict(case.segmenter)
     channels = features[-1].flatten(1)
     assert (channels == channels[:, :1]).all()
@@ -119,8 +119,8 @@ def test_the_bottleneck_is_where_the_resolution_is_lowest():
     """Strides 2 and back: of three layers on 8x8, 4x4 and 8x8 the second; the last makes the logits."""
     layers = (nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 2, stride=2), nn.ConvTranspose2d(4, 2, 2, stride=2))
     case = models(nn.Sequential(*layers).eval(), noise((8, 8)))
-    assert plan_of(case, "bottleneck").layers == (layers[1],)
-    assert plan_of(case, "all").layers == (layers[0], layers[1])
+    assert plan_for(case.segmenter, "bottleneck").layers == (layers[1],)
+    assert plan_for(case.segmenter, "all").layers == (layers[0], layers[1])
 
 
 def test_own_dropout_layers():
@@ -131,7 +131,7 @@ def test_own_dropout_layers():
         return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), own, nn.Conv2d(8, 2, 3, padding=1))
 
     case = models(seeded(make), noise((8, 8)))
-    assert plan_of(case, "own").layers == (own,)
+    assert plan_for(case.segmenter, "own").layers == (own,)
     draws = list(dropout(rates=(0.5,), at="own").draw("d", case))
     assert not draws[0].probability.equal(case.base_probability())
 
@@ -168,7 +168,7 @@ def all_in_full(case: CaseModels, sampler: MCDropout) -> list[bytes]:
     for rate in sampler.rates:
         for turn in range(sampler.passes):
             generator = torch_generator(case.seed, case.case_id, "d", f"rate={rate:g} pass={turn}")
-            with injected_dropout(plan_of(case, sampler.at).layers, rate, generator):
+            with injected_dropout(plan_for(case.segmenter, sampler.at).layers, rate, generator):
                 found.append(case.predict(case.segmenter).numpy().tobytes())
     return found
 
@@ -191,7 +191,7 @@ def test_passes_that_share_the_encoder_are_the_passes_in_full(name, dimensions, 
     """Bit for bit, in every kind of network, and something is shared."""
     case = models(network(name, dimensions), noise((SIDE.get(name, 8),) * dimensions))
     sampler = dropout(rates=(0.3, 0.6), passes=2, at=at)
-    assert plan_of(case, at).shared
+    assert plan_for(case.segmenter, at).shared
     shared = [d.probability.numpy().tobytes() for d in sampler.draw("d", case)]
     assert shared == all_in_full(case, sampler)
     assert len(set(shared)) == 4
@@ -201,7 +201,7 @@ def test_passes_that_share_the_encoder_are_the_passes_in_full(name, dimensions, 
 def test_the_window_that_slides_shares_its_encoder_too():
     """A case of 12x20 under a window of 8x8: each window has its own features."""
     case = models(network("deep UNet"), noise((12, 20)))
-    case.base = Loaded(case.segmenter.network, (8, 8))
+    case.base = segmenter_of(case.segmenter.network, (8, 8))
     sampler = dropout(rates=(0.5,), passes=3, at="decoder")
     assert [d.probability.numpy().tobytes() for d in sampler.draw("d", case)] == all_in_full(case, sampler)
 
@@ -246,8 +246,8 @@ def test_the_encoder_is_computed_once():
     ]
     case = models(nn.Sequential(*layers).eval(), noise((8, 8)))
     convolutions = [layers[0], layers[1], layers[3], layers[4]]
-    assert plan_of(case, "decoder").layers == (layers[3],)
-    assert plan_of(case, "decoder").shared == tuple(layers[:4])
+    assert plan_for(case.segmenter, "decoder").layers == (layers[3],)
+    assert plan_for(case.segmenter, "decoder").shared == tuple(layers[:4])
     calls, _ = counted(convolutions)
     list(dropout(at="decoder").draw("d", case))
     assert [calls[layer] for layer in convolutions] == [1, 1, 1, 5]
@@ -300,7 +300,9 @@ def test_features_that_change_behind_a_layer_are_not_shared(kind, at):
     sampler = dropout(rates=(0.5,), passes=3, at=at)
     shared = [d.probability.numpy().tobytes() for d in sampler.draw("d", case)]
     assert shared == all_in_full(case, sampler)
-    names = {name for name, module in case.segmenter.network.named_modules() if module in plan_of(case, at).shared}
+    names = {
+        name for name, module in case.segmenter.network.named_modules() if module in plan_for(case.segmenter, at).shared
+    }
     assert (
         names
         == {

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.execution import WORK, Execution
+from pipeline.execution import WORK, Execution, Runtime
 from pipeline.knobs import Knobs
 from pipeline.proposals.propose import Propose, propose, propose_out_of_fold
 from pipeline.proposals.samplers.ensemble import Ensemble
@@ -22,16 +22,18 @@ from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
 from pipeline.proposals.samplers.threshold import Threshold
 from pipeline.proposals.samplers.tta import TTA
+from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.knobs import MODELS, Network
-from pipeline.segmenter.sliding import predict
-from pipeline.segmenter.weights import Architecture, Model, labels, probability, save_weights
+from pipeline.segmenter.logits import labels, probability
+from pipeline.segmenter.models import Model
+from pipeline.segmenter.weights import save_weights
 from pipeline.store import schema
 from pipeline.store.arrays import open_array
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import write_json, write_manifest
 from pipeline.store.proposals import ProposalStore
 from tests.fixtures.builders import case_store
-from tests.fixtures.networks import noise
+from tests.fixtures.networks import noise, segmenter_of
 
 ONE = Execution(scheduler="synchronous", workers=1, progress="none")
 SPLITS = ["labelled", "pool", "pool", "validation", "test"]
@@ -96,7 +98,7 @@ def with_toy(**knobs: Any) -> Propose:
 def proposed(
     cases: CaseStore, base: Path, knobs: Propose, out: str = "out", execution: Execution = ONE
 ) -> ProposalStore:
-    propose(cases, base, knobs, Compute(), 0, Path(out), execution)
+    propose(cases, base, knobs, Path(out), Runtime(Compute(), 0, execution))
     return ProposalStore(Path(out))
 
 
@@ -132,7 +134,7 @@ def test_the_mean_probability_is_of_predictions_only(cases, tmp_path):
 
 
 def out_of_fold(cases: CaseStore, base: Path, knobs: Propose) -> ProposalStore:
-    propose_out_of_fold(cases, base, knobs, Compute(), 0, Path("folds"), ONE)
+    propose_out_of_fold(cases, base, knobs, Path("folds"), Runtime(Compute(), 0, ONE))
     return ProposalStore(Path("folds"))
 
 
@@ -164,7 +166,7 @@ def test_out_of_fold_proposals_come_from_the_models_of_the_fold(tmp_path, monkey
         assert found.table.filter(case_id=case.case_id).select("sampler", "setting").rows() == settings
         for slot, model in ((0, fold), (1, f"{fold}_member_1"), (3, f"{fold}_snapshot_000002")):
             network = Model(folder, model).load()
-            expected = labels(probability(predict(network, cases.image(case), (6, 6), Compute())))
+            expected = labels(probability(segmenter_of(network, (6, 6)).logits(cases.image(case))))
             assert (found.masks(case)[slot] == expected).all()
     assert len(proposed(cases, folder, knobs).table.filter(case_id="c2")) == 6, "base, two members, mean, two snapshots"
 
@@ -192,7 +194,7 @@ def test_slot_0_is_the_base_prediction(cases, tmp_path):
     found = proposed(cases, base, knobs)
     model = Model(base)
     for case in cases.split("pool", "validation"):
-        logits = predict(model.load(), cases.image(case), model.architecture.window, Compute())
+        logits = segmenter_of(model.load(), model.architecture.window).logits(cases.image(case))
         assert (found.masks(case)[0] == labels(probability(logits))).all()
         assert len(np.unique(found.masks(case)[0])) == 2
 
@@ -253,7 +255,7 @@ def test_members_and_snapshots_of_the_base_folder(cases, tmp_path):
     assert rows == [("base", "base"), ("e", "resnet"), ("s", "snapshot_000010")]
     case = cases.all[1]
     for slot, model in ((1, Model(base / "resnet")), (2, Model(base, "snapshot_000010"))):
-        logits = predict(model.load(), cases.image(case), model.architecture.window, Compute())
+        logits = segmenter_of(model.load(), model.architecture.window).logits(cases.image(case))
         assert (found.masks(case)[slot] == labels(probability(logits))).all()
 
 
@@ -266,7 +268,7 @@ def test_sided_classes_change_places_in_flips(cases, tmp_path):
     """The base says class 1 everywhere. Classes 0 and 1 are sides of axis 1: flipped along it, class 0 everywhere."""
     base = base_folder(tmp_path / "base", constant=True)
     knobs = Propose(samplers={"flips": TTA(kind="tta", flips=((0,), (1,)), mean=False)}, splits=("pool",))
-    propose(cases, base, knobs, Compute(), 0, Path("out"), ONE, swap_labels=((1, 0, 1),))
+    propose(cases, base, knobs, Path("out"), Runtime(Compute(), 0, ONE), swap_labels=((1, 0, 1),))
     masks = ProposalStore(Path("out")).masks(cases.all[2])
     assert [np.unique(mask).tolist() for mask in masks] == [[1], [1], [0]]
 
@@ -290,7 +292,7 @@ def test_sided_classes_change_places_in_flips(cases, tmp_path):
         ),
         (
             Propose(samplers={"t": Threshold(kind="threshold")}, splits=()),
-            r"propose: nothing to do: no case is in the splits",
+            r"propose: expected cases in the splits that the stage works on, found none",
         ),
     ],
 )
@@ -311,7 +313,7 @@ def test_a_failing_case_is_named_and_the_others_are_kept(cases, tmp_path, schedu
         proposed(cases, base, with_toy(fails="c2"), execution=execution)
     lines = str(error.value).splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("case 'c2': ArithmeticError: the toy broke (test_proposals.py:")
+    assert lines[0].startswith("case 'c2': ArithmeticError: the toy broke (test_propose.py:")
     assert lines[1] == "propose: 1 of 3 shards failed; the others are kept"
     assert not Path("out").exists()
     assert len(list(WORK.rglob("done/*.arrow"))) == 2

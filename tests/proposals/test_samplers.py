@@ -20,9 +20,9 @@ from pipeline.measures.overlap import first_equal
 from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.consensus import ConsensusSampler
 from pipeline.proposals.samplers.ensemble import Ensemble
-from pipeline.proposals.samplers.sampler import CaseModels, Draw, Loaded, Setup
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
-from tests.fixtures.networks import Constant, case_of, given, models, noise, sampler_of, small
+from tests.fixtures.networks import Constant, case_of, given, models, noise, sampler_of, segmenter_of, small
 
 KINDS = get_args(get_args(Sampler)[0])
 MEMBERS = ["member_1", "member_2"]
@@ -202,7 +202,7 @@ def test_ensemble():
 def test_chosen_members_have_windows_of_their_own():
     """Base .1 and the chosen member .95, whose window is 4x4 where the base's is 2x2: mean (.1 + .95) / 2 = .525: 1."""
     case = models(Constant(0.1), np.zeros((1, 2, 2), np.float32), members={"member_1": Constant(0.3)})
-    case.members["unetr"] = Loaded(Constant(0.95), (4, 4))
+    case.members["unetr"] = segmenter_of(Constant(0.95), (4, 4))
     sampler = Ensemble(kind="ensemble", members=("unetr",))
     assert sampler.settings("e", setup_of(members=("member_1", "unetr"))) == ["unetr", "mean"]
     draws = list(sampler.draw("e", case))

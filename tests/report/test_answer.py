@@ -115,7 +115,7 @@ def test_arms_that_learned_from_the_pool_s_truth_are_marked(built: Built) -> Non
 
 
 def test_unbounded_links_are_told_from_objectives_without_a_link(built: Built) -> None:
-    pushed = table(answer(built.run), "How hard each student was pushed")
+    pushed = table(answer(built.run), "Preference push on each student")
     assert row_of(pushed, "oracle_dpo")["aimed shift"].text == "unbounded"
     assert row_of(pushed, "supervised")["aimed shift"].text == "—"
     assert row_of(pushed, "rn_cdpo")["flipped share"].text == "25 %"
@@ -125,7 +125,7 @@ def test_worst_cases_are_of_the_best_practical_student(tmp_path: Path) -> None:
     """supervised gains .2 on average, so it is shown; t2 loses most (-.1), and 'x' has the lowest Dice (.3 + .1)."""
     made = build(tmp_path, gains={**GAINS, "supervised": (0.1, 0.6, -0.1, 0.3), "rn_cdpo": (0.0, 0.0, 0.0, 0.0)})
     found = worst_cases(made.run)
-    assert found.blocks[0].lines[0].startswith("Shown is 'supervised'")  # type: ignore[union-attr]
+    assert found.blocks[0].lines[0].startswith("'supervised' is shown")  # type: ignore[union-attr]
     losses = table(found, "Largest losses against the base").cells
     assert [c.text for c in losses[0]] == ["t2", "p2", "50.0", "40.0", f"{MINUS}10.0"]
     assert [row[0].text for row in table(found, "Lowest Dice").cells[:2]] == ["<b>x", "t2"]

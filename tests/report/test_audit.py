@@ -102,8 +102,8 @@ def test_the_lift_of_the_best_fixed_sampler_is_what_is_left_of_the_judge_s(tmp_p
 
 def test_every_measure_of_the_audit_is_a_column_with_its_meaning(tmp_path: Path) -> None:
     section = judges(made(tmp_path).run)
-    top = table(section, "What the top pick is worth")
-    order = table(section, "How well proposals and cases are ordered")
+    top = table(section, "Top pick of each judge")
+    order = table(section, "Order of proposals and cases")
     assert {measure.title for measure in OF_JUDGES} <= {*top.columns, *order.columns}
     measured = {name.removesuffix("_low") for name in AUDIT_JUDGES.columns if name.endswith("_low")}
     assert {measure.column for measure in OF_JUDGES} == measured
@@ -112,7 +112,8 @@ def test_every_measure_of_the_audit_is_a_column_with_its_meaning(tmp_path: Path)
 
 def test_the_page_explains_columns_and_dashes(tmp_path: Path) -> None:
     page = render([judges(made(tmp_path, bins=[]).run)], {}, [])
-    assert "<dt>regret</dt><dd>True Dice of the best proposal minus that of the top pick, in points.</dd>" in page
+    meaning = "True Dice of the best proposal minus true Dice of the top pick, in points."
+    assert f"<dt>regret</dt><dd>{meaning}</dd>" in page
     assert '<th scope="col" class="number" title="True Dice of the best proposal minus' in page
     assert '<span title="needs a case with two scored proposals that differ in true Dice">—</span>' in page
     assert "verdict &lt;on&gt; agreement" in page
@@ -128,9 +129,9 @@ def test_dashes_are_explained_by_measure_and_by_judge() -> None:
     }
     auroc = next(measure for measure in OF_JUDGES if measure.column == "auroc")
     assert gaps((LIFT, auroc), rows) == (
-        "Nothing could be measured for a: it takes a validation case with two distinct proposals that the judge "
-        "scored. Not measured for b: 'AUROC', which takes scored base predictions on both sides of "
-        "audit.failure_below. No interval: too few patients (groups) in whom it could be measured."
+        "Nothing could be measured for a: the measures need a validation case with two distinct proposals that the "
+        "judge scored. Not measured for b: 'AUROC'. Needed: scored base predictions on both sides of "
+        "audit.failure_below. No interval: the measure has a value for too few patients (groups)."
     )
     assert gaps((LIFT,), {"c": rows["c"]}) == ""
 
@@ -165,8 +166,8 @@ def test_an_audit_of_nothing_says_so(tmp_path: Path) -> None:
     nothing: dict[str, Any] = {"judges": [], "pairs": [], "strategies": [], "bins": [], "knots": [], "reliability": []}
     summary = {"validation_cases": 0, "headroom": HEADROOM, "calibration": {}, "warnings": []}
     run = made(tmp_path, **nothing, summary=summary).run
-    assert "it found no labelled validation case" in words(judges(run))
-    assert "it found no labelled validation case" in words(pair_sets(run))
+    assert "no judge, because no labelled validation case has proposals" in words(judges(run))
+    assert "no pair set, because no labelled validation case has proposals" in words(pair_sets(run))
     assert "The pairs of 'mined' have no p_correct: the audit has no curve for it." in words(calibration(run))
 
 
@@ -188,7 +189,7 @@ def test_pair_sets_name_their_students_their_noise_and_whom_it_favours(tmp_path:
     ]
     audited.summary["warnings"] = [{"pairs": "mined", "text": "noisy"}]
     section = pair_sets(build(tmp_path, audited=audited).run)
-    noise = table(section, "How noisy the pairs are")
+    noise = table(section, "Noise of the pairs")
     found = row_of(noise, "mined")
     assert found["students"].text == "rn_cdpo"
     assert found["pair set"].tag == "see warnings"
@@ -198,18 +199,18 @@ def test_pair_sets_name_their_students_their_noise_and_whom_it_favours(tmp_path:
     empty = row_of(noise, "ceiling")
     assert empty["pair set"].tag == "research only"
     assert (empty["favours"].text, empty["favours"].why) == ("—", "needs a pair mined on validation")
-    taught = table(section, "What the pairs teach")
+    taught = table(section, "Content of the pairs")
     assert row_of(taught, "mined")["lift, top quarter"].sign == 1
     assert "Nothing could be measured for ceiling" in taught.note
 
 
 def test_a_pair_set_that_no_student_uses_says_so(tmp_path: Path) -> None:
-    noise = table(pair_sets(made(tmp_path).run), "How noisy the pairs are")
+    noise = table(pair_sets(made(tmp_path).run), "Noise of the pairs")
     assert row_of(noise, "mined")["students"].text == "no student"
 
 
 def test_standard_strategies_are_folded_with_research_last(tmp_path: Path) -> None:
-    found = table(pair_sets(made(tmp_path, SCORERS).run), "Every judge with the standard ways of mining")
+    found = table(pair_sets(made(tmp_path, SCORERS).run), "Every judge with the standard strategies")
     assert found.folded
     assert [row[0].text for row in found.cells] == ["agreement", "entropy", "shape", "oracle"]
     assert row_of(found, "shape")["noise rate, %"].text == "20"
@@ -217,9 +218,7 @@ def test_standard_strategies_are_folded_with_research_last(tmp_path: Path) -> No
 
 def test_strategies_of_removed_judges_are_not_shown(tmp_path: Path) -> None:
     more = plain_audit(SCORERS, PAIRS)
-    found = table(
-        pair_sets(made(tmp_path, strategies=more.strategies).run), "Every judge with the standard ways of mining"
-    )
+    found = table(pair_sets(made(tmp_path, strategies=more.strategies).run), "Every judge with the standard strategies")
     assert {row[0].text for row in found.cells} == {"agreement", "oracle"}
 
 
@@ -235,7 +234,7 @@ def test_a_pair_set_without_a_curve_gives_its_reason(tmp_path: Path) -> None:
     assert "The pairs of 'ceiling' have no p_correct: no pair at all." in words(section)
     fitted = table(section, "Calibration of each pair set")
     assert row_of(fitted, "mined")["ECE"].text == "—"
-    assert fitted.note == "ceiling, mined: no ECE and Brier score, which need two groups with pairs."
+    assert fitted.note == "No ECE and Brier score for ceiling, mined: both need two groups with pairs."
     assert captions(section)[0].startswith("Two panels for each pair set")
 
 
@@ -244,8 +243,8 @@ def test_cases_that_p_correct_cost_are_counted(tmp_path: Path) -> None:
     knots = [*knot_rows("mined", "agreement", (0.1, 0.3)), *knot_rows("ceiling", "oracle", (0.1, 0.9))]
     section = calibration(made(tmp_path, knots=knots).run)
     assert (
-        "Pair set 'mined' has no pairs: 3 cases were looked at, 3 of them because the order is too likely wrong."
-        in words(section)
+        "Pair set 'mined' has no pairs: 3 cases were mined, and 3 of them were left out because their order is too "
+        "likely wrong." in words(section)
     )
     drawn = [block for block in section.blocks if isinstance(block, Figure)][1]
     assert "ceiling: median 0.90, 0 of 3 cases left out" in drawn.alt

@@ -107,8 +107,8 @@ def test_sections_come_in_order_and_say_how_to_read_them(page: str) -> None:
 def test_warnings_of_the_audit_come_before_any_result_and_name_the_students_that_they_concern(page: str) -> None:
     """rn_cdpo alone trains on 'mined', and nobody on 'unused'."""
     head = page[: page.index('id="answer"')]
-    assert '48 &lt;i&gt; wrong<span class="concerns">Trained on it: rn_cdpo</span>' in head
-    assert 'nothing mined<span class="concerns">No student trains on it</span>' in head
+    assert '48 &lt;i&gt; wrong<span class="concerns">Students trained on this pair set: rn_cdpo</span>' in head
+    assert 'nothing mined<span class="concerns">No student trains on this pair set</span>' in head
     assert "<li>few cases</li>" in head
     assert "<li>a plain one</li>" in head
 
@@ -136,7 +136,7 @@ def test_a_pair_set_that_mined_nothing_is_named(tmp_path: Path) -> None:
     strict = {"judge": "agreement", "strategy": {"kind": "top_bottom", "min_disagreement": 99}}
     page = build(tmp_path, pairs={"none": NO_PAIRS, "strict": strict}, students={}).page()
     assert "Pair set &#39;strict&#39; has no pairs." in page
-    assert "Pair set &#39;strict&#39; has no pairs: 3 cases were looked at." in page
+    assert "Pair set &#39;strict&#39; has no pairs: 3 cases were mined." in page
     assert "disagreement too small: 3" in page
 
 

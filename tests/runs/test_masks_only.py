@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.execution import Execution
+from pipeline.execution import Execution, Runtime
 from pipeline.proposals import propose as proposals
 from pipeline.proposals.propose import Propose, propose
 from pipeline.proposals.samplers.imported import Imported, Masks
@@ -34,8 +34,8 @@ ONE = Execution(scheduler="synchronous", workers=1, progress="none")
 
 def proposed(cases: CaseStore, knobs: Propose) -> ProposalStore:
     """Proposals without a model, below the current folder."""
-    train_base(cases, None, Augmentation(), Compute(), 0, Path("base"), Path("history.csv"), ONE)
-    propose(cases, Path("base"), knobs, Compute(), 0, Path("out"), ONE)
+    train_base(cases, None, Augmentation(), Runtime(Compute(), 0, ONE), Path("base"), Path("history.csv"))
+    propose(cases, Path("base"), knobs, Path("out"), Runtime(Compute(), 0, ONE))
     return ProposalStore(Path("out"))
 
 

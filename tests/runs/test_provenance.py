@@ -107,8 +107,8 @@ def add_code(file: Path) -> None:
 def test_words_rerun_nothing(edited: Path) -> None:
     """A comment, a docstring and a reformatted line, in files that all stages use."""
     change(edited / "pipeline/store/schema.py", "VERSION = ", "# A comment.\nVERSION = ")
-    change(edited / "pipeline/seeding.py", '"""Seeds that', '"""All seeds that')
-    change(edited / "pipeline/students/student.py", '    """Name of a pair set', '    """The name of a pair set')
+    change(edited / "pipeline/seeding.py", '"""', '"""Words. ')
+    change(edited / "pipeline/students/student.py", '    """', '    """Words. ')
     change(edited / "pipeline/measures/overlap.py", "\n\n\ndef ", "\n\n\n\n\ndef ")
     assert rerun(edited) == set()
 

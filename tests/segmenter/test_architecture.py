@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.knobs import Network
-from pipeline.segmenter.sliding import predict
-from tests.fixtures.networks import noise, same
+from tests.fixtures.networks import noise, same, segmenter_of
 
 TINY = {"channels": [4, 8], "strides": [2]}
 
@@ -94,7 +92,7 @@ def test_networks_by_name(name, arguments, dimensions):
     """Logits `[class, *space]` of a case that is smaller than the window in the first axis."""
     made = architecture(dimensions, classes=3, name=name, arguments=arguments)
     space = (7, 8, 8)[:dimensions]
-    logits = predict(made.build(0).eval(), noise(space), made.window, Compute())
+    logits = segmenter_of(made.build(0).eval(), made.window).logits(noise(space))
     assert (logits.shape, logits.dtype) == ((3, *space), torch.float32)
     assert logits.isfinite().all()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.segmenter.augmentation import Augmentation, flip
 from pipeline.segmenter.batches import LabelledBatches
-from pipeline.store.cases import Volume
+from pipeline.store.cases import LabelledCases, Volume
 from tests.fixtures.builders import case_store
 from tests.fixtures.networks import noise
 from tests.fixtures.phantoms import disc
@@ -33,7 +33,9 @@ def batches(
     """The first batches; images are the labels as numbers unless given."""
     if images is None:
         images = [label[None].astype(np.float32) for label in labels]
-    stream = LabelledBatches(images, labels, window, Augmentation(**{**NOTHING, **knobs}), batch, seed)
+    stream = LabelledBatches(
+        LabelledCases([], images, labels), window, Augmentation(**{**NOTHING, **knobs}), batch, seed
+    )
     return list(islice(stream, count))
 
 
@@ -212,12 +214,11 @@ def test_volumes_on_disk_give_the_batches_of_volumes_in_memory(tmp_path):
     labels = [disc((20, 12), 3), disc((15, 30), 4)]
     images = [noise(label.shape, f"c{row}") for row, label in enumerate(labels)]
     store = case_store(tmp_path, labels, images=images)
-    volumes = [(store.image_for(case, (8, 8)), store.label_for(case, (8, 8))) for case in store.all]
-    on_disk = [image for image, _ in volumes], [label for _, label in volumes]
-    assert all(isinstance(volume, Volume) for volume in (*on_disk[0], *on_disk[1]))
+    on_disk = store.with_labels(store.all, (8, 8))
+    assert all(isinstance(volume, Volume) for volume in (*on_disk.images, *on_disk.labels))
 
-    def first(images: Sequence[Any], labels: Sequence[Any]) -> list[bytes]:
-        stream = islice(LabelledBatches(images, labels, (8, 8), Augmentation(), 3, 0), 4)
+    def first(cases: LabelledCases) -> list[bytes]:
+        stream = islice(LabelledBatches(cases, (8, 8), Augmentation(), 3, 0), 4)
         return [part.numpy().tobytes() for batch in stream for part in batch]
 
-    assert first(*on_disk) == first(images, labels)
+    assert first(on_disk) == first(LabelledCases(store.all, images, labels))

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.execution import Execution
+from pipeline.execution import Execution, Runtime
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.base import TEACHER, train_base
 from pipeline.segmenter.knobs import MODELS, Base, Consistency, Network, Optimisation
-from pipeline.segmenter.weights import Model, fold_families, member_models, snapshot_models
+from pipeline.segmenter.models import Model, fold_families, member_models, snapshot_models
 from pipeline.store.cases import INPUT, CaseStore
 from tests.fixtures.builders import case_store
 from tests.fixtures.networks import noise
@@ -46,7 +46,7 @@ def knobs(**more: Any) -> Base:
 def train(folder: Path, base: Base | None, cases: CaseStore, compute: Compute | None = None) -> Path:
     out = folder / "base"
     augmentation = Augmentation(flips=(0,))
-    train_base(cases, base, augmentation, compute or Compute(), 0, out, folder / "base.csv", ONE)
+    train_base(cases, base, augmentation, Runtime(compute or Compute(), 0, ONE), out, folder / "base.csv")
     return out
 
 

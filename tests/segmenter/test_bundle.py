@@ -19,7 +19,7 @@ from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import NetworkPrediction
 from pipeline.execution import Execution
-from pipeline.segmenter.weights import Model
+from pipeline.segmenter.models import Model
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import write_json
 from tests.fixtures.builders import case_store

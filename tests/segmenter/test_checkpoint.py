@@ -15,15 +15,17 @@ from safetensors.torch import save_file
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.segmenter.imported.weight_file import read_state
-from pipeline.segmenter.knobs import MODELS, RECORD
-from pipeline.segmenter.loop import validation_dice
+from pipeline.segmenter.knobs import MODELS
+from pipeline.segmenter.models import Model, family
 from pipeline.segmenter.seen import SEEN, Seen
-from pipeline.segmenter.weights import Model, family, save_weights
-from pipeline.store.cases import INPUT, CaseStore
+from pipeline.segmenter.student_record import STUDENT_FILE
+from pipeline.segmenter.weights import save_weights
+from pipeline.store.cases import INPUT, CaseStore, LabelledCases
 from pipeline.store.manifest import check_manifest
 from tests.fixtures.builders import case_store
 from tests.fixtures.foreign import NETWORK, Canary, base_of, discs, history, imported, network
 from tests.fixtures.phantoms import disc
+from tests.fixtures.trained import RECORDED
 
 
 def same(model: Model, state: dict[str, torch.Tensor]) -> bool:
@@ -79,8 +81,8 @@ def test_large_cases_are_measured_from_disk(tmp_path, monkeypatch):
     cases = discs(tmp_path / "cases")
     one = Model(imported(tmp_path, cases, tmp_path / "plain.pt", **knobs))
     validation = cases.split("validation")
-    images, truths = [cases.image(case) for case in validation], [cases.label(case) for case in validation]
-    expected = validation_dice(one.load(), images, truths, (6, 6), 2, Compute())
+    images, labels = [cases.image(case) for case in validation], [cases.label(case) for case in validation]
+    expected = one.segmenter(Compute()).dice(LabelledCases(validation, images, labels))
     for name in ("image", "label"):
         monkeypatch.setattr(CaseStore, name, lambda self, case: pytest.fail(f"{case.case_id} is read whole"))
     imported(tmp_path / "2", cases, tmp_path / "plain.pt", **knobs)
@@ -158,7 +160,7 @@ def folder_of(path: Path, *names: str, record: dict[str, Any] | None = None) -> 
         save_weights(built, path / f"{name}.safetensors")
         states[name] = built.state_dict()
     if record is not None:
-        (path / RECORD).write_text(json.dumps({"offsets": None, "slot": None, **record}))
+        (path / STUDENT_FILE).write_text(json.dumps({**RECORDED, **record}))
     return states
 
 

@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.measures.overlap import dice_to
 from pipeline.segmenter import sliding
 from pipeline.segmenter.knobs import Optimisation
-from pipeline.segmenter.loop import Average, TrainedWeights, interpolated, optimise, validation_dice
-from pipeline.segmenter.sliding import predict
-from pipeline.segmenter.weights import labels
+from pipeline.segmenter.logits import labels
+from pipeline.segmenter.loop import Average, TrainedWeights, interpolated, optimise
+from pipeline.store.cases import LabelledCases
 from tests.fixtures.builders import case_store
-from tests.fixtures.networks import Ramp, noise, seeded, small
+from tests.fixtures.networks import Ramp, noise, row_of, seeded, segmenter_of, small
 from tests.fixtures.phantoms import disc
 
 
@@ -47,7 +46,7 @@ def train(curve: Sequence[float] | None, options: Optimisation, snapshot_every: 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float | None]]:
         return -network.w.sum(), {"number": float(step), "absent": None}
 
-    return optimise(network, step_loss, evaluate, options, train_mode=False, snapshot_every=snapshot_every)
+    return optimise(network, step_loss, evaluate, options, snapshot_every=snapshot_every)
 
 
 def column(trained: TrainedWeights, name: str) -> list[float | None]:
@@ -151,7 +150,7 @@ def test_a_loss_that_is_not_finite(value):
         return network.w.sum() + (value if step == 3 else 0.0), {}
 
     with pytest.raises(BadInput, match=rf"training diverged: the loss at step 3 is {value}; lower the learning rate"):
-        optimise(network, step_loss, lambda _: {"validation_dice": 0.5}, knobs(5, 5), train_mode=False)
+        optimise(network, step_loss, lambda _: {"validation_dice": 0.5}, knobs(5, 5))
 
 
 class Layered(nn.Module):
@@ -172,6 +171,7 @@ def layered(train_mode: bool) -> tuple[list[float], dict[str, Tensor], list[bool
     losses, modes = [], []
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float | None]]:
+        network.train(train_mode)
         modes.append(network.training)
         loss = (network(image) - 1).square().mean()
         losses.append(loss.item())
@@ -182,7 +182,7 @@ def layered(train_mode: bool) -> tuple[list[float], dict[str, Tensor], list[bool
         return {"validation_dice": 0.5}
 
     # The smallest step size leaves the loss as it is, so that only dropout can move it.
-    optimise(network, step_loss, evaluate, knobs(6, 2, learning_rate=1e-9), train_mode=train_mode)
+    optimise(network, step_loss, evaluate, knobs(6, 2, learning_rate=1e-9))
     return losses, network.state_dict(), modes
 
 
@@ -215,7 +215,7 @@ def regression() -> TrainedWeights:
         with torch.no_grad():
             return {"validation_dice": 1 / (1 + abs(net(target).item() - 1))}
 
-    return optimise(network, step_loss, evaluate, knobs(20, 5, schedule="poly", weight_decay=1e-2), train_mode=False)
+    return optimise(network, step_loss, evaluate, knobs(20, 5, schedule="poly", weight_decay=1e-2))
 
 
 def test_training_twice_gives_the_same_bytes():
@@ -237,7 +237,8 @@ def test_validation_dice():
     """Foreground predicted in the second half of 4 rows. Truth: the same, 1; the last row only, 2*1/(2+1) = 2/3."""
     image = np.zeros((1, 4, 1), np.float32)
     truths = [np.array([[0], [0], [1], [1]], np.uint8), np.array([[0], [0], [0], [1]], np.uint8)]
-    found = validation_dice(Ramp(), [image] * 2, truths, (4, 1), 2, Compute())
+    cases = LabelledCases([row_of((4, 1))] * 2, [image] * 2, truths)
+    found = segmenter_of(Ramp(), (4, 1)).dice(cases)
     assert found == pytest.approx((1 + 2 / 3) / 2)
 
 
@@ -257,9 +258,7 @@ def test_a_moving_average_by_hand():
         seen.append(shown.w.item())
         return {"validation_dice": 0.5}
 
-    trained = optimise(
-        network, lambda step: (-network.w.sum(), {}), evaluate, knobs(3, 1), train_mode=False, average=average
-    )
+    trained = optimise(network, lambda step: (-network.w.sum(), {}), evaluate, knobs(3, 1), average=average)
     assert seen == pytest.approx([0, 0.0818, 0.1705, 0.2601], abs=1e-4)
     assert trained.last["w"].item() == pytest.approx(seen[-1])
     assert network.w.item() == pytest.approx(0.3, abs=1e-5)
@@ -289,7 +288,6 @@ def test_what_stops_a_training_is_not_kept():
         lambda step: (-network.w.sum(), {}),
         evaluate,
         knobs(10, 1),
-        train_mode=False,
         stop=lambda row: "far" if (row["w"] or 0) > 0.35 or row["step"] == 0 else None,
     )
     assert column(trained, "step") == [0, 1, 2, 3, 4]
@@ -321,8 +319,8 @@ def test_validation_dice_of_a_large_case_is_counted_in_bands(tmp_path, monkeypat
     truth, image = disc((20, 9), 4), noise((20, 9))
     store = case_store(tmp_path, [truth], images=[image])
     network = small(2, 2)
-    expected = dice_to(truth, labels(predict(network, image, (8, 8), Compute()))[None], 2)[0]
+    expected = dice_to(truth, labels(segmenter_of(network, (8, 8)).logits(image))[None], 2)[0]
     monkeypatch.setattr(sliding, "BAND_BYTES", 4 * 9)
-    volumes = [store.image_for(store.all[0], (8, 8))], [store.label_for(store.all[0], (8, 8))]
     assert 0 < expected < 1
-    assert validation_dice(network, *volumes, (8, 8), 2, Compute()) == expected
+    segmenter = segmenter_of(network, (8, 8))
+    assert segmenter.dice(store.with_labels(store.all, segmenter.window)) == expected

@@ -15,24 +15,22 @@ import torch
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.evaluation.evaluate import evaluate_model
+from pipeline.evaluation.evaluate import EvaluationFiles, evaluate_model
 from pipeline.evaluation.metrics import Evaluation
-from pipeline.execution import Execution
+from pipeline.execution import Execution, Runtime
 from pipeline.proposals.propose import Propose, propose
-from pipeline.proposals.samplers.sampler import Loaded
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.base import train_base
 from pipeline.segmenter.heads import all_heads
 from pipeline.segmenter.knobs import Base, Network, Optimisation
-from pipeline.segmenter.sliding import predict
-from pipeline.segmenter.weights import Model
+from pipeline.segmenter.models import Model
 from pipeline.store import schema
 from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_table
 from pipeline.students.objectives.preference import Preference
 from pipeline.students.student import Anchor
 from tests.fixtures.builders import case_store, proposal_store
-from tests.fixtures.networks import case_of, noise, row_of, sampler_of
+from tests.fixtures.networks import case_of, noise, row_of, sampler_of, segmenter_of
 from tests.fixtures.phantoms import disc
 from tests.fixtures.students import Setting
 
@@ -123,17 +121,10 @@ def trained(request, tmp_path_factory) -> Iterator[Trained]:
         patch.chdir(folder)
         cases = cases_of(folder / "cases", dimensions)
         network = Network(name=name, arguments=NETWORKS[name], window=WINDOW[dimensions])
-        knobs = Base(network=network, optimisation=STEP, batch=2, members=0)
-        train_base(cases, knobs, PLAIN, Compute(), 0, folder / "base", folder / "base.csv", ONE)
-        propose(
-            cases,
-            folder / "base",
-            Propose(samplers={"dropout": sampler_of("mc_dropout", rates=[0.3, 0.6])}),
-            Compute(),
-            0,
-            folder / "proposals",
-            ONE,
-        )
+        runtime, knobs = Runtime(Compute(), 0, ONE), Base(network=network, optimisation=STEP, batch=2, members=0)
+        train_base(cases, knobs, PLAIN, runtime, folder / "base", folder / "base.csv")
+        samplers = {"dropout": sampler_of("mc_dropout", rates=[0.3, 0.6])}
+        propose(cases, folder / "base", Propose(samplers=samplers), folder / "proposals", runtime)
         yield Trained(Setting(cases, ProposalStore(folder / "proposals"), Model(folder / "base"), folder), name)
     rmtree(folder)
 
@@ -150,10 +141,10 @@ def test_logits_have_the_size_of_the_case(trained):
     window, again = model.architecture.window, model.load()
     for case in cases.all[2:5]:
         image = cases.image(case)
-        logits = predict(model.shared(), image, window, Compute())
+        logits = model.segmenter(Compute()).logits(image)
         assert (logits.shape, logits.dtype) == ((2, *case.shape), torch.float32)
         assert logits.isfinite().all()
-        assert torch.equal(logits, predict(again, image, window, Compute()))
+        assert torch.equal(logits, segmenter_of(again, window).logits(image))
     assert cases.all[3].shape[-1] > window[-1]
 
 
@@ -161,8 +152,8 @@ def test_heads_weigh_one_and_the_first_is_what_inference_sees(trained):
     model = trained.model()
     images = torch.from_numpy(noise(model.architecture.window))[None]
     with torch.no_grad():
-        heads = all_heads(model.shared(), images)
-        assert torch.equal(heads[0].logits, model.shared()(images))
+        heads = all_heads(model.load(), images)
+        assert torch.equal(heads[0].logits, model.load()(images))
     assert len(heads) == HEADS.get(trained.name, 1)
     assert sum(head.weight for head in heads) == pytest.approx(1)
     assert heads[0].weight == max(head.weight for head in heads)
@@ -173,7 +164,7 @@ def test_dropout(trained, at):
     """Rates differ from each other and from the base, everywhere the same in repetition; or a clear error."""
     model = trained.model()
     space = tuple(length - 3 for length in model.architecture.window)
-    base = Loaded(model.shared(), model.architecture.window)
+    base = model.segmenter(Compute())
     image = noise(space)
     sampler = sampler_of("mc_dropout", rates=[0.2, 0.5], at=at)
 
@@ -213,19 +204,10 @@ def test_a_preference_step_and_its_evaluation(trained):
     rows = {}
     for name in ("base", "student"):
         out = setting.folder / f"{name}.parquet"
-        proposals, folder = setting.proposals, setting.folder
-        evaluate_model(
-            name,
-            setting.cases,
-            proposals,
-            folder / name,
-            None,
-            Evaluation(nsd_tolerance=1.0, bootstrap=20),
-            Compute(),
-            out,
-            folder / f"{name}.json",
-            ONE,
-        )
+        folder = setting.folder
+        files = EvaluationFiles(folder / name, out, folder / f"{name}.json")
+        knobs, runtime = Evaluation(nsd_tolerance=1.0, bootstrap=20), Runtime(Compute(), 0, ONE)
+        evaluate_model(name, setting.data, files, None, knobs, runtime)
         rows[name] = read_table(out, schema.EVALUATION)
         assert rows[name].select("case_id", "class").rows() == [("c5", 1)]
         assert rows[name].select(pl.col("dice").is_between(0, 1)).item()

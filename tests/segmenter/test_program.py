@@ -14,16 +14,15 @@ from PIL import Image
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import predictions
-from pipeline.execution import Execution
-from pipeline.exports.predict import apply_model, trained
+from pipeline.execution import Execution, Runtime
+from pipeline.exports.predict import apply_model, ready_model
 from pipeline.params import load_params
 from pipeline.proposals.propose import Propose, propose
-from pipeline.segmenter.sliding import predict
-from pipeline.segmenter.weights import Model
+from pipeline.segmenter.models import Model
 from pipeline.store.proposals import ProposalStore
 from tests.fixtures.chain import TINY, write_params
 from tests.fixtures.foreign import discs, imported, network
-from tests.fixtures.networks import noise, sampler_of
+from tests.fixtures.networks import noise, sampler_of, segmenter_of
 from tests.fixtures.students import made
 
 ONE = Execution(scheduler="synchronous", workers=1, progress="none")
@@ -56,21 +55,21 @@ def test_a_program_proposes_what_its_network_predicts(tmp_path, name):
     knobs = Propose(
         samplers={"flips": sampler_of("tta", flips=[[0]]), "low": sampler_of("threshold", thresholds=[0.3])}
     )
-    propose(cases, out, knobs, Compute(), 0, tmp_path / "proposals", ONE)
+    propose(cases, out, knobs, tmp_path / "proposals", Runtime(Compute(), 0, ONE))
     found = ProposalStore(tmp_path / "proposals")
     for case in cases.split("pool", "validation"):
         image = cases.image(case)
         with torch.no_grad():
             expected = network()(torch.from_numpy(image)[None])[0]
-        torch.testing.assert_close(predict(model.shared(), image, (10, 10), Compute()), expected)
+        torch.testing.assert_close(model.segmenter(Compute()).logits(image), expected)
         np.testing.assert_array_equal(found.masks(case)[0], expected.argmax(0).numpy())
 
 
 def test_programs_slide_over_larger_cases(tmp_path):
     out = imported(tmp_path, discs(tmp_path / "cases", (14, 18)), program(tmp_path / "m.pt2"), kind="program", **WINDOW)
     image = noise((14, 18))
-    found = predict(Model(out).shared(), image, (10, 10), Compute())
-    torch.testing.assert_close(found, predict(network(), image, (10, 10), Compute()))
+    found = Model(out).segmenter(Compute()).logits(image)
+    torch.testing.assert_close(found, segmenter_of(network(), (10, 10)).logits(image))
 
 
 @pytest.mark.parametrize("name", ["model.ts", "model.pt2"])
@@ -104,10 +103,12 @@ def test_predict_does_not_load_a_program_unasked(tmp_path, monkeypatch):
     images.mkdir()
     Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10)).save(images / "a.png")
     out = imported(tmp_path, discs(tmp_path / "cases"), program(tmp_path / "m.ts"), kind="program", **WINDOW)
-    asked = trained(out), images, tmp_path / "masks", Compute(), ONE
+    asked = ready_model(out), images, tmp_path / "masks", Compute(), ONE
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.segmenter.weights.load_program", lambda *args: pytest.fail("the program was loaded"))
-        with pytest.raises(BadInput, match=r"base.ts: a program, and loading it runs code .*; add --trust"):
+        patch.setattr("pipeline.segmenter.models.load_program", lambda *args: pytest.fail("the program was loaded"))
+        with pytest.raises(
+            BadInput, match=r"base.ts: the model is a program, and loading a program runs code .*; add --trust"
+        ):
             apply_model(*asked)
     assert not (tmp_path / "masks").exists()
     assert apply_model(*asked, trust=True) == (1, 0)
@@ -126,7 +127,7 @@ def test_dropout_has_no_layers_to_drop(tmp_path):
     for at, hint in (("bottleneck", "use at: all"), ("all", "remove the sampler")):
         knobs = Propose(samplers={"dropout": sampler_of("mc_dropout", at=at)})
         with pytest.raises(BadInput, match=f"mc_dropout at '{at}': the network has no such layer; {hint}"):
-            propose(cases, out, knobs, Compute(), 0, tmp_path / "proposals", ONE)
+            propose(cases, out, knobs, tmp_path / "proposals", Runtime(Compute(), 0, ONE))
 
 
 def test_a_tuned_threshold_of_a_program(tmp_path):
@@ -139,9 +140,9 @@ def test_a_tuned_threshold_of_a_program(tmp_path):
     from pipeline.students.objectives.threshold import TunedThreshold
 
     setting.train(TunedThreshold(kind="threshold", offsets=(-9.0, 9.0)))
-    found = predictions(tmp_path / "student", setting.cases, setting.proposals, Compute())
+    found = predictions(tmp_path / "student", setting.data, Compute())
     case = setting.cases.split("validation")[0]
-    logits = predict(network(), setting.cases.image(case), (8, 8), Compute())
+    logits = segmenter_of(network(), (8, 8)).logits(setting.cases.image(case))
     (offset,) = setting.record()["offsets"]
     logits[1] += offset
     assert found.best is not None

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
+from pipeline.execution import Runtime
 from pipeline.judges.kinds.agreement import Agreement
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.base import train_base
@@ -21,7 +22,6 @@ from pipeline.students.objectives.sft import Imitation
 from pipeline.students.objectives.supervised import Supervised
 from pipeline.students.objectives.threshold import TunedThreshold
 from pipeline.students.objectives.validation_labels import ValidationLabels
-from pipeline.students.train import learned_splits
 from tests.fixtures.builders import case_store
 from tests.fixtures.phantoms import disc
 from tests.fixtures.students import made
@@ -43,7 +43,7 @@ def test_a_trained_base(tmp_path: Path, monkeypatch, teacher, learned):
     network = Network(arguments={"channels": [4, 8], "strides": [2]}, multiple=2)
     knobs = Base(network=network, optimisation=STEPS, batch=1, members=0, mean_teacher=teacher)
     history = tmp_path / "base.csv"
-    train_base(cases, knobs, Augmentation(flips=()), Compute(), 0, tmp_path / "base", history, ONE)
+    train_base(cases, knobs, Augmentation(flips=()), Runtime(Compute(), 0, ONE), tmp_path / "base", history)
     expected = Seen(frozenset(hashes(cases, *learned)), frozenset(hashes(cases, "validation")), complete=True)
     assert Seen.of(tmp_path / "base") == expected
     assert len(cases.image_hashes) == 4
@@ -81,4 +81,4 @@ def test_a_student_has_seen_what_its_base_has_and_what_it_learned_from(tmp_path,
     ],
 )
 def test_the_splits_that_weights_follow_from(objective, splits):
-    assert set(learned_splits(objective)) == splits
+    assert set(objective.learns_from) == splits

@@ -10,9 +10,8 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import nn
 
-from pipeline.compute import Compute
-from pipeline.segmenter.sliding import Sliding, View, bands, pad_to, predict
-from tests.fixtures.networks import noise, seeded, small
+from pipeline.segmenter.sliding import View, pad_to
+from tests.fixtures.networks import noise, seeded, segmenter_of, small
 
 
 def test_padding_is_at_the_ends():
@@ -33,7 +32,7 @@ def test_a_smaller_case_is_the_padded_forward_cropped(space):
     padded[(0, *real)] = image[0]
     with torch.no_grad():
         expected = net(torch.from_numpy(padded)[None])[0][(slice(None), *real)]
-    assert torch.equal(predict(net, image, window, Compute()), expected)
+    assert torch.equal(segmenter_of(net, window).logits(image), expected)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +44,7 @@ def test_a_larger_case_slides(space, window):
     net, image = seeded(lambda: conv(1, 3, 1)), noise(space)
     with torch.no_grad():
         whole = net(torch.from_numpy(image)[None])[0]
-    found = predict(net, image, window, Compute())
+    found = segmenter_of(net, window).logits(image)
     assert found.shape == whole.shape
     assert found.numpy() == pytest.approx(whole.numpy(), abs=1e-5)
 
@@ -54,7 +53,7 @@ def test_a_view_of_an_image_with_negative_strides_is_read():
     image = noise((4, 4))
     net = small(2, 2)
     assert torch.equal(
-        predict(net, image[:, ::-1], (4, 4), Compute()), predict(net, image[:, ::-1].copy(), (4, 4), Compute())
+        segmenter_of(net, (4, 4)).logits(image[:, ::-1]), segmenter_of(net, (4, 4)).logits(image[:, ::-1].copy())
     )
 
 
@@ -74,9 +73,9 @@ def test_windows_blend_as_in_monai(space, window):
     """A network that sees the edges of its window: whole, in bands, band by band from a file, and in any bands."""
     net, image = small(len(space), 3), noise(space)
     expected = monai(net, image, window)
-    assert predict(net, image, window, Compute()).numpy() == pytest.approx(expected, abs=1e-5)
+    assert segmenter_of(net, window).logits(image).numpy() == pytest.approx(expected, abs=1e-5)
     parts = np.full(expected.shape, np.nan, np.float32)
-    for where, logits in bands(net, image, window, Compute()):
+    for where, logits in segmenter_of(net, window).bands(image):
         parts[(slice(None), *where)] = logits
     assert parts == pytest.approx(expected, abs=1e-5)
 
@@ -86,9 +85,10 @@ def test_windows_blend_as_in_monai(space, window):
 def test_bands_of_any_thickness_are_the_same_bytes(tmp_path, axis, rows):
     """Held in memory or in a file, and asked for twice."""
     net, image, window = small(2, 2), noise((19, 21)), (8, 8)
-    whole = Sliding(net, image, window, Compute(), axis=axis).rows(0, image.shape[1 + axis])
+    segmenter = segmenter_of(net, window)
+    whole = segmenter.sliding(image, axis=axis).rows(0, image.shape[1 + axis])
     for park in (None, tmp_path / "rows"):
-        sliding = Sliding(net, image, window, Compute(), axis=axis, park=park)
+        sliding = segmenter.sliding(image, axis=axis, park=park)
         parts = []
         for start in range(0, sliding.length, rows):
             stop = min(start + rows, sliding.length)
@@ -101,7 +101,7 @@ def test_what_is_held_does_not_grow_with_the_case():
     """Window 4, bands of 2 rows: 2 rows that are asked for and the 4 of the window, of 10 or of 1000."""
     net = small(2, 2)
     for length in (10, 1000):
-        sliding = Sliding(net, noise((length, 4)), (4, 4), Compute())
+        sliding = segmenter_of(net, (4, 4)).sliding(noise((length, 4)))
         held = []
         for start in range(0, length, 2):
             sliding.rows(start, start + 2)
@@ -116,11 +116,11 @@ def test_a_view_is_the_prediction_of_the_varied_image_brought_back(view, space):
     net, image, window = small(2, 2), noise(space), (8, 6)
     there = view.there(torch.from_numpy(image)).numpy()
     expected = view.back(torch.from_numpy(monai(net, there, view.window(window)))).numpy()
-    assert predict(net, image, window, Compute(), view).numpy() == pytest.approx(expected, abs=1e-5)
+    assert segmenter_of(net, window).logits(image, view).numpy() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_factor_is_on_the_image():
     """A network of one weight, 1: logits are the image times 1.5, also where windows overlap."""
     image = noise((9, 5))
-    found = predict(nn.Identity(), image, (4, 4), Compute(), View(factor=1.5))
+    found = segmenter_of(nn.Identity(), (4, 4)).logits(image, View(factor=1.5))
     assert found.numpy() == pytest.approx(1.5 * image, abs=1e-5)

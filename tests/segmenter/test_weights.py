@@ -12,9 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
+from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.knobs import Network
-from pipeline.segmenter.weights import Architecture, Model, labels, load_weights, probability, save_weights
+from pipeline.segmenter.logits import labels, probability
+from pipeline.segmenter.models import Model
+from pipeline.segmenter.weights import load_weights, save_weights
 from tests.fixtures.networks import same
 
 
@@ -81,13 +85,13 @@ def model(folder: Path, seed: int) -> Model:
 
 def test_a_model_is_shared_within_a_thread_only(tmp_path):
     found = model(tmp_path, 0)
-    mine = found.shared()
+    mine = found.segmenter(Compute()).network
     assert not mine.training
-    assert Model(tmp_path).shared() is mine
-    assert pickle.loads(pickle.dumps(found)).shared() is mine
+    assert Model(tmp_path).segmenter(Compute()).network is mine
+    assert pickle.loads(pickle.dumps(found)).segmenter(Compute()).network is mine
     assert found.load() is not mine
     others: list[nn.Module] = []
-    thread = threading.Thread(target=lambda: others.extend([found.shared(), found.shared()]))
+    thread = threading.Thread(target=lambda: others.extend(found.segmenter(Compute()).network for _ in range(2)))
     thread.start()
     thread.join()
     assert others[0] is others[1]
@@ -97,11 +101,11 @@ def test_a_model_is_shared_within_a_thread_only(tmp_path):
 
 def test_a_shared_model_follows_its_file(tmp_path):
     found = model(tmp_path, 0)
-    first = found.shared()
+    first = found.segmenter(Compute()).network
     save_weights(architecture().build(1), found.weights)
     os.utime(found.weights, ns=(1, 1))  # a clock too coarse to tell the two files apart would hide the change
-    assert same(found.shared(), architecture().build(1))
-    assert not same(found.shared(), first)
+    assert same(found.segmenter(Compute()).network, architecture().build(1))
+    assert not same(found.segmenter(Compute()).network, first)
 
 
 def test_probability_of_both_heads():

@@ -191,11 +191,13 @@ def test_an_array_that_is_missing_or_another_is_refused(tmp_path, monkeypatch):
         open_array(tmp_path, schema.MASKS)
     create_array(tmp_path, schema.MASKS, (2, 2, 4, 4), 2)
     (tmp_path / "masks.zarr").rename(tmp_path / "labels.zarr")
-    with pytest.raises(BadInput, match=r"labels.zarr: expected \('labels', 3\), found \('masks', 3\)"):
+    with pytest.raises(BadInput, match=r"labels.zarr: expected name and version \('labels', 3\), found \('masks', 3\)"):
         open_array(tmp_path, schema.LABELS)
     (tmp_path / "labels.zarr").rename(tmp_path / "masks.zarr")
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
-    with pytest.raises(BadInput, match=r"masks.zarr: expected \('masks', 4\), found \('masks', 3\); run `dvc repro`"):
+    with pytest.raises(
+        BadInput, match=r"masks.zarr: expected name and version \('masks', 4\), found \('masks', 3\); run `dvc repro`"
+    ):
         open_array(tmp_path, schema.MASKS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from math import log
 
 import numpy as np
@@ -12,13 +13,14 @@ from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import FixedProposal, NetworkPrediction, predictions
 from pipeline.segmenter.knobs import Optimisation
-from pipeline.segmenter.weights import shifted
-from pipeline.students.baselines import picked_slot, tuned_offsets
+from pipeline.segmenter.logits import shifted
+from pipeline.store.proposals import Data
 from pipeline.students.objectives.proposal import Proposal
 from pipeline.students.objectives.threshold import TunedThreshold
 from pipeline.students.objectives.validation_labels import ValidationLabels
 from tests.fixtures.builders import bars, case_store, proposal_store
 from tests.fixtures.students import Setting, made
+from tests.fixtures.trained import RECORDED
 
 
 @pytest.fixture
@@ -64,17 +66,15 @@ def test_tuned_offsets_are_at_least_as_good_as_none(setting):
     rows = setting.train(TunedThreshold(kind="threshold"), [])
     base_dice = setting.train(Proposal(kind="proposal", pick="base base"), [], out="other")[0]
     assert rows[0]["step"] == 0
-    offsets, dice = tuned_offsets(TunedThreshold(kind="threshold"), setting.cases, setting.base, Compute())
-    none, plain = tuned_offsets(
-        TunedThreshold(kind="threshold", offsets=(0.0,)), setting.cases, setting.base, Compute()
-    )
+    offsets, dice = TunedThreshold(kind="threshold").tuned(setting.cases, setting.base, Compute())
+    none, plain = TunedThreshold(kind="threshold", offsets=(0.0,)).tuned(setting.cases, setting.base, Compute())
     assert none == (0.0,)
     assert dice >= plain
     assert rows[0]["validation_dice"] == pytest.approx(dice)
     assert base_dice["validation_dice"] is not None
     record = setting.record()
     assert record["offsets"] == list(offsets)
-    found = predictions(setting.folder / "student", setting.cases, setting.proposals, Compute())
+    found = predictions(setting.folder / "student", setting.data, Compute())
     assert isinstance(found.best, NetworkPrediction)
     assert found.best.offsets == offsets
     assert len(found.sustained) == 1
@@ -100,8 +100,8 @@ def fixed(folder, splits=("validation", "validation", "test")):
 
 def test_the_best_fixed_proposal(tmp_path):
     cases, proposals = fixed(tmp_path)
-    assert picked_slot(Proposal(kind="proposal"), cases, proposals) == (1, "s 1", pytest.approx(1.0))
-    assert picked_slot(Proposal(kind="proposal", pick="s 2"), cases, proposals) == (2, "s 2", pytest.approx(0.8))
+    assert Proposal(kind="proposal").picked(Data(cases, proposals)) == (1, "s 1", pytest.approx(1.0))
+    assert Proposal(kind="proposal", pick="s 2").picked(Data(cases, proposals)) == (2, "s 2", pytest.approx(0.8))
     found = FixedProposal(cases, proposals, 1)(cases.all[2])
     assert found.tolist() == bars([4])[0].tolist()
 
@@ -109,7 +109,7 @@ def test_the_best_fixed_proposal(tmp_path):
 def test_a_proposal_that_is_not_there(tmp_path):
     cases, proposals = fixed(tmp_path)
     with pytest.raises(BadInput, match=r"pick: no proposal 'ensemble mean'; there are \['base base', 's 1', 's 2'\]"):
-        picked_slot(Proposal(kind="proposal", pick="ensemble mean"), cases, proposals)
+        Proposal(kind="proposal", pick="ensemble mean").picked(Data(cases, proposals))
 
 
 def test_an_arm_that_takes_a_proposal_has_no_weights(setting):
@@ -119,7 +119,7 @@ def test_an_arm_that_takes_a_proposal_has_no_weights(setting):
     record = setting.record()
     assert (record["slot"], record["proposal"]) == (0, "base base")
     assert record["late"] == []
-    found = predictions(out, setting.cases, setting.proposals, Compute())
+    found = predictions(out, setting.data, Compute())
     assert found.best is None
     mask = found.sustained[0](setting.cases.all[4])
     assert np.array_equal(mask, setting.proposals.masks(setting.cases.all[4])[0])
@@ -132,9 +132,9 @@ def test_test_cases_must_be_proposed_for(tmp_path):
     proposals = proposal_store(folder / "proposals", [bars([2, 4, 6])] * 2)
     student = folder / "student"
     student.mkdir()
-    (student / "student.json").write_text('{"slot": 1, "offsets": null, "late": []}')
+    (student / "student.json").write_text(json.dumps({**RECORDED, "slot": 1}))
     with pytest.raises(
         BadInput,
         match=r"takes proposal 1 of every case, and 1 test cases have none \(first: 'c2'\); add 'test' to propose",
     ):
-        predictions(student, cases, proposals, Compute())
+        predictions(student, Data(cases, proposals), Compute())

@@ -9,22 +9,24 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.measures.overlap import dice_to
 from pipeline.segmenter.knobs import Consistency
-from pipeline.segmenter.sliding import predict
-from pipeline.segmenter.weights import Model, probability
+from pipeline.segmenter.logits import probability
+from pipeline.segmenter.losses import dice_ce
+from pipeline.segmenter.models import Model
+from pipeline.students.batch import PoolBatch
 from pipeline.students.links.cdpo import ConservativeDPO
 from pipeline.students.objectives.distill import Distill
 from pipeline.students.objectives.mean_teacher import MeanTeacher
-from pipeline.students.objectives.objective import PoolBatch
 from pipeline.students.objectives.preference import Preference
 from pipeline.students.objectives.pseudo_label import PseudoLabel
+from pipeline.students.objectives.supervised import Supervised
 from pipeline.students.pool_batches import drift, kl_outside, regions
 from pipeline.students.student import Anchor, Stopping
 from pipeline.students.watching import stop_rule
 from tests.fixtures.builders import proposal_store
+from tests.fixtures.networks import segmenter_of
 from tests.fixtures.students import SPACE, Setting, made
 
 
@@ -55,13 +57,25 @@ def test_pool_objectives_need_no_pairs(setting, objective):
     assert "flipped_share" not in record
 
 
+def test_supervision_is_dice_and_cross_entropy_of_the_labelled_cases(setting):
+    """With steps of nearly 0 the student is the base: its DiceCE on the two labelled cases, which are one batch."""
+    rows = setting.train(Supervised(kind="supervised"), [], steps=1)
+    labelled = setting.cases.split("labelled")
+    images = torch.from_numpy(np.stack([setting.cases.image(case) for case in labelled]))
+    labels = torch.from_numpy(np.stack([setting.cases.label(case) for case in labelled]))
+    with torch.no_grad():
+        expected = dice_ce(setting.base.load()(images), labels).item()
+    assert rows[-1]["loss"] == pytest.approx(expected, abs=1e-6)
+    assert setting.record()["stopped"] is None
+
+
 def test_pseudo_labels_are_the_base_of_the_same_view(setting):
     """With steps of nearly 0 the student is the base: cross-entropy to its own most probable class, which for one
     image is the mean of -log max p, and the share of voxels with p of at least .6 is what is labelled."""
     rows = setting.train(PseudoLabel(kind="pseudo_label", confidence=0.6), [], steps=1)
     shares = []
     for row in (2, 3):
-        logits = predict(setting.base.load(), setting.cases.image(setting.cases.all[row]), SPACE, Compute())
+        logits = segmenter_of(setting.base.load(), SPACE).logits(setting.cases.image(setting.cases.all[row]))
         shares.append(float((probability(logits).max(0).values >= 0.6).float().mean()))
     assert 0 < np.mean(shares) < 1
     assert rows[-1]["pseudo_labelled"] == pytest.approx(np.mean(shares))

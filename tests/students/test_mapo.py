@@ -24,11 +24,12 @@ from pipeline.judges.kinds.oracle import Oracle
 from pipeline.measures.overlap import dice_to
 from pipeline.pairs.mine import PairSet, mine
 from pipeline.pairs.strategies.top_bottom import TopBottom
+from pipeline.segmenter.segmenter import Segmenter
 from pipeline.store.schema import UNKNOWN
+from pipeline.students.batch import LabelledBatch
 from pipeline.students.objectives.mapo import Mapo
 from pipeline.students.objectives.mapo_pairs import OnlinePairs, best_over_worst
-from pipeline.students.objectives.objective import LabelledBatch
-from pipeline.students.objectives.pair_objective import PairObjective
+from pipeline.students.objectives.preference import PairObjective
 from pipeline.students.student import Anchor
 from tests.fixtures.builders import bars, case_store, panel_of, proposal_store
 from tests.fixtures.chain import TINY, run_chain, with_changes
@@ -41,7 +42,8 @@ def mapo(**knobs: Any) -> Mapo:
 
 
 def online(setting: Setting, knobs: Mapo) -> OnlinePairs:
-    return OnlinePairs(knobs, setting.base.load(), setting.base.load(), setting.base.architecture, Compute(), 7)
+    reference, policy = (Segmenter(setting.base.load(), setting.base.architecture, Compute()) for _ in range(2))
+    return OnlinePairs(knobs, reference, policy, 7)
 
 
 def labelled_batch(setting: Setting, at: OnlinePairs) -> LabelledBatch:
@@ -49,7 +51,7 @@ def labelled_batch(setting: Setting, at: OnlinePairs) -> LabelledBatch:
     rows = setting.cases.split("labelled")
     images = torch.stack([torch.from_numpy(setting.cases.image(case)) for case in rows])
     labels = torch.stack([torch.from_numpy(setting.cases.label(case)) for case in rows])
-    return LabelledBatch([(1.0, at.policy(images))], labels, images)
+    return LabelledBatch([(1.0, at.policy.network(images))], labels, images)
 
 
 # ---- pairs by hand ---------------------------------------------------------------------------------------------
@@ -128,7 +130,7 @@ def test_the_offline_form_gives_the_same_pairs_for_the_same_hypotheses(tmp_path:
     assert (batch.chosen.numpy() == chosen).all()
     assert (batch.rejected.numpy() == rejected).all()
     assert row["online/images_with_pair"] == len(mined) / 2
-    assert (batch.reference == at.reference(seen.images)).all()
+    assert (batch.reference == at.reference.network(seen.images)).all()
 
 
 def test_the_gap_is_that_of_dice_with_the_label(tmp_path: Path):
@@ -203,11 +205,11 @@ def test_the_preference_term_widens_the_margin_of_its_pairs(tmp_path: Path):
     at = online(setting, mapo())
     batch, _ = at.of_labelled(labelled_batch(setting, at), 1)
     bound = mapo().bind(at.statistics([batch]))
-    optimiser = torch.optim.SGD(at.policy.parameters(), lr=0.05)
+    optimiser = torch.optim.SGD(at.policy.network.parameters(), lr=0.05)
     losses = []
     for _ in range(5):
         assert batch.images is not None
-        loss, _ = bound(replace(batch, logits=at.policy(batch.images)))
+        loss, _ = bound(replace(batch, logits=at.policy.network(batch.images)))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -233,7 +235,7 @@ def test_a_moving_reference_follows_the_student(tmp_path: Path):
     base = setting.base.load()
     with torch.no_grad():
         frozen = base(labelled.images)
-    for value in at.policy.state_dict().values():
+    for value in at.policy.network.state_dict().values():
         value.add_(1.0)
     batch, _ = at.of_labelled(labelled, 1)
     assert torch.equal(batch.reference, frozen)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.seeding import numpy_generator, torch_generator
 from pipeline.store.schema import UNKNOWN
 from pipeline.students.links.sigmoid import Sigmoid
-from pipeline.students.pair_terms import (
+from pipeline.students.pair_loss import (
     disagreement_region,
     kl_to_reference,
     normaliser_value,

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from pipeline.compute import Compute
 from pipeline.seeding import numpy_generator
+from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.knobs import Optimisation
-from pipeline.segmenter.weights import Architecture
+from pipeline.segmenter.segmenter import Segmenter
 from pipeline.store.cases import CaseStore
-from pipeline.store.proposals import ProposalStore
-from pipeline.students.objectives.objective import PoolBatch
+from pipeline.store.proposals import Data, ProposalStore
+from pipeline.students.batch import PoolBatch
 from pipeline.students.objectives.preference import Preference
-from pipeline.students.pair_terms import disagreement_region, pair_terms
+from pipeline.students.pair_loss import disagreement_region, pair_terms
 from pipeline.students.pool_batches import PoolBatches, drift
 from pipeline.students.student import Training
 from tests.fixtures.builders import bars, case_store, proposal_store
@@ -64,12 +65,10 @@ def pool(
     architecture = Architecture("UNet", {}, len(window), 1, classes, head, window)
     cases = CaseStore(folder / "cases")
     return PoolBatches(
-        cases,
-        ProposalStore(folder / "proposals"),
+        Data(cases, ProposalStore(folder / "proposals")),
         pairs,
         [case for case in cases.all if case.case_id in set(pairs["case_id"])],
-        architecture,
-        reference or small(len(window), architecture.outputs),
+        Segmenter(reference or small(len(window), architecture.outputs), architecture, Compute()),
         Training(
             optimisation=Optimisation(steps=1, learning_rate=1e-3),
             images=per_step,
@@ -78,7 +77,6 @@ def pool(
             random_crops=random_crops,
         ),
         augmentation or Augmentation(flips=(0, 1)),
-        Compute(),
         seed,
     )
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pipeline.seeding import numpy_generator, torch_generator
 from pipeline.store.schema import UNKNOWN
+from pipeline.students.batch import PoolBatch
 from pipeline.students.objectives import Objective
-from pipeline.students.objectives.objective import PoolBatch
 from pipeline.students.objectives.preference import Preference
-from pipeline.students.pair_terms import disagreement_region
+from pipeline.students.pair_loss import disagreement_region
 from tests.fixtures.preferences import LINKS, NORMALISERS, preference, statistics
 
 OUTPUTS = [1, 3]

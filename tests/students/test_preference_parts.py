@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import BadInput
-from pipeline.students.objectives.objective import PoolBatch
+from pipeline.students.batch import PoolBatch
 from tests.fixtures.preferences import LINKS, bars, batch, preference, softplus, statistics
 
 # ---- voxel -----------------------------------------------------------------------------------------------------

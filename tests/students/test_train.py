@@ -10,9 +10,11 @@ import torch
 
 from pipeline.errors import BadInput
 from pipeline.measures.overlap import dice_to
+from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.knobs import Optimisation
-from pipeline.segmenter.weights import Architecture, Model, load_weights
+from pipeline.segmenter.models import Model
+from pipeline.segmenter.weights import load_weights
 from pipeline.store.manifest import check_manifest
 from pipeline.students.objectives.full import Full
 from pipeline.students.objectives.preference import Preference

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.compute import Compute
+from pipeline.store.cases import LabelledCases
 from pipeline.students.watching import validation_measures
-from tests.fixtures.networks import Ramp
+from tests.fixtures.networks import Ramp, row_of, segmenter_of
 
 
 def measured(window: tuple[int, ...], *spacings: tuple[float, ...] | None) -> dict[str, float | None]:
     """The network finds the lower half of 8x4; the truth is the lowest quarter."""
     truth = (np.arange(8)[:, None] >= 6).repeat(4, 1).astype(np.uint8)
-    images = [np.zeros((1, 8, 4), np.float32)] * len(spacings)
-    return validation_measures(Ramp(), images, [truth] * len(spacings), list(spacings), window, 2, Compute())
+    cases = [row_of((8, 4), spacing_mm=spacing) for spacing in spacings]
+    images = [np.zeros((1, 8, 4), np.float32)] * len(cases)
+    return validation_measures(segmenter_of(Ramp(), window), LabelledCases(cases, images, [truth] * len(cases)))
 
 
 def test_dice_and_surface_distance_by_hand():

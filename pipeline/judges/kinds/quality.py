@@ -1,10 +1,10 @@
-"""Dice as a network sees it: regressed from image, mask and mean probability, and trained to rank (Robinson 2018)."""
+"""Judge `quality`: Dice regressed by networks from image, mask and mean probability (Robinson 2018)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
+from pipeline.judges.learning.learned_dice import DECAY, ranking_loss, reliability, soft_pick
 from pipeline.measures.overlap import first_equal
 from pipeline.seeding import numpy_generator, seed_of
 from pipeline.segmenter.knobs import Network, Optimisation
@@ -24,34 +25,30 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pipeline.judges.learning.mask_examples import Example
-    from pipeline.segmenter.weights import Architecture
+    from pipeline.segmenter.architecture import Architecture
 
 REPORT = "held_out.json"
-"""Beside the weights: how well each network judges the labelled groups that it has not learned from."""
+"""File beside the weights: measures of each network on the labelled groups that the network leaves out."""
 PARTS = 5
-"""Parts of the labelled groups, one of which a network leaves out; more where there are more networks."""
-SCALE = 0.05
-"""Difference of predicted Dice that counts as a sure ranking: the loss of a pair is logistic in units of it."""
-DECAY = 0.98
-"""Of the moving average of the weights."""
+"""Fewest parts of the labelled groups, if there are as many groups. Each network leaves one part out."""
 AT_ONCE = 16
-"""Masks of one case in one forward pass."""
+"""Most masks of one case in one forward pass."""
 
 
 class Quality(JudgeKnobs):
-    """The mean over foreground classes of the Dice that networks predict, averaged over the networks.
+    """Dice (0 to 1) that networks predict for a proposal, mean over foreground classes and networks.
 
-    A network sees image, mask and mean probability; what it adds is a correction, on the logistic scale, of the Dice
-    that the mean probability expects of the mask, so an untrained one is nearly `expected_dice`. It learns from
-    out-of-fold proposals of labelled cases and from corruptions: smooth L1 error of the Dice of every foreground
-    class, and a logistic ranking term on pairs of masks of one image. Of the weights met in training (a moving
-    average) those are kept that rank proposals of the labelled groups best that this network has left out. Masks that
-    are equal have equal scores; of a mask that is 255 throughout it abstains. Raises `BadInput` without out-of-fold
-    proposals, and where the labelled cases are of fewer than two groups.
+    A network sees image, mask and mean probability. The network adds a correction, on the logistic scale, to the Dice
+    that the mean probability expects of the mask, so an untrained network is close to `expected_dice`. Networks learn
+    from out-of-fold proposals of labelled cases and from corruptions. The loss is the smooth L1 error of the Dice of
+    every foreground class, and a logistic ranking term on pairs of masks of one image. The weights are a moving
+    average, kept from the evaluation that ranks proposals best on the labelled groups that the network leaves out.
+    Equal masks have equal scores. The judge abstains on masks that are 255 everywhere. Raises `BadInput` without
+    out-of-fold proposals, and for labelled cases of fewer than two groups.
 
-    Cost with the default knobs on one CPU core: 4 ms per network and proposal of 128x128, 23 ms of 48x64x48; learning
-    takes 0.13 s per step of 16 masks of 128x128 (4 minutes in all) and 0.7 s of 48x64x48 (there, smaller batches and
-    fewer steps help). Memory: see `MaskBatches`.
+    Cost with the default knobs on one CPU core: 4 ms per network and proposal at 128x128, 23 ms at 48x64x48. Learning
+    takes 0.13 s per step of 16 masks at 128x128 (4 minutes in all) and 0.7 s at 48x64x48, where smaller batches and
+    fewer steps help. The memory is described in `MaskBatches`.
     """
 
     kind: Literal["quality"]
@@ -65,36 +62,38 @@ class Quality(JudgeKnobs):
         },
         multiple=32,
     )
-    """A network of MONAI that gives one number per output channel for an image of any size. Windows are not slid; where
-    `multiple` is null, it is 16."""
+    """Network of MONAI that gives one number per output channel for an image of any size. The window must hold the
+    largest case, since windows are not slid. `multiple` null means 16."""
     optimisation: Optimisation = Optimisation(steps=600, learning_rate=1e-3, evaluate_every=50, patience=6)
-    """Of each network; its evaluations are on the labelled groups that it leaves out."""
+    """Optimisation of each network. Evaluations use the labelled groups that the network leaves out."""
     batch: Annotated[int, Field(gt=1)] = 16
     """Masks per step."""
     per_image: Annotated[int, Field(gt=1)] = 4
-    """Masks of one image in a batch; pairs of them are ranked."""
+    """Most masks of one image in a batch. The ranking term compares masks of one image."""
     ranking: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the ranking term beside the error of the Dice."""
+    """Weight of the ranking term; the error of the Dice has weight 1, and 0 leaves the ranking term out."""
     corrupted: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of corruptions among the masks; the others are out-of-fold proposals."""
+    """Share of corruptions among the masks of a step. All other masks are out-of-fold proposals."""
     networks: Annotated[int, Field(gt=0)] = 3
-    """Networks that are averaged, each leaving out another part of the labelled groups."""
+    """Number of networks, whose predictions are averaged. Each leaves out another part of the labelled groups,
+    as far as there are groups."""
     shrink: Annotated[int, Field(gt=0)] = 2
-    """Voxels along each axis that are averaged to one before the network: cheaper by its power, and coarser."""
+    """Edge in voxels of the blocks that are averaged to one voxel before the network. The network is then cheaper by
+    this factor per axis, and coarser."""
 
     @field_validator("network")
     @classmethod
     def _with_multiple(cls, network: Network) -> Network:
-        # It cannot be found: there are no logits whose size tells whether the network fits.
+        # No search finds the multiple: a network with one number per channel has no logits whose size tells the fit.
         return network if network.multiple else network.model_copy(update={"multiple": 16})
 
     def ready(self, given: JudgeInputs) -> QualityScorer:
         from pipeline.judges.learning.mask_examples import examples_of, input_channels
-        from pipeline.segmenter.weights import Architecture
+        from pipeline.segmenter.architecture import Architecture
 
         classes = len(given.cases.class_names)
         channels = input_channels(given.cases.channels, classes)
-        # Small cases are padded to what is left of a multiple after shrinking: normalisation needs more than one voxel.
+        # After shrinking, small cases are padded to one multiple: normalisation needs more than one voxel.
         assert self.network.multiple is not None
         least = self.network.multiple * self.shrink
         padded = [max(length, least) for length in given.cases.padded]
@@ -139,10 +138,10 @@ class Quality(JudgeKnobs):
         classes: int,
         given: JudgeInputs,
     ) -> dict[str, object]:
-        """Train one network, write its weights, and say how it judges what it has not seen."""
+        """Train one network and write its weights; the result is its record with measures on `held_out`."""
         import torch
 
-        from pipeline.judges.learning.mask_examples import MaskBatches, class_dice
+        from pipeline.judges.learning.mask_examples import MaskBatches, MaskDraws, class_dice
         from pipeline.segmenter.loop import Average, optimise
         from pipeline.segmenter.weights import save_weights
 
@@ -150,23 +149,22 @@ class Quality(JudgeKnobs):
         seed = seed_of(given.seed, "quality", number)
         compute, window = given.compute, architecture.window
         network = architecture.build(seed_of(seed, "weights")).to(compute.device)
+        learning = DiceNetwork(network, window, classes, self.shrink, compute)
         truths = [class_dice(example.label, example.masks, classes) for example in held_out]
 
         def evaluate(network: nn.Module) -> dict[str, float | None]:
-            found = [
-                predicted_dice(network, e.image, e.masks, e.probability, classes, window, self.shrink, compute)
-                for e in held_out
-            ]
+            judging = replace(learning, network=network)
+            found = [judging.predicted_dice(e.image, e.masks, e.probability) for e in held_out]
             return {**reliability(found, truths), "validation_dice": soft_pick(found, truths)}
 
-        batches = iter(
-            MaskBatches(seen, classes, window, self.batch, seed, self.corrupted, self.per_image, given.flips)
-        )
+        draws = MaskDraws(self.batch, self.corrupted, self.per_image, given.flips)
+        batches = iter(MaskBatches(seen, classes, window, draws, seed))
 
         def step_loss(step: int) -> tuple[Tensor, dict[str, float | None]]:
+            network.train()
             batch = next(batches)
             dice = batch.dice.to(compute.device)
-            found = corrected_dice(network, batch.inputs.to(compute.device), classes, self.shrink, compute)
+            found = learning.corrected_dice(batch.inputs.to(compute.device))
             loss = torch.nn.functional.smooth_l1_loss(found, dice, beta=0.1)
             if self.ranking:
                 loss = loss + self.ranking * ranking_loss(found.mean(1), dice.mean(1), batch.image)
@@ -176,7 +174,7 @@ class Quality(JudgeKnobs):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, "dropout"))
             average = Average(network, DECAY)
-            trained = optimise(network, step_loss, evaluate, self.optimisation, train_mode=True, average=average)
+            trained = optimise(network, step_loss, evaluate, self.optimisation, average=average)
         network.load_state_dict(trained.best)
         save_weights(network, given.models / f"{name_of(number)}.safetensors")
         groups = sorted({example.group for example in held_out})
@@ -188,100 +186,54 @@ def name_of(number: int) -> str:
     return f"quality_{number}"
 
 
-def corrected_dice(network: nn.Module, inputs: Tensor, classes: int, shrink: int, compute: Compute) -> Tensor:
-    """Dice f32 `[n, classes - 1]` in (0, 1) predicted for `network_input`s f32 `[n, channel, *window]`.
+@dataclass(frozen=True)
+class DiceNetwork:
+    """A network that predicts Dice as a correction of the Dice that the mean probability expects of a mask."""
 
-    The logit of the soft Dice of mask and mean probability (with one voxel added to overlap and volumes, so that a
-    class that neither has counts as 1), plus what the network adds.
-    """
-    import torch
+    network: nn.Module
+    window: Sequence[int]
+    classes: int
+    shrink: int
+    compute: Compute
 
-    axes = tuple(range(2, inputs.ndim))
-    mask, probability = inputs[:, 2 - 2 * classes :].chunk(2, dim=1)
-    soft = (2 * (mask * probability).sum(axes) + 1) / (mask.sum(axes) + probability.sum(axes) + 1)
-    if shrink > 1:
-        pool = torch.nn.functional.avg_pool2d if len(axes) == 2 else torch.nn.functional.avg_pool3d
-        inputs = pool(inputs, shrink)
-    with compute.autocast():
-        correction = network(inputs)
-    return torch.sigmoid(torch.logit(soft, 1e-3) + correction.float())
+    def corrected_dice(self, inputs: Tensor) -> Tensor:
+        """Dice f32 `[n, classes - 1]` in (0, 1) predicted for `network_input`s f32 `[n, channel, *window]`.
 
+        The logit of the prediction is the logit of the soft Dice of mask and mean probability, plus the correction of
+        the network. 1 is added to numerator and denominator of the soft Dice, so a class that is absent from mask and
+        mean probability has a soft Dice of 1.
+        """
+        import torch
 
-def ranking_loss(predicted_dice: Tensor, dice: Tensor, image: Tensor) -> Tensor:
-    """Logistic loss of the order of masks of one image, weighted by their true gap; 0 where no two masks differ.
+        axes = tuple(range(2, inputs.ndim))
+        mask, probability = inputs[:, 2 - 2 * self.classes :].chunk(2, dim=1)
+        soft = (2 * (mask * probability).sum(axes) + 1) / (mask.sum(axes) + probability.sum(axes) + 1)
+        if self.shrink > 1:
+            pool = torch.nn.functional.avg_pool2d if len(axes) == 2 else torch.nn.functional.avg_pool3d
+            inputs = pool(inputs, self.shrink)
+        with self.compute.autocast():
+            correction = self.network(inputs)
+        return torch.sigmoid(torch.logit(soft, 1e-3) + correction.float())
 
-    `predicted_dice` and `dice` are means over classes f32 `[n]`, `image` i64 `[n]` says whose masks they are.
-    """
-    import torch
+    def predicted_dice(self, image: np.ndarray, masks: np.ndarray, probability: np.ndarray) -> np.ndarray:
+        """Predicted Dice f64 `[n, classes - 1]` of masks u8 `[n, *space]` of one image."""
+        import torch
 
-    first, second = torch.triu_indices(len(dice), len(dice), 1)
-    same = (image[first] == image[second]).to(dice.device)
-    gap = (dice[first] - dice[second]) * same
-    margin = (predicted_dice[first] - predicted_dice[second]) * gap.sign() / SCALE
-    return (gap.abs() * torch.nn.functional.softplus(-margin)).sum() / gap.abs().sum().clamp_min(1e-6)
+        from pipeline.judges.learning.mask_examples import network_input
 
-
-def predicted_dice(
-    network: nn.Module,
-    image: np.ndarray,
-    masks: np.ndarray,
-    probability: np.ndarray,
-    classes: int,
-    window: Sequence[int],
-    shrink: int,
-    compute: Compute,
-) -> np.ndarray:
-    """Predicted Dice f64 `[n, classes - 1]` of masks u8 `[n, *space]` of one image."""
-    import torch
-
-    from pipeline.judges.learning.mask_examples import network_input
-
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(masks), AT_ONCE):
-            rows = [network_input(image, m, probability, classes, window) for m in masks[start : start + AT_ONCE]]
-            inputs = torch.stack(rows).to(compute.device)
-            found.append(corrected_dice(network, inputs, classes, shrink, compute).double().cpu().numpy())
-    return np.concatenate(found)
-
-
-def reliability(predicted_dice: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> dict[str, float | None]:
-    """How predictions of the Dice of proposals, `[n, class]` for each case, slot 0 first, hold against the true Dice.
-
-    `error` is the mean absolute error per class; `pair_accuracy` the mean over cases of the share of pairs ordered
-    rightly (None where no two proposals of a case differ); `lift` the mean true Dice of the top pick less slot 0's.
-    """
-    from pipeline.measures.ranking import differences, pair_error, rightness, top_value
-
-    lifts, wrong = [], []
-    for found, truth in zip(predicted_dice, truths, strict=True):
-        score, dice = found.mean(1)[None], truth.mean(1)[None]
-        lifts.append(top_value(score, dice)[0] - dice[0, 0])
-        wrong.append(pair_error(rightness(differences(score), differences(dice)))[0])
-    asked = ~np.isnan(wrong)
-    return {
-        "error": float(np.mean([np.abs(p - t).mean() for p, t in zip(predicted_dice, truths, strict=True)])),
-        "pair_accuracy": 1 - float(np.mean(np.array(wrong)[asked])) if asked.any() else None,
-        "lift": float(np.mean(lifts)),
-    }
-
-
-def soft_pick(predicted_dice: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
-    """Mean over cases of the true Dice of the proposals, weighted by the softmax of their scores over `SCALE`.
-
-    The Dice of the top pick, smoothed: with few cases the top pick itself hardly tells weights apart.
-    """
-    picks = []
-    for found, truth in zip(predicted_dice, truths, strict=True):
-        score = found.mean(1)
-        weight = np.exp((score - score.max()) / SCALE)
-        picks.append(float((weight * truth.mean(1)).sum() / weight.sum()))
-    return float(np.mean(picks))
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(masks), AT_ONCE):
+                some = masks[start : start + AT_ONCE]
+                rows = [network_input(image, mask, probability, self.classes, self.window) for mask in some]
+                inputs = torch.stack(rows).to(self.compute.device)
+                parts.append(self.corrected_dice(inputs).double().cpu().numpy())
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
 class QualityScorer:
-    """Trained networks by folder; each thread loads them once."""
+    """Scores by the trained networks in `folder`; each thread loads the networks once."""
 
     folder: Path
     networks: int
@@ -292,16 +244,16 @@ class QualityScorer:
     def score(self, evidence: Evidence) -> np.ndarray:
         import torch
 
-        from pipeline.segmenter.weights import Model
+        from pipeline.segmenter.models import Model
 
         torch.set_num_threads(1)
         originals, slot = np.unique(first_equal(evidence.masks), return_inverse=True)
         masks = evidence.masks[originals]
         found = []
         for number in range(self.networks):
-            model = Model(self.folder, name_of(number), self.compute.device)
-            given = (evidence.image, masks, evidence.probability, self.classes, model.architecture.window)
-            found.append(predicted_dice(model.shared(), *given, self.shrink, self.compute))
+            trained = Model(self.folder, name_of(number)).segmenter(self.compute)
+            judging = DiceNetwork(trained.network, trained.window, self.classes, self.shrink, self.compute)
+            found.append(judging.predicted_dice(evidence.image, masks, evidence.probability))
         scores = np.mean(found, axis=(0, 2))
         scores[[not (mask != UNKNOWN).any() for mask in masks]] = np.nan
         return scores[slot]

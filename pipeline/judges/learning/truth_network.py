@@ -1,9 +1,8 @@
-"""Class probabilities of the truth, learned from labelled cases and the masks that models proposed for them unseen."""
+"""Networks of `error_map`: class probabilities of the truth, learned from out-of-fold proposals."""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,12 +16,13 @@ from torch import Tensor, nn
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.judges.judge import JudgeInputs
-from pipeline.judges.kinds.quality import DECAY, ranking_loss, reliability
 from pipeline.judges.learning.expected_dice import NETWORKS_FILE, error_of, expected_dice
+from pipeline.judges.learning.learned_dice import DECAY, ranking_loss, reliability
 from pipeline.judges.learning.mask_examples import (
     Example,
     MaskBatch,
     MaskBatches,
+    MaskDraws,
     class_dice,
     examples_of,
     network_input,
@@ -30,8 +30,9 @@ from pipeline.judges.learning.mask_examples import (
 from pipeline.measures.folds import folds_by_group
 from pipeline.measures.ranking import differences
 from pipeline.seeding import seed_of
+from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.loop import Average, HistoryRow, optimise
-from pipeline.segmenter.weights import Architecture, load_weights, save_weights
+from pipeline.segmenter.weights import load_weights, per_thread, save_weights
 from pipeline.store.manifest import write_json
 from pipeline.store.schema import UNKNOWN
 
@@ -39,11 +40,11 @@ if TYPE_CHECKING:
     from pipeline.judges.kinds.error_map import ErrorMap
 
 PARTS = 4
-"""Fewest parts of the labelled patients, of which each network holds one out to choose its weights by."""
+"""Fewest parts of the labelled patients. Each network holds one part out and chooses its weights on this part."""
 BINS = 10
-"""Bins of equal width of the calibration error."""
-_LEAST = 1 / 510  # half a step of the mean probability, so that its logarithm is finite
-_GAIN = 10.0  # AdamW moves a factor by the learning rate in a step; the correction may come faster
+"""Number of bins of equal width of the predicted probability, for the calibration error."""
+_LEAST = 1 / 510  # least mean probability, half a stored step: keeps the logarithm finite
+_GAIN = 10.0  # AdamW moves a factor by about the learning rate per step; the gain lets the correction grow faster
 
 
 class TruthNetwork(nn.Module):
@@ -52,10 +53,10 @@ class TruthNetwork(nn.Module):
     def __init__(self, network: nn.Module, channels: int, given_mask: bool) -> None:
         super().__init__()
         self.network, self.channels, self.given_mask = network, channels, given_mask
-        self.factors = nn.Parameter(torch.tensor([1.0, 0.0]))
+        self.factors = nn.Parameter(torch.tensor([1.0, 0.0]))  # a, and b in units of `_GAIN`
 
     def forward(self, seen: Tensor) -> Tensor:
-        """Log-probabilities f32 `[n, class, *window]` of masks as `network_input` shows them."""
+        """Log-probabilities f32 `[n, class, *window]` for a batch of `network_input`s f32 `[n, channel, *window]`."""
         foreground = (seen.shape[1] - self.channels) // 2
         mean = seen[:, self.channels + foreground :]
         inputs = seen if self.given_mask else torch.cat([seen[:, : self.channels], mean], 1)
@@ -66,7 +67,7 @@ class TruthNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class TruthModel:
-    """A `TruthNetwork` on disk, beside the architecture of its network."""
+    """A `TruthNetwork` on disk, in a folder with the architecture of its network."""
 
     folder: Path
     number: int
@@ -87,20 +88,12 @@ class TruthModel:
         return TruthNetwork(self.architecture.build(seed), self.channels, self.given_mask).to(self.compute.device)
 
     def shared(self) -> nn.Module:
-        """The network of this thread, in eval mode: never train it."""
-        loaded: dict[str, Any] = _LOADED.__dict__
-        stat = self.weights.stat() if self.weights.is_file() else None
-        key = f"{self.weights.resolve()}:{stat and stat.st_mtime_ns}:{self.compute.device}"
-        if key not in loaded:
-            loaded[key] = load_weights(self.build(0), self.weights).eval()
-        return loaded[key]
-
-
-_LOADED = threading.local()
+        """The network that this thread shares, in eval mode: never train it."""
+        return per_thread(self.weights, self.compute.device, lambda: load_weights(self.build(0), self.weights).eval())
 
 
 def probability_of(model: TruthModel, image: np.ndarray, probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Class probabilities f32 `[class, *space]` of the truth by one pass of the network of this thread."""
+    """Class probabilities f32 `[class, *space]` of the truth, from one pass of the network of this thread."""
     return _probability(model.shared(), model, image, probability, mask)
 
 
@@ -115,8 +108,11 @@ def _probability(
 
 
 def expected_dice_of(p: Tensor, mask: Tensor, known: Tensor) -> Tensor:
-    """`error_map.expected_dice` with gradient, of a batch: f32 `[n, class - 1]` of p f32 `[n, class, *space]`, masks
-    u8 and known voxels `[n, *space]`."""
+    """Expected Dice f32 `[n, class - 1]` of a batch of masks u8 `[n, *space]`, with gradient.
+
+    The differentiable form of `pipeline.judges.learning.expected_dice.expected_dice`. `p` holds class probabilities f32
+    `[n, class, *space]`; `known` bool `[n, *space]` tells the voxels that count.
+    """
     found = []
     space = tuple(range(1, mask.ndim))
     for label in range(1, p.shape[1]):
@@ -129,13 +125,16 @@ def expected_dice_of(p: Tensor, mask: Tensor, known: Tensor) -> Tensor:
 
 
 def learn(knobs: ErrorMap, given: JudgeInputs) -> None:
-    """Write the networks and what they are worth on held-out patients to `given.models`. Raises `BadInput`."""
+    """Train the networks and write them to `given.models`, with their measures on held-out patients.
+
+    Raises `BadInput` without out-of-fold proposals, and for too few labelled groups.
+    """
     examples = [known for example in examples_of(given, knobs.kind) if len((known := _with_known(example)).masks)]
     groups = [example.group for example in examples]
     if len(set(groups)) < max(2, knobs.networks):
         raise BadInput(
             f"judge 'error_map': expected labelled cases of at least {max(2, knobs.networks)} groups, so that each of "
-            f"{knobs.networks} networks holds some out, found {len(set(groups))}; label more or lower `networks`"
+            f"{knobs.networks} networks holds groups out, found {len(set(groups))}; label more or lower `networks`"
         )
     part = folds_by_group(groups, max(knobs.networks, PARTS), given.seed)
     classes, channels = len(given.cases.class_names), given.cases.channels
@@ -155,10 +154,11 @@ def learn(knobs: ErrorMap, given: JudgeInputs) -> None:
 
 
 def gap_weighted_accuracy(expected: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
-    """Share of the gaps in true Dice between proposals of one case that the expected Dice orders rightly, case mean.
+    """Pair accuracy of the expected Dice, pairs weighted by their gap in true Dice: mean over cases, 0 to 1.
 
-    Both f64 `[n, class - 1]` of each case. Pairs of equal score count one half, cases without a gap not at all; one
-    half where there is none. It asks for the order alone: a network that is only surer of itself gains nothing.
+    `expected` and `truths` hold f64 `[n, class - 1]` per case. Pairs of equal score count one half. Cases without a gap
+    are left out; without any gap the result is one half. Only the order counts: a network that is merely more certain
+    gains nothing.
     """
     found = []
     for expectation, truth in zip(expected, truths, strict=True):
@@ -169,7 +169,7 @@ def gap_weighted_accuracy(expected: Sequence[np.ndarray], truths: Sequence[np.nd
 
 
 def _with_known(example: Example) -> Example:
-    """Without masks that are 255 everywhere: nothing can be expected of them."""
+    """The example without masks that are 255 everywhere, which have no expected Dice."""
     return replace(example, masks=example.masks[[bool((mask != UNKNOWN).any()) for mask in example.masks]])
 
 
@@ -181,9 +181,12 @@ def _learn_one(
     network = model.build(seed_of(seed, "weights"))
     window, classes = model.architecture.window, model.architecture.classes
     truths = [class_dice(example.label, example.masks, classes) for example in held_out]
-    batches = iter(MaskBatches(inside, classes, window, knobs.batch, seed, knobs.corrupted, flips=given.flips))
+    batches = iter(
+        MaskBatches(inside, classes, window, MaskDraws(knobs.batch, knobs.corrupted, flips=given.flips), seed)
+    )
 
     def step_loss(step: int) -> tuple[Tensor, HistoryRow]:
+        network.train()
         batch = MaskBatch(*(part.to(compute.device) for part in next(batches)))
         return _loss(network, batch, knobs, compute)
 
@@ -195,7 +198,7 @@ def _learn_one(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "dropout"))
         average = Average(network, DECAY)
-        trained = optimise(network, step_loss, evaluate, knobs.optimisation, train_mode=True, average=average)
+        trained = optimise(network, step_loss, evaluate, knobs.optimisation, average=average)
     network.load_state_dict(trained.best)
     save_weights(network, model.weights)
     return {
@@ -212,7 +215,7 @@ def _loss(network: nn.Module, batch: MaskBatch, knobs: ErrorMap, compute: Any) -
         if knobs.given_mask:
             log_p = network(batch.inputs)
         else:
-            # Masks of one image are seen in one view, so that one pass serves them all.
+            # Masks of one image share a view, so one pass per image serves all its masks.
             first = torch.stack([(batch.image == n).nonzero()[0, 0] for n in range(int(batch.image.max()) + 1)])
             log_p = network(batch.inputs[first])[batch.image]
     known = batch.truth != UNKNOWN
@@ -227,10 +230,11 @@ def _loss(network: nn.Module, batch: MaskBatch, knobs: ErrorMap, compute: Any) -
 
 
 def voxel_calibration(network: nn.Module, model: TruthModel, examples: Sequence[Example]) -> dict[str, float]:
-    """How error probabilities of the voxels of out-of-fold proposals hold against what is wrong.
+    """Calibration of error probabilities on the voxels of out-of-fold proposals, against the true errors.
 
-    `brier` is the mean squared difference and `ece` the mean of |predicted - observed| over ten bins of the predicted
-    probability, by voxels; with `_disputed` on the voxels that proposals do not agree on, 0 if there is none.
+    `brier` is the mean squared difference of predicted probability and error (0 or 1). `ece` is |mean predicted
+    probability - share of errors| in ten bins of the predicted probability, mean over voxels. `brier_disputed` and
+    `ece_disputed` cover only voxels on which the proposals differ, and are 0 without one.
     """
     predicted, wrong, disputed = [], [], []
     for example in examples:
@@ -246,7 +250,10 @@ def voxel_calibration(network: nn.Module, model: TruthModel, examples: Sequence[
 
 
 def calibration_of(predicted: np.ndarray, wrong: np.ndarray, ending: str) -> dict[str, float]:
-    """`ece` and `brier`, named with this ending, of error probabilities `[voxel]` and bool `[voxel]`; 0 of none."""
+    """`ece` and `brier` of error probabilities f32 `[voxel]` against errors bool `[voxel]`; 0 without voxels.
+
+    `ending` is added to both names.
+    """
     bins = np.minimum((predicted * BINS).astype(np.int64), BINS - 1)
     gap = np.abs(np.bincount(bins, predicted - wrong, BINS)).sum()
     voxels = max(1, len(wrong))
@@ -255,7 +262,7 @@ def calibration_of(predicted: np.ndarray, wrong: np.ndarray, ending: str) -> dic
 
 
 def _each(network: nn.Module, model: TruthModel, example: Example) -> Iterator[np.ndarray]:
-    """Class probabilities f32 `[class, *space]` for every proposal, from as few passes as it takes."""
+    """Class probabilities f32 `[class, *space]` for every proposal, from as few passes as possible."""
     p = None
     for mask in example.masks:
         if p is None or model.given_mask:

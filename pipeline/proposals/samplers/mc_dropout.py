@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
-from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
@@ -20,6 +19,8 @@ from pipeline.seeding import torch_generator
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from pipeline.segmenter.segmenter import Segmenter
 
 Place = Literal["bottleneck", "decoder", "all", "own"]
 _BYTES = 2**26
@@ -46,20 +47,20 @@ class MCDropout(Knobs):
         return [setting for setting, _ in self._sweep()]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
+        from pipeline.segmenter.logits import probability
         from pipeline.segmenter.sliding import PLAIN
-        from pipeline.segmenter.weights import probability
 
-        plan = plan_of(case, self.at)
+        plan = plan_for(case.segmenter, self.at)
         sweep = self._sweep()
         together = max(1, _BYTES // (4 * case.classes * prod(case.image.shape[1:])))
         for start in range(0, len(sweep), together):
             part = sweep[start : start + together]
 
-            def network(part: Sequence[tuple[str, float]] = part) -> nn.Module:
+            def with_dropout(part: Sequence[tuple[str, float]] = part) -> Segmenter:
                 drops = [(rate, torch_generator(case.seed, case.case_id, name, setting)) for setting, rate in part]
-                return dropped(case.segmenter.network, plan, drops)
+                return replace(case.segmenter, network=dropped(case.segmenter.network, plan, drops))
 
-            logits = case.logits((name, start), network, case.segmenter.window, PLAIN)
+            logits = case.logits((name, start), with_dropout, PLAIN)
             for (setting, _), of_pass in zip(part, logits.chunk(len(part)), strict=True):
                 yield drawn(name, setting, probability(of_pass).cpu())
 
@@ -124,13 +125,7 @@ def injected_dropout(layers: Sequence[nn.Module], rate: float, generator: torch.
             handle.remove()
 
 
-def plan_of(case: CaseModels, at: Place) -> Plan:
-    """The plan of the base."""
-    loaded = case.segmenter
-    return plan_for(loaded.network, case.image.shape[0], loaded.window, case.compute, at)
-
-
-def plan_for(network: nn.Module, channels: int, window: Sequence[int], compute: Compute, at: Place) -> Plan:
+def plan_for(segmenter: Segmenter, at: Place) -> Plan:
     """The plan of a network in eval mode; found by one forward pass of a blank window and kept for its life.
 
     Raises `BadInput` for a network without such a layer.
@@ -139,14 +134,14 @@ def plan_for(network: nn.Module, channels: int, window: Sequence[int], compute: 
     from torch import nn
 
     from pipeline.proposals.samplers.shared_passes import done_before, trace
-    from pipeline.segmenter.sliding import forward
 
+    network = segmenter.network
     known = _PLANS.setdefault(network, {})
     if at not in known:
         linear = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
         dropout = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-        blank = torch.zeros((channels, *window))
-        calls = trace(network, lambda: forward(network, blank, window, compute))
+        blank = torch.zeros((segmenter.architecture.channels, *segmenter.window))
+        calls = trace(network, lambda: segmenter.window_logits(blank))
         kinds = dropout if at == "own" else linear
         seen: dict[nn.Module, tuple[int, int]] = {}
         seen |= {call.module: _size(call.module, call.shape) for call in calls if isinstance(call.module, kinds)}

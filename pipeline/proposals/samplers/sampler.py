@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.store.cases import Case, Values, Where
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from pipeline.segmenter.segmenter import Segmenter
     from pipeline.segmenter.sliding import Sliding, View
 
 
@@ -53,14 +53,6 @@ class Draw:
     model, an imported mask, whose unknown voxels are 0 for every class."""
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A network in eval mode, and the voxels that it sees at once."""
-
-    network: nn.Module
-    window: tuple[int, ...]
-
-
 @dataclass
 class OnDisk:
     """What lasts while a large case is drawn band by band: windows that slide along it, and whole masks in files."""
@@ -90,10 +82,9 @@ class CaseModels:
     row: Case
     image: Values  # f32 [channel, *space], of the whole case
     classes: int
-    base: Loaded | None
-    members: dict[str, Loaded]
-    snapshots: dict[str, Loaded]
-    compute: Compute
+    base: Segmenter | None
+    members: dict[str, Segmenter]
+    snapshots: dict[str, Segmenter]
     seed: int
     swap_labels: tuple[tuple[int, int, int], ...] = ()  # (axis, class, class) that change places in a flip
     imports: Path = Path()
@@ -110,7 +101,7 @@ class CaseModels:
         return self.row.case_id
 
     @property
-    def segmenter(self) -> Loaded:
+    def segmenter(self) -> Segmenter:
         """The base; samplers that use it have refused to work without one."""
         assert self.base is not None
         return self.base
@@ -135,26 +126,22 @@ class CaseModels:
         """The next band, without draws."""
         return replace(self, band=(start, stop), draws=[], _base_probability=None, _total=None)
 
-    def logits(self, key: Hashable, network: Callable[[], nn.Module], window: Sequence[int], view: View) -> Tensor:
-        """Logits f32 `[output, *space]` of the network that `network` makes, here; `key` names it within the case."""
-        from pipeline.segmenter.sliding import Sliding, predict
-
+    def logits(self, key: Hashable, make: Callable[[], Segmenter], view: View) -> Tensor:
+        """Logits f32 `[output, *space]`, here, of the segmenter that `make` makes; `key` names it within the case."""
         if self.disk is None or self.band is None:
-            return predict(network(), self.image, window, self.compute, view)
+            return make().logits(self.image, view)
         if key not in self.disk.sliding:
             park = self.disk.folder / f"rows_{len(self.disk.sliding)}"
-            self.disk.sliding[key] = Sliding(
-                network(), self.image, window, self.compute, view, axis=self.disk.axis, park=park
-            )
+            self.disk.sliding[key] = make().sliding(self.image, view, self.disk.axis, park)
         return self.disk.sliding[key].rows(*self.band)
 
-    def predict(self, model: Loaded, view: View | None = None) -> Tensor:
+    def predict(self, model: Segmenter, view: View | None = None) -> Tensor:
         """Class probabilities `[class, *space]` of this case as it is, or as the view shows it to the network."""
+        from pipeline.segmenter.logits import probability
         from pipeline.segmenter.sliding import PLAIN
-        from pipeline.segmenter.weights import probability
 
         view = view or PLAIN
-        found = self.logits((id(model.network), view), lambda: model.network, model.window, view)
+        found = self.logits((id(model.network), view), lambda: model, view)
         return probability(found).cpu()
 
     def whole_mask(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -165,8 +152,7 @@ class CaseModels:
 
     def first_mask(self) -> np.ndarray:
         """Slot 0 of the whole case, u8 `[*space]`: where it is drawn in bands, it is predicted once more."""
-        from pipeline.segmenter.sliding import bands
-        from pipeline.segmenter.weights import labels, probability
+        from pipeline.segmenter.logits import labels, probability
 
         disk, base = self.disk, self.base
         if disk is None:
@@ -176,13 +162,13 @@ class CaseModels:
 
         def predicted() -> np.ndarray:
             mask = np.empty(self.image.shape[1:], np.uint8)
-            for where, logits in bands(base.network, self.image, base.window, self.compute, disk.axis):
+            for where, logits in base.bands(self.image, disk.axis):
                 mask[where] = labels(probability(logits))
             return mask
 
         return np.array(disk.mask("slot 0", predicted))
 
-    def predict_flipped(self, model: Loaded, axes: Sequence[int]) -> Tensor:
+    def predict_flipped(self, model: Segmenter, axes: Sequence[int]) -> Tensor:
         """Class probabilities `[class, *space]` of the image flipped along these axes, brought back to this case."""
         from pipeline.segmenter.sliding import View
 
@@ -229,6 +215,6 @@ class Sampler(Protocol):
 
 def drawn(name: str, setting: str, probability: Tensor, own: bool = True) -> Draw:
     """The draw of class probabilities; `own` says whether it counts in the mean probability."""
-    from pipeline.segmenter.weights import labels
+    from pipeline.segmenter.logits import labels
 
     return Draw(labels(probability), name, setting, probability if own else None)

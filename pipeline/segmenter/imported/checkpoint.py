@@ -10,7 +10,8 @@ from pydantic import model_validator
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.segmenter.knobs import MODELS, RECORD, Network
+from pipeline.segmenter.knobs import MODELS, Network
+from pipeline.segmenter.student_record import STUDENT_FILE, StudentRecord
 
 if TYPE_CHECKING:
     from pipeline.segmenter.imported.importer import ImportedModel, ImportedNetwork
@@ -75,7 +76,7 @@ class Checkpoint(Knobs):
 
     def _folder(self, folder: Path, cases: CaseStore) -> ImportedModel:
         from pipeline.segmenter.imported.importer import ImportedModel
-        from pipeline.segmenter.weights import Model
+        from pipeline.segmenter.models import Model
 
         if self.network is not None:
             raise BadInput(f"base.network: {folder} says itself which network it is of; remove base.network")
@@ -95,12 +96,12 @@ def _usual(folder: Path) -> str:
     """The weights that a folder is known for."""
     from pipeline.segmenter.imported.importer import listed
 
-    record = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else None
+    record = StudentRecord.of(folder)
     if record is not None:
-        if record["offsets"] or record["slot"] is not None:
+        if record.offsets or record.slot is not None:
             raise BadInput(
-                f"{folder / RECORD}: the student is a tuned threshold or a fixed proposal, not weights of its own; "
-                "take its base, or another student"
+                f"{folder / STUDENT_FILE}: the student is a tuned threshold or a fixed proposal, without weights of "
+                "its own; take its base, or another student"
             )
         return "last"
     if (folder / MODELS).is_file():
@@ -113,7 +114,7 @@ def _usual(folder: Path) -> str:
 
 def _of_folder(folder: Path, name: str) -> ImportedNetwork:
     from pipeline.segmenter.imported.importer import ImportedNetwork, listed
-    from pipeline.segmenter.weights import Model
+    from pipeline.segmenter.models import Model
 
     model = Model(folder / name, "base") if (folder / name).is_dir() else Model(folder, name)
     if not model.weights.is_file():

@@ -16,10 +16,11 @@ from pipeline.errors import BadInput
 from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.knobs import MODELS
-from pipeline.segmenter.loop import validation_dice
+from pipeline.segmenter.models import Model
 from pipeline.segmenter.program import copy_program
 from pipeline.segmenter.seen import Seen
-from pipeline.segmenter.weights import Model, save_weights
+from pipeline.segmenter.segmenter import Segmenter
+from pipeline.segmenter.weights import save_weights
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import sha256, write_json, write_manifest
 
@@ -92,10 +93,8 @@ def import_base(
         print(f"base: {note}", file=sys.stderr)
     rows = []
     for name, one in networks.items():
-        window, classes = one.architecture.window, one.architecture.classes
-        images = [cases.image_for(case, window) for case in validation]
-        truths = [cases.label_for(case, window) for case in validation]
-        dice = validation_dice(one.network, images, truths, window, classes, compute)
+        segmenter = Segmenter(one.network, one.architecture, compute)
+        dice = segmenter.dice(cases.with_labels(validation, segmenter.window))
         rows.append({"model": name, "step": 0, "loss": None, "validation_dice": dice, "best": True})
     out.mkdir(parents=True, exist_ok=True)
     for name, one in {**networks, **found.snapshots}.items():

@@ -1,15 +1,11 @@
-"""The two choices that make a preference objective: a link and a normaliser."""
+"""Contract of the link family: the loss of a pair from its margin h."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Normaliser = Literal["none", "region", "sqrt_region", "image", "voxel"]
-"""N(D): 1 (DPO) · max(|D|, floor) (RN-DPO) · its square root · voxels of the image (an ablation) · as `region`, but
-the link goes inside: the sum over D of link(beta d_i) over max(|D|, floor), so no voxel stands in for others."""
 
 
 class LossOfMargin(Protocol):

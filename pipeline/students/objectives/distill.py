@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pipeline.students.objectives.objective import Feed, HistoryRow, ObjectiveKnobs, PoolBatch
+from pipeline.students.objectives.objective import Feed, PoolObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.segmenter.loop import HistoryRow
+    from pipeline.students.batch import PoolBatch
 
-class Distill(ObjectiveKnobs):
+
+class Distill(PoolObjective):
     """Soft cross-entropy to the mean probability of the proposals (Hinton et al. 2015).
 
     Without this arm no gain from ensemble or consensus proposals can be credited to preference.
@@ -20,7 +23,7 @@ class Distill(ObjectiveKnobs):
     feeds: ClassVar[Feed] = "pool"
     needs_probability: ClassVar[bool] = True
 
-    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
+    def loss(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         from pipeline.segmenter.losses import soft_cross_entropy
 
         assert batch.probability is not None

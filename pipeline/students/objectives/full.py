@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
-
-from pipeline.segmenter.knobs import Optimisation
-from pipeline.students.objectives.objective import Feed, ObjectiveKnobs
+from pipeline.students.objectives.extra_labels import ExtraLabels
 
 
-class Full(ObjectiveKnobs):
+class Full(ExtraLabels):
     """DiceCE on labelled cases and pool, from the base; refused where a pool case has no label."""
 
     kind: Literal["full"]
-    feeds: ClassVar[Feed] = "truth"
     split: ClassVar[str] = "pool"
-    optimisation: Optimisation
-    """Its own, because more labels take more steps."""
-    batch: Annotated[int, Field(gt=0)] = 8
-    """Cases per step."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,7 +13,16 @@ from pipeline.judges.kinds.expected_dice import ExpectedDice
 from pipeline.judges.kinds.likelihood import Likelihood
 from pipeline.proposals.samplers.mc_dropout import Place
 from pipeline.students.objectives.objective import Feed
-from pipeline.students.objectives.pair_objective import PairObjective
+from pipeline.students.objectives.preference import PairObjective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.segmenter.loop import HistoryRow
+    from pipeline.students.batch import PoolBatch
+    from pipeline.students.loop import StudentTraining
+    from pipeline.students.objectives.mapo_pairs import OnlinePairs
+    from pipeline.students.start import Arm, Start
 
 OnlineJudge = Annotated[Agreement | ExpectedDice | Likelihood | Entropy, Field(discriminator="kind")]
 """Judges that need nothing but the hypotheses of an image, so that they can judge while a student is trained."""
@@ -67,3 +77,81 @@ class Mapo(PairObjective):
         """Dropout rate of every pass."""
         low, high = self.rates
         return [low + (high - low) * turn / (self.hypotheses - 1) for turn in range(self.hypotheses)]
+
+    def train(self, start: Start) -> Arm:
+        from pipeline.seeding import seed_of
+        from pipeline.students.loop import StudentTraining
+        from pipeline.students.objectives.mapo_pairs import OnlinePairs
+
+        training = StudentTraining(start, needs_labels=self.ranker == "truth")
+        reference = training.segmenter(start.base.load(start.compute.device))
+        policy = training.segmenter(training.policy)
+        online = OnlinePairs(self, reference, policy, seed_of(start.seed, "online"))
+        if self.ranker == "truth":
+            return self._on_labels(training, online)
+        return self._on_pool(training, online)
+
+    def _on_labels(self, training: StudentTraining, online: OnlinePairs) -> Arm:
+        """Pairs of labelled batches, ranked by the truth, beside the supervised loss of the same batches."""
+        import torch
+
+        from pipeline.segmenter.losses import deep_dice_ce
+
+        def first_batches() -> Iterator[PoolBatch]:
+            stream = training.label_stream("probe")
+            for turn in range(self._probes(training.start.training.labelled)):
+                with torch.no_grad():
+                    yield online.of_labelled(training.labelled_batch(stream), -turn)[0]
+
+        bound = self.bind(online.statistics(first_batches()))
+
+        def step_loss(step: int) -> tuple[Tensor, HistoryRow]:
+            if step > 1:
+                online.follow()
+            labelled = training.labelled_batch()
+            batch, numbers = online.of_labelled(labelled, step)
+            training.watch(batch)
+            supervised = deep_dice_ce(labelled.heads, labelled.labels)
+            preference, of_pairs = bound(batch)
+            loss = supervised + self.weight * preference
+            return loss, {**numbers, **of_pairs, "supervised": float(supervised.detach())}
+
+        return training.fit(step_loss, bound)
+
+    def _on_pool(self, training: StudentTraining, online: OnlinePairs) -> Arm:
+        """Pairs of pool images, ranked by the judge; the supervised term is that of the anchor."""
+        import torch
+
+        from pipeline.seeding import numpy_generator
+        from pipeline.students.pool_batches import pool_and_held_out
+
+        start = training.start
+        pool, held_out = pool_and_held_out(self, start)
+        draws, crops = pool.draws(), numpy_generator(start.seed, "student", "crops")
+
+        def first_batches() -> Iterator[PoolBatch]:
+            probe_draws, probe_crops = pool.draws(), numpy_generator(start.seed, "probe")
+            for turn in range(self._probes(start.training.images)):
+                with torch.no_grad():
+                    batch = pool.batch(next(probe_draws), training.policy, probe_crops)
+                    yield online.of_pool(batch, -turn)[0]
+
+        bound = self.bind(online.statistics(first_batches()))
+
+        def step_loss(step: int) -> tuple[Tensor, HistoryRow]:
+            if step > 1:
+                online.follow()
+            progress = step / start.training.optimisation.steps
+            batch = pool.batch(next(draws), training.policy, crops, None, step, progress)
+            batch, numbers = online.of_pool(batch, step)
+            preference, of_pairs = bound(batch)
+            return training.anchored(batch, self.weight * preference, {**numbers, **of_pairs})
+
+        return training.fit(step_loss, bound, pool, held_out)
+
+    @staticmethod
+    def _probes(per_batch: int) -> int:
+        """Batches that hold as many images as `PROBE`: their pairs tell the sizes that beta is matched on."""
+        from pipeline.students.watching import PROBE
+
+        return -(-PROBE // per_batch)

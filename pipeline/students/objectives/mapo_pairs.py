@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.measures.overlap import dice_to, first_equal, region
 from pipeline.pairs.strategies.strategy import Scored
 from pipeline.pairs.strategies.top_bottom import TopBottom
 from pipeline.proposals.samplers.mc_dropout import dropped, plan_for
 from pipeline.seeding import torch_generator
-from pipeline.segmenter.loop import Average
+from pipeline.segmenter.logits import predicted_classes
+from pipeline.segmenter.loop import Average, HistoryRow
 from pipeline.segmenter.losses import log_probability
-from pipeline.segmenter.weights import Architecture, predicted_classes
+from pipeline.segmenter.segmenter import Segmenter
 from pipeline.store.schema import UNKNOWN
-from pipeline.students.objectives.mapo import Mapo
-from pipeline.students.objectives.objective import HistoryRow, LabelledBatch, PairStatistics, PoolBatch
+from pipeline.students.batch import LabelledBatch, PairStatistics, PoolBatch
+
+if TYPE_CHECKING:
+    from pipeline.students.objectives.mapo import Mapo
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,11 @@ def best_over_worst(
 class OnlinePairs:
     """Makes the pairs of a step, and the batch that the loss of a pair takes."""
 
-    def __init__(
-        self, knobs: Mapo, base: nn.Module, policy: nn.Module, architecture: Architecture, compute: Compute, seed: int
-    ) -> None:
-        self.knobs, self.policy, self.architecture, self.compute, self.seed = knobs, policy, architecture, compute, seed
-        self.reference = base
-        self.average = None if knobs.reference_decay is None else Average(policy, knobs.reference_decay, warm_up=False)
+    def __init__(self, knobs: Mapo, reference: Segmenter, policy: Segmenter, seed: int) -> None:
+        self.knobs, self.reference, self.policy, self.seed = knobs, reference, policy, seed
+        self.architecture, self.compute = policy.architecture, policy.compute
+        decay = knobs.reference_decay
+        self.average = None if decay is None else Average(policy.network, decay, warm_up=False)
 
     def of_labelled(self, batch: LabelledBatch, step: int) -> tuple[PoolBatch, HistoryRow]:
         """Pairs of a labelled batch, ranked by the truth; voxels of unknown label are in no mask."""
@@ -89,7 +90,7 @@ class OnlinePairs:
         empty = batch.labels[:0]
         nothing = torch.zeros(0, dtype=torch.int64, device=batch.labels.device)
         with torch.no_grad(), self.compute.autocast():
-            reference = self.reference(batch.images).float()
+            reference = self.reference.network(batch.images).float()
         start = PoolBatch(batch.logits, reference, empty, empty, nothing, nothing, known, images=batch.images)
         return self._paired(start, step, batch.labels)
 
@@ -100,19 +101,19 @@ class OnlinePairs:
     def follow(self) -> None:
         """Take the student's last step into the moving reference, where there is one."""
         if self.average is not None:
-            self.average.update(self.policy)
+            self.average.update(self.policy.network)
 
     def hypotheses(self, images: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Masks u8 `[image, hypothesis, *space]` of the student, and their mean probability `[image, class, *space]`.
 
         Every image has its own draws, which depend on seed, step and place in the batch.
         """
-        plan = plan_for(self.policy, self.architecture.channels, self.architecture.window, self.compute, self.knobs.at)
+        plan = plan_for(self.policy, self.knobs.at)
         drops = [
             (rate, torch_generator(self.seed, "hypothesis", step, turn)) for turn, rate in enumerate(self.knobs.sweep())
         ]
         with torch.no_grad(), self.compute.autocast():
-            passes = dropped(self.policy, plan, drops)(images).float().chunk(len(drops), dim=1)
+            passes = dropped(self.policy.network, plan, drops)(images).float().chunk(len(drops), dim=1)
         masks = torch.stack([predicted_classes(each) for each in passes], dim=1)
         return masks, torch.stack([log_probability(each).exp() for each in passes]).mean(0)
 
@@ -125,17 +126,7 @@ class OnlinePairs:
             drawn = torch.cat([own[:, None], drawn], dim=1)
         drawn = torch.where(batch.known[:, None], drawn, UNKNOWN).to(torch.uint8)
         masks = list(drawn.cpu().numpy())
-        steps = (probability * 255).round().cpu().numpy() / np.float32(255)
-        scores = []
-        for position, each in enumerate(masks):
-            if labels is not None:
-                scores.append(dice_to(labels[position].cpu().numpy(), each, self.architecture.classes))
-            else:
-                # Every pass has a rate of its own, and so is a sampler of its own.
-                names = [f"pass {slot}" for slot in range(len(each))]
-                seen: Any = HypothesisEvidence(batch.images[position].cpu().numpy(), each, steps[position], names)
-                judge: Any = self.knobs.ranker
-                scores.append(np.asarray(judge.score(seen), np.float64))
+        scores = self._dice(masks, labels) if labels is not None else self._judged(masks, probability, batch.images)
         pairs = best_over_worst(masks, scores, self.knobs.tau, self.knobs.min_disagreement)
         spread = [float(np.nanmax(each) - np.nanmin(each)) for each in scores if not np.isnan(each).all()]
         row: HistoryRow = {
@@ -145,25 +136,36 @@ class OnlinePairs:
         }
         if labels is not None:
             hard = torch.where(batch.known, own, UNKNOWN).to(torch.uint8).cpu().numpy()
-            truths = labels.cpu().numpy()
-            above = [
-                float(each.max() - dice_to(truth, one[None], self.architecture.classes)[0])
-                for each, truth, one in zip(scores, truths, hard, strict=True)
-            ]
+            plain = self._dice([one[None] for one in hard], labels)
+            above = [float(each.max() - one[0]) for each, one in zip(scores, plain, strict=True)]
             row["online/headroom"] = float(np.mean(above))
         index = torch.tensor(pairs, dtype=torch.int64, device=drawn.device).reshape(-1, 3)
         image, chosen, rejected = index.unbind(1)
-        voxels = batch.known.flatten(1).sum(1)[image]
-        moving = None if self.average is None else self.average.logits(batch.images, self.compute)
-        made = replace(
+        paired = replace(
             batch,
             chosen=drawn[image, chosen],
             rejected=drawn[image, rejected],
             image=image,
-            voxels=voxels,
-            moving=moving,
+            voxels=batch.known.flatten(1).sum(1)[image],
+            moving=None if self.average is None else self.average.logits(batch.images, self.compute),
         )
-        return made, row
+        return paired, row
+
+    def _dice(self, masks: Sequence[np.ndarray], labels: Tensor) -> list[np.ndarray]:
+        """Dice f64 `[hypothesis]` of the masks of each image with the label of the image."""
+        classes, truths = self.architecture.classes, labels.cpu().numpy()
+        return [dice_to(truth, each, classes) for truth, each in zip(truths, masks, strict=True)]
+
+    def _judged(self, masks: Sequence[np.ndarray], probability: Tensor, images: Tensor) -> list[np.ndarray]:
+        """Scores f64 `[hypothesis]` of the masks of each image by the judge."""
+        judge: Any = self.knobs.ranker
+        steps = (probability * 255).round().cpu().numpy() / np.float32(255)
+        scores = []
+        for image, each, mean in zip(images.cpu().numpy(), masks, steps, strict=True):
+            # Every pass has a rate of its own, and so is a sampler of its own.
+            names = [f"pass {slot}" for slot in range(len(each))]
+            scores.append(np.asarray(judge.score(HypothesisEvidence(image, each, mean, names)), np.float64))
+        return scores
 
     def statistics(self, batches: Iterable[PoolBatch]) -> PairStatistics:
         """|D| and image size of the pairs that the base makes: what beta is matched on.

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipeline.segmenter.knobs import Consistency
-from pipeline.students.objectives.objective import Feed, HistoryRow, ObjectiveKnobs, PoolBatch
+from pipeline.students.objectives.objective import Feed, PoolObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.segmenter.loop import HistoryRow
+    from pipeline.students.batch import PoolBatch
 
-class MeanTeacher(ObjectiveKnobs):
+
+class MeanTeacher(PoolObjective):
     """The student's prediction of a noised pool image against its own moving average's of the clean one
     (Tarvainen & Valpola 2017). The average is the student that is kept."""
 
@@ -28,7 +31,7 @@ class MeanTeacher(ObjectiveKnobs):
     def teacher_decay(self) -> float | None:
         return self.consistency.decay
 
-    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
+    def loss(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         from pipeline.segmenter.losses import consistency, ramp_up
 
         assert batch.teacher is not None

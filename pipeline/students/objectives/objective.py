@@ -1,81 +1,55 @@
-"""What an objective is: the main term of a student's loss, and which cases feed it."""
+"""Contract of the objective family: an arm trains a student, or makes a student of the base without training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-import numpy as np
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pipeline.knobs import Knobs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HistoryRow = dict[str, float | None]
+    from pipeline.segmenter.loop import HistoryRow
+    from pipeline.students.batch import PairStatistics, PoolBatch
+    from pipeline.students.start import Arm, Start
+
 Feed = Literal["pairs", "pool", "labelled", "truth", "nothing"]
-"""Pool images with mined pairs · all pool images · labelled cases · cases with truth, on a schedule of its own ·
-nothing: the base as it is, used in another way."""
+"""Pool images with mined pairs · all pool images · labelled cases · cases with truth, on a schedule of their own ·
+nothing: the base itself, used in another way."""
 
 
-@dataclass(frozen=True)
-class PoolBatch:
-    """One forward pass of pool images with all their pairs, padded to the window.
-
-    Optional parts are there only where the objective or its anchor asks for them.
-    """
-
-    logits: Tensor  # [image, output, *space], with gradient
-    reference: Tensor  # [image, output, *space], of the frozen base
-    chosen: Tensor  # u8 [pair, *space]
-    rejected: Tensor  # u8 [pair, *space]
-    image: Tensor  # i64 [pair]
-    voxels: Tensor  # i64 [pair], valid voxels of the pair's image
-    known: Tensor | None = None  # bool [image, *space], False in the padding
-    probability: Tensor | None = None  # f32 [image, class, *space], mean of the proposals
-    teacher: Tensor | None = None  # [image, output, *space], logits of the student's moving average
-    e: Tensor | None = None  # f32 [pair], 1 - p_correct clipped; None where the pair set is not calibrated
-    voxel_e: Tensor | None = None  # f32 [pair, *space], error probability on D by the votes of the proposals
-    classes: tuple[str, ...] = ()  # names of the classes, background first
-    progress: float = 1.0  # share of the steps that are done
-    images: Tensor | None = None  # f32 [image, channel, *space], without noise
-    moving: Tensor | None = None  # [image, output, *space], of the moving average that pairs refer to
-
-
-@dataclass(frozen=True)
-class PairStatistics:
-    """What is known of a pair set before training; `[pair]` each."""
-
-    size: np.ndarray  # |D|
-    voxels: np.ndarray  # of the pair's image
-    dimensions: int
-
-
-@dataclass(frozen=True)
-class LabelledBatch:
-    """One forward pass of labelled cases."""
-
-    heads: Sequence[tuple[float, Tensor]]  # weight and logits of every head, the main one first
-    labels: Tensor  # u8 [image, *space]
-    images: Tensor  # f32 [image, channel, *space]
-
-    @property
-    def logits(self) -> Tensor:
-        """Of the main head."""
-        return self.heads[0][1]
-
-
-class ObjectiveKnobs(Knobs):
-    """Knobs of an objective: what most objectives need, which is little.
-
-    One fed by pairs, pool or labelled cases is called with a batch, and returns the loss to minimise and numbers
-    for the history. `diagnose` gives numbers worth computing at evaluations only, `summary` those of the record.
-    """
+class ObjectiveKnobs(Knobs, ABC):
+    """Base class of all objectives. An objective does the work of its arm in `train`."""
 
     feeds: ClassVar[Feed]
+    """The cases that the objective learns from."""
+
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        """Splits that the weights of the student follow from."""
+        return {"pairs": ("labelled", "pool"), "pool": ("labelled", "pool"), "labelled": ("labelled",)}.get(
+            self.feeds, ()
+        )
+
+    @property
+    def teacher_decay(self) -> float | None:
+        """Decay of the moving average that the objective reads as `teacher` and that is the student; None for none."""
+        return None
+
+    @abstractmethod
+    def train(self, start: Start) -> Arm:
+        """Weights of the student, and numbers for its record; raises `BadInput` where the data lack something."""
+
+
+class PoolObjective(ObjectiveKnobs):
+    """Base class of objectives that are fed by pool images, with or without pairs, in the common loop.
+
+    Called with a batch, the objective that `bind` returns gives the loss to minimise, and numbers for the history.
+    """
+
     needs_probability: ClassVar[bool] = False
-    """Whether it reads the mean probability of the proposals."""
+    """Whether the objective reads the mean probability of the proposals."""
 
     @property
     def image_noise(self) -> float:
@@ -84,22 +58,52 @@ class ObjectiveKnobs(Knobs):
 
     @property
     def needs_p_correct(self) -> bool:
-        """Whether it reads `e`, which takes a calibrated pair set."""
+        """Whether the objective reads `e`, which takes a calibrated pair set."""
         return False
 
     @property
     def needs_votes(self) -> bool:
-        """Whether it reads `voxel_e`."""
+        """Whether the objective reads `voxel_e`."""
         return False
 
-    @property
-    def teacher_decay(self) -> float | None:
-        """Decay of the moving average of the student that it reads as `teacher`, and which is then the student."""
-        return None
+    def bind(self, pairs: PairStatistics) -> BoundObjective:
+        """The objective for a pair set. By default the statistics of the pairs change nothing."""
+        return Unbound(self)
 
-    def bind(self, pairs: PairStatistics) -> Any:
-        """The objective for a pair set."""
-        return self
+    def loss(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
+        """Loss of a batch, and numbers for the history, for objectives that need no statistics of pairs."""
+        raise NotImplementedError(f"objective '{type(self).__name__}' must define `loss` or `bind`")
+
+    def train(self, start: Start) -> Arm:
+        from pipeline.students.loop import train_on_pool
+
+        return train_on_pool(self, start)
+
+
+class BoundObjective(Protocol):
+    """An objective that is ready to train."""
+
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
+        """Loss of a batch, and numbers for the history."""
+        ...
+
+    def diagnose(self, batch: PoolBatch) -> HistoryRow:
+        """Numbers for the history that are worth computing at evaluations only."""
+        ...
+
+    def summary(self) -> dict[str, float | None]:
+        """Numbers for the student's record."""
+        ...
+
+
+class Unbound:
+    """An objective that is the same for every pair set."""
+
+    def __init__(self, objective: PoolObjective) -> None:
+        self.objective = objective
+
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
+        return self.objective.loss(batch)
 
     def diagnose(self, batch: PoolBatch) -> HistoryRow:
         return {}

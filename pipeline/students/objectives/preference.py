@@ -1,30 +1,36 @@
-"""What objectives on pairs share: a link, a normaliser, beta, and the loss that they make of a batch."""
+"""Preference objectives: any link with any normaliser. DPO and RN-DPO are two settings of the same objective."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.students.links import Link
 from pipeline.students.links.ipo import IPO
-from pipeline.students.links.link import Normaliser
 from pipeline.students.links.noisy import NoisyLink
 from pipeline.students.links.sigmoid import Sigmoid
-from pipeline.students.objectives.objective import HistoryRow, ObjectiveKnobs, PairStatistics, PoolBatch
+from pipeline.students.objectives.objective import Feed, PoolObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.students.pair_terms import Terms
+    from pipeline.segmenter.loop import HistoryRow
+    from pipeline.students.batch import PairStatistics, PoolBatch
+    from pipeline.students.pair_loss import Terms
 
 FLOOR = {2: 16, 3: 32}
 """Voxels below which a disagreement region counts as this large, per number of spatial axes."""
 
 
-class PairObjective(ObjectiveKnobs):
+Normaliser = Literal["none", "region", "sqrt_region", "image", "voxel"]
+"""N(D): 1 (DPO) · max(|D|, floor) (RN-DPO) · its square root · voxels of the image (an ablation) · as `region`, but
+the link goes inside: the sum over D of link(beta d_i) over max(|D|, floor), so no voxel stands in for others."""
+
+
+class PairObjective(PoolObjective):
     """`link(beta * delta / N(D))` on pairs of masks (Kalisch et al., arXiv 2601.23222: N = |D|)."""
 
     link: Link = Sigmoid()
@@ -85,7 +91,7 @@ class PairObjective(ObjectiveKnobs):
         """The objective for a pair set: finds the factor that matches beta."""
         import torch
 
-        from pipeline.students.pair_terms import normaliser_value
+        from pipeline.students.pair_loss import normaliser_value
 
         floor = self.floor or FLOOR[pairs.dimensions]
         factor = 1.0
@@ -95,6 +101,13 @@ class PairObjective(ObjectiveKnobs):
             own = normaliser_value(self.normaliser, size, floor, voxels)
             factor = float(normaliser_value("region", size, floor, voxels).double().mean() / own.double().mean())
         return BoundPreference(self, floor, factor, float(np.mean(pairs.size[seen])) if seen.any() else 0.0)
+
+
+class Preference(PairObjective):
+    """`link(beta * delta / N(D))` on the pairs of a pair set (Kalisch et al., arXiv 2601.23222: N = |D|)."""
+
+    kind: Literal["preference"]
+    feeds: ClassVar[Feed] = "pairs"
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,7 @@ class BoundPreference:
         Per class: `disagreement/NAME`, its voxels of D, and `push/NAME`, the L1 norm of the loss's gradient in the
         logits of these voxels, pair by pair (under a mean: the mean push of a pair; where the gradient is wanted).
         """
-        from pipeline.students.pair_terms import pair_terms, reduce_pairs
+        from pipeline.students.pair_loss import pair_terms, reduce_pairs
 
         terms = pair_terms(batch.logits, self._reference(batch), batch.chosen, batch.rejected, batch.image)
         loss = reduce_pairs(self._pair_losses(terms, batch), terms.size, batch.logits, self.knobs.dr)
@@ -136,18 +149,16 @@ class BoundPreference:
         return loss, row
 
     def _pair_losses(self, terms: Terms, batch: PoolBatch) -> Tensor:
-        """f32 `[pair]`, of no meaning where D is empty."""
+        """Loss f32 `[pair]`, without meaning where D is empty."""
+        from pipeline.students.pair_loss import pair_losses, part_losses, voxel_losses
+
         link, beta = self.knobs.link, self.knobs.beta
-        if self.knobs.normaliser == "voxel":
-            e = None if batch.voxel_e is None else batch.voxel_e.flatten()[terms.place]
-            return terms.total(link(beta * terms.shift, terms.shift, e)) / self.normaliser(terms.size, batch.voxels)
         if self.knobs.per_class:
-            e = None if batch.e is None else batch.e[:, None]
-            shift = terms.total_by_part(terms.shift) / self.normaliser(terms.sizes, batch.voxels)
-            there = terms.sizes > 0
-            return (link(beta * shift, shift, e) * there).sum(1) / there.sum(1).clamp(min=1)
-        shift = terms.total(terms.shift) / self.normaliser(terms.size, batch.voxels)
-        return link(beta * shift, shift, batch.e)
+            return part_losses(terms, self.normaliser(terms.sizes, batch.voxels), beta, link, batch.e)
+        n = self.normaliser(terms.size, batch.voxels)
+        if self.knobs.normaliser == "voxel":
+            return voxel_losses(terms, n, beta, link, batch.voxel_e)
+        return pair_losses(terms, n, beta, link, batch.e)
 
     @staticmethod
     def _push(loss: Tensor, terms: Terms, batch: PoolBatch) -> list[float]:
@@ -160,7 +171,7 @@ class BoundPreference:
 
     def diagnose(self, batch: PoolBatch) -> HistoryRow:
         """Rewards of chosen and rejected: their log-ratios on D times beta / N, averaged over pairs that disagree."""
-        from pipeline.students.pair_terms import disagreement_region, restricted_rewards
+        from pipeline.students.pair_loss import disagreement_region, restricted_rewards
 
         size = disagreement_region(batch.chosen, batch.rejected).flatten(1).sum(1)
         if not size.any():
@@ -179,7 +190,7 @@ class BoundPreference:
 
     def normaliser(self, size: Tensor, voxels: Tensor) -> Tensor:
         """N(D) including the matching factor, f32 `[pair]`."""
-        from pipeline.students.pair_terms import normaliser_value
+        from pipeline.students.pair_loss import normaliser_value
 
         return normaliser_value(self.knobs.normaliser, size, self.floor, voxels) * self.factor
 

@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
+
+from pipeline.errors import BadInput
+from pipeline.measures.overlap import dice_to
 from pipeline.students.objectives.objective import Feed, ObjectiveKnobs
+
+if TYPE_CHECKING:
+    from pipeline.store.proposals import Data
+    from pipeline.students.start import Arm, Start
 
 
 class Proposal(ObjectiveKnobs):
     """Takes the same slot of every test case: always taking the ensemble's mean is a judge too.
 
-    Test cases must be proposed for: `propose.splits` with `test`.
+    Test cases need proposals: `propose.splits` with `test`.
     """
 
     kind: Literal["proposal"]
     feeds: ClassVar[Feed] = "nothing"
     pick: str = "best"
-    """`best`: the slot with the highest mean Dice on validation; else sampler and setting, as in `ensemble mean`."""
+    """`best` is the slot with the highest mean Dice on validation. Any other value is sampler and setting of a slot, as
+    in `ensemble mean`."""
+
+    def train(self, start: Start) -> Arm:
+        from pipeline.students.start import Arm
+
+        slot, title, dice = self.picked(start.data)
+        return Arm.untrained(None, dice, slot=slot, proposal=title)
+
+    def picked(self, data: Data) -> tuple[int, str, float]:
+        """Slot, its sampler and setting, and its mean Dice on validation; of slots with equal Dice the first is taken.
+
+        Raises `BadInput` where validation has no proposals, and where no slot has the name that `pick` asks for.
+        """
+        cases, proposals = data.cases, data.proposals
+        table = proposals.table.unique("proposal", keep="first").sort("proposal")
+        names = [f"{sampler} {setting}" for sampler, setting in table.select("sampler", "setting").iter_rows()]
+        known = set(proposals.case_ids())
+        validation = [case for case in cases.split("validation") if case.case_id in known]
+        if not validation:
+            raise BadInput("objective 'proposal': validation has no proposals; add 'validation' to propose.splits")
+        if self.pick != "best" and self.pick not in names:
+            raise BadInput(f"objective 'proposal': pick: no proposal '{self.pick}'; there are {names}")
+        classes = len(cases.class_names)
+        means = np.mean([dice_to(cases.label(case), proposals.masks(case), classes) for case in validation], axis=0)
+        slot = int(means.argmax()) if self.pick == "best" else names.index(self.pick)
+        return slot, names[slot], float(means[slot])

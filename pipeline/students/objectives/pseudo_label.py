@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.students.objectives.objective import Feed, HistoryRow, ObjectiveKnobs, PoolBatch
+from pipeline.students.objectives.objective import Feed, PoolObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.segmenter.loop import HistoryRow
+    from pipeline.students.batch import PoolBatch
 
-class PseudoLabel(ObjectiveKnobs):
+
+class PseudoLabel(PoolObjective):
     """DiceCE between the student and the base's most probable class of the same image (Lee 2013)."""
 
     kind: Literal["pseudo_label"]
@@ -20,7 +23,7 @@ class PseudoLabel(ObjectiveKnobs):
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Voxels whose class is less probable than this count in no term; 0 takes all."""
 
-    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
+    def loss(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         import torch
 
         from pipeline.segmenter.losses import dice_ce, log_probability

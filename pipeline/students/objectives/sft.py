@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pipeline.students.objectives.objective import Feed, HistoryRow, ObjectiveKnobs, PoolBatch
+from pipeline.students.objectives.objective import Feed, PoolObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.segmenter.loop import HistoryRow
+    from pipeline.students.batch import PoolBatch
 
-class Imitation(ObjectiveKnobs):
+
+class Imitation(PoolObjective):
     """DiceCE between the student and the chosen mask of each pair, as if it were the truth."""
 
     kind: Literal["sft"]
     feeds: ClassVar[Feed] = "pairs"
 
-    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
+    def loss(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         from pipeline.segmenter.losses import dice_ce
-        from pipeline.students.pair_terms import disagreement_region
+        from pipeline.students.pair_loss import disagreement_region
 
         size = disagreement_region(batch.chosen, batch.rejected).flatten(1).sum(1).float()
         return dice_ce(batch.logits[batch.image], batch.chosen), {"disagreement": float(size.mean())}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pipeline.students.objectives.objective import Feed, HistoryRow, LabelledBatch, ObjectiveKnobs
+from pipeline.students.objectives.objective import Feed, ObjectiveKnobs
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pipeline.segmenter.loop import HistoryRow
+    from pipeline.students.start import Arm, Start
 
 
 class Supervised(ObjectiveKnobs):
@@ -16,7 +19,14 @@ class Supervised(ObjectiveKnobs):
     kind: Literal["supervised"]
     feeds: ClassVar[Feed] = "labelled"
 
-    def __call__(self, batch: LabelledBatch) -> tuple[Tensor, HistoryRow]:
+    def train(self, start: Start) -> Arm:
         from pipeline.segmenter.losses import deep_dice_ce
+        from pipeline.students.loop import StudentTraining
 
-        return deep_dice_ce(batch.heads, batch.labels), {}
+        training = StudentTraining(start, needs_labels=True)
+
+        def step_loss(step: int) -> tuple[Tensor, HistoryRow]:
+            batch = training.labelled_batch()
+            return deep_dice_ce(batch.heads, batch.labels), {}
+
+        return training.fit(step_loss)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
+from pipeline.measures.overlap import dice_to
 from pipeline.students.objectives.objective import Feed, ObjectiveKnobs
+
+if TYPE_CHECKING:
+    from pipeline.compute import Compute
+    from pipeline.segmenter.models import Model
+    from pipeline.store.cases import CaseStore
+    from pipeline.students.start import Arm, Start
 
 
 class TunedThreshold(ObjectiveKnobs):
@@ -15,6 +24,43 @@ class TunedThreshold(ObjectiveKnobs):
     kind: Literal["threshold"]
     feeds: ClassVar[Feed] = "nothing"
     offsets: Annotated[tuple[float, ...], Field(min_length=1)] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
-    """What is tried per class, in logits: the threshold t of a binary task is the offset log((1 - t) / t)."""
+    """Offsets tried for every class, in logits. Threshold t of a binary task is the offset log((1 - t) / t)."""
     rounds: Annotated[int, Field(ge=1)] = 2
-    """Turns over the classes; with one foreground class, one is enough."""
+    """Turns over the classes; with one foreground class, one turn is enough."""
+
+    def train(self, start: Start) -> Arm:
+        from pipeline.students.start import Arm
+
+        offsets, dice = self.tuned(start.data.cases, start.base, start.compute)
+        return Arm.untrained(start.base.load(start.compute.device).state_dict(), dice, offsets=offsets)
+
+    def tuned(self, cases: CaseStore, base: Model, compute: Compute) -> tuple[tuple[float, ...], float]:
+        """Offset per foreground class, and their mean Dice on validation, on the working grid.
+
+        Classes are tuned in turn, from 0. Of offsets with equal Dice the nearest to 0 is taken.
+        """
+        from pipeline.segmenter.logits import labels, probability, shifted
+
+        validation, classes = cases.split("validation"), base.architecture.classes
+        segmenter = base.segmenter(compute)
+        logits = [segmenter.logits(cases.image(case)).cpu() for case in validation]
+        truths = [cases.label(case) for case in validation]
+
+        def mean_dice(offsets: Sequence[float]) -> float:
+            masks = [labels(probability(shifted(each, offsets))) for each in logits]
+            each = [dice_to(truth, mask[None], classes)[0] for truth, mask in zip(truths, masks, strict=True)]
+            return float(np.mean(each))
+
+        tried = sorted({0.0, *self.offsets}, key=lambda offset: (abs(offset), offset))
+        offsets = [0.0] * (classes - 1)
+        best = mean_dice(offsets)
+        for _ in range(self.rounds):
+            before = list(offsets)
+            for label in range(classes - 1):
+                for offset in tried:
+                    candidate = [*offsets[:label], offset, *offsets[label + 1 :]]
+                    if (dice := mean_dice(candidate)) > best:
+                        best, offsets = dice, candidate
+            if offsets == before:
+                break
+        return tuple(offsets), best

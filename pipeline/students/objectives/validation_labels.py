@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from pipeline.segmenter.knobs import Optimisation
-from pipeline.students.objectives.objective import Feed, ObjectiveKnobs
+from pipeline.students.objectives.extra_labels import ExtraLabels
 
 
-class ValidationLabels(ObjectiveKnobs):
-    """DiceCE on labelled and validation cases, from the base: what the same labels give without this pipeline.
+class ValidationLabels(ExtraLabels):
+    """DiceCE on labelled and validation cases, from the base: the gain that these labels give without this pipeline.
 
-    Nothing is left to choose a step by, so that it trains all steps and its best weights are its last.
+    No cases are left to choose a step by, so the arm trains all steps, and its best weights are its last.
     """
 
     kind: Literal["validation_labels"]
-    feeds: ClassVar[Feed] = "truth"
     split: ClassVar[str] = "validation"
-    optimisation: Optimisation
-    """Its own, because more labels take more steps; without patience."""
-    batch: Annotated[int, Field(gt=0)] = 8
-    """Cases per step."""
 
     @model_validator(mode="after")
     def _no_patience(self) -> ValidationLabels:

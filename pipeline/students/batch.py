@@ -1,0 +1,59 @@
+"""Batches of one training step, and statistics of the pairs before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PoolBatch:
+    """One forward pass of pool images with all their pairs, padded to the window.
+
+    Optional parts are there only where the objective or its anchor asks for them.
+    """
+
+    logits: Tensor  # [image, output, *space], with gradient
+    reference: Tensor  # [image, output, *space], of the frozen base
+    chosen: Tensor  # u8 [pair, *space]
+    rejected: Tensor  # u8 [pair, *space]
+    image: Tensor  # i64 [pair]
+    voxels: Tensor  # i64 [pair], valid voxels of the pair's image
+    known: Tensor | None = None  # bool [image, *space], False in the padding
+    probability: Tensor | None = None  # f32 [image, class, *space], mean of the proposals
+    teacher: Tensor | None = None  # [image, output, *space], logits of the student's moving average
+    e: Tensor | None = None  # f32 [pair], 1 - p_correct clipped; None where the pair set is not calibrated
+    voxel_e: Tensor | None = None  # f32 [pair, *space], error probability on D by the votes of the proposals
+    classes: tuple[str, ...] = ()  # names of the classes, background first
+    progress: float = 1.0  # share of the steps that are done
+    images: Tensor | None = None  # f32 [image, channel, *space], without noise
+    moving: Tensor | None = None  # [image, output, *space], of the moving average that pairs refer to
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """One forward pass of labelled cases."""
+
+    heads: Sequence[tuple[float, Tensor]]  # weight and logits of every head, the main head first
+    labels: Tensor  # u8 [image, *space]
+    images: Tensor  # f32 [image, channel, *space]
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits of the main head."""
+        return self.heads[0][1]
+
+
+@dataclass(frozen=True)
+class PairStatistics:
+    """Sizes of the pairs before training; all arrays are `[pair]`."""
+
+    size: np.ndarray  # |D|
+    voxels: np.ndarray  # valid voxels of the pair's image
+    dimensions: int

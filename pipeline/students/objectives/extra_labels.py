@@ -1,0 +1,61 @@
+"""Arms that train the base on with the labels of another split, on a schedule of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from pipeline.errors import BadInput
+from pipeline.seeding import seed_of
+from pipeline.segmenter.knobs import Optimisation
+from pipeline.students.objectives.objective import Feed, ObjectiveKnobs
+
+if TYPE_CHECKING:
+    from pipeline.store.cases import Case
+    from pipeline.students.start import Arm, Start
+
+
+class ExtraLabels(ObjectiveKnobs):
+    """DiceCE on the labelled cases and on those of `split`, from the base; refused where a case has no label."""
+
+    feeds: ClassVar[Feed] = "truth"
+    split: ClassVar[str]
+    optimisation: Optimisation
+    """Steps and step sizes of this arm alone, because more labels take more steps."""
+    batch: Annotated[int, Field(gt=0)] = 8
+    """Cases per step."""
+
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        return "labelled", self.split
+
+    def train(self, start: Start) -> Arm:
+        import torch
+
+        from pipeline.segmenter.supervised import Recipe, train_supervised
+        from pipeline.students.start import Arm
+
+        cases = start.data.cases
+        labelled = [*cases.split("labelled"), *self._with_labels(start)]
+        # Dropout layers of the network draw from torch's global generator.
+        seed = seed_of(start.seed, start.student.objective.kind)
+        torch.manual_seed(seed)
+        recipe = Recipe(start.base.architecture, self.optimisation, self.batch, start.augmentation, start.compute)
+        trained = train_supervised(recipe, cases, labelled, seed, start=start.base.weights)
+        if self.split == "validation":
+            # A step chosen on its own training cases would be chosen by overfitting.
+            trained.best, trained.best_step = trained.last, int(trained.history[-1]["step"] or 0)
+        return Arm(trained, {"labelled": len(labelled)})
+
+    def _with_labels(self, start: Start) -> list[Case]:
+        """Cases of the split; raises `BadInput` where one of them has no label."""
+        cases = start.data.cases
+        further = cases.split(self.split)
+        if without := [case.case_id for case in further if not case.has_label]:
+            raise BadInput(
+                f"{cases.folder}: objective '{start.student.objective.kind}' needs the truth of split {self.split}; "
+                f"{len(without)} of {len(further)} cases have no label (first: '{without[0]}'); remove the student "
+                "from params.yaml"
+            )
+        return further
