@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 import polars as pl
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from pipeline.audit.judges import Sizes, audit_bins, audit_judge, headroom, validation_scores
+from pipeline.audit.judges import BIN_SIZES, audit_bins, audit_judge, headroom, validation_scores
 from pipeline.audit.pair_sets import audit_pairs, calibrate_pairs, try_pairs, voxel_shares
 from pipeline.audit.verdicts import headroom_verdict, judge_verdict, nothing_known, warnings
 from pipeline.knobs import Knobs, Name
@@ -36,11 +35,6 @@ class Audit(Knobs):
     failure_below: Annotated[float, Field(gt=0, lt=1)] = 0.7
     """True Dice below which a base prediction is a failure. `auroc` measures whether a judge scores failures lower than
     other cases."""
-    gap_edges: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.01, 0.02, 0.05, 0.1)
-    """Inner edges of the bins of pair accuracy by gap in true Dice, increasing, on the scale from 0 to 1."""
-    disagreement_bins: Annotated[int, Field(ge=1)] = 5
-    """Number of bins of pair accuracy by |D| as a share of the voxels of the case. The edges are quantiles, so the bins
-    hold about equally many pairs."""
     strategies: dict[Name, Annotated[Mined, Field(discriminator="kind")]] = {
         "top_bottom": TopBottom(kind="top_bottom"),
         "top_base": TopBase(kind="top_base"),
@@ -49,13 +43,6 @@ class Audit(Knobs):
     sets."""
     calibration: Calibration = Isotonic()
     """Fit of the curve from the margin of a pair to P(the order is right)."""
-
-    @field_validator("gap_edges")
-    @classmethod
-    def _increasing(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
-        if any(low >= high for low, high in pairwise(edges)):
-            raise ValueError(f"audit.gap_edges: expected increasing edges, found {list(edges)}")
-        return edges
 
 
 def run_audit(
@@ -106,14 +93,13 @@ def run_audit(
     for row in found:
         of_judge = [one for one in standards if one["judge"] == row["judge"]]
         row["verdict"] = judge_verdict(row, of_judge, groups, judges[str(row["judge"])])
-    sizes = Sizes(knobs.gap_edges, knobs.disagreement_bins)
     judge_table = pl.DataFrame(found, schema=schema.AUDIT_JUDGES.columns)
     pair_table = pl.DataFrame(measured, schema=schema.AUDIT_PAIRS.columns)
     strategy_table = pl.DataFrame(standards, schema=schema.AUDIT_STRATEGIES.columns)
     write_table(judge_table, schema.AUDIT_JUDGES, out / "judges.parquet", knobs)
     write_table(pair_table, schema.AUDIT_PAIRS, out / "pairs.parquet", knobs)
     write_table(strategy_table, schema.AUDIT_STRATEGIES, out / "strategies.parquet", knobs)
-    bins = audit_bins(known, proposals, sizes, knobs.bootstrap, seed)
+    bins = audit_bins(known, proposals, BIN_SIZES, knobs.bootstrap, seed)
     write_table(bins, schema.AUDIT_BINS, out / "bins.parquet", knobs)
     curves = [knots(name, pairs.judge, pairs.strategy.kind, calibrated[name].curve) for name, pairs in sets.items()]
     reliable = [part.reliability.with_columns(pairs=pl.lit(name)) for name, part in calibrated.items()]

@@ -50,6 +50,10 @@ class Sizes(NamedTuple):
     disagreements: int  # number of quantile bins of |D|
 
 
+BIN_SIZES = Sizes((0.01, 0.02, 0.05, 0.1), 5)
+"""Edges in true Dice around the gaps that matter to a user, and as many bins of |D| as pairs of few cases can fill."""
+
+
 def validation_scores(panel: pl.DataFrame, judges: Iterable[str]) -> ValidationScores:
     """True Dice and scores of `judges` from panel rows, in any order, that all have a true Dice.
 

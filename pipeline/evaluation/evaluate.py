@@ -14,7 +14,7 @@ from pipeline.evaluation.metrics import Evaluation, case_metrics
 from pipeline.evaluation.prediction import FixedProposal, Predictions, predictions
 from pipeline.execution import CaseFailures, Runtime, Shard, run, shards_of, workspace
 from pipeline.measures.intervals import Interval, bootstrap_interval, group_means
-from pipeline.measures.surfaces import dice
+from pipeline.measures.overlap import mask_dice
 from pipeline.store import schema
 from pipeline.store.cases import Case, CaseStore
 from pipeline.store.manifest import MANIFEST, write_json
@@ -24,6 +24,8 @@ from pipeline.store.tables import read_table, write_table
 Predict = Callable[[Case], np.ndarray]
 """A checkpoint at work: label map u8 `[*space]` of a case on the grid of its source image."""
 
+BOOTSTRAP_SEED = 0
+"""Intervals of all models resample the same patients, whatever the seed of the run."""
 SHARD = 16
 """Test cases measured in one task."""
 
@@ -83,7 +85,7 @@ def rows_of(
             row[name] = float(np.mean([checkpoint[name] for checkpoint in checkpoints]))
         row["prediction_empty"] = any(checkpoint["prediction_empty"] for checkpoint in checkpoints)
         label = row["class"]
-        row["dice_peak"] = row["dice"] if best is None else dice((best == label) & known, truth == label)
+        row["dice_peak"] = row["dice"] if best is None else mask_dice((best == label) & known, truth == label)
         rows.append(row)
     return rows
 
@@ -177,7 +179,7 @@ def cases_worse(gain: pl.DataFrame, knobs: Evaluation) -> int:
 
 
 def _interval(per_case: pl.DataFrame, name: str, knobs: Evaluation) -> Interval:
-    return bootstrap_interval(per_case[name].to_numpy(), per_case["group"].to_list(), knobs.bootstrap, knobs.seed)
+    return bootstrap_interval(per_case[name].to_numpy(), per_case["group"].to_list(), knobs.bootstrap, BOOTSTRAP_SEED)
 
 
 def _intervals(per_case: pl.DataFrame, comparable: Mapping[str, bool], knobs: Evaluation) -> dict[str, dict]:

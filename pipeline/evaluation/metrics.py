@@ -10,7 +10,8 @@ from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.measures.surfaces import component_f1, dice, surface_metrics
+from pipeline.measures.overlap import mask_dice
+from pipeline.measures.surfaces import component_f1, surface_metrics
 from pipeline.store.schema import UNKNOWN
 
 
@@ -27,8 +28,6 @@ class Evaluation(Knobs):
     """Whether F1 of connected components is measured too: for data with many objects in an image."""
     component_overlap: Annotated[float, Field(ge=0.5, lt=1)] = 0.5
     """A predicted component matches a true one if their IoU is above this; from one half on, a match is unique."""
-    seed: int = 0
-    """Seed of the resamples."""
 
 
 def case_metrics(
@@ -55,7 +54,7 @@ def case_metrics(
         rows.append(
             {
                 "class": label,
-                "dice": dice(predicted, true),
+                "dice": mask_dice(predicted, true),
                 "nsd": nsd,
                 "hd95": hd95,
                 "assd": assd,

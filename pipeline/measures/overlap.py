@@ -39,9 +39,20 @@ def _shared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.stack([np.bitwise_count(row & second).sum(axis=1, dtype=np.int64) for row in first])
 
 
-def _mean_dice(overlaps: Iterable[Any]) -> np.ndarray:
-    """Mean over classes of 2 shared / total, from (shared, total) per class. A class with total 0 counts as 1."""
-    return np.mean([np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0) for both, total in overlaps], axis=0)
+def dice(shared: Any, total: Any) -> np.ndarray:
+    """Dice f64 of masks, 2 |P and T| / (|P| + |T|), from the voxels in both masks and the sum of the sizes of both.
+
+    Two empty masks agree perfectly: 1. Every Dice between masks in this library is computed here. Both counts may be
+    arrays of one shape; they may be weighted.
+    """
+    total = np.asarray(total)
+    return np.divide(2 * np.asarray(shared), total, out=np.ones(total.shape), where=total > 0)
+
+
+def mask_dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of two boolean masks."""
+    total = np.count_nonzero(prediction) + np.count_nonzero(truth)
+    return float(dice(np.count_nonzero(prediction & truth), total))
 
 
 def pairwise_dice(masks: np.ndarray, n_classes: int) -> np.ndarray:
@@ -57,7 +68,7 @@ def pairwise_dice(masks: np.ndarray, n_classes: int) -> np.ndarray:
         # Without voxels of 255, the size of a mask does not depend on the other mask, which halves the work.
         size = np.bitwise_count(bits).sum(axis=1, dtype=np.int64)[:, None] if known is None else _shared(bits, known)
         overlaps.append((_shared(bits, bits), size + size.T))
-    return _mean_dice(overlaps)
+    return dice_from_counts(overlaps)
 
 
 def disagreement(masks: np.ndarray) -> np.ndarray:
@@ -94,12 +105,9 @@ def overlaps_to(mask: np.ndarray, masks: np.ndarray, n_classes: int) -> np.ndarr
     return np.array(overlaps)
 
 
-def dice_from_counts(overlaps: np.ndarray) -> np.ndarray:
-    """Dice f64 `[K]` from the counts of `overlaps_to`, mean over the foreground classes.
-
-    A class that is empty in both maps counts as 1.
-    """
-    return _mean_dice(overlaps)
+def dice_from_counts(overlaps: Iterable[Any]) -> np.ndarray:
+    """Dice from the two counts of each foreground class, as `overlaps_to` gives them; mean over the classes."""
+    return np.mean([dice(shared, total) for shared, total in overlaps], axis=0)
 
 
 def dice_to(mask: np.ndarray, masks: np.ndarray, n_classes: int) -> np.ndarray:

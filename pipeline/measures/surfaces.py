@@ -1,4 +1,4 @@
-"""Agreement of a predicted mask with the truth: overlap, distances between surfaces and components.
+"""Agreement of a predicted mask with the truth: distances between surfaces, and components.
 
 The surface of a mask is the set of its voxels with a face neighbour outside the mask, as in MONAI. Beyond the image is
 outside. No measure is NaN: two empty masks agree perfectly, and one empty mask gives the worst value.
@@ -12,12 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import label as numbered
 from scipy.spatial import cKDTree
-
-
-def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Dice of two boolean masks, 2 |P and T| / (|P| + |T|). 1 if both are empty."""
-    total = int(np.count_nonzero(prediction) + np.count_nonzero(truth))
-    return 2 * int(np.count_nonzero(prediction & truth)) / total if total else 1.0
 
 
 def surface_metrics(

@@ -14,7 +14,14 @@ import numpy as np
 import polars as pl
 
 from pipeline.errors import BadInput
-from pipeline.evaluation.evaluate import cases_worse, gain_per_case, mean_over_patients, means_per_case, worst_5_percent
+from pipeline.evaluation.evaluate import (
+    BOOTSTRAP_SEED,
+    cases_worse,
+    gain_per_case,
+    mean_over_patients,
+    means_per_case,
+    worst_5_percent,
+)
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.measures.intervals import Interval, crossed_interval
 from pipeline.measures.numbers import NO_VALUE, Estimate, decimal, points
@@ -112,7 +119,7 @@ def _row(
             gains.append(gain_per_case(found[name], found[BASE_NAME]))
         except BadInput as error:
             raise BadInput(f"{run / 'evaluation' / f'{name}.parquet'}: {error}") from error
-    gain = gain_over_seeds(of_seed, [found[BASE_NAME] for found in tables.values()], knobs.bootstrap, knobs.seed)
+    gain = gain_over_seeds(of_seed, [found[BASE_NAME] for found in tables.values()], knobs.bootstrap, BOOTSTRAP_SEED)
     return row | {
         "gain": gain.mean,
         "gain_low": gain.low,

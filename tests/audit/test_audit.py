@@ -160,11 +160,7 @@ def test_validation_cases_without_a_truth_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ('{"gap_edges": [0.1, 0.1]}', r"audit.gap_edges: expected increasing edges, found \[0.1, 0.1\]"),
-        ('{"gap_edges": []}', "gap_edges"),
-        ('{"gap_edges": [0.1, 1.0]}', "gap_edges.1"),
         ('{"failure_below": 1.0}', "failure_below"),
-        ('{"disagreement_bins": 0}', "disagreement_bins"),
         ('{"strategies": {"n": {"kind": "none"}}}', "strategies.n"),
         ('{"strategies": {"a b": {"kind": "top_base"}}}', "strategies"),
     ],

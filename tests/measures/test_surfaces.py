@@ -16,7 +16,8 @@ from skimage.measure import label
 from pipeline.errors import BadInput
 from pipeline.evaluation.metrics import Evaluation, case_metrics
 from pipeline.measures.overlap import dice_to, disagreement, pairwise_dice
-from pipeline.measures.surfaces import component_f1, dice, surface_metrics
+from pipeline.measures.overlap import mask_dice as dice
+from pipeline.measures.surfaces import component_f1, surface_metrics
 from pipeline.seeding import numpy_generator
 from pipeline.store.schema import EVALUATION, UNKNOWN
 

@@ -14,6 +14,12 @@ from pipeline.seeding import numpy_generator
 
 _CLASSES = ("background", "organ", "core", "lobe")
 _MOST_CASES_PER_PATIENT = 3
+_DISTRACTORS = 2
+"""Most look-alikes in a case; the number is drawn from 1 to this."""
+_INVERTED = 0.04
+"""Share of patients whose organ is darker than its surroundings: the rare case on which a base fails."""
+_FAINT = 0.08
+"""Share of patients with about half of the contrast: the hard case."""
 
 Edge = Annotated[int, Field(ge=16)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -45,12 +51,6 @@ class Phantom(Knobs):
     """Standard deviation of the noise. The organ's contrast is about 1."""
     bias: Amount = 0.12
     """Standard deviation of the smooth intensity bias, both of its factor and of its offset."""
-    distractors: Annotated[int, Field(ge=0)] = 2
-    """Most look-alikes in a case. The number is drawn between 1 and this knob. 0: no look-alikes."""
-    inverted: Share = 0.04
-    """Share of patients whose organ is darker than its surroundings."""
-    faint: Share = 0.08
-    """Share of patients with 55 % of the contrast."""
     empty: Share = 0.08
     """Share of cases without an organ, whose labels are background only."""
     seed: int = 0
@@ -97,8 +97,8 @@ class Phantom(Knobs):
         patient = numpy_generator(self.seed, "appearance", source.group)
         case = numpy_generator(self.seed, "case", source.case_id)
         grid = _grid(self.size)
-        contrast = patient.uniform(0.8, 1.2) * (0.55 if patient.random() < self.faint else 1.0)
-        contrast *= -1 if patient.random() < self.inverted else 1
+        contrast = patient.uniform(0.8, 1.2) * (0.55 if patient.random() < _FAINT else 1.0)
+        contrast *= -1 if patient.random() < _INVERTED else 1
         radius = patient.uniform(0.36, 0.5)
         texture = _waves(patient, grid, waves=6, longest=1.2, shortest=0.35)
         softness = patient.uniform(0.04, 0.1)
@@ -120,7 +120,7 @@ class Phantom(Knobs):
                 lobe = _blob(case, grid, centre + radius * aside / np.linalg.norm(aside), 0.6 * radius)
                 image += 0.5 * contrast * _inside(np.maximum(lobe, -organ), softness)
                 label[(lobe < 0) & (organ >= 0)] = 3
-        for _ in range(int(case.integers(min(1, self.distractors), self.distractors + 1))):
+        for _ in range(int(case.integers(1, _DISTRACTORS + 1))):
             centre = _free_place(case, taken, len(self.size), radius)
             other = _blob(case, grid, centre, radius * case.uniform(0.6, 1.15))
             look = case.random()

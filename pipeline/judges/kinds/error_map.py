@@ -54,8 +54,6 @@ class ErrorMap(JudgeKnobs):
     """Masks per step, up to four of one image."""
     corrupted: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of corruptions among the masks of a step. All other masks are out-of-fold proposals."""
-    dice_weight: Annotated[float, Field(ge=0)] = 5.0
-    """Weight of the squared error of the expected Dice; the cross-entropy has weight 1."""
     ranking: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the logistic loss of the order of masks of one image; 0 leaves the loss out."""
     maps: Literal["none", "validation", "all"] = "none"

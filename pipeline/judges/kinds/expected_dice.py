@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.judges.judge import Evidence, JudgeKnobs
+from pipeline.measures.overlap import dice
 from pipeline.store.schema import UNKNOWN
 
 
@@ -32,6 +33,5 @@ def _mean(steps: np.ndarray, mask: np.ndarray) -> float:
     for label in range(1, len(steps)):
         inside = mask == label
         total = int(steps[label][known].sum(dtype=np.int64)) + 255 * int(inside.sum())
-        overlap = 2 * int(steps[label][inside].sum(dtype=np.int64))
-        scores.append(overlap / total if total else 1.0)
+        scores.append(dice(int(steps[label][inside].sum(dtype=np.int64)), total))
     return float(np.mean(scores))

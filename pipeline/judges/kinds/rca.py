@@ -11,6 +11,7 @@ from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
+from pipeline.measures.overlap import dice
 from pipeline.seeding import numpy_generator
 from pipeline.store.cases import Case, CaseStore
 from pipeline.store.schema import UNKNOWN
@@ -162,7 +163,7 @@ def reference_dice(predicted: np.ndarray, reference: Reference, classes: int) ->
     pairs = reference.label.astype(np.int64) * classes + predicted
     counts = np.bincount(pairs, reference.weight, classes**2).reshape(classes, classes)  # [true, predicted]
     true, both = counts.sum(1), np.diag(counts)
-    return np.where(true > 0, 2 * both / np.maximum(true + counts.sum(0), 1), np.nan)[1:]
+    return np.where(true > 0, dice(both, true + counts.sum(0)), np.nan)[1:]
 
 
 @dataclass(frozen=True)

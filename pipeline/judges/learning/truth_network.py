@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 PARTS = 4
 """Fewest parts of the labelled patients. Each network holds one part out and chooses its weights on this part."""
+DICE_WEIGHT = 5.0
+"""Weight of the squared error of the expected Dice beside the cross-entropy, so that both terms have one size."""
 BINS = 10
 """Number of bins of equal width of the predicted probability, for the calibration error."""
 _LEAST = 1 / 510  # least mean probability, half a stored step: keeps the logarithm finite
@@ -223,7 +225,7 @@ def _loss(network: nn.Module, batch: MaskBatch, knobs: ErrorMap, compute: Any) -
     entropy = -(log_p.gather(1, truth[:, None])[:, 0] * known).sum() / known.sum().clamp(min=1)
     expected = expected_dice_of(log_p.exp(), batch.mask, known & (batch.mask != UNKNOWN))
     error = (expected - batch.dice).square().mean()
-    loss = entropy + knobs.dice_weight * error
+    loss = entropy + DICE_WEIGHT * error
     if knobs.ranking:
         loss = loss + knobs.ranking * ranking_loss(expected.mean(1), batch.dice.mean(1), batch.image)
     return loss, {"cross_entropy": entropy.item(), "dice_error": error.item()}
