@@ -1,4 +1,4 @@
-"""`params.yaml` as typed, frozen models; every error names the key path."""
+"""`params.yaml` as typed, frozen knobs. Every error names the key path."""
 
 from __future__ import annotations
 
@@ -34,23 +34,25 @@ T = TypeVar("T")
 
 
 class Params(Knobs):
-    """All of `params.yaml`."""
+    """All blocks of `params.yaml`."""
 
     seed: int
-    """Of every random draw."""
+    """Seed of base training, proposals, judges, audit, mining and students. Phantoms and splits have seeds of their
+    own."""
     data: Reader
     preprocess: Preprocess
     splits: Splits
     augmentation: Augmentation
     model: Path = NOTHING
-    """File or folder of a base that is not trained here; DVC watches it. `raw/none` where the base is trained here."""
+    """File or folder of a base that is not trained here. DVC watches the path. `raw/none` if the base is trained
+    here."""
     base: AnyBase | None
-    """Null where there is no model: all masks are imported, and there are no students."""
+    """Base segmenter. Null if there is no model: all masks are imported, and there are no students."""
     propose: Propose
     judges: dict[Name, Judge]
     tables: dict[Name, ScoreTable] = {}
     consensus: dict[Name, JudgeConsensus] = {}
-    """Scores that combine those of judges and tables, computed in the panel."""
+    """Consensus entries: scores that the stage `panel` combines from the scores of judges and tables."""
     audit: Audit
     pairs: dict[Name, PairSet]
     training: Training
@@ -61,16 +63,19 @@ class Params(Knobs):
 
     @property
     def runtime(self) -> Runtime:
-        """What every stage that computes is run with."""
+        """Compute knobs, seed and execution of the stages that train or infer."""
         return Runtime(self.compute, self.seed, self.execution)
 
     @property
     def judge_names(self) -> list[str]:
-        """Judges, score tables and consensus entries, in the order of the panel's columns."""
+        """Names of judges, score tables and consensus entries, in the order of the panel's columns."""
         return [*self.judges, *self.tables, *self.consensus]
 
     def reads_truth(self, judge: str) -> bool:
-        """Whether a judge, or one that a consensus entry names, looks at the truth of the cases that it scores."""
+        """Whether a judge reads the truth of the cases that it scores.
+
+        A consensus entry reads the truth if one of its judges does.
+        """
         if judge in self.consensus:
             return any(self.reads_truth(one) for one in self.consensus[judge].judges)
         return judge in self.judges and self.judges[judge].research
@@ -79,66 +84,88 @@ class Params(Knobs):
     def _names(self) -> Params:
         for name, judge in self.judges.items():
             if judge.kind == "table":
-                raise ValueError(f"judges.{name}: kind 'table' belongs under tables:, so that DVC watches its file")
+                raise ValueError(
+                    f"judges.{name}: kind 'table' belongs under tables:, so that DVC watches its file; move the entry"
+                )
         if both := sorted(self.judges.keys() & self.tables.keys()):
-            raise ValueError(f"tables.{both[0]}: a judge has the same name")
+            raise ValueError(f"tables.{both[0]}: a judge has the same name; choose another name")
         check_consensus(self.consensus, [*self.judges, *self.tables])
         for name, pairs in self.pairs.items():
             empty = isinstance(pairs.strategy, NoPairs)
             if empty != (pairs.judge == "none"):
-                raise ValueError(f"pairs.{name}: judge 'none' and strategy 'none' go together")
+                raise ValueError(
+                    f"pairs.{name}: expected judge 'none' and strategy 'none' together, found one without the other; "
+                    "change one of the two"
+                )
             if not empty and pairs.judge not in self.judge_names:
-                raise ValueError(f"pairs.{name}.judge: no judge '{pairs.judge}'; there are {self.judge_names}")
+                raise ValueError(f"pairs.{name}.judge: found '{pairs.judge}', expected one of {self.judge_names}")
         if self.base is None and self.students:
-            raise ValueError("students: without a model (base: null) there is nothing to train; set students: {}")
+            raise ValueError("students: base is null, so there is no model to train; set students: {}")
         if isinstance(self.base, Base | None):
             if self.model != NOTHING:
                 raise ValueError(
-                    f"model: '{self.model}' is read by no base that is trained here; set base.kind to checkpoint, "
-                    f"bundle or program, or model to {NOTHING}"
+                    f"model: found '{self.model}', but only a base of kind checkpoint, bundle or program reads a "
+                    f"model; set base.kind to one of these kinds, or set model to {NOTHING}"
                 )
         elif self.model == NOTHING:
-            raise ValueError(f"model: expected the file or folder of a {self.base.kind}, found {NOTHING}")
+            raise ValueError(f"model: expected the file or folder of a {self.base.kind}, found {NOTHING}; set the path")
         for name, sampler in self.propose.samplers.items():
             if isinstance(self.base, ImportedProgram) and sampler.kind == "mc_dropout":
                 raise ValueError(
-                    f"propose.samplers.{name}: a base of kind 'program' has no layers to drop features of; remove it"
+                    f"propose.samplers.{name}: mc_dropout needs layers, and a base of kind 'program' has none; "
+                    "remove the sampler"
                 )
         for name, student in self.students.items():
             if isinstance(self.base, ImportedProgram) and student.objective.feeds != "nothing":
                 raise ValueError(
-                    f"students.{name}: a base of kind 'program' proposes but cannot be trained; use kind checkpoint or "
-                    "bundle, or only students that train nothing (threshold, proposal)"
+                    f"students.{name}: a base of kind 'program' cannot be trained; set base.kind to checkpoint or "
+                    "bundle, or keep only students that train nothing (objectives threshold and proposal)"
                 )
             feeds, kind = student.objective.feeds, student.objective.kind
             if feeds in ("pairs", "pool") and "anchor" not in student.model_fields_set:
-                raise ValueError(f"students.{name}.anchor: missing: {{supervised: 1.0}}, or null for the unsafe way")
+                raise ValueError(
+                    f"students.{name}.anchor: missing; set {{supervised: 1.0}}, or null for training without anchor, "
+                    "which is unsafe"
+                )
             if feeds not in ("pairs", "pool"):
                 for key in ("anchor", "stopping"):
                     if getattr(student, key) is not None:
-                        raise ValueError(f"students.{name}.{key}: '{kind}' takes no pool images; remove it")
+                        raise ValueError(
+                            f"students.{name}.{key}: objective '{kind}' takes no pool images; remove the key"
+                        )
             if feeds in ("truth", "nothing"):
                 for key in ("average", "interpolate"):
                     if getattr(student, key) is not None:
-                        raise ValueError(f"students.{name}.{key}: '{kind}' is not trained like the others; remove it")
+                        raise ValueError(
+                            f"students.{name}.{key}: objective '{kind}' does not train in the common loop; remove the "
+                            "key"
+                        )
             if student.average is not None and student.objective.teacher_decay is not None:
-                raise ValueError(f"students.{name}.average: '{kind}' has its own moving average; remove it")
-            if student.stopping is not None and student.stopping.patience is not None and kind != "preference":
-                raise ValueError(f"students.{name}.stopping.patience: '{kind}' has no rewards; use kl or volume_ratio")
-            if name == "base":
-                raise ValueError("students.base: 'base' is the base segmenter; choose another name")
-            if student.pairs not in self.pairs:
-                raise ValueError(f"students.{name}.pairs: no pair set '{student.pairs}'; there are {list(self.pairs)}")
-            if (student.objective.feeds == "pairs") == isinstance(self.pairs[student.pairs].strategy, NoPairs):
-                needs = "needs pairs" if student.objective.feeds == "pairs" else "uses no pairs"
                 raise ValueError(
-                    f"students.{name}.pairs: objective '{student.objective.kind}' {needs}, not '{student.pairs}'"
+                    f"students.{name}.average: objective '{kind}' has its own moving average; remove the key"
+                )
+            if student.stopping is not None and student.stopping.patience is not None and kind != "preference":
+                raise ValueError(
+                    f"students.{name}.stopping.patience: patience needs rewards, and objective '{kind}' has none; "
+                    "use kl or volume_ratio"
+                )
+            if name == "base":
+                raise ValueError("students.base: the name 'base' belongs to the base segmenter; choose another name")
+            if student.pairs not in self.pairs:
+                raise ValueError(f"students.{name}.pairs: found '{student.pairs}', expected one of {list(self.pairs)}")
+            if (student.objective.feeds == "pairs") == isinstance(self.pairs[student.pairs].strategy, NoPairs):
+                needs = (
+                    "a pair set with pairs" if student.objective.feeds == "pairs" else "a pair set of strategy 'none'"
+                )
+                raise ValueError(
+                    f"students.{name}.pairs: objective '{student.objective.kind}' expects {needs}, found "
+                    f"'{student.pairs}'"
                 )
         return self
 
 
 def load_params(path: Path) -> Params:
-    """Read and check the whole file; raises `BadInput` with one line per problem: key path, problem, what was found."""
+    """All knobs from a YAML file. Raises `BadInput` with one line per mistake: key path, problem and value."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -146,7 +173,7 @@ def load_params(path: Path) -> Params:
         raise BadInput(f"{path}: no such file; run from the folder that holds params.yaml")
     try:
         content: Any = YAML(typ="safe").load(path)
-        # Dates are the only values of YAML 1.2 that JSON lacks; no knob is one.
+        # `default=str` is for dates, the only values of YAML 1.2 that JSON lacks. No knob is a date.
         return Params.model_validate_json(json.dumps(content, default=str))
     except YAMLError as error:
         raise BadInput(f"{path}: not valid YAML: {error}") from error
@@ -155,7 +182,8 @@ def load_params(path: Path) -> Params:
 
 
 def _describe(problem: Any, content: Any) -> str:
-    # Discriminated unions put the kind into the location; it is no key of the file.
+    # Pydantic puts the kind of a discriminated union into the location. The kind is no key of the file, so the kind is
+    # left out.
     keys: list[str] = []
     at: Any = content
     for part in problem["loc"]:
@@ -169,18 +197,18 @@ def _describe(problem: Any, content: Any) -> str:
         case "extra_forbidden":
             return f"{where}: unknown key; remove it or correct its spelling"
         case "missing":
-            return f"{where}: missing"
+            return f"{where}: missing; add the key"
         case "value_error":
             return str(problem["ctx"]["error"])
         case "union_tag_invalid":
             return f"{where}.kind: found '{problem['ctx']['tag']}', expected one of {problem['ctx']['expected_tags']}"
         case "union_tag_not_found":
-            return f"{where}.kind: missing"
+            return f"{where}.kind: missing; add the key"
     return f"{where}: {problem['msg'].removeprefix('Input ')}, found {json.dumps(problem['input'], default=str)}"
 
 
 def entry(block: Mapping[str, T], name: str, title: str) -> T:
-    """The entry of a dictionary of `params.yaml`; an unknown name lists the known ones."""
+    """Entry `name` of a dictionary of `params.yaml`. Raises `BadInput` with the known names for an unknown name."""
     if name not in block:
-        raise BadInput(f"params.yaml: {title} has no entry '{name}'; there are {list(block)}")
+        raise BadInput(f"params.yaml: {title} has no entry '{name}'; the entries are {list(block)}")
     return block[name]

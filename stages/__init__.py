@@ -1,4 +1,4 @@
-"""The stages that DVC runs: one thin command per file."""
+"""Commands of the pipeline, one thin file per stage. DVC runs most of the commands; users run the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = click.Path(path_type=Path)
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn `BadInput` into its message on standard error and exit code 2."""
+    """Decorator: print the message of a `BadInput` on standard error and exit with code 2."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -31,7 +31,7 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def stage(function: Callable[..., None]) -> Callable[..., None]:
-    """Guarded, with the file of the knobs as an option."""
+    """Decorator: `guarded`, with the option `--params` for the file of the knobs."""
     return click.option(
         "--params", "params_file", type=FOLDER, default="params.yaml", show_default=True, help="Knobs of all stages."
     )(guarded(function))

@@ -1,4 +1,4 @@
-"""Panel -> how far each judge and pair set can be believed (schemas `AUDIT_JUDGES`, `AUDIT_PAIRS`, `CALIBRATION`)."""
+"""Panel -> reliability of judges and pair sets (schemas `AUDIT_JUDGES`, `AUDIT_PAIRS`, `CALIBRATION` and others)."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Labelled cases, or a model from elsewhere -> base segmenter, its members and folds (safetensors), training curves."""
+"""Labelled cases, or a model from elsewhere -> weights of base, members and folds (safetensors), and training
+curves."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Finished runs of several seeds -> what each arm gains over its base, over seeds and patients together."""
+"""Finished runs of several seeds -> gain of each arm over its base, over seeds and patients together."""
 
 from pathlib import Path
 
@@ -9,8 +9,10 @@ from stages import FOLDER, stage
 
 @click.command(help=__doc__)
 @click.argument("runs", type=FOLDER, nargs=-1, required=True)
-@click.option("--arm", "arms", multiple=True, help="Students to compare; repeat it.  [default: all of params.yaml]")
-@click.option("--out", type=FOLDER, help="Where to write the table too: a .parquet or .csv file.")
+@click.option(
+    "--arm", "arms", multiple=True, help="Student to compare. May be repeated.  [default: all of params.yaml]"
+)
+@click.option("--out", type=FOLDER, help="File for the table, .parquet or .csv.")
 @stage
 def main(runs: tuple[Path, ...], arms: tuple[str, ...], out: Path | None, params_file: Path) -> None:
     from pipeline.params import load_params

@@ -1,4 +1,4 @@
-"""Model and test cases -> metrics per case and class (schema `EVALUATION`) and their summary with intervals."""
+"""Model and test cases -> metrics per case and class (schema `EVALUATION`), and a summary with intervals (JSON)."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from stages import FOLDER, stage
 @click.option("--cases", type=FOLDER, required=True)
 @click.option("--proposals", type=FOLDER, default="data/proposals", show_default=True)
 @click.option("--model", type=FOLDER, required=True)
-@click.option("--base", type=FOLDER, help="Evaluation of the base, for paired differences.")
+@click.option("--base", type=FOLDER, help="Evaluation table of the base, for paired differences.")
 @click.option("--out", type=FOLDER, required=True)
 @click.option("--metrics", type=FOLDER, required=True)
 @stage

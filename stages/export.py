@@ -1,4 +1,4 @@
-"""Base or student -> weights, program or MONAI bundle, with a model card."""
+"""Base or student -> folder with weights, program or MONAI bundle, and a model card."""
 
 from pathlib import Path
 
@@ -10,13 +10,15 @@ from stages import FOLDER, stage
 @click.command(help=__doc__)
 @click.argument("name")
 @click.option("--format", "form", type=click.Choice(["safetensors", "program", "bundle"]), required=True)
-@click.option("--model", type=FOLDER, help="Its folder.  [default: models/base or models/students/NAME]")
+@click.option("--model", type=FOLDER, help="Folder of the model.  [default: models/base or models/students/NAME]")
 @click.option("--weights", help="Name of the weights.  [default: last of a student, base of a base]")
 @click.option("--cases", type=FOLDER, default="data/cases", show_default=True)
 @click.option("--pairs", type=FOLDER, default="data/pairs", show_default=True)
 @click.option("--audit", type=FOLDER, default="audit", show_default=True)
 @click.option("--metrics", type=FOLDER, default="metrics", show_default=True)
-@click.option("--base", type=FOLDER, default="models/base", show_default=True, help="Of the run, for the card.")
+@click.option(
+    "--base", type=FOLDER, default="models/base", show_default=True, help="Base of the run, for the model card."
+)
 @click.option("--out", type=FOLDER, help="New folder.  [default: exports/NAME_FORMAT]")
 @stage
 def main(

@@ -1,4 +1,4 @@
-"""Proposals -> image files and a sheet to fill in, for QC tools whose scores come back through `tables:`."""
+"""Proposals -> image files, and a sheet for the scores of a QC tool, which `tables:` reads back."""
 
 from pathlib import Path
 

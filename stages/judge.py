@@ -1,4 +1,4 @@
-"""Proposals, but those of test cases -> one judge's score of each (schema `SCORES`)."""
+"""Proposals of all cases but test cases -> score of one judge for each proposal (schema `SCORES`)."""
 
 from pathlib import Path
 
@@ -12,9 +12,13 @@ from stages import FOLDER, stage
 @click.option("--cases", type=FOLDER, required=True)
 @click.option("--proposals", type=FOLDER, required=True)
 @click.option(
-    "--out-of-fold", type=FOLDER, default="data/out_of_fold", show_default=True, help="What judges learn from."
+    "--out-of-fold",
+    type=FOLDER,
+    default="data/out_of_fold",
+    show_default=True,
+    help="Proposals that learned judges train on.",
 )
-@click.option("--models", type=FOLDER, default="models/judges", show_default=True, help="Where learned judges live.")
+@click.option("--models", type=FOLDER, default="models/judges", show_default=True, help="Folder of the trained judges.")
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(

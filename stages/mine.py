@@ -1,4 +1,4 @@
-"""Panel -> the pairs of one pair set (schema `PAIRS`) and a counted reason for every case without a pair."""
+"""Panel -> pairs of one pair set (schema `PAIRS`), and the number of cases without a pair by reason (JSON)."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from stages import FOLDER, stage
 @click.argument("name")
 @click.option("--panel", type=FOLDER, required=True)
 @click.option("--proposals", type=FOLDER, required=True)
-@click.option("--audit", type=FOLDER, default=None, help="Folder of the audit, whose calibration gives p_correct.")
+@click.option("--audit", type=FOLDER, default=None, help="Folder of the audit. Its calibration gives p_correct.")
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(name: str, panel: Path, proposals: Path, audit: Path | None, out: Path, params_file: Path) -> None:

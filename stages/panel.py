@@ -1,4 +1,4 @@
-"""Score tables -> the panel: every proposal with all scores, validation with its true Dice (schema `panel`)."""
+"""Score tables -> panel: every proposal with all scores, and true Dice of validation proposals (schema `panel`)."""
 
 from pathlib import Path
 

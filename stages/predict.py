@@ -1,4 +1,5 @@
-"""Trained model and new images -> masks in each image's own grid, spacing and orientation; needs no params.yaml."""
+"""Trained model and new images -> masks with the grid, spacing and orientation of each image. No params.yaml is
+read."""
 
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from stages import FOLDER, guarded
 @click.argument("images", type=FOLDER)
 @click.argument("out", type=FOLDER)
 @click.option("--weights", help="Name of the weights in MODEL.  [default: last of a student, base of a base]")
-@click.option("--probabilities", is_flag=True, help="Class probabilities too, in OUT/probability.")
-@click.option("--trust", is_flag=True, help="Load a program, which runs code that is in its file.")
+@click.option("--probabilities", is_flag=True, help="Write class probabilities too, to OUT/probability.")
+@click.option("--trust", is_flag=True, help="Allow a program, which runs code that is in its file.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--precision", type=click.Choice(["float32", "tf32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Images in work at a time.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=2, show_default=True, help="Number of images in work at a time."
+)
 @click.option("--scheduler", type=click.Choice(["synchronous", "threads", "processes"]), default="threads")
 @click.option("--progress", type=click.Choice(["auto", "bar", "lines", "none"]), default="auto", show_default=True)
 @guarded

@@ -1,4 +1,4 @@
-"""Raw data set -> `cases.parquet`, images, labels and splits (schema `CASES`)."""
+"""Raw data set -> cases on the working grid, each in a split (schema `CASES`), with arrays of images and labels."""
 
 from pathlib import Path
 

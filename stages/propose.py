@@ -1,6 +1,6 @@
-"""Base segmenter, images and imported masks -> several masks per case (schema `PROPOSALS`) and their arrays.
+"""Cases, base segmenter and imported masks -> several proposals per case (schema `PROPOSALS`) and their arrays.
 
-For labelled cases out of fold too, where the base has folds."""
+If the base has folds, labelled cases get out-of-fold proposals too."""
 
 from pathlib import Path
 
@@ -13,7 +13,13 @@ from stages import FOLDER, stage
 @click.option("--cases", type=FOLDER, required=True)
 @click.option("--base", type=FOLDER, required=True)
 @click.option("--out", type=FOLDER, required=True)
-@click.option("--out-of-fold", type=FOLDER, default="data/out_of_fold", show_default=True, help="Of labelled cases.")
+@click.option(
+    "--out-of-fold",
+    type=FOLDER,
+    default="data/out_of_fold",
+    show_default=True,
+    help="Folder of the out-of-fold proposals of labelled cases.",
+)
 @stage
 def main(cases: Path, base: Path, out: Path, out_of_fold: Path, params_file: Path) -> None:
     from pipeline.params import load_params

@@ -1,4 +1,4 @@
-"""The code and params.yaml -> per stage and entry, the files of code that its results follow from, each with a hash."""
+"""Code and params.yaml -> for each stage and entry, the code files that its results follow from, each with a hash."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Everything measured -> one self-contained page, `index.html`."""
+"""All measurements of a run -> report, one self-contained page `index.html`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pairs and base -> one student: weights (last, best, late steps), its record and its training curve."""
+"""Pairs, proposals, cases and base -> one student: weights (last, best, late steps), record and training curve."""
 
 from pathlib import Path
 

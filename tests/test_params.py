@@ -114,11 +114,11 @@ def test_every_knob_says_what_it_means():
             {"students__rn_cdpo__objective__link__epsilon": 0.5},
             "students.rn_cdpo.objective.link.epsilon: unknown key; remove it or correct its spelling",
         ),
-        ({"seed": GONE}, "seed: missing"),
-        ({"base__optimisation__steps": GONE}, "base.optimisation.steps: missing"),
-        ({"students__dpo__objective": GONE}, "students.dpo.objective: missing"),
-        ({"judges__agreement__kind": GONE}, "judges.agreement.kind: missing"),
-        ({"tables": {"qc": {"kind": "table"}}}, "tables.qc.path: missing"),
+        ({"seed": GONE}, "seed: missing; add the key"),
+        ({"base__optimisation__steps": GONE}, "base.optimisation.steps: missing; add the key"),
+        ({"students__dpo__objective": GONE}, "students.dpo.objective: missing; add the key"),
+        ({"judges__agreement__kind": GONE}, "judges.agreement.kind: missing; add the key"),
+        ({"tables": {"qc": {"kind": "table"}}}, "tables.qc.path: missing; add the key"),
         ({"seed": "seven"}, 'seed: should be a valid integer, found "seven"'),
         ({"seed": "7"}, 'seed: should be a valid integer, found "7"'),
         ({"seed": 1.5}, "seed: should be a valid integer, found 1.5"),
@@ -148,76 +148,94 @@ def test_every_knob_says_what_it_means():
         ),
         (
             {"judges__mine": {"kind": "table", "path": "x.csv"}},
-            "judges.mine: kind 'table' belongs under tables:, so that DVC watches its file",
+            "judges.mine: kind 'table' belongs under tables:, so that DVC watches its file; move the entry",
         ),
-        ({"tables": {"oracle": {"kind": "table", "path": "x.csv"}}}, "tables.oracle: a judge has the same name"),
+        (
+            {"tables": {"oracle": {"kind": "table", "path": "x.csv"}}},
+            "tables.oracle: a judge has the same name; choose another name",
+        ),
         (
             {"pairs__agreement__judge": "agrement"},
-            "pairs.agreement.judge: no judge 'agrement'; there are ['agreement', 'expected_dice', "
+            "pairs.agreement.judge: found 'agrement', expected one of ['agreement', 'expected_dice', "
             "'pairwise', 'oracle', 'together']",
         ),
-        ({"pairs__agreement__judge": "none"}, "pairs.agreement: judge 'none' and strategy 'none' go together"),
-        ({"pairs__none__judge": "oracle"}, "pairs.none: judge 'none' and strategy 'none' go together"),
+        (
+            {"pairs__agreement__judge": "none"},
+            "pairs.agreement: expected judge 'none' and strategy 'none' together, found one without the other; change "
+            "one of the two",
+        ),
+        (
+            {"pairs__none__judge": "oracle"},
+            "pairs.none: expected judge 'none' and strategy 'none' together, found one without the other; change one "
+            "of the two",
+        ),
         (
             {"students__dpo__pairs": "agrement"},
-            "students.dpo.pairs: no pair set 'agrement'; there are ['none', 'agreement', 'agreement_top', 'oracle']",
+            "students.dpo.pairs: found 'agrement', expected one of ['none', 'agreement', 'agreement_top', 'oracle']",
         ),
         (
             {"students__dpo__pairs": "none"},
-            "students.dpo.pairs: objective 'preference' needs pairs, not 'none'",
+            "students.dpo.pairs: objective 'preference' expects a pair set with pairs, found 'none'",
         ),
         (
             {"students__supervised__pairs": "oracle"},
-            "students.supervised.pairs: objective 'supervised' uses no pairs, not 'oracle'",
+            "students.supervised.pairs: objective 'supervised' expects a pair set of strategy 'none', found 'oracle'",
         ),
         (
             {"students__dpo__anchor": GONE},
-            "students.dpo.anchor: missing: {supervised: 1.0}, or null for the unsafe way",
+            "students.dpo.anchor: missing; set {supervised: 1.0}, or null for training without anchor, which is unsafe",
         ),
         (
             {"students__supervised__anchor": {"supervised": 1.0}},
-            "students.supervised.anchor: 'supervised' takes no pool images; remove it",
+            "students.supervised.anchor: objective 'supervised' takes no pool images; remove the key",
         ),
         (
             {"students__base": {"pairs": "none", "objective": {"kind": "supervised"}}},
-            "students.base: 'base' is the base segmenter; choose another name",
+            "students.base: the name 'base' belongs to the base segmenter; choose another name",
         ),
         (
             {"students__pseudo": {"pairs": "none", "objective": {"kind": "pseudo_label"}}},
-            "students.pseudo.anchor: missing: {supervised: 1.0}, or null for the unsafe way",
+            "students.pseudo.anchor: missing; set {supervised: 1.0}, or null for training without anchor, which is "
+            "unsafe",
         ),
         (
             {"students__supervised__stopping": {"kl": 0.1}},
-            "students.supervised.stopping: 'supervised' takes no pool images; remove it",
+            "students.supervised.stopping: objective 'supervised' takes no pool images; remove the key",
         ),
         (
             {"students__full__average": 0.9},
-            "students.full.average: 'full' is not trained like the others; remove it",
+            "students.full.average: objective 'full' does not train in the common loop; remove the key",
         ),
         (
             {"students__mt": {"pairs": "none", "objective": {"kind": "mean_teacher"}, "anchor": None, "average": 0.9}},
-            "students.mt.average: 'mean_teacher' has its own moving average; remove it",
+            "students.mt.average: objective 'mean_teacher' has its own moving average; remove the key",
         ),
         (
             {"students__sft__stopping": {"patience": 2}},
-            "students.sft.stopping.patience: 'sft' has no rewards; use kl or volume_ratio",
+            "students.sft.stopping.patience: patience needs rewards, and objective 'sft' has none; use kl or "
+            "volume_ratio",
         ),
         (
             {"base": {"kind": "checkpont"}},
             "base.kind: found 'checkpont', expected one of 'trained', 'checkpoint', 'bundle', 'program'",
         ),
         ({"base": {"kind": "checkpoint", "weigths": "last"}, "model": "m"}, "base.weigths: unknown key"),
-        ({"base": {"kind": "program"}, "model": "m"}, "base.window: missing"),
+        ({"base": {"kind": "program"}, "model": "m"}, "base.window: missing; add the key"),
         (
             {"base": {"kind": "program", "window": [32, 32]}, "model": "m", "students": {}},
-            "propose.samplers.dropout: a base of kind 'program' has no layers to drop features of; remove it",
+            "propose.samplers.dropout: mc_dropout needs layers, and a base of kind 'program' has none; remove the "
+            "sampler",
         ),
         (
             {"base": {"kind": "checkpoint"}},
-            "model: expected the file or folder of a checkpoint, found raw/none",
+            "model: expected the file or folder of a checkpoint, found raw/none; set the path",
         ),
-        ({"model": "my.pt"}, "model: 'my.pt' is read by no base that is trained here; set base.kind to checkpoint"),
-        ({"base": None}, "students: without a model (base: null) there is nothing to train; set students: {}"),
+        (
+            {"model": "my.pt"},
+            "model: found 'my.pt', but only a base of kind checkpoint, bundle or program reads a model; set base.kind "
+            "to ",
+        ),
+        ({"base": None}, "students: base is null, so there is no model to train; set students: {}"),
         (
             {"consensus": {"both": {"kind": "rank_mean", "judges": ["agreement", "expected"]}}},
             "consensus.both.judges: no judge 'expected'; there are ['agreement', 'expected_dice', "
@@ -281,5 +299,5 @@ def test_a_missing_file():
 
 def test_an_entry_by_name():
     assert entry({"a": 1}, "a", "judges") == 1
-    with pytest.raises(BadInput, match=r"params.yaml: judges has no entry 'b'; there are \['a'\]"):
+    with pytest.raises(BadInput, match=r"params.yaml: judges has no entry 'b'; the entries are \['a'\]"):
         entry({"a": 1}, "b", "judges")

@@ -1,1 +1,1 @@
-"""Stage `audit`: how far a judge and a pair set can be believed."""
+"""Stage `audit`: reliability of judges and pair sets, measured on validation cases."""

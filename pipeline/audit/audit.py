@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from pipeline.audit.judges import BIN_SIZES, audit_bins, audit_judge, headroom, 
 from pipeline.audit.pair_sets import audit_pairs, calibrate_pairs, try_pairs, voxel_shares
 from pipeline.audit.verdicts import headroom_verdict, judge_verdict, nothing_known, warnings
 from pipeline.knobs import Knobs, Name
-from pipeline.pairs.calibration import Calibration, Isotonic, knots
+from pipeline.pairs.calibration import Calibration, Isotonic, PairCalibration, knots
 from pipeline.pairs.mine import PairSet
 from pipeline.pairs.strategies import Mined
 from pipeline.pairs.strategies.none import NoPairs
@@ -67,40 +67,78 @@ def run_audit(
     sets = {name: pairs for name, pairs in pair_sets.items() if not isinstance(pairs.strategy, NoPairs)}
     if not len(validation):
         judges, sets = {}, {}
-    rows, proposals = validation.lazy(), data.proposals
+    rows, groups = validation.lazy(), validation["group"].n_unique()
     calibrated = {
-        name: calibrate_pairs(pairs, rows, proposals, knobs.calibration, seed) for name, pairs in sets.items()
+        name: calibrate_pairs(pairs, rows, data.proposals, knobs.calibration, seed) for name, pairs in sets.items()
     }
+    of_pairs, of_strategies = _pair_measures(rows, sets, calibrated, list(judges), data, knobs, seed)
+    scores = validation_scores(validation, judges)
+    of_judges = [audit_judge(name, scores, knobs.folds, knobs.failure_below, knobs.bootstrap, seed) for name in judges]
+    for row in of_judges:
+        mine = [one for one in of_strategies if one["judge"] == row["judge"]]
+        row["verdict"] = judge_verdict(row, mine, groups, judges[str(row["judge"])])
+    judge_table = pl.DataFrame(of_judges, schema=schema.AUDIT_JUDGES.columns)
+    pair_table = pl.DataFrame(of_pairs, schema=schema.AUDIT_PAIRS.columns)
+    for table, frame, file in (
+        (schema.AUDIT_JUDGES, judge_table, "judges"),
+        (schema.AUDIT_PAIRS, pair_table, "pairs"),
+        (schema.AUDIT_STRATEGIES, pl.DataFrame(of_strategies, schema=schema.AUDIT_STRATEGIES.columns), "strategies"),
+        (schema.AUDIT_BINS, audit_bins(scores, data.proposals, BIN_SIZES, knobs.bootstrap, seed), "bins"),
+    ):
+        write_table(frame, table, out / f"{file}.parquet", knobs)
+    _write_calibration(sets, calibrated, knobs, out)
+    room = headroom(scores, knobs.bootstrap, seed)
+    notes = {name: str(part.summary["note"] or "") for name, part in calibrated.items() if part.curve}
+    write_json(
+        out / "summary.json",
+        {
+            "validation_cases": len(scores.case),
+            "groups": groups,
+            "headroom": {**room, "verdict": headroom_verdict(room, groups)},
+            "calibration": {name: part.summary for name, part in calibrated.items()},
+            "warnings": warnings(judge_table, pair_table, groups, notes) if len(validation) else nothing_known(),
+        },
+    )
+
+
+def _pair_measures(
+    rows: pl.LazyFrame,
+    sets: Mapping[str, PairSet],
+    calibrated: Mapping[str, PairCalibration],
+    judges: Sequence[str],
+    data: Data,
+    knobs: Audit,
+    seed: int,
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Rows of `AUDIT_PAIRS` for the pair sets, and of `AUDIT_STRATEGIES` for every judge with every standard strategy.
+
+    All of them are mined on the validation rows of the panel.
+    """
+    proposals = data.proposals
     tried = {name: try_pairs(pairs, rows, proposals, seed, calibrated[name].curve) for name, pairs in sets.items()}
     standard = {
         (judge, name): try_pairs(PairSet(judge=judge, strategy=strategy), rows, proposals, seed)
         for judge in judges
         for name, strategy in knobs.strategies.items()
     }
+    # Masks are read once for the pairs of all sets and strategies: many of them share pairs.
     voxels = voxel_shares([*tried.values(), *standard.values()], data.cases, proposals)
-    measured = [
+    of_pairs = [
         {"pairs": name, "judge": sets[name].judge, "strategy": sets[name].strategy.kind}
         | audit_pairs(table, voxels, knobs.bootstrap, seed)
         for name, table in tried.items()
     ]
-    standards = [
+    of_strategies = [
         {"judge": judge, "strategy": name} | audit_pairs(table, voxels, knobs.bootstrap, seed)
         for (judge, name), table in standard.items()
     ]
-    known = validation_scores(validation, judges)
-    groups = validation["group"].n_unique()
-    found = [audit_judge(name, known, knobs.folds, knobs.failure_below, knobs.bootstrap, seed) for name in judges]
-    for row in found:
-        of_judge = [one for one in standards if one["judge"] == row["judge"]]
-        row["verdict"] = judge_verdict(row, of_judge, groups, judges[str(row["judge"])])
-    judge_table = pl.DataFrame(found, schema=schema.AUDIT_JUDGES.columns)
-    pair_table = pl.DataFrame(measured, schema=schema.AUDIT_PAIRS.columns)
-    strategy_table = pl.DataFrame(standards, schema=schema.AUDIT_STRATEGIES.columns)
-    write_table(judge_table, schema.AUDIT_JUDGES, out / "judges.parquet", knobs)
-    write_table(pair_table, schema.AUDIT_PAIRS, out / "pairs.parquet", knobs)
-    write_table(strategy_table, schema.AUDIT_STRATEGIES, out / "strategies.parquet", knobs)
-    bins = audit_bins(known, proposals, BIN_SIZES, knobs.bootstrap, seed)
-    write_table(bins, schema.AUDIT_BINS, out / "bins.parquet", knobs)
+    return of_pairs, of_strategies
+
+
+def _write_calibration(
+    sets: Mapping[str, PairSet], calibrated: Mapping[str, PairCalibration], knobs: Audit, out: Path
+) -> None:
+    """Write `calibration.parquet` and `reliability.parquet`."""
     curves = [knots(name, pairs.judge, pairs.strategy.kind, calibrated[name].curve) for name, pairs in sets.items()]
     reliable = [part.reliability.with_columns(pairs=pl.lit(name)) for name, part in calibrated.items()]
     for table, parts, file in (
@@ -110,15 +148,3 @@ def run_audit(
         empty = pl.DataFrame(schema=table.columns)
         whole = pl.concat([empty, *(part.select(empty.columns).cast(empty.schema) for part in parts)])
         write_table(whole, table, out / f"{file}.parquet", knobs.calibration)
-    room = headroom(known, knobs.bootstrap, seed)
-    notes = {name: str(part.summary["note"] or "") for name, part in calibrated.items() if part.curve}
-    write_json(
-        out / "summary.json",
-        {
-            "validation_cases": len(known.case),
-            "groups": groups,
-            "headroom": {**room, "verdict": headroom_verdict(room, groups)},
-            "calibration": {name: part.summary for name, part in calibrated.items()},
-            "warnings": warnings(judge_table, pair_table, groups, notes) if len(validation) else nothing_known(),
-        },
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,13 +115,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     assigned, notes = assign(sources, splits)
     for note in notes:
         print(note, file=sys.stderr)
-    order = sorted(
-        (source for source in sources if source.case_id in assigned),
-        key=lambda source: (schema.SPLITS.index(assigned[source.case_id]), source.case_id),
-    )
-    plan = [
-        _Planned(case_of(row, assigned[source.case_id], source, preprocess), source) for row, source in enumerate(order)
-    ]
+    plan = _planned(sources, assigned, preprocess)
     cases = [planned.case for planned in plan]
     padded = _longest(case.shape for case in cases)
     original = _longest(case.original_shape for case in cases)
@@ -146,17 +140,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
             "prepare",
             Limits(_WORKING_COPIES * size * case_bytes),
         )
-        if rows["has_label"].any() and not rows["foreground"].any():
-            raise BadInput(
-                f"{reader.path}: expected foreground in at least one label, found only 0 and {schema.UNKNOWN} "
-                "(ignore); for masks stored as 0 and 255 set `foreground_above: 127`"
-            )
-        if doubtful := sorted(rows.filter("only_ignore")["case_id"]):
-            notes.append(
-                f"labels: {len(doubtful)} cases hold only background and 255 (ignore), e.g. '{doubtful[0]}'; if the "
-                "masks are stored as 0 and 255, set foreground_above: 127"
-            )
-            print(notes[-1], file=sys.stderr)
+        notes += _label_notes(rows, reader.path)
         _clear(out)
         for array in arrays:
             publish(work / f"{array.name}.zarr", out / f"{array.name}.zarr")
@@ -174,6 +158,38 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
         }
         write_json(out / "cases.json", info)
         write_manifest(out, made_by)
+
+
+def _planned(sources: Sequence[Source], assigned: Mapping[str, str], preprocess: Preprocess) -> list[_Planned]:
+    """Cases of the assigned sources in the order of the arrays: by split, then by case id."""
+    order = sorted(
+        (source for source in sources if source.case_id in assigned),
+        key=lambda source: (schema.SPLITS.index(assigned[source.case_id]), source.case_id),
+    )
+    return [
+        _Planned(case_of(row, assigned[source.case_id], source, preprocess), source) for row, source in enumerate(order)
+    ]
+
+
+def _label_notes(rows: pl.DataFrame, data_root: Path) -> list[str]:
+    """A note on cases whose labels hold nothing but background and 255; the note is printed too.
+
+    Raises `BadInput` where no label has foreground.
+    """
+    if rows["has_label"].any() and not rows["foreground"].any():
+        raise BadInput(
+            f"{data_root}: expected foreground in at least one label, found only 0 and {schema.UNKNOWN} "
+            "(ignore); for masks stored as 0 and 255 set `foreground_above: 127`"
+        )
+    doubtful = sorted(rows.filter("only_ignore")["case_id"])
+    if not doubtful:
+        return []
+    note = (
+        f"labels: {len(doubtful)} cases hold only background and 255 (ignore), e.g. '{doubtful[0]}'; if the "
+        "masks are stored as 0 and 255, set foreground_above: 127"
+    )
+    print(note, file=sys.stderr)
+    return [note]
 
 
 def case_of(row: int, split: str, source: Source, preprocess: Preprocess) -> Case:

@@ -1,1 +1,1 @@
-"""Stage `evaluate`: what a model predicts on test cases, and how good that is."""
+"""Stage `evaluate`: predictions of the base and of students on test cases, and their metrics."""

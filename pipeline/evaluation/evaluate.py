@@ -1,4 +1,4 @@
-"""Tables of test metrics per case and class, and their summary `metrics/NAME.json`."""
+"""Stage `evaluate`: test metrics per case and class, and their summary `metrics/NAME.json`."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ from pipeline.store.proposals import Data
 from pipeline.store.tables import read_table, write_table
 
 Predict = Callable[[Case], np.ndarray]
-"""A checkpoint at work: label map u8 `[*space]` of a case on the grid of its source image."""
+"""A checkpoint that predicts: from a case to a label map u8 `[*space]` on the grid of the source image."""
 
 BOOTSTRAP_SEED = 0
-"""Intervals of all models resample the same patients, whatever the seed of the run."""
+"""Seed of the resamples. A fixed seed makes the intervals of all models and all runs resample the same patients."""
 SHARD = 16
-"""Test cases measured in one task."""
+"""Number of test cases that one task measures."""
 
 METRICS = ("dice", "nsd", "hd95", "assd")
-"""Always measured; `f1` of components joins them where `evaluation.components` asks for it."""
+"""Metrics that are always measured. `f1` of components is measured too if `evaluation.components` is true."""
 
 UNITLESS = ("dice", "f1")
-"""Metrics with a mean over cases of which some are measured in mm and others in px."""
+"""Metrics that do not depend on the unit. Their mean may cover cases measured in mm and cases measured in px."""
 
 
 def evaluate(
     cases: CaseStore, rows: Sequence[Case], sustained: Sequence[Predict], best: Predict | None, knobs: Evaluation
 ) -> pl.DataFrame:
-    """Rows of `schema.EVALUATION` for these cases; the base segmenter is one sustained checkpoint without a best.
+    """Table of `schema.EVALUATION` of the cases in `rows`.
 
-    Raises `BadInput` with the failures of all cases together.
+    The base segmenter has one sustained checkpoint and no `best`. Raises `BadInput` with the failures of all cases
+    together.
     """
     n_classes = len(cases.class_names)
     failures = CaseFailures()
@@ -63,17 +64,17 @@ def rows_of(
     n_classes: int,
     knobs: Evaluation,
 ) -> list[dict]:
-    """Rows of `schema.EVALUATION` of one case, one per foreground class; all masks u8 on the source's grid.
+    """Rows of `schema.EVALUATION` of one case, one per foreground class. All masks are u8 on the source's grid.
 
-    Metrics are means over the sustained predictions (checkpoints of the last fifth of a student's evaluations);
-    `prediction_empty` holds if any of them is empty. `dice_peak` is the Dice of the best checkpoint, or `dice` if
-    there is none. Raises `BadInput` naming the case for predictions of another shape.
+    Metrics are means over the sustained predictions, which come from the checkpoints of the last fifth of a student's
+    evaluations. `prediction_empty` is true if at least one sustained prediction is empty. `dice_peak` is the Dice of
+    `best`, or `dice` without `best`. Raises `BadInput` naming the case for predictions of another shape.
     """
     for mask in (*sustained, *(() if best is None else (best,))):
         if mask.shape != truth.shape:
             raise BadInput(
                 f"case '{case.case_id}': expected a prediction of the truth's shape {truth.shape}, found {mask.shape}; "
-                "bring it back to the grid of the source image first"
+                "bring the prediction back to the grid of the source image first"
             )
     each = [case_metrics(mask, truth, n_classes, case.original_spacing_mm, knobs) for mask in sustained]
     names = (*METRICS, "f1") if knobs.components else METRICS
@@ -91,13 +92,13 @@ def rows_of(
 
 
 def summary(evaluation: pl.DataFrame, base: pl.DataFrame | None, knobs: Evaluation) -> dict:
-    """Contents of `metrics/NAME.json` from a table of `schema.EVALUATION`; `base` adds the paired comparison.
+    """Contents of `metrics/NAME.json` from a table of `schema.EVALUATION`. `base` adds the paired comparison.
 
-    A case's value is the mean over its classes, the mean is over patients, intervals resample patients.
-    Where some cases are measured in mm and others in px, NSD and distances have no common unit: their means are null.
-    `f1` and `component_overlap` are there only where components were measured in every row, the gain in F1 only where
-    they were for the base too.
-    Raises `BadInput` for an empty table and where base and student were measured on different cases.
+    The value of a case is the mean over its classes. Means are over patients, and intervals resample patients. If some
+    cases are measured in mm and others in px, NSD and distances have no common unit, and their means are null. `f1` and
+    `component_overlap` exist only if components were measured in every row. The gain in F1 exists only if components
+    were measured for the base too. Raises `BadInput` for an empty table, and if base and student were measured on
+    different cases or classes.
     """
     if evaluation.is_empty():
         raise BadInput("evaluation: expected at least one test case, found none; check `splits` in params.yaml")
@@ -137,21 +138,25 @@ def summary(evaluation: pl.DataFrame, base: pl.DataFrame | None, knobs: Evaluati
 
 
 def _names(evaluation: pl.DataFrame) -> tuple[str, ...]:
-    """Metrics that every row has."""
+    """Names of the metrics that every row has."""
     return METRICS if evaluation["f1"].null_count() else (*METRICS, "f1")
 
 
 def means_per_case(evaluation: pl.DataFrame) -> pl.DataFrame:
-    """Means over the classes of each case, with its group, by case id; a table of `schema.EVALUATION`."""
+    """Mean of each metric over the classes of a case, with the group, one row per case, sorted by case id.
+
+    `evaluation` is a table of `schema.EVALUATION`. `absolute_volume_error` is the mean of the absolute volume errors.
+    """
     means = [pl.col(name).mean() for name in (*_names(evaluation), "dice_peak")]
     volume = pl.col("volume_error").abs().mean().alias("absolute_volume_error")
     return evaluation.group_by("case_id").agg(pl.col("group").first(), *means, volume).sort("case_id")
 
 
 def gain_per_case(evaluation: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
-    """Metrics of each case minus the base segmenter's, with its group, by case id; tables of `schema.EVALUATION`.
+    """Metrics of each case minus the metrics of the base segmenter, with the group, sorted by case id.
 
-    A case's metric is the mean over its classes. Raises `BadInput` where the tables differ in cases or classes.
+    Both tables are of `schema.EVALUATION`. The metric of a case is the mean over its classes. Raises `BadInput` if the
+    tables differ in cases or classes.
     """
     key = list(schema.EVALUATION.key)
     student_only, base_only = evaluation.join(base, key, "anti"), base.join(evaluation, key, "anti")
@@ -159,7 +164,7 @@ def gain_per_case(evaluation: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
         example = pl.concat([student_only.select(key), base_only.select(key)]).row(0)
         raise BadInput(
             f"evaluation: expected the cases and classes of the base segmenter ({base.height} rows), found "
-            f"{evaluation.height} rows of which {differing} are in one table only, e.g. {example}; "
+            f"{evaluation.height} rows, and {differing} rows are in one table only, e.g. {example}; "
             "evaluate both on the same test split with `dvc repro`"
         )
     student, reference = means_per_case(evaluation.sort(key)), means_per_case(base.sort(key))
@@ -168,13 +173,13 @@ def gain_per_case(evaluation: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
 
 
 def worst_5_percent(per_case: pl.DataFrame) -> float:
-    """Mean Dice of the worst twentieth of the cases, of one case at least."""
+    """Mean Dice of the worst 5 % of the cases. The number of cases is rounded down and at least one."""
     return float(np.mean(np.sort(per_case["dice"])[: max(1, per_case.height // 20)]))
 
 
 def cases_worse(gain: pl.DataFrame, knobs: Evaluation) -> int:
-    """Cases whose gain in Dice is below -`worse_by`."""
-    # The margin keeps out a case at exactly `worse_by`: .90 - .92 is below -.02 in binary fractions.
+    """Number of cases whose gain in Dice is below -`worse_by`."""
+    # The tolerance keeps out a case at exactly `worse_by`: .90 - .92 is below -.02 in binary fractions.
     return int((gain["dice"] < -knobs.worse_by - 1e-9).sum())
 
 
@@ -183,19 +188,19 @@ def _interval(per_case: pl.DataFrame, name: str, knobs: Evaluation) -> Interval:
 
 
 def _intervals(per_case: pl.DataFrame, comparable: Mapping[str, bool], knobs: Evaluation) -> dict[str, dict]:
-    """Per metric; null where its values have no common unit."""
+    """Mean and 95 % interval of each metric. Null if the values of a metric have no common unit."""
     unknown = Interval(None, None, None)
     found = {name: _interval(per_case, name, knobs) if kept else unknown for name, kept in comparable.items()}
     return {name: value._asdict() for name, value in found.items()}
 
 
 def mean_over_patients(per_case: pl.DataFrame, name: str) -> float:
-    """Mean over patients of the mean over their cases."""
+    """Mean over patients of the mean over the cases of a patient."""
     return float(group_means(per_case[name].to_numpy(), per_case["group"].to_list()).mean())
 
 
 def _of_class(rows: pl.DataFrame, comparable: Mapping[str, bool]) -> dict[str, float | None]:
-    """Means over patients for one class, and its Dice over the cases that have it."""
+    """Means over patients for one class, and the Dice of the class over the cases with the class in the truth."""
     with_truth = rows.filter(~pl.col("truth_empty"))
     return {
         **{name: mean_over_patients(rows, name) if kept else None for name, kept in comparable.items()},
@@ -204,9 +209,10 @@ def _of_class(rows: pl.DataFrame, comparable: Mapping[str, bool]) -> dict[str, f
 
 
 def _empty(evaluation: pl.DataFrame) -> dict[str, int]:
-    """Counts of empty masks over cases and classes.
+    """Numbers of empty masks over cases and classes.
 
-    `missed`: empty in some checkpoint though the truth is not; `invented`: the reverse, which shows as Dice below 1.
+    `missed`: at least one prediction is empty, and the truth is not. `invented`: the truth is empty, and at least one
+    prediction is not, so that the Dice is below 1.
     """
     truth, prediction = evaluation["truth_empty"], evaluation["prediction_empty"]
     return {
@@ -226,14 +232,14 @@ class _Evaluating:
     def __call__(self, shard: Shard) -> pl.DataFrame:
         import torch
 
-        # One thread whatever the number of workers: thread counts move the last bits.
+        # One thread for any number of workers, because the number of threads changes results in the last bits.
         torch.set_num_threads(1)
         return evaluate(self.cases, shard.members, self.predictions.sustained, self.predictions.best, self.knobs)
 
 
 @dataclass(frozen=True)
 class EvaluationFiles:
-    """A trained folder, and the files of its results."""
+    """Folder of a base or of a student, and files of the results."""
 
     model: Path
     table: Path
@@ -245,9 +251,10 @@ class EvaluationFiles:
 def evaluate_model(
     name: str, data: Data, files: EvaluationFiles, base: Path | None, knobs: Evaluation, runtime: Runtime
 ) -> None:
-    """Measure a base or student folder on the test cases: `evaluation/NAME.parquet` and `metrics/NAME.json`.
+    """Measure a base or a student on the test cases: write `evaluation/NAME.parquet` and `metrics/NAME.json`.
 
-    Proposals are read for an arm that takes one of them.
+    `base` is the evaluation of the base segmenter, for the paired comparison. Proposals are read only for an arm that
+    takes a proposal.
     """
     cases, compute = data.cases, runtime.compute
     found = predictions(files.model, data, compute)

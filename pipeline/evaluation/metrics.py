@@ -1,4 +1,4 @@
-"""What is measured on a test case."""
+"""Metrics of a test case, one row per foreground class."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ from pipeline.store.schema import UNKNOWN
 
 
 class Evaluation(Knobs):
-    """How students and the base segmenter are measured on test cases."""
+    """Knobs of the metrics of students and of the base segmenter on test cases."""
 
     nsd_tolerance: Annotated[float, Field(ge=0)]
-    """Surface voxels this close to the other surface count as right in NSD; mm, or px where spacing is unknown."""
+    """Largest distance to the other surface at which a surface voxel counts as right in NSD. The unit is mm, or px if
+    the spacing is unknown."""
     bootstrap: Annotated[int, Field(gt=0)] = 2000
-    """Resamples of the patients behind each interval."""
+    """Number of resamples of the patients behind each interval."""
     worse_by: Annotated[float, Field(ge=0)] = 0.02
-    """A case is worse if its Dice is more than this below the base segmenter's."""
+    """A case counts as worse if its Dice is more than this value below the Dice of the base segmenter. 0.02 is 2
+    points."""
     components: bool = False
-    """Whether F1 of connected components is measured too: for data with many objects in an image."""
+    """Whether F1 of connected components is measured too. Meant for data with many objects per image."""
     component_overlap: Annotated[float, Field(ge=0.5, lt=1)] = 0.5
-    """A predicted component matches a true one if their IoU is above this; from one half on, a match is unique."""
+    """A predicted component matches a true component if their IoU is above this value. From 0.5 on, matches are
+    unique."""
 
 
 def case_metrics(
     prediction: np.ndarray, truth: np.ndarray, n_classes: int, spacing_mm: Sequence[float] | None, knobs: Evaluation
 ) -> list[dict]:
-    """One row per foreground class for label maps u8 `[*space]`: the metric columns of `schema.EVALUATION`.
+    """Metric columns of `schema.EVALUATION` for label maps u8 `[*space]`, one row per foreground class.
 
-    Voxels that are 255 in the truth belong to neither mask; where they run through an object they cut it in two
-    components. Unknown spacing counts as 1, and the unit is then px. The volume error is 2 (V - T) / (V + T), null
-    where the truth is empty; `f1` is null unless `knobs.components`. Raises `BadInput` for unequal shapes.
+    Voxels that are 255 in the truth belong to neither mask, so a seam of such voxels cuts an object into two
+    components. Unknown spacing counts as 1, and the unit is then px. The volume error is 2 (V - T) / (V + T), and null
+    if the truth is empty. `f1` is null unless `knobs.components`. Empty masks: see `mask_dice`, `surface_metrics` and
+    `component_f1`. Raises `BadInput` for unequal shapes.
     """
     if prediction.shape != truth.shape:
         raise BadInput(

@@ -1,4 +1,4 @@
-"""Masks that the folder of a base or of a student predicts, on the grid of the source image."""
+"""Predicted masks of a base or a student, on the grid of the source image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def class_probabilities(segmenter: Segmenter, image: Values, case: Case, offsets: Sequence[float] = ()) -> np.ndarray:
     """Class probabilities f32 `[class, *source]` of an image f32 `[channel, *working]`.
 
-    `offsets` are added to the logits of the foreground classes.
+    `offsets` are added to the logits of the foreground classes, one per class. Empty: no offsets.
     """
     whole = np.empty((segmenter.architecture.classes, *case.shape), np.float32)
     for where, working in _bands(segmenter, image, offsets):
@@ -33,9 +33,9 @@ def class_probabilities(segmenter: Segmenter, image: Values, case: Case, offsets
 
 
 def predicted_mask(segmenter: Segmenter, image: Values, case: Case, offsets: Sequence[float] = ()) -> np.ndarray:
-    """Label map u8 `[*source]`: the class of the largest probability.
+    """Most probable class u8 `[*source]` of an image f32 `[channel, *working]`.
 
-    The probabilities of a large case are never held whole where the working grid is the source's grid.
+    If the working grid is the source's grid, only the probabilities of one box at a time are held in memory.
     """
     if case.resampled:
         return class_probabilities(segmenter, image, case, offsets).argmax(0).astype(np.uint8)
@@ -46,7 +46,7 @@ def predicted_mask(segmenter: Segmenter, image: Values, case: Case, offsets: Seq
 
 
 def _bands(segmenter: Segmenter, image: Values, offsets: Sequence[float]) -> Iterator[tuple[Where, np.ndarray]]:
-    """Boxes that make up the case, and their class probabilities f32 `[class, *box]`."""
+    """Boxes that cover the case, in order, each with class probabilities f32 `[class, *box]`."""
     from pipeline.segmenter.logits import probability, shifted
 
     for where, logits in segmenter.bands(image):
@@ -55,12 +55,12 @@ def _bands(segmenter: Segmenter, image: Values, offsets: Sequence[float]) -> Ite
 
 @dataclass(frozen=True)
 class NetworkPrediction:
-    """The most probable class of a network, with offsets on the logits of the foreground classes."""
+    """Predicted mask of a network, with offsets on the logits of the foreground classes."""
 
     cases: CaseStore
     model: Model
     compute: Compute
-    offsets: tuple[float, ...] = ()  # per foreground class
+    offsets: tuple[float, ...] = ()  # one per foreground class; empty: no offsets
 
     def __call__(self, case: Case) -> np.ndarray:
         """Label map u8 `[*space]` on the source's grid."""
@@ -70,7 +70,7 @@ class NetworkPrediction:
 
 @dataclass(frozen=True)
 class FixedProposal:
-    """The proposal in the same slot of every case."""
+    """Predicted mask of an arm without a network: the proposal in the same slot of every case."""
 
     cases: CaseStore
     proposals: ProposalStore
@@ -83,7 +83,7 @@ class FixedProposal:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The checkpoints of a folder by role. The base and an arm without training have one, and no best."""
+    """Checkpoints of a model folder by role. The base and an arm that takes a proposal have one and no best."""
 
     sustained: tuple[NetworkPrediction | FixedProposal, ...]
     best: NetworkPrediction | FixedProposal | None
@@ -92,7 +92,7 @@ class Predictions:
 def predictions(folder: Path, data: Data, compute: Compute) -> Predictions:
     """Checkpoints of the folder of a base or of a student.
 
-    Raises `BadInput` where a student takes a proposal that test cases do not have.
+    Raises `BadInput` if a student takes a proposal of every case and some test cases have no proposals.
     """
     from pipeline.segmenter.models import Model
 
@@ -103,8 +103,9 @@ def predictions(folder: Path, data: Data, compute: Compute) -> Predictions:
         known = set(data.proposals.case_ids())
         if missing := [case.case_id for case in data.cases.split("test") if case.case_id not in known]:
             raise BadInput(
-                f"{folder}: takes proposal {record.slot} of every case, and {len(missing)} test cases have none "
-                f"(first: '{missing[0]}'); add 'test' to propose.splits"
+                f"{folder}: the student takes proposal {record.slot} of every case, and {len(missing)} test cases have "
+                "no "
+                f"proposals (first: '{missing[0]}'); add 'test' to propose.splits"
             )
         return Predictions((FixedProposal(data.cases, data.proposals, record.slot),), None)
     best, *late = (

@@ -1,1 +1,1 @@
-"""Stages `predict` and `export`: masks of a trained model on new images, and a trained model in forms for others."""
+"""Stages `predict` and `export`: masks of new images, and a trained model as files for other programs."""

@@ -1,1 +1,1 @@
-"""Stages `judge` and `panel`: a score for every proposal, and all scores in one table with their consensus."""
+"""Stages `judge` and `panel`: scores of every proposal, and one table of all scores with the consensus scores."""

@@ -1,1 +1,1 @@
-"""Stage `mine`: which proposal is preferred to which, and P(the order is right)."""
+"""Stage `mine`: pairs of a chosen and a rejected proposal, with P(the order is right)."""

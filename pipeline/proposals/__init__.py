@@ -1,1 +1,1 @@
-"""Stage `propose`: several masks for every case."""
+"""Stage `propose`: several proposals per case, drawn by samplers from trained models and imported masks."""

@@ -1,4 +1,7 @@
-"""The proposals of one case: drawn as a whole or, of a large case, band by band, written slab by slab and counted."""
+"""Proposals of one case: masks and mean probability are drawn, counted and written.
+
+A small case is drawn as a whole. A large case is drawn band by band and written slab by slab.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,15 @@ from pipeline.store.cases import Where
 from pipeline.store.schema import UNKNOWN
 
 BASE_SAMPLER = "base"
-"""Sampler and setting of slot 0, where there is a base segmenter."""
+"""Sampler and setting of slot 0 if there is a base segmenter."""
 
 
 class Counts:
-    """What the proposals table says of the masks of a case, and their disagreement; parts of the case add up."""
+    """Voxel counts of the proposals of a case, for the table of proposals and the disagreement.
+
+    `disagreement` is |D| u32 `[proposal, proposal]`, `voxels` is the size of each class i64 `[proposal, class]`. The
+    counts of the parts of a case add up to the counts of the case.
+    """
 
     def __init__(self, slots: int, classes: int) -> None:
         self.classes = classes
@@ -32,7 +39,7 @@ class Counts:
         self._same_unknown = np.ones((slots, slots), bool)
 
     def add(self, masks: np.ndarray) -> None:
-        """Count masks u8 `[proposal, *space]` of a part of the case."""
+        """Add the counts of masks u8 `[proposal, *space]` of a part of the case."""
         self.disagreement += disagreement(masks)
         self._overlaps += overlaps_to(masks[0], masks, self.classes)
         for slot, mask in enumerate(masks):
@@ -43,32 +50,32 @@ class Counts:
 
     @property
     def dice_to_base(self) -> np.ndarray:
-        """Dice of every mask with slot 0, f64 `[proposal]`."""
+        """Dice of every proposal with slot 0, f64 `[proposal]`, mean over the foreground classes."""
         return dice_from_counts(self._overlaps)
 
     def duplicate_of(self, slot: int) -> int | None:
-        """The first slot with the same mask, if it is another one."""
-        # Masks that only differ where one of them is unknown are two masks, although no voxel tells them apart.
+        """First slot with the same mask, or None if `slot` is the first."""
+        # Two masks with |D| = 0 may still differ in which voxels are unknown. Such masks are no duplicates.
         first = int(((self.disagreement[slot] == 0) & self._same_unknown[slot]).argmax())
         return first if first < slot else None
 
 
 class Target(Protocol):
-    """An array, in memory or on disk, that masks or probabilities are written to."""
+    """An array in memory or on disk to which masks or probabilities are written."""
 
     def __setitem__(self, where: Any, values: np.ndarray, /) -> None: ...
 
 
 @dataclass(frozen=True)
 class CaseArrays:
-    """Where the masks and the mean probability of a case are written."""
+    """Arrays to which the masks and the mean probability of a case are written."""
 
     masks: Target
     probability: Target
-    row: int  # of the case in both arrays
+    row: int  # index of the case in both arrays
 
     def write(self, where: Where, masks: np.ndarray, probability: np.ndarray) -> None:
-        """Write u8 `[proposal, *box]` and u8 `[class, *box]` of a box of the case."""
+        """Write masks u8 `[proposal, *box]` and probability u8 `[class, *box]` of a box of the case."""
         self.masks[(self.row, slice(None), *where)] = masks
         self.probability[(self.row, slice(None), *where)] = probability
 
@@ -81,10 +88,11 @@ def draw_case(
     slabs: Slabs | None,
     scratch: Path,
 ) -> tuple[list[dict[str, object]], np.ndarray]:
-    """Write masks and mean probability of a case to `target`; return its rows of the table, and |D| u32 `[K, K]`.
+    """Write masks and mean probability of a case to `target`. Return the rows of the table, and |D| u32 `[K, K]`.
 
-    With `slabs` the case is drawn band by band, whose float32 probabilities are all that is in memory, and each slab is
-    written when its last band is done; what windows and whole masks leave for later bands lies below `scratch`.
+    With `slabs` the case is drawn band by band, and a slab is written when the last band of the slab is done. Only the
+    float32 probabilities of one band are in memory. Sliding windows and masks of the whole case that later bands need
+    are stored below `scratch`. With None the case is drawn as a whole.
     """
     counts = Counts(slots, case.classes)
     if slabs is None:
@@ -116,7 +124,10 @@ def draw_case(
 def _draw_slabs(
     case: CaseModels, samplers: Mapping[str, Sampler], counts: Counts, target: CaseArrays, slabs: Slabs
 ) -> list[Draw]:
-    """Write and count slab after slab; the draws of the last band."""
+    """Draw, count and write a large case slab by slab. Return the draws of the last band.
+
+    Sampler and setting of the draws are the same in every band.
+    """
     from pipeline.segmenter.sliding import bands_of
 
     space = case.image.shape[1:]
@@ -127,6 +138,7 @@ def _draw_slabs(
         shape = [part.stop - part.start for part in where]
         found = np.empty((len(counts.voxels), *shape), np.uint8)
         likely = np.empty((case.classes, *shape), np.uint8)
+        # A slab is a shard of the arrays and is written at once. Bands are thinner, to bound float32 probabilities.
         for start, end in bands_of(first, stop, space, slabs.axis):
             band = case.at(start, end)
             _draw(band, samplers)
@@ -149,5 +161,5 @@ def _draw(case: CaseModels, samplers: Mapping[str, Sampler]) -> None:
 
 
 def _steps(case: CaseModels) -> np.ndarray:
-    """Mean probability u8 `[class, *space]`, in steps of 1/255."""
+    """Mean probability times 255, rounded, u8 `[class, *space]`."""
     return (case.mean_probability() * 255).round().numpy()

@@ -1,4 +1,4 @@
-"""Stage `propose`: several masks for every image of the pool and of validation, and their disagreement."""
+"""Stage `propose`: several proposals per case, with mean probability and disagreement."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pipeline.proposals.samplers.ensemble import Ensemble
 from pipeline.proposals.samplers.imported import Imported
 from pipeline.proposals.samplers.sampler import CaseModels, Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
+from pipeline.segmenter.augmentation import SwapLabels
 from pipeline.store import schema
 from pipeline.store.arrays import Slabs, cases_per_shard, create_array, open_array, shard_cases
 from pipeline.store.cases import Case, CaseStore
@@ -29,30 +30,29 @@ if TYPE_CHECKING:
 
 
 class Propose(Knobs):
-    """Which masks are proposed, and for which cases."""
+    """Samplers of the proposals, and splits whose cases get proposals."""
 
     samplers: dict[Name, Sampler]
-    """By name, in the order of the proposals; slot 0 is always the base prediction or, without a base segmenter, the
-    first mask of the first sampler, which then is `imported`."""
+    """Samplers by name, in the order of the proposals. Slot 0 is always the prediction of the base segmenter. Without a
+    base segmenter the first sampler must be of kind `imported`, and its first mask is slot 0."""
     splits: tuple[Literal["labelled", "pool", "validation", "test"], ...] = ("pool", "validation")
-    """Validation is needed to measure judges; labelled only by judges or objectives that learn from it; test only to
-    measure what one proposal of every case would be worth."""
+    """Splits whose cases get proposals. Students learn from `pool`. `validation` is needed to measure judges,
+    `labelled` by pair sets of the labelled split, and `test` by students of objective `proposal`."""
     imports: Path = NOTHING
-    """Folder of all imported masks; DVC watches it. `raw/none` where no masks are imported."""
+    """Folder of all imported masks. DVC watches the folder. `raw/none` if no masks are imported."""
 
 
 ARRAYS = (schema.MASKS, schema.PROBABILITY, schema.DISAGREEMENT)
-"""Arrays that the stage writes."""
-SwapLabels = tuple[tuple[int, int, int], ...]
-"""(axis, class, class): sided classes that change places when an image is flipped along that axis."""
+"""Arrays that the stage writes besides `proposals.parquet`."""
 
 
 def propose(
     cases: CaseStore, base: Path, knobs: Propose, out: Path, runtime: Runtime, swap_labels: SwapLabels = ()
 ) -> None:
-    """Propose masks for every case of the splits, and write `proposals.parquet` and the three arrays.
+    """Write the proposals of every case of `knobs.splits`: `proposals.parquet` and the three arrays.
 
-    Raises `BadInput` naming every case that failed, after the others have finished. A rerun does only what is missing.
+    Raises `BadInput` naming every case that failed, after all other cases have finished. A rerun draws the missing
+    shards only.
     """
     from pipeline.segmenter.models import family
 
@@ -65,11 +65,12 @@ def propose(
 def propose_out_of_fold(
     cases: CaseStore, base: Path, knobs: Propose, out: Path, runtime: Runtime, swap_labels: SwapLabels = ()
 ) -> None:
-    """Propose masks for every labelled case by models that have not seen the case: learned judges learn from them.
+    """Write proposals of every labelled case, drawn from models that have not seen the case.
 
-    Samplers draw from the fold's model instead of the base, and from the members and snapshots that the folds have. A
-    sampler without such a model is left out. Imported masks are left out too, because nobody knows what their makers
-    have seen. Without folds the stage writes an empty table and no array.
+    Learned judges train on these proposals. Samplers draw from the model of the fold instead of the base, and from the
+    members and snapshots of the fold. A sampler without a model in the folds is left out. Imported masks are left out
+    too, because the cases on which their makers trained are unknown. Without folds the stage writes an empty table and
+    no array.
     """
     from pipeline.segmenter.models import fold_families
 
@@ -86,7 +87,7 @@ def propose_out_of_fold(
 
 
 def _of_folds(samplers: dict[str, Sampler], family: Family) -> dict[str, Sampler]:
-    """The samplers that can draw from the models of a fold; an ensemble keeps the members that the fold has."""
+    """Samplers that can draw from the models of a fold. An ensemble keeps the members that the fold has."""
     kept: dict[str, Sampler] = {}
     for name, sampler in samplers.items():
         if isinstance(sampler, Ensemble):
@@ -100,12 +101,12 @@ def _of_folds(samplers: dict[str, Sampler], family: Family) -> dict[str, Sampler
 
 @dataclass(frozen=True)
 class _Plan:
-    """Cases to propose for, and the models and samplers that do."""
+    """Cases that get proposals, with the models and samplers that make the proposals."""
 
     cases: CaseStore
     proposed_for: tuple[Case, ...]
     family: Family
-    families: dict[str, Family]  # by case id, instead of `family`
+    families: dict[str, Family]  # by case id, for out-of-fold proposals; other cases use `family`
     knobs: Propose
     swap_labels: SwapLabels
 
@@ -121,20 +122,26 @@ class _Plan:
         )
 
     def slots(self) -> int:
-        """Proposals of every case; raises `BadInput` for models or masks that a sampler lacks."""
+        """Number of proposals per case. Raises `BadInput` if a sampler lacks a model or a mask."""
         setup, samplers = self.setup, self.knobs.samplers
         if BASE_SAMPLER in samplers:
-            raise BadInput(f"propose.samplers: '{BASE_SAMPLER}' is the name of slot 0; choose another name")
+            raise BadInput(f"propose.samplers: the name '{BASE_SAMPLER}' belongs to slot 0; choose another name")
         if not setup.base and (not samplers or next(iter(samplers.values())).kind != "imported"):
             raise BadInput(
-                "propose.samplers: expected a sampler of kind 'imported' as the first one, since base is null, found "
+                "propose.samplers: expected a first sampler of kind 'imported', because base is null, found the kinds "
                 f"{[sampler.kind for sampler in samplers.values()]}; import masks, or configure `base`"
             )
         slots = setup.base + sum(len(sampler.settings(name, setup)) for name, sampler in samplers.items())
         if setup.base and slots < 2:
-            raise BadInput("propose.samplers: no sampler draws anything; preference needs at least two proposals")
+            raise BadInput(
+                "propose.samplers: expected at least two proposals per case, found the base prediction alone; add a "
+                "sampler"
+            )
         if slots < 2:
-            raise BadInput("propose.samplers: one imported mask alone; preference needs at least two proposals")
+            raise BadInput(
+                "propose.samplers: expected at least two proposals per case, found one imported mask; add a source or "
+                "a sampler"
+            )
         return slots
 
     def imported_files(self) -> list[Path]:
@@ -143,7 +150,7 @@ class _Plan:
         return [file for sampler in imported for file in sampler.files(self.setup)]
 
     def with_models_in_use(self) -> _Plan:
-        """Without the members and snapshots that no sampler draws from, so that they are never loaded."""
+        """The plan without members and snapshots that no sampler draws from. So no unused model is loaded."""
         ensembles = [sampler for sampler in self.knobs.samplers.values() if isinstance(sampler, Ensemble)]
         by_snapshots = any(isinstance(sampler, Snapshots) for sampler in self.knobs.samplers.values())
 
@@ -171,8 +178,9 @@ def _write_proposals(stage: str, plan: _Plan, base: Path, out: Path, runtime: Ru
                 create_array(work, array, shape, size, slabs)
         task = _Proposing(plan.with_models_in_use(), runtime, work, slabs)
         shards = shards_of(plan.proposed_for, size, key=lambda case: case.case)
-        # The blocks of a shard are held twice, as they are and as they are written. Of one case (or of the rows of a
-        # slab, which are no fewer than those that a window holds, as a rule) masks and probabilities are held.
+        # Arrays of a shard count twice, for the blocks and for their encoding. Masks and float32 probabilities count
+        # for one case or, of a large case, for the rows of one slab, because a window usually holds no more rows than a
+        # slab.
         held = voxels if slabs is None else voxels * slabs.rows // padded[slabs.axis]
         bytes_per_shard = held * (2 * size * (slots + classes) + 2 * slots + 24 * classes)
         rows = run(task, shards, work, runtime.execution, stage, Limits(bytes_per_shard))
@@ -189,18 +197,18 @@ class _Proposing:
     plan: _Plan
     runtime: Runtime
     work: Path
-    slabs: Slabs | None  # how large cases are cut
+    slabs: Slabs | None  # cut of large cases; None if cases are small
 
     def __call__(self, shard: Shard) -> pl.DataFrame:
         import torch
 
-        # One thread whatever the number of workers: thread counts move the last bits.
+        # One thread for any number of workers, because the number of threads changes results in the last bits.
         torch.set_num_threads(1)
         arrays = {array.name: open_array(self.work, array, "r+") for array in ARRAYS}
         per_shard, slots = shard_cases(arrays["masks"]), arrays["masks"].shape[1]
         start = shard.index * per_shard
         stop = min(start + per_shard, arrays["masks"].shape[0])
-        # A large case writes its slabs itself; the small cases of a shard are written together.
+        # Slabs of a large case go to the array directly. The small cases of a shard fill blocks that are written once.
         blocks: dict[str, Any] = {
             name: array
             if self.slabs is not None and name != "disagreement"

@@ -1,4 +1,4 @@
-"""Proposals as image files, so that any QC tool can score them."""
+"""Export of proposals as image files, so that any QC tool can score the proposals."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from pipeline.store.cases import Case, CaseStore
 from pipeline.store.proposals import ProposalStore
 
 SHEET = "proposals.csv"
-"""One row per exported proposal; with its `score` column filled in, a file for `tables:`."""
+"""File of the exported proposals, one row each. With the column `score` filled in, the file can stand under
+`tables:`."""
 
 
 def export_proposals(cases: CaseStore, proposals: ProposalStore, splits: Sequence[str], out: Path) -> int:
-    """Write `CASE/NN.nii.gz` (3D, or 2D with an affine) or `CASE/NN.png` per proposal, and the sheet; return the count.
+    """Write one image file per proposal and the sheet `SHEET`. Return the number of proposals.
 
-    Masks hold class indices, on the source's grid with its affine. Raises `BadInput` where `out` is not empty.
+    3D cases and 2D cases with an affine get `CASE/NN.nii.gz`, all other cases `CASE/NN.png`; NN is the slot. Masks hold
+    class indices on the source's grid. A NIfTI file has the affine of the source or, without an affine, the spacing of
+    the source. Raises `BadInput` if `out` is not empty.
     """
     if out.is_dir() and any(out.iterdir()):
         raise BadInput(f"{out}: expected a new or empty folder, found files; choose another or remove them")

@@ -1,1 +1,1 @@
-"""The report: one self-contained page with everything that a run measured."""
+"""Stage `report`: one self-contained page with all measurements of a run, and the comparison of several runs."""

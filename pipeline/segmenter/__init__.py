@@ -1,1 +1,1 @@
-"""Stage `base`: networks are built, trained, run on cases of any size and kept on disk."""
+"""Stage `base`: segmentation networks: building, training, inference on cases of any size, and weights on disk."""

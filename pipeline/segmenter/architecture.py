@@ -1,4 +1,4 @@
-"""Segmentation networks by name from MONAI: what their classes are called with, and the window that they need."""
+"""Segmentation networks of MONAI by name: arguments of their classes, and windows on which the networks run."""
 
 from __future__ import annotations
 
@@ -21,33 +21,38 @@ from pipeline.store.manifest import write_json
 
 ARCHITECTURE = "network.json"
 PROGRAM = "program"
-"""Name of a network that is a file to run, in a format that is its argument."""
+"""Name of a network that is a program file. The argument `format` is a key of `program.FORMATS`."""
 MULTIPLES = (*(2**n for n in range(8)), *(3 * 2**n for n in range(6)))
-"""What windows are tried as multiples of, in this order."""
+"""Multiples that a window is rounded up to, tried in this order until the network runs."""
+# Names that classes of MONAI give to the same argument.
 _SPACE = ("spatial_dims", "dimensions")
 _CHANNELS = ("in_channels", "num_channels", "n_input_channels")
 _OUTPUTS = ("out_channels", "num_classes")
 _SIZES = ("img_size", "image_size", "input_image_size")
 _FAILURES = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, ImportError, ArithmeticError)
-"""What networks of others raise where an argument or a window does not suit them."""
+"""Exceptions that MONAI's networks raise for an unsuitable argument or window."""
 _BUILDING = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that is needed to rebuild a network: stored as JSON beside its weights."""
+    """Everything that is needed to rebuild a network, stored as `network.json` beside the weights."""
 
-    name: str
+    name: str  # class of `monai.networks.nets`, or `PROGRAM`
     arguments: dict[str, Any]
-    dimensions: int
+    dimensions: int  # spatial axes, 2 or 3
     channels: int
-    classes: int
+    classes: int  # background included
     head: str
     window: tuple[int, ...]
 
     @classmethod
     def of(cls, knobs: Network, channels: int, classes: int, padded: Sequence[int]) -> Architecture:
-        """The network of these knobs for images of `channels` whose largest case is `padded`."""
+        """Architecture of these knobs for images of `channels` channels and a largest case of shape `padded`.
+
+        Raises `BadInput` for an unknown network, for knobs that do not fit the data, and, with `multiple` null, for a
+        network that runs on no multiple of `MULTIPLES`.
+        """
         if knobs.head == "sigmoid" and classes != 2:
             raise BadInput(f"base.network.head: 'sigmoid' is for 2 classes, the data has {classes}; use 'softmax'")
         window = tuple(padded) if knobs.window is None else knobs.window
@@ -63,7 +68,7 @@ class Architecture:
         return cls(**{**content, "window": tuple(content["window"])})
 
     def rounded(self, multiple: int) -> Architecture:
-        """With the window rounded up to a multiple, and the arguments that follow from it filled in."""
+        """Architecture with the window rounded up to a multiple, and with the arguments that follow from the window."""
         window = tuple(-(-length // multiple) * multiple for length in self.window)
         arguments = dict(self.arguments)
         parameters = inspect.signature(self._kind()).parameters
@@ -74,21 +79,21 @@ class Architecture:
 
     @property
     def program(self) -> bool:
-        """Whether it is a program, which cannot be rebuilt, rather than a network of MONAI."""
+        """Whether the network is a program, which cannot be rebuilt, rather than a network of MONAI."""
         return self.name == PROGRAM
 
     @property
     def outputs(self) -> int:
-        """Output channels: one for a sigmoid head, else one per class."""
+        """Number of output channels: one for a sigmoid head, else one per class."""
         return 1 if self.head == "sigmoid" else self.classes
 
     def build(self, seed: int) -> nn.Module:
-        """The network with initial weights drawn from `seed`; torch's global generator is left as it was.
+        """The network with random initial weights from `seed`. A call of the network returns logits of the main head.
 
-        Called, it returns the logits of its main head.
+        torch's global generator keeps its state. Raises `BadInput` for arguments that the class refuses.
         """
         kind, sizes = self._kind(), {name: value for name, value, _ in self.sizes()}
-        # The generator is global, so networks are built one at a time.
+        # Initialisation draws from torch's global generator, so threads build networks one at a time.
         with _BUILDING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
@@ -100,8 +105,11 @@ class Architecture:
                 ) from error
 
     def sizes(self) -> list[tuple[str, int, int | None]]:
-        """What the class calls the numbers of axes, channels and outputs, each with its value and the class's own
-        default (None: it has none)."""
+        """Arguments of the class for the numbers of axes, channels and outputs: name, value, and default of the class.
+
+        The default is None for an argument without an integer default. A class for 2D or 3D only has no argument for
+        axes.
+        """
         kind = self._kind()
         parameters = inspect.signature(kind).parameters
         values = (self.dimensions, self.channels, self.outputs)
@@ -110,9 +118,10 @@ class Architecture:
         return [(n, value, d if isinstance(d := defaults.get(n), int) else None) for n, value in named]
 
     def objection(self, device: str) -> str | None:
-        """Why the network cannot be used with its window on a device, or None where it gives logits of its size.
+        """Reason why the network cannot be used with its window on a device. None if it gives logits of window size.
 
-        Tried are training on two images, because batch normalisation refuses one, and inference on one.
+        The network runs once in training mode on two images, because batch normalisation refuses one image, and once in
+        eval mode on one image.
         """
         network = self.build(0)
         try:
@@ -149,16 +158,17 @@ class Architecture:
         return kind
 
     def _names(self, kind: type[nn.Module]) -> list[str | None]:
-        """What the class calls the numbers of axes, channels and outputs; None where it is for 2D or 3D only."""
+        """Argument names for axes, channels and outputs. The first is None for a class of 2D or 3D networks only."""
         parameters = inspect.signature(kind).parameters
+        # A class that passes keywords on to another class takes the usual names.
         passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         names: list[str | None] = []
         for known in (_SPACE, _CHANNELS, _OUTPUTS):
             found = next((name for name in known if name in parameters), known[0] if passes_on else None)
             if found is None and known is not _SPACE:
                 raise BadInput(
-                    f"base.network.name: {self.name} has no argument {' or '.join(known)}, so that it is no network "
-                    "for segmentation; choose another"
+                    f"base.network.name: {self.name} has no argument {' or '.join(known)}, so the class is no network "
+                    "for segmentation; choose another network"
                 )
             names.append(found)
         return names
@@ -166,14 +176,17 @@ class Architecture:
 
 @lru_cache
 def _smallest(wanted: str) -> Architecture:
-    """The architecture with its window rounded up to the first of `MULTIPLES` for which the network runs.
+    """Architecture whose window is rounded up to the first of `MULTIPLES` on which the network runs.
 
-    Tried on torch's meta device, which computes shapes only, and where a network cannot be, on a blank window.
+    `wanted` is the architecture as JSON, because a cache needs a hashable argument. The network runs on torch's meta
+    device, which computes shapes only, and on the CPU if the network does not support the meta device. Raises
+    `BadInput` if no multiple works.
     """
     made = Architecture.from_json(json.loads(wanted))
     tried: dict[tuple[int, ...], str] = {}
     for multiple in MULTIPLES:
         found = made.rounded(multiple)
+        # Several multiples may give the same window.
         if found.window in tried:
             continue
         objection = _objection(found)
@@ -183,13 +196,15 @@ def _smallest(wanted: str) -> Architecture:
     _refuse_dimensions(made)
     largest = made.rounded(128).window
     raise BadInput(
-        f"base.network: {made.name} does not run on a window of {list(made.window)}, however it is rounded up; with "
-        f"{list(largest)}: {tried[largest]}; correct `arguments` or `window`, or choose another network"
+        f"base.network: {made.name} does not run on a window of {list(made.window)}, nor on the window rounded up to a "
+        f"multiple of at most 128; with {list(largest)}: {tried[largest]}; correct `arguments` or `window`, or choose "
+        "another network"
     )
 
 
 def _objection(architecture: Architecture) -> str | None:
     try:
+        # Layers that read values of their input raise errors that name the meta device.
         objection = architecture.objection("meta")
         return architecture.objection("cpu") if objection and "meta" in objection.lower() else objection
     except BadInput as error:
@@ -197,8 +212,9 @@ def _objection(architecture: Architecture) -> str | None:
 
 
 def _refuse_dimensions(made: Architecture) -> None:
-    """Raise `BadInput` for a class without a number of spatial axes that runs with one axis more or less."""
+    """Raise `BadInput` for a class of 2D networks on 3D data, or of 3D networks on 2D data."""
     if made._names(made._kind())[0] is None:
+        # A class without an argument for axes says only by running which number of axes fits: 2 or 3.
         other = 5 - made.dimensions
         if _objection(replace(made, dimensions=other, window=(64,) * other).rounded(1)) is None:
             raise BadInput(
@@ -208,9 +224,12 @@ def _refuse_dimensions(made: Architecture) -> None:
 
 
 def _dynunet(window: Sequence[int], strides: Sequence[int | Sequence[int]] | None, filters: int) -> dict[str, Any]:
-    """Kernels and strides of a DynUNet as nnU-Net plans them for equal spacings: an axis is halved until it is shorter
-    than 8 (Isensee et al. 2021; `create_nnunet_plans` of MONAI's tutorials), or until there are as many levels as
-    `filters`, where they are given."""
+    """Kernels and strides of a DynUNet as nnU-Net plans them for equal spacings (Isensee et al. 2021).
+
+    Every level halves all axes that have at least 8 voxels (`create_nnunet_plans` of MONAI's tutorials). Halving ends
+    when every axis is shorter than 8 voxels, or at as many levels as there are `filters` (0: not given). `strides`
+    replaces the planned strides (null: planned).
+    """
     if strides is None:
         sizes, strides = list(window), [1]
         while any(size >= 8 for size in sizes) and len(strides) != filters:

@@ -1,4 +1,4 @@
-"""Augmentation of labelled cases and the flips that preference training shares with it."""
+"""Knobs of augmentation, and the flips that training on pool images shares with them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ if TYPE_CHECKING:
 
 
 class Augmentation(Knobs):
-    """How labelled cases are varied in training. Students' pool images are only flipped."""
+    """Random variation of labelled cases in training.
+
+    Pool images of the base's mean teacher are varied in the same way. Pool images of students are only flipped.
+    """
 
     flips: tuple[int, ...] = (0, 1)
     """Spatial axes along which an image may be flipped."""
     swap_labels: tuple[tuple[int, int, int], ...] = ()
-    """(axis, class, class): sided classes that change places when that axis is flipped."""
+    """Classes of opposite sides, such as left and right, as (axis, class, class). A flip of the axis exchanges them."""
     rotate_degrees: float = 15.0
-    """Largest rotation (in 3D about each axis)."""
+    """Largest angle of rotation, in 3D about each axis."""
     scale: float = 0.15
-    """Largest relative zoom."""
+    """Largest relative zoom, in and out."""
     intensity: float = 0.2
-    """Largest relative change of contrast, and of brightness in units of the batch's standard deviation."""
+    """Largest relative change of contrast, and largest change of brightness in standard deviations of the batch."""
     noise: float = 0.1
-    """Largest standard deviation of added noise, in units of the normalised image."""
+    """Largest standard deviation of added noise, in intensities of the normalised image."""
 
     def check(self, dimensions: int) -> None:
         """Raise `BadInput` for flips along axes that the data does not have."""
@@ -36,15 +39,15 @@ class Augmentation(Knobs):
 
     @property
     def unsided(self) -> tuple[int, ...]:
-        """Axes of `flips` across which no class is sided: flipped along these, labels keep their classes."""
+        """Axes of `flips` without an entry in `swap_labels`. Labels that are flipped along them keep their classes."""
         return tuple(axis for axis in self.flips if axis not in {axis for axis, _, _ in self.swap_labels})
 
     def views(self) -> list[tuple[int, ...]]:
-        """Every combination of flips, the identity first."""
+        """All combinations of flips, beginning with no flip."""
         return [view for view in chain.from_iterable(combinations(self.flips, n) for n in range(len(self.flips) + 1))]
 
     def swap(self, labels: Tensor, view: Sequence[int]) -> Tensor:
-        """Exchange sided classes in labels that were flipped along these axes."""
+        """Labels that were flipped along the axes `view`, with the classes of opposite sides exchanged."""
         for axis, first, second in self.swap_labels:
             if axis in view:
                 one, two = labels == first, labels == second
@@ -52,14 +55,23 @@ class Augmentation(Knobs):
         return labels
 
     def swap_classes(self, probability: Tensor, view: Sequence[int]) -> Tensor:
-        """Exchange the channels of sided classes in `[class, *space]` that was flipped along these axes."""
-        order = list(range(len(probability)))
-        for axis, first, second in self.swap_labels:
-            if axis in view:
-                order[first], order[second] = order[second], order[first]
-        return probability[order]
+        """Probabilities `[class, *space]` that were flipped along `view`, with classes of opposite sides exchanged."""
+        return swapped_classes(probability, self.swap_labels, view)
+
+
+SwapLabels = tuple[tuple[int, int, int], ...]
+"""(axis, class, class): sided classes that change places when an image is flipped along that axis."""
+
+
+def swapped_classes(probability: Tensor, swap_labels: SwapLabels, axes: Sequence[int]) -> Tensor:
+    """Probabilities `[class, *space]` that were flipped along `axes`, with the sided classes in their new places."""
+    order = list(range(len(probability)))
+    for axis, first, second in swap_labels:
+        if axis in axes:
+            order[first], order[second] = order[second], order[first]
+    return probability[order]
 
 
 def flip(batch: Tensor, view: Sequence[int], dimensions: int) -> Tensor:
-    """Flip the spatial axes of a batch; the last `dimensions` axes are space."""
+    """Batch flipped along the spatial axes `view`. Its last `dimensions` axes are spatial."""
     return batch.flip([axis - dimensions for axis in view]) if view else batch

@@ -1,4 +1,4 @@
-"""Stage `base`: the base segmenter, trained on the labelled split to its plateau, with its ensemble and folds."""
+"""Stage `base`: training of the base segmenter, its members and its folds on the labelled split."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from pipeline.store.cases import Case, CaseStore
 from pipeline.store.manifest import MANIFEST, write_json, write_manifest
 
 TEACHER = "mean_teacher"
-"""Name of the member that also learns from the images of the pool."""
+"""Name of the member that also learns from pool images."""
 CURVES = ("loss", "validation_dice")
-"""Columns of the history with a value per evaluation."""
+"""Columns of the history that hold a measure of each evaluation."""
 
 
 def train_base(
     cases: CaseStore, knobs: Base | None, augmentation: Augmentation, runtime: Runtime, out: Path, history: Path
 ) -> None:
-    """Train base, members and folds, one task per model, and write their weights, `network.json` and history.
+    """Train base, members and folds, one task per model, and write their weights and the history of all models.
 
-    Without knobs no model is trained: `models.json` lists none, and all masks are imported. Raises `BadInput` for a
-    network that cannot be built, an empty split, and fewer labelled groups than folds.
+    `out` also gets `network.json`, `input.json`, `seen.json`, `models.json` and the manifest. Without knobs no model is
+    trained: `models.json` lists no model, and all masks are imported. Raises `BadInput` for a network that cannot be
+    built, an empty split, and fewer labelled groups than folds.
     """
     history.parent.mkdir(parents=True, exist_ok=True)
     if knobs is None:
@@ -44,14 +45,17 @@ def train_base(
     _check(cases, knobs, augmentation, runtime.compute)
     names = _Names.of(knobs)
     fold_of = _fold_of(cases.split("labelled"), knobs.folds, runtime.seed)
+    # All that the weights follow from: a killed run is resumed only with an equal block.
     block = (knobs, augmentation, runtime.compute, runtime.seed)
     with workspace("base", __name__, block, [cases.folder / MANIFEST]) as work:
         task = _Training(cases, knobs, augmentation, runtime.compute, runtime.seed, fold_of, work)
+        # Isolated: training draws from torch's global generator, so no two tasks share a process at one time.
         rows = run(task, shards_of(names.trained, 1), work, runtime.execution, "base", Limits(isolated=True))
+        # Early stopping decides how many snapshots there are, so they are listed from the disk.
         snapshots = sorted(path.stem for path in work.glob("*snapshot_*.safetensors"))
         out.mkdir(parents=True, exist_ok=True)
         for name in (*names.trained, *snapshots):
-            # A member of another architecture has a folder with its own `network.json`.
+            # A model of another architecture has a folder of its own, with its own `network.json`.
             file = name if name in knobs.others else f"{name}.safetensors"
             publish(work / file, out / file)
         architecture_of(cases, knobs.network).save(out)
@@ -69,7 +73,7 @@ class _Names:
 
     members: list[str]
     folds: list[str]
-    fold_members: list[str]  # members that every fold has too
+    fold_members: list[str]  # members that every fold has as well
 
     @classmethod
     def of(cls, knobs: Base) -> _Names:
@@ -98,22 +102,23 @@ class _Names:
 
 
 def fold_names(knobs: Base) -> list[str]:
-    """Names of the models that leave a part of the labelled cases out."""
+    """Names of the fold models. Each fold model leaves out one part of the labelled cases."""
     return [f"fold_{i}" for i in range(knobs.folds)]
 
 
 def _fold_of(labelled: Sequence[Case], folds: int, seed: int) -> dict[str, int]:
-    """Fold of every labelled case id, the cases of a group in one fold; empty without folds."""
+    """Fold by labelled case id, with all cases of a group in one fold. Empty without folds."""
     if not folds:
         return {}
     groups = sorted({case.group for case in labelled})
     order = numpy_generator(seed, "folds").permutation(len(groups))
+    # Groups are dealt in turn, so that folds differ by at most one group.
     fold_of_group = {groups[group]: place % folds for place, group in enumerate(order)}
     return {case.case_id: fold_of_group[case.group] for case in labelled}
 
 
 def _check(cases: CaseStore, knobs: Base, augmentation: Augmentation, compute: Compute) -> None:
-    """Raise `BadInput` before any training for knobs that do not fit the cases or the device."""
+    """Raise `BadInput` for knobs that do not fit the cases or the device, before any training."""
     networks = {"base.network": knobs.network} | {f"base.others.{name}": one for name, one in knobs.others.items()}
     for path, network in networks.items():
         architecture = architecture_of(cases, network)
@@ -126,7 +131,7 @@ def _check(cases: CaseStore, knobs: Base, augmentation: Augmentation, compute: C
     for split in ("labelled", "validation", *(["pool"] if knobs.mean_teacher else [])):
         if not cases.split(split):
             raise BadInput(
-                f"base: no case in split '{split}'; set base: null for masks from elsewhere, or change splits"
+                f"base: no case in split '{split}'; set base: null if all masks are imported, or change splits"
             )
     groups = {case.group for case in cases.split("labelled")}
     if knobs.folds == 1 or knobs.folds > len(groups):
@@ -135,20 +140,20 @@ def _check(cases: CaseStore, knobs: Base, augmentation: Augmentation, compute: C
 
 @dataclass(frozen=True)
 class _Training:
-    """One model on one part of the labelled cases."""
+    """Task that trains one model on its part of the labelled cases."""
 
     cases: CaseStore
     knobs: Base
     augmentation: Augmentation
     compute: Compute
     seed: int
-    fold_of: dict[str, int]  # case_id -> fold; a fold's model is trained without it
+    fold_of: dict[str, int]  # by case id; the model of a fold is trained without its cases
     work: Path
 
     def __call__(self, shard: Shard) -> pl.DataFrame:
         (name,) = shard.members
         torch.set_num_threads(self.compute.threads)
-        # Dropout layers of a network draw from the global generator; this task has the process for itself.
+        # Dropout layers draw from torch's global generator, which isolation gives to this task alone.
         torch.manual_seed(seed_of(self.seed, "base", name))
         fold = int(name.split("_")[1]) if name.startswith("fold_") else None
         labelled = [case for case in self.cases.split("labelled") if fold is None or self.fold_of[case.case_id] != fold]
@@ -163,6 +168,7 @@ class _Training:
             mean_teacher=self.knobs.mean_teacher if name == TEACHER else None,
         )
         network = architecture.build(0)
+        # Snapshots of a fold carry the name of the fold; those of the base carry none.
         of_fold = f"{name}_" if fold is not None else ""
         states = {name: trained.best, **{f"{of_fold}snapshot_{step:06d}": s for step, s in trained.snapshots.items()}}
         if other is not None:
@@ -172,6 +178,7 @@ class _Training:
         for title, state in states.items():
             network.load_state_dict(state)
             save_weights(network, self.work / f"{title}.safetensors")
+        # Row 0 has no loss, so the columns are taken from all rows.
         rows = pl.DataFrame(trained.history, infer_schema_length=None)
         return rows.select(
             pl.lit(name).alias("model"),

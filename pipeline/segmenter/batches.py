@@ -1,4 +1,4 @@
-"""Batches of labelled cases, varied in training."""
+"""Augmented batches of labelled cases for training."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 
 
 class LabelledBatches:
-    """An endless stream of augmented batches: images f32 `[n, channel, *window]`, labels u8 `[n, *window]`.
+    """Endless stream of augmented batches: images f32 `[n, channel, *window]`, labels u8 `[n, *window]`.
 
-    Draws only from the generator of its seed, in the order of the steps: equal for equal seed and thread count.
-    Cases are visited in shuffled rounds, so that each is seen equally often. A case larger than the window is cropped,
-    every other time around a foreground voxel. Voxels turned in from outside the case are 255.
+    All draws come from one generator with seed `seed`, in the order of the steps, so equal seeds and thread counts give
+    equal streams. Cases come in shuffled rounds, so every case comes equally often. A case larger than the window is
+    cropped: with probability one half around a foreground voxel, if there is one, else anywhere. Labels are 255 in
+    padding, and where augmentation takes voxels from outside the crop.
     """
 
     def __init__(self, cases: LabelledCases, window: Sequence[int], knobs: Augmentation, batch: int, seed: int) -> None:
         self.images, self.labels = cases.images, cases.labels
         self.window, self.knobs, self.batch = tuple(window), knobs, batch
         self.generator = np.random.default_rng(seed)
-        self.spots: dict[int, Spots] = {}  # foreground by position, of cases larger than the window
+        self.spots: dict[int, Spots] = {}  # foreground by index of the case, for cases larger than the window
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rounds = self._order()
@@ -43,11 +44,12 @@ class LabelledBatches:
             yield from self.generator.permutation(len(self.images))
 
     def _placed(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One case cut or padded to the window."""
+        """Image `[channel, *window]` and label `[*window]` of one case, cut and padded to the window."""
         image, label = self.images[index], self.labels[index]
         space = label.shape
         centre = None
         if not fits(space, self.window) and self.generator.random() < 0.5:
+            # Small structures would rarely lie in a crop from anywhere.
             if index not in self.spots:
                 self.spots[index] = Spots(space, lambda where: (label[where] > 0) & (label[where] != UNKNOWN))
             centre = self.spots[index].draw(self.generator)
@@ -70,11 +72,12 @@ class LabelledBatches:
             matrix = torch.from_numpy(np.stack([self._matrix(axes) for _ in range(count)])).float()
             grid = affine_grid(matrix, list(image.shape), align_corners=False)
             image = grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
-            # Shifted by one, so that the zeros beyond the border become 255.
+            # grid_sample fills with 0 beyond the border. Labels are shifted by one, so that 0 is free to mean 255.
             shifted = (label[:, None].to(torch.int16) + 1).float()
             shifted = torch.where(shifted == UNKNOWN + 1, 0, shifted)
             turned = grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0]
             label = torch.where(turned == 0, UNKNOWN, turned - 1).to(torch.uint8)
+        # Contrast and brightness per image and channel, noise of one strength per image.
         spread = (count, image.shape[1], *([1] * axes))
         contrast = 1 + knobs.intensity * draw.uniform(-1, 1, spread)
         brightness = knobs.intensity * draw.uniform(-1, 1, spread) * image.std().item()
@@ -86,7 +89,7 @@ class LabelledBatches:
         return image, label
 
     def _matrix(self, axes: int) -> np.ndarray:
-        """Rotation about each axis and zoom, `[axes, axes + 1]`, in `affine_grid`'s units: the window is [-1, 1]."""
+        """Random rotation and zoom f64 `[axes, axes + 1]` in units of `affine_grid`, where the window is [-1, 1]."""
         draw, knobs = self.generator, self.knobs
         matrix = np.eye(axes)
         for first, second in combinations(range(axes), 2):
@@ -95,7 +98,7 @@ class LabelledBatches:
             turn[[first, second], [first, second]] = np.cos(angle)
             turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
             matrix = matrix @ turn
-        # affine_grid counts axes from the last one, and windows need not be cubes.
+        # affine_grid counts axes from the last to the first, in half edges of the window, which need not be a cube.
         edges = np.array(self.window[::-1], np.float64)
         matrix = matrix * edges[None] / edges[:, None] * (1 + draw.uniform(-knobs.scale, knobs.scale))
         return np.hstack([matrix, np.zeros((axes, 1))])

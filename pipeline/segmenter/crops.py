@@ -1,4 +1,4 @@
-"""Where cases larger than the window are cut, without holding any of them whole."""
+"""Crops of cases that are larger than the window, without a whole case in memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pipeline.store.schema import CHUNK
 
 
 class Spots:
-    """The voxels of a case that `inside` calls wanted, counted block by block, so that one can be drawn at random.
+    """Random draws from the voxels of a case for which `inside` is true, counted block by block.
 
-    `inside` gives bool `[*box]` for a box of the case. Only counts are kept; a draw reads one block again.
+    `inside` returns bool `[*box]` for a box of the case. Only counts are kept in memory. A draw evaluates `inside` on
+    one block again.
     """
 
     def __init__(self, space: Sequence[int], inside: Callable[[Where], np.ndarray]) -> None:
+        # Blocks are the chunks of the arrays on disk, so that no chunk is read twice.
         edge, self.inside = CHUNK[len(space)], inside
         steps = [range(0, length, edge) for length in space]
         self.blocks: list[Where] = [
@@ -28,11 +30,11 @@ class Spots:
 
     @property
     def total(self) -> int:
-        """Voxels that are wanted."""
+        """Number of voxels for which `inside` is true."""
         return int(self.before[-1])
 
     def draw(self, generator: np.random.Generator) -> list[int] | None:
-        """One of them, each as likely as the next; None where there is none."""
+        """Position of a voxel drawn uniformly from those for which `inside` is true. None if there is no such voxel."""
         if not self.total:
             return None
         number = int(generator.integers(self.total))
@@ -43,7 +45,7 @@ class Spots:
 
 
 def around(centre: Sequence[int], space: Sequence[int], window: Sequence[int]) -> Where:
-    """The box of a window around a voxel, moved inside the case; along axes shorter than the window, all of it."""
+    """Box of the window around a voxel, moved inside the case. Along axes shorter than the window, the whole axis."""
     starts = [
         int(np.clip(middle - want // 2, 0, max(0, have - want)))
         for middle, have, want in zip(centre, space, window, strict=True)
@@ -52,5 +54,5 @@ def around(centre: Sequence[int], space: Sequence[int], window: Sequence[int]) -
 
 
 def anywhere(space: Sequence[int], window: Sequence[int], generator: np.random.Generator) -> Where:
-    """The box of a window around a voxel drawn from the whole case."""
+    """Box of the window around a random voxel of the whole case."""
     return around([int(generator.integers(length)) for length in space], space, window)

@@ -1,4 +1,4 @@
-"""The logits of a network that has several heads: the main one in inference, all of them in supervised training."""
+"""Logits of networks with several heads: the main head for inference, all heads for supervised training."""
 
 from __future__ import annotations
 
@@ -9,29 +9,33 @@ from torch import Tensor, nn
 
 
 class Head(NamedTuple):
-    """Logits `[image, output, *space]` of one head, perhaps of lower resolution, and its share of a loss."""
+    """Logits `[image, output, *space]` of one head, of full or lower resolution, and the head's weight in the loss."""
 
     weight: float
     logits: Tensor
 
 
 def heads_of(output: Any, space: Sequence[int]) -> list[Head]:
-    """Heads of what a network returns for images of this size, the main one first; their weights add up to 1.
+    """Heads in a network's output for images of shape `space`, the main head first, with weights that add up to 1.
 
-    A tensor `[image, output, *space]` is the only head. Deep supervision is either stacked, `[image, head, output,
-    *space]` from the main head to the deepest, each brought to full size (DynUNet); or a list, in which the main head
-    is the last one of full size: the only one of full size, or the one behind all others of a UNet++.
-    A weight is half of that of the next higher resolution (nnU-Net, Isensee et al. 2021), and equal for equal
-    resolutions (UNet++, Zhou et al. 2018). Raises `ValueError` for anything else.
+    - A tensor `[image, output, *space]` is a single head.
+    - A tensor `[image, head, output, *space]` holds the heads from the main head to the deepest, all resized to full
+      resolution (DynUNet).
+    - A list holds heads of several resolutions. The main head is the last head of full resolution: the only one, or,
+      in a UNet++, the head behind all others.
+
+    The weight of a head is half the weight of the next higher resolution (nnU-Net, Isensee et al. 2021). Heads of equal
+    resolution have equal weights (UNet++, Zhou et al. 2018). Raises `ValueError` for any other output.
     """
     rank = len(space) + 2
     if isinstance(output, Tensor) and output.ndim == rank + 1:
         heads = list(output.unbind(1))
+        # In a stack, every head was resized from half the resolution of the head before.
         levels = list(range(len(heads)))
     else:
         heads = list(output) if isinstance(output, list | tuple) else [output]
         alike = all(isinstance(head, Tensor) and head.ndim == rank for head in heads)
-        # A list may be something else, as the image and the latent code of an autoencoder.
+        # A list may hold other tensors than heads, such as the image and the latent code of an autoencoder.
         if not alike or len({head.shape[1] for head in heads}) != 1:
             raise ValueError(f"expected logits, or a list of logits of several heads, found {_described(output)}")
         sizes = sorted({head[0, 0].numel() for head in heads}, reverse=True)
@@ -46,7 +50,7 @@ def heads_of(output: Any, space: Sequence[int]) -> list[Head]:
 
 
 def keep_main_head(network: nn.Module) -> nn.Module:
-    """Let calls of the network return its main head alone, in training too. Names of weights stay as they are."""
+    """Make calls of the network return the main head alone, in training as well. Names of weights do not change."""
     network.register_forward_hook(_main)
     return network
 
@@ -58,12 +62,12 @@ def _main(network: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Tensor
 
 
 def all_heads(network: nn.Module, images: Tensor) -> list[Head]:
-    """Heads of the network for a batch, the main one first, whether its layers are in training or evaluation mode."""
+    """All heads of a network for a batch of images, the main head first, in training mode and in eval mode."""
     training = network.training
-    # Networks show their further heads in training only. Dropout and normalisation are layers with modes of their own.
+    # Networks return all heads in training mode only. The layers, dropout among them, keep their own modes.
     network.training = True
     try:
-        # Not a call, which would run the hook that leaves the main head alone.
+        # `forward` in place of a call, which would run the hook that drops all heads but the main head.
         output = network.forward(images)
     finally:
         network.training = training

@@ -1,4 +1,4 @@
-"""What is trained and how: knobs of networks, optimisation, the base segmenter and what computes."""
+"""Knobs of networks, of their optimisation and of the base segmenter."""
 
 from __future__ import annotations
 
@@ -9,61 +9,61 @@ from pydantic import Field, model_validator
 from pipeline.knobs import Knobs, Name
 
 MODELS = "models.json"
-"""Lists the models of a base folder by role: members, folds, snapshots."""
+"""File that lists the models of a base folder by role (members, folds, snapshots), and the fold of labelled cases."""
 
 
 class Network(Knobs):
     """A segmentation network of `monai.networks.nets`."""
 
     name: str = "UNet"
-    """Class name; it takes an image and returns logits."""
+    """Class name. The class takes images and returns logits."""
     arguments: dict[str, Any] = {}
-    """Arguments of the class, except the numbers of spatial axes, channels and classes, and sizes that are the window.
-    With deep supervision, supervised losses take all heads; all else is the main head."""
+    """Arguments of the class, without the numbers of spatial axes, channels and classes, and without the image size:
+    the data and `window` give these. With deep supervision, supervised losses use all heads, and everything else uses
+    the main head."""
     head: Literal["softmax", "sigmoid"] = "softmax"
-    """`sigmoid` is one output channel, for two classes only."""
+    """`softmax`: one output channel per class. `sigmoid`: one output channel, for two classes only."""
     window: tuple[Annotated[int, Field(gt=0)], ...] | None = None
-    """Voxels that the network sees at once; larger cases are cropped in training and slid over in inference.
-    Null: the largest case."""
+    """Size of the network's input, in voxels per axis. Larger cases are cropped in training, and inference slides the
+    window over them. Null: the size of the largest case."""
     multiple: Annotated[int, Field(gt=0)] | None = None
-    """The window is rounded up to a multiple of this. Null: of the smallest power of two to 128 (or, failing
-    these, three times one) with which the network runs and gives logits of the window's size."""
+    """The window is rounded up to a multiple of this number. Null: of the first number with which the network runs and
+    gives logits of the window's size, among the powers of two up to 128, then three times the powers up to 32."""
 
 
 class Optimisation(Knobs):
-    """Steps and step sizes (AdamW)."""
+    """Steps and learning rate of AdamW."""
 
     steps: Annotated[int, Field(gt=0)]
-    """Most optimiser steps."""
+    """Largest number of optimiser steps."""
     learning_rate: Annotated[float, Field(gt=0)]
-    """At the first step."""
+    """Learning rate at the first step."""
     schedule: Literal["constant", "poly"] = "poly"
-    """`poly` falls to 0 at the last step with exponent 0.9, as in nnU-Net."""
+    """`poly`: at step n the learning rate is multiplied by (1 - (n - 1) / steps)^0.9, as in nnU-Net."""
     weight_decay: float = 1e-4
-    """Of AdamW."""
-    clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Weight decay of AdamW."""
     evaluate_every: Annotated[int, Field(gt=0)] = 50
     """Steps between evaluations on validation."""
     patience: Annotated[int, Field(gt=0)] | None = None
-    """Evaluations without a better validation Dice after which training stops, once it has been better than at the
-    start; null trains all steps."""
+    """Evaluations without a better validation Dice after which training stops. Patience counts only after the first
+    improvement over the start. Null trains all steps."""
 
 
 class Consistency(Knobs):
-    """Mean teacher (Tarvainen & Valpola 2017): unlabelled images on which a model must agree with its own moving
-    average."""
+    """Mean teacher (Tarvainen & Valpola 2017): a model learns to agree with its moving average on unlabelled images."""
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    """Share of the average that a step keeps; less in the first steps."""
+    """Share of the average that is kept at a step. The first steps keep less."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Of the squared difference of the class probabilities beside DiceCE; it rises over the first 40 % of the steps."""
+    """Weight of the squared difference of class probabilities, relative to DiceCE. The weight rises over the first 40 %
+    of the steps."""
     noise: Annotated[float, Field(ge=0)] = 0.1
-    """Standard deviation of the noise on the image that the model sees and its average does not."""
+    """Standard deviation of the noise on the model's images, in intensities of the normalised image. The average gets
+    the images without noise."""
 
 
 class Base(Knobs):
-    """A base segmenter that is trained here, and its relatives."""
+    """A base segmenter that is trained by the stage `base`, with its members, folds and snapshots."""
 
     kind: Literal["trained"] = "trained"
     network: Network
@@ -71,18 +71,18 @@ class Base(Knobs):
     batch: Annotated[int, Field(gt=0)] = 8
     """Cases per step."""
     members: Annotated[int, Field(ge=0)] = 2
-    """Further models on the same cases with other seeds, for the sampler `ensemble`."""
+    """Number of further models with other seeds, trained on the same cases, for the sampler `ensemble`."""
     others: dict[Name, Network] = {}
-    """Further models of other architectures, by name, for the same sampler."""
+    """Further models of other architectures, by name, for the sampler `ensemble`."""
     mean_teacher: Consistency | None = None
-    """A further model, `mean_teacher`, that also learns from the images of the pool, for the same sampler."""
+    """A further model `mean_teacher` that also learns from pool images, for the sampler `ensemble`. Null: none."""
     folds: Annotated[int, Field(ge=0)] = 0
-    """Models that each leave out one part of the labelled cases, by group, so that every labelled case has a model that
-    has not seen it; learned judges need at least 2."""
+    """Number of fold models. Each fold model is trained without one part of the labelled cases, split by group, so that
+    every labelled case has a model that has not seen the case. 0: none. Learned judges need at least 2."""
     fold_members: Annotated[int, Field(ge=0)] = 0
-    """Of the `members`, how many every fold has too: out-of-fold proposals then have an ensemble, as the pool's do."""
+    """Number of `members` that every fold has as well, so that out-of-fold proposals have an ensemble like the pool."""
     snapshots: Annotated[int, Field(ge=0)] = 0
-    """Checkpoints of the base and of each fold kept at equal distances, for the sampler `snapshots`."""
+    """Number of checkpoints of the base, and of each fold, at equal distances of steps, for the sampler `snapshots`."""
 
     @model_validator(mode="after")
     def _names(self) -> Base:
@@ -98,7 +98,7 @@ class Base(Knobs):
 
 
 def kind_of_base(block: Any) -> Any:
-    """The kind of a block `base`; a block that names none is trained here."""
+    """Kind of a block `base`: `trained` if the block has no kind."""
     if isinstance(block, dict):
         return block.get("kind", "trained")
     return getattr(block, "kind", "trained")

@@ -1,4 +1,4 @@
-"""Trained models on disk by role: the base, its members, its snapshots, and the folds."""
+"""Trained models on disk, by role: base, members, snapshots and folds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.segmenter.weights import load_weights, per_thread
 
 @dataclass(frozen=True)
 class Model:
-    """Trained weights on disk; cheap to pickle."""
+    """One trained model on disk. Pickling keeps the path only."""
 
     folder: Path
     name: str = "base"
@@ -29,43 +29,43 @@ class Model:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The network that the weights are of."""
+        """Architecture of the network."""
         return Architecture.load(self.folder)
 
     @property
     def weights(self) -> Path:
-        """The file of the weights, or of the program."""
+        """File of the weights, or of the program."""
         suffix = FORMATS[self.architecture.arguments["format"]] if self.architecture.program else ".safetensors"
         return self.folder / f"{self.name}{suffix}"
 
     def load(self, device: str = "cpu") -> nn.Module:
-        """A network that nobody else holds, in eval mode."""
+        """A new copy of the network, in eval mode, which the caller may train."""
         if self.architecture.program:
             return load_program(self.weights, device)
         return load_weights(self.architecture.build(seed=0), self.weights).to(device).eval()
 
     def segmenter(self, compute: Compute) -> Segmenter:
-        """The network that this thread shares, ready to predict: never train it."""
+        """Segmenter with the network that all code of this thread shares. The network must not be trained."""
         network = per_thread(self.weights, compute.device, lambda: self.load(compute.device))
         return Segmenter(network, self.architecture, compute)
 
 
 def member_models(folder: Path) -> dict[str, Model]:
-    """Further models of a base folder by name, folds last; one of another architecture has a folder of its own."""
+    """Members and folds of a base folder by name, folds last. A model of another architecture has its own folder."""
     models = json.loads((folder / MODELS).read_text())
     names = [*models["members"], *models["folds"]]
     return {name: Model(folder / name, "base") if (folder / name).is_dir() else Model(folder, name) for name in names}
 
 
 def snapshot_models(folder: Path) -> dict[str, Model]:
-    """Earlier checkpoints of the base by name, in the order of their steps."""
+    """Snapshots of the base by name, in the order of their steps."""
     names = json.loads((folder / MODELS).read_text())["snapshots"]
     return {name: Model(folder, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Family:
-    """A base with its members and snapshots, by name: what proposals are drawn from."""
+    """Models that proposals are drawn from: a base, with its members and snapshots by name."""
 
     base: Model | None
     members: dict[str, Model]
@@ -73,14 +73,17 @@ class Family:
 
 
 def family(folder: Path) -> Family:
-    """The base of a folder and all its relatives; of `base: null`, none."""
+    """Base of a folder, with members, folds and snapshots. No base if `base` is null."""
     base = Model(folder, "base") if (folder / ARCHITECTURE).is_file() else None
     return Family(base, member_models(folder), snapshot_models(folder))
 
 
 def fold_families(folder: Path) -> dict[str, Family]:
-    """By labelled case id, the models that have not seen it: those of its fold, under the names of their like in the
-    base. Of snapshots, those that all folds have: a fold whose training stopped early has fewer."""
+    """Models that have not seen a labelled case, by case id: the models of the case's fold.
+
+    Members and snapshots have the names of the base's members and snapshots. Snapshots that some fold lacks, because
+    its training stopped early, are left out.
+    """
     models = json.loads((folder / MODELS).read_text())
     folds = models["folds"]
     kept = [set(fold["snapshots"]) for fold in folds.values()]

@@ -1,4 +1,4 @@
-"""Networks as programs, which run without their source: TorchScript files and `torch.export` archives."""
+"""Networks that run without their source code: TorchScript files and `torch.export` archives."""
 
 from __future__ import annotations
 
@@ -16,49 +16,51 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FORMATS = {"torch.export": ".pt2", "torchscript": ".ts"}
-"""Formats of a program, and the suffix of their files in a folder of models."""
+"""Suffix of a program's file in a model folder, by format."""
 
 
 class ProgramNetwork(nn.Module):
-    """Logits of a program. It has no layers to drop, hook or train."""
+    """A program as a network that returns logits. The network has no layers to drop, hook or train."""
 
     def __init__(self, run: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.run = [run]  # in a list, or its parts would be taken for layers
+        self.run = [run]  # a list hides the program's parts, which torch would register as layers
 
     def forward(self, image: Tensor) -> Any:
-        # Its profiling executor recompiles after the first calls, which may move the last bits.
+        # The profiling executor of TorchScript recompiles after the first calls, which may change the last bits.
         with torch.jit.optimized_execution(False):
             return self.run[0](image)
 
 
 def found_format(path: Path) -> str | None:
-    """The format of a file, or None for one that is no program."""
+    """Format of a program's file. None for another file."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.split("/", 1)[-1] for name in archive.namelist()}
     except (OSError, zipfile.BadZipFile):
         names = set()
+    # Both formats are ZIP archives, told apart by the files inside.
     if "archive_format" in names or "serialized_exported_program.json" in names:
         return "torch.export"
     return "torchscript" if "constants.pkl" in names else None
 
 
 def format_of(path: Path) -> str:
-    """The format of a program's file; raises `BadInput` for another file."""
+    """Format of a program's file. Raises `BadInput` for another file."""
     if (found := found_format(path)) is not None:
         return found
     raise BadInput(
-        f"{path}: expected a program by torch.export.save or torch.jit.save, found another file; weights are "
+        f"{path}: expected a program by torch.export.save or torch.jit.save, found another file; for weights use "
         "base.kind 'checkpoint'"
     )
 
 
 def load_program(path: Path, device: str) -> ProgramNetwork:
-    """The program of a file, on a device. This runs the file's own code: both formats unpickle.
+    """Load a program onto a device. Loading runs code of the file.
 
-    `torch.export.load` unpickles constants and custom objects (its documentation: never load data from an untrusted
-    source), and TorchScript is code by nature.
+    `torch.export.load` unpickles constants and custom objects (torch's documentation: never load data from an untrusted
+    source). A TorchScript file is code by nature. Raises `BadInput` for a missing file and for a program that this
+    torch cannot read.
     """
     if not path.is_file():
         raise BadInput(f"{path}: no such program; run the stage that imports it with `dvc repro`")
@@ -78,7 +80,7 @@ def load_program(path: Path, device: str) -> ProgramNetwork:
 
 
 def copy_program(source: Path, target: Path) -> None:
-    """Copy a program, renamed into place."""
+    """Copy a program's file, and rename the copy into place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     shutil.copyfile(source, partial)

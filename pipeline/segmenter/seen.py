@@ -1,4 +1,8 @@
-"""Which images a model has seen, so that no later run measures it on them unnoticed."""
+"""Images that a model, or a model it started from, was trained or selected on: `seen.json`.
+
+The stage `base` refuses a model that has seen an image of a patient of the test split, or that was trained on an image
+of a patient of the validation split.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +19,26 @@ if TYPE_CHECKING:
     from pipeline.store.cases import CaseStore
 
 SEEN = "seen.json"
-"""Beside the weights of a model. An image is known by the start of its file's SHA-256, whatever it is called: a file
-that is saved anew is another one."""
+"""File beside the weights of a model. An image is listed by the first 16 digits of the SHA-256 of its (first) file, not
+by its name. An image that is saved again with other bytes is another image."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Images that a model, or one that it started from, has seen."""
+    """Images that a model, or a model it started from, was trained or selected on."""
 
     learned: frozenset[str] = frozenset()
-    """Its weights follow from these."""
+    """Images that the weights were trained on."""
     chosen_by: frozenset[str] = frozenset()
-    """Steps, thresholds or weights were chosen by how it did on these."""
+    """Images by whose measures steps, thresholds or weights were selected."""
     complete: bool = False
-    """Whether that is all: false where it started from a model of which nothing is known."""
+    """Whether both lists are complete. False if the model started from a model without a list."""
 
     @classmethod
     def of(cls, model: Path) -> Seen:
-        """Of a model's folder, or of the folder of a model's file; nothing is known where there is no list.
+        """List in a model folder, or beside the file of a model. Empty and incomplete if there is no `seen.json`.
 
-        Raises `BadInput` for a file of this name that is no such list.
+        Raises `BadInput` for a `seen.json` with other content.
         """
         path = (model if model.is_dir() else model.parent) / SEEN
         if not path.is_file():
@@ -44,7 +48,7 @@ class Seen:
             return cls(frozenset(content["learned"]), frozenset(content["chosen_by"]), content["complete"])
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(
-                f"{path}: expected a list of what a model has seen, found other content; remove it"
+                f"{path}: expected a list of the images that a model has seen, found other content; remove the file"
             ) from error
 
     def save(self, folder: Path) -> None:
@@ -53,7 +57,7 @@ class Seen:
         write_json(folder / SEEN, content)
 
     def also(self, cases: CaseStore, learned: Sequence[str], chosen_by: Sequence[str]) -> Seen:
-        """And the images of these splits."""
+        """This record with the images of the splits `learned` and `chosen_by`. Cases without a file add no image."""
         more, by = (
             {cases.image_hashes[case.case_id] for case in cases.split(*splits) if case.case_id in cases.image_hashes}
             for splits in (learned, chosen_by)
@@ -61,9 +65,9 @@ class Seen:
         return Seen(self.learned | more, self.chosen_by | by, self.complete)
 
     def leaks(self, cases: CaseStore) -> str | None:
-        """How many cases of test it has seen, and of validation it has learned from, in words; None if there is none.
+        """Numbers of test cases that the model has seen and of validation cases in its training, in words.
 
-        A case counts too where another image of its patient, among these cases, has been seen.
+        None if there are none. A case counts if the model has seen any image of its patient among `cases`.
         """
         found = []
         for split, seen in (("test", self.learned | self.chosen_by), ("validation", self.learned)):
@@ -74,16 +78,16 @@ class Seen:
         return " and ".join(found) or None
 
     def check(self, cases: CaseStore, model: Path, allowed: bool) -> list[str]:
-        """A note on what has leaked where that is allowed; raises `BadInput` where it is not."""
+        """Notes on leaked cases, if leaks are allowed. Raises `BadInput` for a leak that is not allowed."""
         leaks = self.leaks(cases)
         if leaks is None:
             return []
         if allowed:
-            return [f"the model had seen {leaks} before: what is measured on them is too good"]
+            return [f"the model has seen {leaks}, so measures on these cases are too good"]
         raise BadInput(
-            f"model: {model}: expected a model that has not seen the test cases nor learned from validation, found "
-            f"{leaks} that it, or a model that it started from, has seen: what is measured on them would be too good; "
-            "keep the splits of its run (the same `splits` for the same cases, else the splits of the old cases in a "
-            "case table), or, if that is meant, list 'seen' under base.ignore (kind 'checkpoint') or move the file "
-            f"away from its {SEEN} (kind 'program')"
+            f"model: {model}: expected a model that has not seen the test cases and was not trained on validation "
+            f"cases, found {leaks} that the model, or a model it started from, has seen; measures on these cases would "
+            "be too good; keep the splits of the model's run: the same `splits` for the same cases, or a case table "
+            "with the splits of the earlier cases; to use the model nevertheless, list 'seen' under base.ignore (kind "
+            f"'checkpoint') or move the file away from its {SEEN} (kind 'program')"
         )

@@ -1,4 +1,4 @@
-"""A network that is ready to predict: class logits, masks and Dice of cases of any size."""
+"""Prediction of a network: logits, masks and Dice of cases of any size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.store.cases import LabelledCases, Values, Where, fits
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A network in eval mode with its architecture, which says its window, and the device that computes."""
+    """A network in eval mode, with its architecture, which holds the window, and the device that computes."""
 
     network: nn.Module
     architecture: Architecture
@@ -28,12 +28,12 @@ class Segmenter:
 
     @property
     def window(self) -> tuple[int, ...]:
-        """Voxels that the network sees at once."""
+        """Size of the network's input, in voxels per axis."""
         return self.architecture.window
 
     @torch.no_grad()
     def window_logits(self, image: Tensor, view: View = PLAIN) -> Tensor:
-        """Logits f32 `[output, *space]` of an image f32 `[channel, *space]` that fits the window, on the device."""
+        """Logits f32 `[output, *space]`, on the device, of an image f32 `[channel, *space]` that fits the window."""
         seen = view.there(image)
         padded = pad_to(seen, view.window(self.window))[None].to(self.compute.device)
         with self.compute.autocast():
@@ -41,10 +41,10 @@ class Segmenter:
         return view.back(logits[0].float()[(slice(None), *(slice(0, length) for length in seen.shape[1:]))])
 
     def logits(self, image: Values, view: View = PLAIN) -> Tensor:
-        """Logits f32 `[output, *space]` of an image `[channel, *space]` of any size, on the device.
+        """Logits f32 `[output, *space]`, on the device, of an image f32 `[channel, *space]` of any size.
 
-        One case is one forward pass of the window, whatever else is running: batches would move the last bits. Over
-        larger cases the window slides with half overlap and Gaussian blending.
+        A case that fits the window takes one forward pass of its own, because a batch would change the last bits. Over
+        a larger case the window slides with half overlap and Gaussian blending.
         """
         space = tuple(image.shape[1:])
         if fits(space, self.window):
@@ -54,11 +54,11 @@ class Segmenter:
         return torch.cat(parts, dim=sliding.axis + 1).to(self.compute.device)
 
     def sliding(self, image: Values, view: View = PLAIN, axis: int | None = None, park: Path | None = None) -> Sliding:
-        """The window at the first row of a case that is larger than the window; see `Sliding`."""
+        """Sliding window at the first row of a case that is larger than the window. See `Sliding` for the arguments."""
         return Sliding(self.window_logits, image, self.window, view, axis, park)
 
     def bands(self, image: Values, axis: int | None = None) -> Iterator[tuple[Where, Tensor]]:
-        """Boxes that make up the case, in order, and their logits f32 `[output, *box]`; a case that fits is one box."""
+        """Boxes that together cover the case, and their logits f32 `[output, *box]`. A case that fits is one box."""
         space = tuple(image.shape[1:])
         box = [slice(0, length) for length in space]
         if fits(space, self.window):
@@ -70,22 +70,23 @@ class Segmenter:
             yield tuple(box), sliding.rows(start, stop)
 
     def label_bands(self, image: Values) -> Iterator[tuple[Where, np.ndarray]]:
-        """Boxes that make up the case, in order, and the most probable class u8 `[*box]` in each."""
+        """Boxes that together cover the case, and the most probable class u8 `[*box]` of their voxels."""
         for where, logits in self.bands(image):
             yield where, predicted_classes(logits[None])[0].cpu().numpy()
 
     def labels(self, image: Values) -> np.ndarray:
-        """Most probable class u8 `[*space]` of an image `[channel, *space]` of any size."""
+        """Most probable class u8 `[*space]` of an image f32 `[channel, *space]` of any size."""
         mask = np.empty(image.shape[1:], np.uint8)
         for where, labels in self.label_bands(image):
             mask[where] = labels
         return mask
 
     def dice(self, cases: LabelledCases) -> float:
-        """Mean over cases of the mean Dice over foreground classes, on the working grid."""
+        """Mean Dice over foreground classes, then over cases, on the working grid."""
         return float(np.mean([self._dice(*pair) for pair in zip(cases.images, cases.labels, strict=True)]))
 
     def _dice(self, image: Values, label: Values) -> float:
         classes = self.architecture.classes
+        # Overlap counts of bands add up to the counts of the case, so no case is held whole.
         counts = [overlaps_to(label[where], found[None], classes) for where, found in self.label_bands(image)]
         return dice_from_counts(np.sum(counts, axis=0))[0]

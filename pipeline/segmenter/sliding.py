@@ -1,4 +1,4 @@
-"""Inference by windows over cases of any size, some rows at a time: memory grows with the rows, not with the case."""
+"""Sliding-window inference over cases of any size, some rows at a time: memory grows with the rows, not the case."""
 
 from __future__ import annotations
 
@@ -14,60 +14,63 @@ from torch import Tensor, nn
 from pipeline.store.cases import Values
 
 BAND_BYTES = 2**21
-"""Rows are handed on in bands of about as many bytes of float32 values per class."""
+"""Size of a band of rows, in bytes of its float32 values per class. A band has at least one row."""
 
 
 @dataclass(frozen=True)
 class View:
-    """How a network sees an image: flipped along spatial axes, turned by quarters in the plane of the last two, and
-    times a factor."""
+    """Transformation of an image for one forward pass: flips, then quarter turns, then a factor on intensities."""
 
-    flips: tuple[int, ...] = ()
-    turns: int = 0
+    flips: tuple[int, ...] = ()  # spatial axes
+    turns: int = 0  # quarter turns in the plane of the last two axes
     factor: float = 1.0
 
     def there(self, image: Tensor) -> Tensor:
-        """`[channel, *space]` as the network sees it."""
+        """Image `[channel, *view]` that the network gets, from an image `[channel, *space]`."""
         image = image.flip([axis + 1 for axis in self.flips]) if self.flips else image
         image = torch.rot90(image, self.turns, (-2, -1)) if self.turns else image
         return image * self.factor if self.factor != 1 else image
 
     def back(self, logits: Tensor) -> Tensor:
-        """`[output, *space]` of what the network saw, on the grid of the image."""
+        """Logits `[output, *space]` on the grid of the image, from logits `[output, *view]`: turns and flips undone."""
         logits = torch.rot90(logits, -self.turns, (-2, -1)) if self.turns else logits
         return logits.flip([axis + 1 for axis in self.flips]) if self.flips else logits
 
     def window(self, window: Sequence[int]) -> tuple[int, ...]:
-        """The network's window, which turns with the image: else it would see other cuts of it than of the case."""
+        """Window in the view. The window turns with the image, so that every view is cut where the case is cut."""
         return (*window[:-2], window[-1], window[-2]) if self.turns % 2 else tuple(window)
 
     def backwards(self, dimensions: int) -> set[int]:
-        """Axes of the image whose far end comes first in the view."""
+        """Axes of the image that run backwards in the view."""
+        # A quarter turn swaps the last two axes and reverses one of them; a flip of a reversed axis cancels out.
         turned = {1: {dimensions - 1}, 2: {dimensions - 2, dimensions - 1}, 3: {dimensions - 2}}
         return set(self.flips) ^ turned.get(self.turns, set())
 
 
 PLAIN = View()
+"""The image as it is."""
 
 
 def pad_to(image: Tensor, window: Sequence[int], value: float = 0.0) -> Tensor:
-    """Pad the last axes of an image at their ends up to the window; axes that are longer stay."""
+    """Image whose last axes are padded with `value` at their ends up to the window. Longer axes keep their length."""
     n = len(window)
     missing = [max(0, want - have) for want, have in zip(window, image.shape[-n:], strict=True)]
+    # torch pads from the last axis to the first.
     return nn.functional.pad(image, [edge for length in reversed(missing) for edge in (0, length)], value=value)
 
 
 def longest(space: Sequence[int]) -> int:
-    """The axis along which a case is cut: its longest, so that what is held at a time is smallest."""
+    """Axis along which a case is cut into rows: the longest axis, so that a row has the fewest voxels."""
     return int(np.argmax(space))
 
 
 class Sliding:
-    """Logits of one case by windows with half overlap and Gaussian blending, from its first row to its last.
+    """Logits of one case by windows with half overlap and Gaussian blending, from the first row to the last.
 
-    Equal to MONAI's `sliding_window_inference(overlap=0.5, mode="gaussian")` up to the order of the sums. Only rows on
-    which windows are still to come, or that nobody has asked for, are held: in memory or, between two calls, in the
-    file `park`. `forward` gives the logits f32 `[output, *cut]` of one window of the image.
+    A row is one position along `axis` (null: the longest axis). The logits equal MONAI's
+    `sliding_window_inference(overlap=0.5, mode="gaussian")` up to the order of sums. Rows are held until their last
+    window is added and `rows` has passed them: in memory or, between two calls, in the file `park`. `forward` returns
+    the logits f32 `[output, *cut]` of one window of the image, where `cut` is the window clipped to the case.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Sliding:
         space = tuple(image.shape[1:])
         self.axis = longest(space) if axis is None else axis
         self.cut = tuple(min(have, want) for have, want in zip(space, window, strict=True))
+        # The last window is moved back inside the case. In a flipped view that is the first window of the image.
         backwards = view.backwards(len(space))
         corners = [
             _starts(have, want, axis in backwards) for axis, (have, want) in enumerate(zip(space, window, strict=True))
@@ -91,31 +95,34 @@ class Sliding:
         self.length = space[self.axis]
         self.beside = [length for axis, length in enumerate(space) if axis != self.axis]
         self.corners = list(product(*corners))
+        # A single window needs no blending: dividing by weights of 1 leaves its logits exact.
         self.weights = self._weights() if len(self.steps) * len(self.corners) > 1 else torch.ones(self.cut)
-        self.done = 0  # windows along the axis
-        self.first = self.last = 0  # the first row that is held, and the one behind the last
+        self.done = 0  # steps along the axis whose windows are added
+        self.first = self.last = 0  # first row that is held, and the end of the held rows (exclusive)
         self.outputs = 0
         self._held: Tensor | None = None  # f32 [row, output + 1, *beside], sums of weighted logits and of weights
 
     @property
     def finished(self) -> int:
-        """Rows on which no further window lies."""
+        """Number of rows, from the first on, that no further window covers."""
         return self.steps[self.done] if self.done < len(self.steps) else self.length
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Logits f32 `[output, *space]` of these rows of the axis; rows before them can no longer be asked for."""
+        """Logits f32 `[output, *space]` of the rows from `start` to `stop` (exclusive). Earlier rows are dropped."""
         while self.finished < stop:
             self._advance(start)
         part = torch.empty((stop - start, *self._shape()))
         self._read(start, part)
+        # Sums of weighted logits by the sum of weights, the last channel.
         return (part[:, :-1] / part[:, -1:]).movedim(0, self.axis + 1)
 
     def _advance(self, keep: int) -> None:
-        """Add the windows of the next step to the rows from `keep` on."""
+        """Run the windows of the next step, and hold the rows from `keep` on."""
         start = self.steps[self.done]
         stop = start + self.cut[self.axis]
         cut = [slice(None)] * len(self.cut)
         cut[self.axis] = slice(start, stop)
+        # One read from disk serves all windows of the step.
         slab = torch.from_numpy(np.ascontiguousarray(self.image[(slice(None), *cut)]))
         grown: Tensor | None = None
         for corner in self.corners:
@@ -123,9 +130,11 @@ class Sliding:
             place.insert(self.axis, 0)
             box = tuple(slice(at, at + size) for at, size in zip(place, self.cut, strict=True))
             logits = self.forward(slab[(slice(None), *box)], self.view).cpu()
+            # The number of outputs is known only after the first forward pass.
             if grown is None:
                 grown = self._grown(keep, stop, len(logits))
             beside = tuple(part for axis, part in enumerate(box) if axis != self.axis)
+            # Rows are the first axis of the held sums, so that a run of rows is one block of the file.
             here = grown[(slice(start - keep, stop - keep), slice(None), *beside)]
             here[:, :-1] += (logits * self.weights).movedim(self.axis + 1, 0)
             here[:, -1] += self.weights.movedim(self.axis, 0)
@@ -137,7 +146,7 @@ class Sliding:
             grown.numpy().tofile(self.park)
 
     def _grown(self, keep: int, stop: int, outputs: int) -> Tensor:
-        """What is held from row `keep` on, with room up to `stop`."""
+        """Held sums from row `keep` on, f32 `[row, output + 1, *beside]`, with zeros for the rows up to `stop`."""
         self.outputs = outputs
         grown = torch.zeros((stop - keep, *self._shape()))
         if self.done:
@@ -148,34 +157,39 @@ class Sliding:
         return self.outputs + 1, *self.beside
 
     def _read(self, start: int, into: Tensor) -> None:
-        """Copy what is held of the rows from `start` on."""
+        """Copy the held sums of the rows from `start` on into `into`."""
         if self.park is None:
             assert self._held is not None
             into.copy_(self._held[start - self.first : start - self.first + len(into)])
         else:
             with self.park.open("rb") as file:
+                # 4 bytes per float32.
                 file.seek((start - self.first) * 4 * int(np.prod(self._shape())))
                 if file.readinto(into.numpy().reshape(-1).view(np.uint8).data) != into.nbytes:
-                    raise OSError(f"{self.park}: expected {into.nbytes} more bytes; is the disk full?")
+                    raise OSError(f"{self.park}: expected {into.nbytes} more bytes, found fewer; is the disk full?")
 
     def _weights(self) -> Tensor:
-        """How much each voxel of a window counts, f32 `[*cut]`."""
+        """Weight of each voxel of a window in the blend, f32 `[*cut]`, Gaussian as in MONAI."""
         from monai.data.utils import compute_importance_map
 
         whole = compute_importance_map(self.view.window(self.window), mode="gaussian")[None]
+        # The network blends in its view, where a small case is padded at the ends: cut there, then turn back.
         seen = self.view.there(torch.zeros((1, *self.cut))).shape[1:]
         return self.view.back(whole[(slice(None), *(slice(0, length) for length in seen))])[0]
 
 
 def _starts(have: int, want: int, backwards: bool) -> list[int]:
-    """First voxels of the windows along an axis, half a window apart, the last one at the end of the case."""
+    """First voxels of the windows along an axis: half a window apart, with the last window at the end of the case.
+
+    `backwards` mirrors the windows: the window at the start of the case is then the last window of the view.
+    """
     last = max(0, have - want)
     starts = [*range(0, last, max(1, want // 2)), last]
     return sorted(last - start for start in starts) if backwards else starts
 
 
 def bands_of(start: int, stop: int, space: Sequence[int], axis: int) -> Iterator[tuple[int, int]]:
-    """First and last row, exclusive, of each band between two rows of an axis."""
+    """Bands of about `BAND_BYTES` between two rows of an axis: first row, and last row (exclusive)."""
     rows = max(1, BAND_BYTES * space[axis] // (4 * int(np.prod(space))))
     for first in range(start, stop, rows):
         yield first, min(first + rows, stop)

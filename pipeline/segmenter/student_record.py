@@ -1,4 +1,4 @@
-"""The record beside a student's weights: `student.json`, typed, written and read in one place."""
+"""Record of a student, `student.json` beside its weights."""
 
 from __future__ import annotations
 
@@ -14,57 +14,58 @@ STUDENT_FILE = "student.json"
 
 
 class StudentRecord(BaseModel):
-    """Knobs of a student and how its training ended.
+    """Knobs of a student, and results of its training.
 
-    Fields without a value are left out of the file: each belongs to some kinds of students only. An objective may add
-    numbers of its own.
+    Fields that are not set are left out of the file, because they belong to some kinds of students only. An objective
+    may add numbers of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
     name: str
+    """Name of the student."""
     pairs: str
     """Name of the pair set."""
     objective: dict[str, Any]
     """Knobs of the objective."""
     anchor: dict[str, Any] | None
-    """Knobs of the anchor."""
+    """Knobs of the anchor; null without an anchor."""
     best_step: int
     """Step with the best validation Dice."""
     late: tuple[str, ...]
-    """Names of the weights of the last fifth of the evaluations: their mean is the sustained result."""
+    """Names of the weights of the last fifth of the evaluations. The mean of their results is the sustained result."""
     steps: int
-    """Steps that were trained; 0 for an arm without training."""
+    """Number of training steps; 0 for an arm without training."""
     offsets: tuple[float, ...] | None
-    """Offsets on the logits of the foreground classes, for a tuned threshold."""
+    """Offsets that a tuned threshold adds to the logits of the foreground classes; null for other arms."""
     slot: int | None
-    """Slot of the proposal that the arm takes for every case; such an arm has no weights."""
+    """Slot of the proposal that is the arm's answer for every case. An arm with a slot has no weights."""
     proposal: str | None = None
-    """Sampler and setting of that proposal."""
+    """Sampler and setting of the proposal in `slot`."""
     labelled: int | None = None
-    """Cases with labels that the weights follow from, where these are more than the labelled split."""
+    """Number of labelled cases of training, for arms that learn from more labels than the labelled split."""
     stopped: str | None = None
-    """Reason for which training ended before its last step."""
+    """Reason of label-free stopping; null if label-free stopping did not end training before the last step."""
     interpolated: float | None = None
-    """Share of the student in weights that were interpolated with the base."""
+    """Share of the student's weights in their interpolation with the base; null without interpolation."""
     pairs_mined: int | None = None
-    """Pairs that the student was trained on."""
+    """Number of pairs in training."""
     images: int | None = None
-    """Pool images that the student was trained on."""
+    """Number of pool images in training."""
     beta_own: float | None = None
-    """Beta as applied to delta / N(D) without matching."""
+    """Factor of delta / N(D) in the loss, where N(D) is not rescaled to match other normalisers."""
     mean_disagreement: float | None = None
-    """Mean |D| of the pairs, in voxels."""
+    """Mean size |D| of the disagreement regions of the pairs, in voxels."""
     aimed_shift: float | None = None
-    """Mean logit shift on D at which the link is satisfied; null where no such shift exists."""
+    """Mean logit shift on D at which the slope of the link is 0; null if the shift is unbounded, or differs by pair."""
     base_margin_on_disagreement: float | None = None
-    """Median difference of the base's two largest logits on D."""
+    """Median over D of the difference between the base's two largest logits."""
     flipped_share: float | None = None
     """Share of D on which the student predicts another class than the base."""
 
     @classmethod
     def of(cls, folder: Path) -> StudentRecord | None:
-        """The record in a model folder, or None for a model that is no student; raises `BadInput` for other content."""
+        """Record in a model folder. None for a model that is no student. Raises `BadInput` for other content."""
         path = folder / STUDENT_FILE
         if not path.is_file():
             return None
@@ -74,13 +75,13 @@ class StudentRecord(BaseModel):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
             raise BadInput(
-                f"{path}: expected the record of a student, found at {where}: {first['msg']}; train the student again "
-                "with `dvc repro`"
+                f"{path}: expected the record of a student, found an error at {where}: {first['msg']}; train the "
+                "student again with `dvc repro`"
             ) from error
 
     @property
     def content(self) -> dict[str, Any]:
-        """The record as it stands in the file."""
+        """Content of the file, without fields that are not set."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     def save(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Supervised training of one network on labelled cases, with a mean teacher on unlabelled images where asked for."""
+"""Supervised training of one network on labelled cases, optionally with a mean teacher on unlabelled images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.store.schema import UNKNOWN
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained on labelled cases."""
+    """Settings of the training of one network on labelled cases."""
 
     architecture: Architecture
     optimisation: Optimisation
@@ -38,7 +38,7 @@ class Recipe:
 
 
 def architecture_of(cases: CaseStore, network: Network) -> Architecture:
-    """The network of these knobs for these cases; raises `BadInput` where the network cannot be built."""
+    """Architecture of a network for these cases. Raises `BadInput` if the network cannot be built for the cases."""
     return Architecture.of(network, cases.channels, len(cases.class_names), cases.padded)
 
 
@@ -51,10 +51,11 @@ def train_supervised(
     snapshots: int = 0,
     mean_teacher: Consistency | None = None,
 ) -> TrainedWeights:
-    """DiceCE on labelled cases with augmentation and early stopping on validation.
+    """Train one network with DiceCE on augmented labelled cases, with early stopping on validation.
 
-    Training begins with the weights of the file `start`, or with new weights. With `mean_teacher` the network also
-    learns from the images of the pool, and the weights are those of the moving average.
+    Training begins with the weights of the file `start`, or with random weights. `snapshots` is the number of
+    checkpoints at equal distances; early stopping leaves fewer. With `mean_teacher` the network also learns from the
+    images of the pool, and the moving average is evaluated and kept.
     """
     architecture, compute = recipe.architecture, recipe.compute
     network = architecture.build(seed_of(seed, "weights"))
@@ -69,9 +70,10 @@ def train_supervised(
         teacher_loss = _MeanTeacher(mean_teacher, average, recipe, cases, seed)
 
     def step_loss(step: int) -> tuple[Tensor, HistoryRow]:
-        # With dropout and with batch statistics: labels are learned, and no reference is compared.
+        # Dropout and batch statistics act here: no reference has to stay comparable, unlike in preference training.
         network.train()
         images, labels = (part.to(compute.device) for part in next(batches))
+        # Only the forward pass runs at reduced precision: losses are float32.
         with compute.autocast():
             heads = all_heads(network, images)
         loss = deep_dice_ce(heads, labels)
@@ -87,14 +89,15 @@ def train_supervised(
 
 
 class _MeanTeacher:
-    """Weighted difference between the network on noised pool images and its moving average on the clean ones."""
+    """Consistency term of a mean teacher: network on noised pool images against its moving average on clean images."""
 
     def __init__(self, knobs: Consistency, average: Average, recipe: Recipe, cases: CaseStore, seed: int) -> None:
         self.knobs, self.average, self.compute = knobs, average, recipe.compute
         pool = cases.split("pool")
         images = [cases.image_for(case, recipe.architecture.window) for case in pool]
-        # Pool labels are unknown: 0 everywhere, so that 255 marks what augmentation turns in from outside the image.
+        # Pool labels are unknown. Labels of 0 everywhere let 255 mark voxels that augmentation takes from outside.
         blank = [np.broadcast_to(np.uint8(0), case.shape) for case in pool]
+        # A stream of its own: the labelled batches are the same with and without a teacher.
         self.batches: Iterator[tuple[Tensor, Tensor]] = iter(
             _batches(recipe, LabelledCases(pool, images, blank), seed_of(seed, "unlabelled"))
         )
@@ -102,6 +105,7 @@ class _MeanTeacher:
 
     def __call__(self, network: nn.Module, progress: float) -> Tensor:
         images, valid = (part.to(self.compute.device) for part in next(self.batches))
+        # Both networks get the same augmented image, so outputs match voxel by voxel; only the noise differs.
         noised = images + self.knobs.noise * torch.randn(images.shape, generator=self.noise).to(images)
         with self.compute.autocast():
             logits = network(noised)

@@ -1,1 +1,1 @@
-"""Stage `train`: objectives, the training loop, and arms that need none."""
+"""Stage `train`: objectives of students, the training loop, and arms without training."""

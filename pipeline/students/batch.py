@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PoolBatch:
-    """One forward pass of pool images with all their pairs, padded to the window.
+    """One forward pass of images with all their pairs, padded to the window.
 
-    Optional parts are there only where the objective or its anchor asks for them.
+    Optional parts are None unless the objective or its anchor asks for them.
     """
 
-    logits: Tensor  # [image, output, *space], with gradient
-    reference: Tensor  # [image, output, *space], of the frozen base
+    logits: Tensor  # [image, output, *space] of the policy, with gradient
+    reference: Tensor  # [image, output, *space], logits of the frozen base
     chosen: Tensor  # u8 [pair, *space]
     rejected: Tensor  # u8 [pair, *space]
-    image: Tensor  # i64 [pair]
+    image: Tensor  # i64 [pair], index of the pair's image in the batch
     voxels: Tensor  # i64 [pair], valid voxels of the pair's image
-    known: Tensor | None = None  # bool [image, *space], False in the padding
+    known: Tensor | None = None  # bool [image, *space], False in the padding and where the label is unknown
     probability: Tensor | None = None  # f32 [image, class, *space], mean of the proposals
     teacher: Tensor | None = None  # [image, output, *space], logits of the student's moving average
-    e: Tensor | None = None  # f32 [pair], 1 - p_correct clipped; None where the pair set is not calibrated
-    voxel_e: Tensor | None = None  # f32 [pair, *space], error probability on D by the votes of the proposals
+    e: Tensor | None = None  # f32 [pair], 1 - p_correct, clipped; None if the pair set is not calibrated
+    voxel_e: Tensor | None = None  # f32 [pair, *space], error rate of a voxel by the votes of the proposals
     classes: tuple[str, ...] = ()  # names of the classes, background first
-    progress: float = 1.0  # share of the steps that are done
+    progress: float = 1.0  # share of the steps that are done, 0 to 1
     images: Tensor | None = None  # f32 [image, channel, *space], without noise
-    moving: Tensor | None = None  # [image, output, *space], of the moving average that pairs refer to
+    moving: Tensor | None = None  # [image, output, *space], logits of a moving reference of the pairs, else `reference`
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class LabelledBatch:
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """Sizes of the pairs before training; all arrays are `[pair]`."""
+    """Sizes of the pairs before training, for the match of beta across normalisers; all arrays are i64 `[pair]`."""
 
     size: np.ndarray  # |D|
     voxels: np.ndarray  # valid voxels of the pair's image
-    dimensions: int
+    dimensions: int  # spatial axes

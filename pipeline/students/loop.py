@@ -1,7 +1,7 @@
 """Training of a student: labelled batches, anchors, evaluations, and the weights that are kept.
 
-`train_on_pool` reads from top to bottom as one training. Objectives with batches of their own (`supervised`, `mapo`)
-use the same `StudentTraining` with their own loss of a step.
+`train_on_pool` shows one training from top to bottom. Objectives with batches of their own (`supervised`, `mapo`) use
+`StudentTraining` with a loss of their own.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 def train_on_pool(objective: PoolObjective, start: Start) -> Arm:
     """Train a student on pool images with an objective: the default arm.
 
-    Raises `BadInput` where the pair set has no pairs, or no calibration, and the objective needs them.
+    Raises `BadInput` if the student needs pairs, calibrated pairs, proposals or labels, and the data have none.
     """
     training = StudentTraining(start, teacher_decay=objective.teacher_decay)
     pool, held_out = pool_and_held_out(objective, start)
-    # Beta is matched across normalisers on the sizes of these pairs, before the first step.
+    # Beta is matched across normalisers on the sizes of the pairs, before the first step.
     bound = objective.bind(pool.statistics())
+    # Draws and crops depend on the seed alone: arms with the same images see the same images in every step.
     draws, crops = pool.draws(), numpy_generator(start.seed, "student", "crops")
 
     def step_loss(step: int) -> tuple[Tensor, HistoryRow]:
@@ -50,51 +51,55 @@ def train_on_pool(objective: PoolObjective, start: Start) -> Arm:
 
 
 class StudentTraining:
-    """A student in training: the policy, which starts as the base, and all that is watched of the policy.
+    """A student in training: the policy, which starts from the base, its moving average and its labelled batches.
 
     The policy stays in eval mode: dropout is off and normalisation statistics are frozen, so that policy and reference
     are equal at step 0.
     """
 
     def __init__(self, start: Start, teacher_decay: float | None = None, needs_labels: bool = False) -> None:
-        """Raises `BadInput` where the objective or its anchor learns from labels and no case is labelled."""
+        """Raises `BadInput` if the objective or its anchor learns from labels and no case is labelled."""
         self.start, self.anchor = start, start.student.anchor
         cases, window = start.data.cases, start.base.architecture.window
         labelled = cases.split("labelled")
+        # Without labelled cases, the stream of labelled batches would search without end.
         if not labelled and (needs_labels or (self.anchor and self.anchor.supervised)):
             raise BadInput(
-                f"{cases.folder}: student '{start.name}' learns from labels, and no case is in split 'labelled'; give "
-                "it some in `splits`, or an objective on pairs or the pool with an anchor that has supervised: 0"
+                f"{cases.folder}: student '{start.name}' learns from labels, and no case is in split 'labelled'; "
+                "set `splits` so that some are, or use an objective on pairs or the pool with anchor.supervised: 0"
             )
         self.policy = start.base.load(start.compute.device)
+        # The teacher of an objective is the moving average of the student, so one average serves both knobs.
         decay = teacher_decay or start.student.average
         self.average = None if decay is None else Average(self.policy, decay)
         self.teacher = self.average if teacher_decay else None
+        # Cases that fit the window are read once, for all evaluations.
         self.labelled = cases.with_labels(labelled, window)
         self.validation = cases.with_labels(cases.split("validation"), window)
-        # Arms share the labelled batches and the pool's order: they differ in the objective alone.
+        # Equal labelled batches in every arm: arms differ in the objective alone.
         self._labels = self.label_stream("labelled")
         self._last: PoolBatch | None = None
 
     def label_stream(self, title: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless augmented images and labels of the labelled cases; streams of one title are equal."""
+        """Endless augmented images and labels of the labelled cases. Streams of one title are equal."""
         start = self.start
         window, seed = start.base.architecture.window, seed_of(start.seed, "student", title)
         return iter(LabelledBatches(self.labelled, window, start.augmentation, start.training.labelled, seed))
 
     def labelled_batch(self, stream: Iterator[tuple[Tensor, Tensor]] | None = None) -> LabelledBatch:
-        """One forward pass of the policy on the next labelled images."""
+        """One forward pass of the policy on the next images of a stream, by default of the labelled batches."""
         compute = self.start.compute
         images, labels = (part.to(compute.device) for part in next(stream or self._labels))
+        # All heads: the supervised loss of a network with deep supervision has a term for every head.
         with compute.autocast():
             return LabelledBatch(all_heads(self.policy, images), labels, images)
 
     def watch(self, batch: PoolBatch) -> None:
-        """Keep the batch for the drift of the next evaluation."""
+        """Keep the batch: the next evaluation measures its drift from the base."""
         self._last = batch
 
     def anchored(self, batch: PoolBatch, loss: Tensor, numbers: HistoryRow) -> tuple[Tensor, HistoryRow]:
-        """The loss with the terms of the anchor, and their values among the numbers; the batch is watched."""
+        """Loss plus the weighted terms of the anchor, and the numbers with the terms; the batch is watched."""
         self.watch(batch)
         if self.anchor is None:
             return loss, numbers
@@ -103,6 +108,7 @@ class StudentTraining:
             ("kl", self.anchor.kl),
             ("distill", self.anchor.distill),
         ):
+            # A term of weight 0 is not computed: `supervised` costs a forward pass.
             if weight:
                 value = self._anchor_term(term, batch)
                 loss = loss + weight * value
@@ -115,12 +121,13 @@ class StudentTraining:
             return deep_dice_ce(labelled.heads, labelled.labels)
         if term == "kl":
             return kl_outside(batch)
+        # `pool_and_held_out` has the batches carry the probabilities if the anchor distils.
         assert batch.probability is not None
         assert batch.known is not None
         return soft_cross_entropy(batch.logits, batch.probability, batch.known)
 
     def segmenter(self, network: nn.Module) -> Segmenter:
-        """A network of the student's architecture, ready to predict."""
+        """A network of the student's architecture, with the window and the device of the student."""
         return Segmenter(network, self.start.base.architecture, self.start.compute)
 
     def fit(
@@ -131,10 +138,10 @@ class StudentTraining:
         held_out: PoolBatches | None = None,
         moved: bool = False,
     ) -> Arm:
-        """Train all steps and return the student.
+        """Train all steps, or fewer if a rule stops the training, and return the student.
 
-        `bound` gives numbers of the watched batch, `held_out` feeds label-free stopping. `moved` asks how far the
-        student has moved on the disagreement regions of `pool`.
+        `bound` gives the diagnosis of the watched batch. `held_out` has the images of stopping without labels. `moved`
+        asks for the change of the student on the disagreement regions of `pool`.
         """
         start = self.start
 
@@ -151,29 +158,36 @@ class StudentTraining:
             stop=stop_rule(start.student.stopping),
         )
         numbers: dict[str, Any] = {**(bound.summary() if bound else {}), "stopped": trained.stopped}
+        # Before the change on the disagreement regions, which is measured on the weights that are kept.
         numbers["interpolated"] = self._interpolate(trained)
         if pool is not None:
             numbers |= {"pairs_mined": len(pool.pairs), "images": len(pool.pool)}
             if moved:
+                # The policy has the weights of the last step; the kept weights may be averaged or interpolated.
                 self.policy.load_state_dict(trained.last)
                 numbers |= moved_on_disagreement(pool, self.policy.to(start.compute.device).eval())
         return Arm(trained, numbers)
 
     def _watched(self, network: nn.Module, bound: BoundObjective | None, held_out: PoolBatches | None) -> HistoryRow:
-        """Drift and diagnosis of the watched batch, measures of held-out images, and Dice on the labelled cases."""
+        """Drift and diagnosis of the watched batch, measures of held-out images, Dice on the labelled cases."""
         row: HistoryRow = {}
         if self._last is not None and bound is not None:
+            # The logits of a batch are large: released as soon as they are measured.
             batch, self._last = self._last, None
             with torch.no_grad():
                 row = {**drift(batch), **bound.diagnose(batch)}
         if held_out is not None and bound is not None:
             row |= watched(held_out, network, bound)
+        # A Dice that rises on labelled cases and not on validation shows overfitting.
         if self.labelled.cases:
             row["labelled_dice"] = self.segmenter(network).dice(self.labelled)
         return row
 
     def _interpolate(self, trained: TrainedWeights) -> float | None:
-        """Replace the weights by their best interpolation with the base on validation, if the student asks for it."""
+        """Interpolate the kept weights with the base, by the Dice on validation; returns the share of the student.
+
+        None if the student does not interpolate.
+        """
         start = self.start
         if start.student.interpolate is None:
             return None

@@ -1,4 +1,7 @@
-"""Batches of pool images with all their pairs: one forward pass per image, reference logits from memory."""
+"""Batches of pool images with all their pairs, and drift of the policy on a batch.
+
+One forward pass of an image serves all pairs of the image. Reference logits are kept in memory.
+"""
 
 from __future__ import annotations
 
@@ -34,21 +37,21 @@ if TYPE_CHECKING:
     from pipeline.students.student import Training
 
 ERROR_RANGE = (0.02, 0.45)
-"""Bounds of error probabilities: no pair is trusted fully, and none is turned around."""
+"""Range to which error probabilities are clipped: never certain, and never one half, which would reverse a pair."""
 
 CasesAndFlips = list[tuple[Case, tuple[int, ...]]]
-"""The cases of a step, each with its flips."""
+"""Cases of a step, each with the spatial axes along which the case is flipped."""
 
 
 class PairMasks(NamedTuple):
-    """Chosen and rejected masks of the pairs of one image, u8 `[pair, *space]` each."""
+    """Chosen and rejected masks of all pairs of one image, u8 `[pair, *space]` each."""
 
     chosen: Tensor
     rejected: Tensor
 
     @property
     def nbytes(self) -> int:
-        """Memory of both."""
+        """Bytes of both masks."""
         return self.chosen.nbytes + self.rejected.nbytes
 
 
@@ -56,7 +59,7 @@ Kept = TypeVar("Kept", Tensor, PairMasks)
 
 
 class _Cache:
-    """Values by key within a byte budget; the least recently used leave first."""
+    """Values by key, up to a number of bytes. The least recently used values leave first."""
 
     def __init__(self, budget: float) -> None:
         self.budget, self.held, self.values = budget, 0, OrderedDict[Hashable, Any]()
@@ -68,6 +71,7 @@ class _Cache:
         value = make()
         self.values[key] = value
         self.held += value.nbytes
+        # A value larger than the budget stays: the caller holds the value in any case.
         while self.held > self.budget and len(self.values) > 1:
             self.held -= self.values.popitem(last=False)[1].nbytes
         return value
@@ -75,9 +79,11 @@ class _Cache:
 
 @dataclass
 class PoolBatches:
-    """Draws pool images with all their pairs, flipped and cut to the window, with reference logits.
+    """Batches of pool images with all their pairs, flipped and cut to the window, with reference logits.
 
-    `pool` are the images to draw from: those with pairs, or all where the objective takes none (`pairs` is empty).
+    `pool` has the images to draw from: the images with pairs, or all images if the objective needs no pairs (`pairs` is
+    then empty). `probability` and `votes` ask for the parts `probability` and `voxel_e` of a batch. `noise` is the
+    standard deviation of the noise on the images of the policy, in units of the normalised image.
     """
 
     data: Data
@@ -101,18 +107,24 @@ class PoolBatches:
         self.e: dict[str, list[float]] = {}
         columns = self.pairs.select("case_id", "chosen", "rejected", "p_correct").iter_rows()
         for case_id, chosen, rejected, p_correct in columns:
+            # NaN is never read: a set with a pair that has no p_correct is not calibrated.
             self.slots.setdefault(case_id, []).append((chosen, rejected))
             self.e.setdefault(case_id, []).append(np.nan if p_correct is None else 1 - p_correct)
+        # Flips alone: no voxel is interpolated, so masks, D and reference logits stay exact.
         self.views = self.augmentation.views()
         self.classes = tuple(self.cases.class_names)
         self.calibrated = len(self.pairs) > 0 and self.pairs["p_correct"].null_count() == 0
 
     def statistics(self) -> PairStatistics:
-        """|D| and image size of every pair, in the order of the images."""
+        """|D| and image size of every pair, in the order of the images.
+
+        For a case larger than the window, both are of a crop; |D| may then be 0.
+        """
+        # Crops of their own, so that the statistics leave the crops of the training as they are.
         crops = numpy_generator(self.seed, "statistics")
         size, voxels = [], []
         for case in self.pool:
-            # As in training: of a case larger than the window, what a crop holds.
+            # As in training, where |D| counts inside the crop alone.
             masks = self._masks(case, self._crop(case, crops))
             if count := len(masks.chosen):
                 size += disagreement_region(*masks).flatten(1).sum(1).tolist()
@@ -120,9 +132,10 @@ class PoolBatches:
         return PairStatistics(np.array(size, np.int64), np.array(voxels, np.int64), self.architecture.dimensions)
 
     def draws(self) -> Iterator[CasesAndFlips]:
-        """Cases and flips of each step: shuffled rounds over the pool."""
+        """Cases and flips of each step, without end. Every round over the pool has an order of its own."""
         generator = numpy_generator(self.seed, "pool")
 
+        # In rounds, all images come equally often.
         def rounds() -> Iterator[Case]:
             while True:
                 for index in generator.permutation(len(self.pool)):
@@ -130,6 +143,7 @@ class PoolBatches:
 
         order = rounds()
         while True:
+            # A batch larger than the pool would hold images twice.
             count = min(self.knobs.images, len(self.pool))
             yield [(next(order), self.views[generator.integers(len(self.views))]) for _ in range(count)]
 
@@ -142,7 +156,11 @@ class PoolBatches:
         step: int = 0,
         progress: float = 1.0,
     ) -> PoolBatch:
-        """One forward pass of the policy on the drawn images; noise, where there is any, depends on the step."""
+        """One forward pass of the policy on `drawn`: cases, and the axes along which each case is flipped.
+
+        `crops` draws the places of crops. `teacher` gives the logits of the moving average on the clean images. `step`
+        seeds the noise. `progress` is the share of the steps that are done.
+        """
         images, references, known = [], [], []
         chosen: list[Tensor] = []
         rejected: list[Tensor] = []
@@ -150,29 +168,36 @@ class PoolBatches:
         window = self.architecture.window
         for position, (case, view) in enumerate(drawn):
             where = self._crop(case, crops)
+            # Kept without flips, so that one entry of the cache serves every view.
             image, masks = self._image(case, where), self._masks(case, where)
             count = len(masks.chosen)
 
+            # Flips come before padding: the padding lies behind the image in every view.
             def placed(part: Tensor, value: float = 0.0, view: tuple[int, ...] = view) -> Tensor:
                 return pad_to(flip(part, view, len(window)), window, value)
 
             known.append(placed(torch.ones((1, *image.shape[1:]), dtype=torch.bool))[0])
             image = placed(image)
             images.append(image)
+            # Kept per view: the base predicts another mask for a flipped image. A crop hardly ever comes back.
             references.append(self._reference(image, None if where else (case.case, view)))
+            # 255 keeps the padding out of D. A flip turns a left organ into a right organ, so sided classes swap.
             for masks_of, one in ((chosen, masks.chosen), (rejected, masks.rejected)):
                 masks_of.append(self.augmentation.swap(placed(one, schema.UNKNOWN), view))
             index += [position] * count
+            # Without the padding, which would make the normaliser `image` larger.
             voxels += [int(known[-1].sum())] * count
             e += self.e.get(case.case_id, [])
             if self.votes:
                 errors.append(placed(self._errors(case, where)))
             if self.probability:
                 probability.append(self.augmentation.swap_classes(placed(self._probability(case, where)), view))
+        # Stacked on the CPU: one transfer per part, not one per image.
         device = self.compute.device
         clean = torch.stack(images).to(device)
         batch = clean
         if self.noise:
+            # From seed and step, on the CPU: equal on every device.
             drawn_noise = torch.randn(clean.shape, generator=torch_generator(self.seed, "noise", step))
             batch = clean + self.noise * drawn_noise.to(clean)
         with self.compute.autocast():
@@ -194,33 +219,34 @@ class PoolBatches:
             clean,
         )
 
-    # Of cases larger than the window only the crop is read, anew each time: whole cases would not stay in the cache.
-
     def _kept(self, what: str, case: Case, where: Where | None, make: Callable[[], Kept]) -> Kept:
+        # A case larger than the window is read crop by crop: whole, the case would push all others out of the cache.
         return make() if where is not None else self.cache.get((what, case.case), make)
 
     def _image(self, case: Case, where: Where | None) -> Tensor:
+        # A volume stays on disk, so only the box is read.
         def read() -> Tensor:
             return torch.from_numpy(self.cases.volume(case)[(slice(None), *(where or case.space))])
 
         return self._kept("image", case, where, read)
 
     def _masks(self, case: Case, where: Where | None) -> PairMasks:
-        """Masks of the pairs of a case, or of a box of the case."""
+        """Masks of all pairs of a case, or of a box of the case."""
 
         def read() -> PairMasks:
             pairs = self.slots.get(case.case_id, [])
             if not pairs:
+                # Batches of images without pairs are concatenated too, and need the shape.
                 none = torch.zeros((0, *(part.stop - part.start for part in where or case.space)), dtype=torch.uint8)
                 return PairMasks(none, none)
-            # One read for both, since a chunk of the array may hold all proposals of a case.
+            # One read for both masks: a chunk of the array may hold all proposals of a case.
             slots = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
             return PairMasks(*torch.from_numpy(self.proposals.masks(case, slots, where)).tensor_split(2))
 
         return self._kept("masks", case, where, read)
 
     def _probability(self, case: Case, where: Where | None) -> Tensor:
-        """f32 `[class, *space]`, the mean over the proposals."""
+        """Mean probability of the proposals, f32 `[class, *space]`."""
 
         def read() -> Tensor:
             return torch.from_numpy(self.proposals.probability(case, where)).contiguous()
@@ -228,9 +254,10 @@ class PoolBatches:
         return self._kept("probability", case, where, read)
 
     def _errors(self, case: Case, where: Where | None) -> Tensor:
-        """f32 `[pair, *space]`: among the votes for chosen's or rejected's class at a voxel, the share for rejected's.
+        """Error rate of every voxel f32 `[pair, *space]`, from the votes of the proposals, clipped to `ERROR_RANGE`.
 
-        Votes are those of all proposals, each distinct mask once; clipped to `ERROR_RANGE`.
+        Of the proposals that vote for the class of chosen or for the class of rejected, the error rate is the share
+        that votes for the class of rejected. Masks that several proposals share vote once.
         """
 
         def count() -> Tensor:
@@ -245,12 +272,17 @@ class PoolBatches:
         return self._kept("errors", case, where, count)
 
     def _crop(self, case: Case, crops: np.random.Generator) -> Where | None:
-        """A window around a voxel of one pair's disagreement or, for some and without pairs, anywhere; None where the
-        case fits."""
+        """Box of a crop, as large as the window; None if the case fits the window.
+
+        The crop lies around a voxel of the disagreement of one pair. A share `random_crops` of the crops, and all crops
+        of a case without a disagreement, lie anywhere.
+        """
         window = self.architecture.window
         if fits(case.shape, window):
             return None
         pairs = self.slots.get(case.case_id, [])
+        # Crops anywhere show the parts on which all pairs agree, where the student may drift.
+        # One pair first, then one voxel: pairs with a small D are shown as often as pairs with a large D.
         if pairs and crops.random() >= self.knobs.random_crops:
             centre = self._disagreement(case, pairs[int(crops.integers(len(pairs)))]).draw(crops)
             if centre is not None:
@@ -258,7 +290,8 @@ class PoolBatches:
         return anywhere(case.shape, window, crops)
 
     def _disagreement(self, case: Case, pair: tuple[int, int]) -> Spots:
-        """The voxels on which a pair differs: counts per chunk, which are kept whatever the budget."""
+        """Voxels on which a pair differs, counted by chunk. The counts are small, and no part of the cache."""
+        # Counting reads both masks as a whole, so every pair is counted once.
         if (case.case, *pair) not in self.spots:
             self.spots[(case.case, *pair)] = Spots(
                 case.shape, lambda where: region(*self.proposals.masks(case, pair, where))
@@ -266,8 +299,11 @@ class PoolBatches:
         return self.spots[(case.case, *pair)]
 
     def _reference(self, image: Tensor, key: Hashable | None) -> Tensor:
+        """Logits f32 `[output, *space]` of the frozen base; `key` None is never kept."""
+
         @torch.no_grad()
         def forward() -> Tensor:
+            # One image at a time, and float32: kept and recomputed logits are equal in every bit.
             with self.compute.autocast():
                 return self.reference.network(image[None].to(self.compute.device))[0].float()
 
@@ -277,7 +313,7 @@ class PoolBatches:
 
 
 def regions(batch: PoolBatch) -> tuple[Tensor, Tensor]:
-    """bool `[image, *space]` twice: the union of the image's disagreement regions, and what is known outside it."""
+    """Union of the disagreement regions of every image, and the valid voxels outside: bool `[image, *space]` each."""
     if batch.known is not None:
         known = batch.known.clone()
     else:
@@ -285,20 +321,31 @@ def regions(batch: PoolBatch) -> tuple[Tensor, Tensor]:
     union = torch.zeros_like(known)
     for pair, image in enumerate(batch.image.tolist()):
         if batch.known is None:
+            # Masks are 255 in the padding, so a voxel that a mask labels is inside the image.
             known[image] |= batch.chosen[pair] != schema.UNKNOWN
+        # A union: a voxel on which several pairs differ counts once.
         union[image] |= disagreement_region(batch.chosen[pair], batch.rejected[pair])
     return union, known & ~union
 
 
 def kl_outside(batch: PoolBatch) -> Tensor:
-    """KL(policy || reference), mean over known voxels outside the image's disagreement regions, with gradient."""
+    """KL(policy || reference) in nats with gradient, mean over the valid voxels outside the disagreement regions.
+
+    0 if no voxel is outside.
+    """
     _, outside = regions(batch)
     kl = kl_to_reference(batch.logits, batch.reference)
+    # Nothing is outside if chosen is the complement of rejected.
     return (kl * outside).sum() / outside.sum().clamp(min=1)
 
 
 def drift(batch: PoolBatch) -> HistoryRow:
-    """KL to the reference inside and outside the union of D (null without D), and foreground volume ratio."""
+    """Drift from the reference: `kl_inside`, `kl_outside` and `volume_ratio`.
+
+    The first two are the mean KL(policy || reference) in nats, inside and outside the union of the disagreement
+    regions. `kl_inside` is null if every D is empty, and `kl_outside` is 0 if no voxel is outside. `volume_ratio` is
+    the predicted foreground volume over that of the reference, null if the reference predicts no foreground.
+    """
     with torch.no_grad():
         logits = batch.logits.detach()
         kl = kl_to_reference(logits, batch.reference)
@@ -307,6 +354,7 @@ def drift(batch: PoolBatch) -> HistoryRow:
             "kl_inside": float((kl * union).sum() / union.sum()) if union.any() else None,
             "kl_outside": float((kl * outside).sum() / outside.sum().clamp(min=1)),
         }
+        # A ratio to the reference is 1 at step 0, whatever the size of the objects.
         volumes = [_foreground(x, union | outside) for x in (logits, batch.reference)]
         row["volume_ratio"] = volumes[0] / volumes[1] if volumes[1] else None
     return row
@@ -317,14 +365,16 @@ def _foreground(logits: Tensor, known: Tensor) -> float:
 
 
 def pool_and_held_out(objective: PoolObjective, start: Start) -> tuple[PoolBatches, PoolBatches | None]:
-    """The pool images to train on, and those that label-free stopping keeps from training.
+    """Batches of the images to train on, and batches of the images that are kept from training for stopping.
 
-    Raises `BadInput` where pairs, their calibration, proposals or groups are missing that the student needs.
+    Without stopping, no image is kept from training and the second value is None. Raises `BadInput` if pairs, their
+    calibration, proposals or groups are missing and the student needs them.
     """
     cases, student = start.data.cases, start.student
     pairs = read_table(start.pairs, schema.PAIRS)
     if objective.feeds == "pairs":
         _check_pairs(objective, start, pairs)
+        # Pairs may be mined on labelled cases: the offline form of MAPO.
         paired = set(pairs["case_id"])
         members = [case for case in cases.split("pool", "labelled") if case.case_id in paired]
     else:
@@ -333,6 +383,7 @@ def pool_and_held_out(objective: PoolObjective, start: Start) -> tuple[PoolBatch
     if probability:
         _check_proposals(start, members)
     members, kept = _split_groups(start, members)
+    # Loaded anew: training changes the policy in place.
     reference = Segmenter(start.base.load(start.compute.device), start.base.architecture, start.compute)
 
     def batches(of: list[Case], noise: float) -> PoolBatches:
@@ -343,13 +394,14 @@ def pool_and_held_out(objective: PoolObjective, start: Start) -> tuple[PoolBatch
             reference,
             start.training,
             start.augmentation,
+            # Without the name of the student: all arms draw the same images.
             seed_of(start.seed, "student"),
             probability=probability,
             votes=objective.needs_votes,
             noise=noise,
         )
 
-    # Held-out images are compared with the base on the clean image.
+    # Without noise: on held-out images, student and base are compared on the same image.
     return batches(members, objective.image_noise), batches(kept, 0.0) if kept else None
 
 
@@ -357,7 +409,7 @@ def _check_pairs(objective: PoolObjective, start: Start, pairs: pl.DataFrame) ->
     if not len(pairs):
         raise BadInput(
             f"{start.pairs}: student '{start.name}' needs pairs and pair set '{start.student.pairs}' has none; see "
-            f"{start.pairs.with_suffix('.drops.json')} for the reasons, and lower its thresholds"
+            f"{start.pairs.with_suffix('.drops.json')} for the reasons, and lower the thresholds of the pair set"
         )
     if objective.needs_p_correct and pairs["p_correct"].null_count():
         raise BadInput(
@@ -376,17 +428,18 @@ def _check_proposals(start: Start, members: list[Case]) -> None:
 
 
 def _split_groups(start: Start, members: list[Case]) -> tuple[list[Case], list[Case]]:
-    """Cases to train on, and cases that are kept from training: none without label-free stopping."""
+    """Cases to train on, and cases that are kept from training: none for a student without `stopping`."""
     stopping = start.student.stopping
     if stopping is None:
         return members, []
     groups = sorted({case.group for case in members})
     count = max(1, round(stopping.held_out * len(groups)))
+    # At least one group must remain to train on.
     if count >= len(groups):
         raise BadInput(
             f"student '{start.name}': stopping needs pool groups to keep from training, and there are {len(groups)}; "
             "mine more pairs, or remove `stopping`"
         )
-    # Images of one patient are not independent: a group is kept whole.
+    # Images of one patient are not independent, so a group is kept as a whole.
     chosen = {groups[i] for i in numpy_generator(start.seed, "held_out").permutation(len(groups))[:count]}
     return [case for case in members if case.group not in chosen], [case for case in members if case.group in chosen]

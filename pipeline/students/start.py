@@ -1,4 +1,4 @@
-"""Input and output of every arm: everything that a student starts from, and the student that the arm makes."""
+"""Input and output of every arm: the start of a student, and the student that the arm makes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Start:
     name: str
     student: Student
     base: Model
-    """The student starts from the base; the base is also the reference of preference."""
+    """The student starts from the weights of the base. The frozen base is also the reference of preference."""
     data: Data
     pairs: Path
     """File of the student's pair set."""
@@ -35,19 +35,19 @@ class Start:
 
 @dataclass(frozen=True)
 class Arm:
-    """A student that is made: weights with their history, and numbers for the student's record."""
+    """The student that an arm makes: weights with their history, and numbers for the student's record."""
 
     weights: TrainedWeights
     numbers: dict[str, Any] = field(default_factory=dict)
-    """Fields of `StudentRecord`."""
+    """Fields of `StudentRecord`, and further numbers of the objective."""
     has_weights: bool = True
-    """Whether weights are written; an arm that takes a proposal has none."""
+    """Whether weights are written. An arm that takes a proposal of every case has no weights."""
 
     @classmethod
     def untrained(cls, state: State | None, validation_dice: float, **numbers: Any) -> Arm:
-        """An arm without training, with these weights or none: the history is the validation Dice at step 0.
+        """An arm without training. The history has one row, with the validation Dice at step 0.
 
-        The state of a program is empty; None is an arm without weights.
+        `state` has the weights, and is empty for a program. None makes an arm without weights.
         """
         history: list[dict[str, float | None]] = [{"step": 0, "validation_dice": validation_dice}]
         weights = state or {}

@@ -1,4 +1,4 @@
-"""What a student is: its pair set, its objective and its anchor, and what all students share."""
+"""Knobs of a student (pair set, objective, anchor, stopping), and the knobs of training that all students share."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Anchor(Knobs):
-    """What keeps a student near what is known; the terms are added to the objective."""
+    """Terms that keep a student near the labels, the base or the proposals. The terms are added to the objective.
+
+    A weight of 0 leaves a term out.
+    """
 
     supervised: Weight = 1.0
     """Weight of DiceCE on a labelled batch."""
     kl: Weight = 0.0
-    """Weight of KL(student || base) outside the union of the image's disagreement regions, mean over voxels."""
+    """Weight of KL(student || base) in nats, mean over the voxels outside all disagreement regions of the image."""
     distill: Weight = 0.0
-    """Weight of the soft cross-entropy to the mean probability of the proposals."""
+    """Weight of the soft cross-entropy to the mean probability of the proposals, in nats, mean over voxels."""
 
 
 class Stopping(Knobs):
-    """When to stop without labels: measured at every evaluation on pool images kept from training.
+    """Rules that stop training without labels, measured at every evaluation on images that are kept from training.
 
-    The weights of the evaluation that gave a reason to stop are not kept.
+    The first rule that applies stops the training. The weights of the evaluation that triggered the stop are discarded.
     """
 
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the groups (patients) of the objective's pool images that are kept from training for this."""
+    """Share of the groups (patients) whose images are kept from training for the rules; at least one group."""
     kl: Annotated[float, Field(gt=0)] | None = None
-    """Stop where KL(student || base) outside the disagreement regions is above this, in nats per voxel."""
+    """Largest KL(student || base) outside the disagreement regions, in nats per voxel; null: no limit."""
     volume_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
-    """Stop where the predicted foreground volume over the base's leaves this range."""
+    """Range of the foreground volume of the student divided by that of the base, around 1; null: no limit."""
     patience: Annotated[int, Field(ge=1)] | None = None
-    """Stop after as many evaluations without a better reward accuracy on held-out pairs."""
+    """Number of evaluations without a better reward accuracy on held-out pairs; null: no limit."""
 
     @model_validator(mode="after")
     def _some_rule(self) -> Stopping:
@@ -49,35 +52,39 @@ class Stopping(Knobs):
 
 
 class Training(Knobs):
-    """What all students share, so that arms differ in nothing else."""
+    """Knobs of training that all students share, so that arms differ only in their own entries."""
 
     optimisation: Optimisation
     images: Annotated[int, Field(gt=0)] = 4
     """Pool images per step, each with all its pairs."""
     labelled: Annotated[int, Field(gt=0)] = 4
-    """Labelled cases per step, of the anchor and of `supervised`."""
+    """Labelled cases per step, for the anchor and for the objectives `supervised` and `mapo`."""
     reference: Literal["cached", "recomputed"] = "cached"
-    """Whether logits of the frozen base are kept per image and flip. Crops of larger cases are always recomputed."""
+    """`cached` keeps the reference logits of every image and flip in memory. `recomputed` runs the base in every step.
+    The reference logits of crops of larger cases are always recomputed."""
     cache_gb: Annotated[float, Field(gt=0)] = 4.0
-    """Memory for images, masks and reference logits; the least recently used leave first. Crops of larger cases are
-    read from disk each time."""
+    """Memory in GiB for images, masks, probabilities and reference logits.
+
+    The least recently used values leave first. Crops of larger cases are read from disk in every step.
+    """
     random_crops: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Share of the crops of cases larger than the window that lie anywhere, all others around a voxel on which a pair
-    differs. Pairs that agree in a crop do not count there."""
+    """Share of the crops that lie anywhere, for cases larger than the window. The other crops lie around a voxel on
+    which a pair differs. Pairs that do not differ inside the crop are ignored."""
 
 
 class Student(Knobs):
-    """A student: its pair set, its objective and its anchor."""
+    """A student: its pair set, its objective, its anchor and its stopping rules."""
 
     pairs: Name
-    """Name of a pair set; `none` for objectives that need no pairs."""
+    """Name of a pair set. Objectives that need no pairs name a pair set with strategy `none`."""
     objective: Objective
     anchor: Anchor | None = None
-    """Null is the unsafe baseline of preference training."""
+    """Terms beside the objective. Null adds no term and is the unsafe baseline of preference training."""
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the weights, which is then what is evaluated and kept."""
+    """Decay of a moving average of the weights. The average is evaluated and kept. Null keeps the weights
+    themselves."""
     interpolate: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
-    """Shares of the student between base (0) and student (1) to try on validation; the best is applied to all its
-    weights (Wortsman et al. 2022). Null keeps the student as trained."""
+    """Shares between base (0) and student (1) that are compared on validation by the Dice of the last weights. The
+    best share is applied to all kept weights (Wortsman et al. 2022). Null keeps the weights as trained."""
     stopping: Stopping | None = None
-    """When to stop without labels; null trains all steps."""
+    """Rules that stop training without labels. Null trains all steps."""

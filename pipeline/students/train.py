@@ -1,4 +1,4 @@
-"""Stage `train`: one student, trained or made of the base without training, with its record and history."""
+"""Stage `train`: one student, trained or made from the base without training, with its record and history."""
 
 from __future__ import annotations
 
@@ -32,16 +32,20 @@ HISTORY = (
     "validation_assd",
     "validation_dice",
 )
-"""First columns of `history/NAME.csv`, one row per evaluation. Values are means since the evaluation before, and empty
-where they do not apply. Further columns depend on the objective: anchors, classes (`disagreement/CLASS`,
-`push/CLASS`), `held_out/...`."""
+"""First columns of `history/NAME.csv`, which has one row per evaluation.
+
+Numbers that every step gives are means since the previous evaluation. Empty values do not apply. Further columns depend
+on the student: terms of the anchor, classes (`disagreement/CLASS`, `push/CLASS`), online pairs (`online/...`) and
+held-out images (`held_out/...`).
+"""
 
 
 def train_student(start: Start, out: Path, history: Path) -> None:
-    """Train one student and write its weights (`last`, `best`, `step_N` of the last fifth), record and history.
+    """Train one student; write its weights and record to the folder `out`, and its history to the file `history`.
 
-    An arm without training has the base's weights, or none if the arm takes a proposal. Raises `BadInput` where the
-    data lack something that the arm needs.
+    The weights are `last`, `best`, and `step_N` of the last fifth of the evaluations. An arm without training has the
+    weights of the base, or no weights if the arm takes a proposal. Raises `BadInput` if the data lack something that
+    the arm needs.
     """
     torch.set_num_threads(start.compute.threads)
     student = start.student
@@ -68,15 +72,17 @@ def train_student(start: Start, out: Path, history: Path) -> None:
 
 
 def _write_model(start: Start, trained: TrainedWeights, out: Path) -> None:
-    """Weights by role, `network.json`, `input.json` and `seen.json`."""
+    """Write the weights by role, and `network.json`, `input.json` and `seen.json` beside the weights."""
     architecture, cases = start.base.architecture, start.data.cases
     architecture.save(out)
     cases.write_input(out)
+    # Validation chooses the best step of a training, and the offsets of a tuned threshold.
     Seen.of(start.base.folder).also(cases, start.student.objective.learns_from, ("validation",)).save(out)
     late = {f"step_{step:06d}": state for step, state in trained.late.items()}
     network = None if architecture.program else architecture.build(0)
     for title, state in {"last": trained.last, "best": trained.best, **late}.items():
         if network is None:
+            # A program has no state to save, so the file is copied.
             copy_program(start.base.weights, Model(out, title).weights)
         else:
             network.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What is watched of a student while it is trained, and when to stop without labels."""
+"""Measures of a student during training, and the rules that stop training without labels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from pipeline.measures.overlap import dice_to
 from pipeline.measures.surfaces import surface_metrics
 from pipeline.seeding import numpy_generator
+from pipeline.segmenter.logits import class_logits
 from pipeline.segmenter.loop import HistoryRow
 from pipeline.segmenter.segmenter import Segmenter
 from pipeline.store.cases import LabelledCases, fits
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
     from pipeline.students.student import Stopping
 
 PROBE = 32
-"""Pool cases on which a trained student is compared with its base."""
+"""Most pool cases on which a trained student is compared with the base. MAPO matches beta on as many images."""
 
 
 def validation_measures(segmenter: Segmenter, cases: LabelledCases) -> HistoryRow:
-    """Means over cases and foreground classes, on the working grid: `validation_dice` and `validation_assd`.
+    """Mean Dice and mean ASSD over cases and foreground classes, on the working grid.
 
-    ASSD is in mm, or in voxels where the spacing is unknown. ASSD is null where cases of both kinds meet, and where a
-    case is larger than the window, because the surfaces of the case would have to be held whole.
+    The ASSD is in mm, or in voxels if no case has a spacing. The ASSD is null if only some cases have a spacing, and if
+    a case is larger than the window, because the surfaces of a whole case would have to be in memory.
     """
     if not all(fits(image.shape[1:], segmenter.window) for image in cases.images):
         return {"validation_dice": segmenter.dice(cases), "validation_assd": None}
@@ -39,17 +40,24 @@ def validation_measures(segmenter: Segmenter, cases: LabelledCases) -> HistoryRo
     for case, image, label in zip(cases.cases, cases.images, cases.labels, strict=True):
         truth, predicted = label[:], segmenter.labels(image)
         dice.append(dice_to(truth, predicted[None], classes)[0])
+        # Voxels without a label leave the prediction too, or a false surface would arise.
         known = truth != UNKNOWN
         spacing = case.spacing_mm or (1.0,) * truth.ndim
         for one in range(1, classes):
             assd.append(surface_metrics((predicted == one) & known, truth == one, spacing, 0.0)[2])
+    # A mean over mm and voxels has no unit.
     one_unit = len({case.spacing_mm is None for case in cases.cases}) == 1
     return {"validation_dice": float(np.mean(dice)), "validation_assd": float(np.mean(assd)) if one_unit else None}
 
 
 def watched(pool: PoolBatches, network: nn.Module, bound: BoundObjective) -> HistoryRow:
-    """What label-free stopping looks at: means over held-out images, unflipped, of drift and of reward accuracy."""
+    """Means over held-out images, without flips, of drift and reward accuracy: the input of the stopping rules.
+
+    Keys are `held_out/kl_inside`, `held_out/kl_outside`, `held_out/volume_ratio` and `held_out/accuracy`. A measure
+    without a value on any image is absent.
+    """
     sums: dict[str, list[float]] = {}
+    # The same crops at every evaluation: the measures change with the student alone.
     crops = numpy_generator(pool.seed, "watched")
     for case in pool.pool:
         with torch.no_grad():
@@ -57,6 +65,7 @@ def watched(pool: PoolBatches, network: nn.Module, bound: BoundObjective) -> His
             row = drift(batch)
             if len(batch.image):
                 row["accuracy"] = bound(batch)[1].get("rewards/accuracies")
+        # An image without a disagreement has no KL inside, and leaves the mean.
         for key, value in row.items():
             if value is not None:
                 sums.setdefault(f"held_out/{key}", []).append(value)
@@ -64,7 +73,10 @@ def watched(pool: PoolBatches, network: nn.Module, bound: BoundObjective) -> His
 
 
 def stop_rule(stopping: Stopping | None) -> Callable[[HistoryRow], str | None]:
-    """A function of a history row that gives the reason to stop, or None; it remembers the best reward accuracy."""
+    """A function that gets the rows of a history in order, and returns the reason to stop, or None.
+
+    The function remembers the best reward accuracy for `patience`. Rows without a measure do not count for its rule.
+    """
     best, waited = -1.0, 0
 
     def rule(row: HistoryRow) -> str | None:
@@ -89,19 +101,21 @@ def stop_rule(stopping: Stopping | None) -> Callable[[HistoryRow], str | None]:
 
 
 def moved_on_disagreement(pool: PoolBatches, policy: nn.Module) -> dict[str, float | None]:
-    """Median base margin on D, and the share of D on which the student predicts another class than the base."""
+    """Change of the student on the union of an image's disagreement regions, over the first `PROBE` cases.
+
+    `base_margin_on_disagreement` is the median difference of the base's two largest logits, NaN if no case has a
+    disagreement. `flipped_share` is the share of voxels on which the student predicts another class than the base.
+    """
     margins, flipped, total = [], 0, 0
     crops = numpy_generator(pool.seed, "probe")
     for case in pool.pool[:PROBE]:
         with torch.no_grad():
             batch = pool.batch([(case, ())], policy, crops)
         region = disagreement_region(batch.chosen, batch.rejected).any(0)
-        reference, logits = (
-            torch.cat([torch.zeros_like(x), x], dim=1)[0] if x.shape[1] == 1 else x[0]
-            for x in (batch.reference, batch.logits)
-        )
+        reference, logits = class_logits(batch.reference)[0], class_logits(batch.logits)[0]
         top = reference.float().topk(2, dim=0).values
         margins.append((top[0] - top[1])[region])
+        # Voxels are counted over all cases together, so a case with a large D weighs more.
         flipped += int((reference.argmax(0) != logits.argmax(0))[region].sum())
         total += int(region.sum())
     return {

@@ -78,7 +78,9 @@ def test_peak_ignores_unknown_voxels():
 def test_predictions_of_another_shape_name_the_case(wrong):
     good, bad = mask_of(0), np.zeros((4, 5), np.uint8)
     sustained, best = ([good, bad], good) if wrong == "sustained" else ([good], bad)
-    with pytest.raises(BadInput, match=r"case 'a': expected .* \(4, 4\), found \(4, 5\); bring it back to the grid"):
+    with pytest.raises(
+        BadInput, match=r"case 'a': expected .* \(4, 4\), found \(4, 5\); bring the prediction back to the grid"
+    ):
         rows_of(case_of("a"), mask_of(0), sustained, best, 2, KNOBS)
 
 

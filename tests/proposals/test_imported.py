@@ -195,8 +195,9 @@ def test_overlapping_classes():
     nifti(rows_of(["0011"] * 3), "a/c0/spleen.nii.gz")
     sampler = imported(tool={"path": "a", "classes": {"liver.nii.gz": 1, "spleen.nii.gz": 2}})
     assert refused(sampler, case_with()) == (
-        "masks/a/c0/spleen.nii.gz: case 'c0': expected voxels of class 2 alone, found 3 that are in a file of class 1 "
-        "too; overlapping masks are not supported, decide for one class"
+        "masks/a/c0/spleen.nii.gz: case 'c0': expected voxels of class 2 only, found 3 voxels that are in a file of "
+        "class 1 "
+        "too; masks may not overlap, choose one class per voxel"
     )
 
 
@@ -204,8 +205,12 @@ def test_overlapping_classes():
     ("values", "knobs", "message"),
     [
         ([0, 1, 3], {}, r"expected labels 0 to 2 \(and 255 for unknown\), found \[3\]; set `values`, or correct"),
-        ([0, 0, 255], {}, r"found \[0, 255\] alone, and 255 means unknown; set `foreground_above: 127` if it is the f"),
-        ([255, 255, 255], {}, r"found \[255\] alone, and 255 means unknown"),
+        (
+            [0, 0, 255],
+            {},
+            r"expected classes, found only \[0, 255\], and 255 means unknown; set `foreground_above: 127` if",
+        ),
+        ([255, 255, 255], {}, r"expected classes, found only \[255\], and 255 means unknown"),
         ([0, 1, 2], {"classes": {"x.nii.gz": 1}}, r"expected 0 and one other value in a file of one class, found \[0"),
         ([1, 2, 2], {"classes": {"x.nii.gz": 1}}, r"expected 0 and one other value in a file of one class, found \[1"),
         ([0, 0.5, 1], {}, r"found 0.5"),
@@ -218,7 +223,9 @@ def test_values_that_are_no_classes(values, knobs, message):
     nifti(np.array([values], np.float32), file)
     sampler = imported(tool={"path": "a", **knobs})
     if not message:
-        with pytest.raises(BadInput, match=r"sources.tool: expected classes 0 to 2, found \[255\]; correct it"):
+        with pytest.raises(
+            BadInput, match=r"sources.tool: expected classes 0 to 2, found \[255\]; correct the classes"
+        ):
             sampler.settings("mine", setup_of())
         return
     with pytest.raises(BadInput, match=rf"^masks/{file}: case 'c0': .*{message}"):
@@ -231,7 +238,7 @@ def test_a_mask_that_knows_nothing_on_the_working_grid():
     values[0, 0] = 1
     nifti(values, "a/c0.nii.gz")
     message = refused(imported(tool={"path": "a"}), case_with((1, 1), original_shape=(8, 8)))
-    assert message == "masks/a/c0.nii.gz: case 'c0': every voxel is unknown (255); remove it"
+    assert message == "masks/a/c0.nii.gz: case 'c0': expected classes, found every voxel unknown (255); remove the file"
 
 
 def test_missing_files_are_named_before_any_work():
@@ -271,7 +278,7 @@ def test_masks_lie_below_the_folder_that_dvc_watches(path):
 
 
 def test_values_and_classes_that_cannot_be():
-    with pytest.raises(BadInput, match=r"sources.tool: expected classes 0 to 2, found \[3\]; correct it"):
+    with pytest.raises(BadInput, match=r"sources.tool: expected classes 0 to 2, found \[3\]; correct the classes"):
         imported(tool={"path": "a", "classes": {"x.nii.gz": 3}}).settings("mine", setup_of())
     with pytest.raises(BadInput, match=r"sources.tool: expected values 0 to 255, found \[300\]; renumber the masks"):
         imported(tool={"path": "a", "values": {"300": 1}}).settings("mine", setup_of())
@@ -280,8 +287,11 @@ def test_values_and_classes_that_cannot_be():
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"file": "mask.png"}, r"file: expected \{case_id\} in it, found 'mask.png'"),
-        ({"values": {"1": 1}, "foreground_above": 0}, "expected one of classes, values and foreground_above"),
+        ({"file": "mask.png"}, r"file: expected a name with \{case_id\}, found 'mask.png'"),
+        (
+            {"values": {"1": 1}, "foreground_above": 0},
+            "expected at most one of classes, values and foreground_above, found several",
+        ),
         ({"classes": {"x.png": 0}}, "greater than or equal to 1"),
         ({"classes": {}}, "at least 1 item"),
     ],

@@ -278,10 +278,17 @@ def test_sided_classes_change_places_in_flips(cases, tmp_path):
     [
         (
             Propose(samplers={"base": Threshold(kind="threshold")}),
-            r"propose.samplers: 'base' is the name of slot 0; choose another name",
+            r"propose.samplers: the name 'base' belongs to slot 0; choose another name",
         ),
-        (Propose(samplers={}), r"propose.samplers: no sampler draws anything; preference needs at least two proposals"),
-        (Propose(samplers={"t": Threshold(kind="threshold", thresholds=())}), r"no sampler draws anything"),
+        (
+            Propose(samplers={}),
+            r"propose.samplers: expected at least two proposals per case, found the base prediction alone; add a "
+            r"sampler",
+        ),
+        (
+            Propose(samplers={"t": Threshold(kind="threshold", thresholds=())}),
+            r"expected at least two proposals per case, found the base prediction alone",
+        ),
         (
             Propose(samplers={"e": Ensemble(kind="ensemble")}),
             r"propose.samplers.e: sampler 'ensemble' needs members of the base, found none",

@@ -85,9 +85,9 @@ def test_the_same_mask_twice_is_a_duplicate(one_case, tmp_path):
 @pytest.mark.parametrize(
     ("samplers", "message"),
     [
-        ({}, r"expected a sampler of kind 'imported' as the first one, since base is null, found \[\]; import"),
-        ({"t": Threshold(kind="threshold")}, r"expected a sampler of kind 'imported' as the first one"),
-        ({"m": Morphology(kind="morphology")}, r"since base is null, found \['morphology'\]"),
+        ({}, r"expected a first sampler of kind 'imported', because base is null, found the kinds \[\]; import"),
+        ({"t": Threshold(kind="threshold")}, r"expected a first sampler of kind 'imported'"),
+        ({"m": Morphology(kind="morphology")}, r"because base is null, found the kinds \['morphology'\]"),
     ],
 )
 def test_without_a_model_masks_come_first(one_case, tmp_path, samplers, message):
@@ -97,7 +97,9 @@ def test_without_a_model_masks_come_first(one_case, tmp_path, samplers, message)
 
 def test_one_imported_mask_is_no_choice(one_case, tmp_path):
     knobs = masks_only(tmp_path / "masks", a=[[0, 1, 1, 1]])
-    with pytest.raises(BadInput, match=r"one imported mask alone; preference needs at least two proposals"):
+    with pytest.raises(
+        BadInput, match=r"expected at least two proposals per case, found one imported mask; add a source"
+    ):
         proposed(one_case, knobs)
     later = knobs.model_copy(update={"samplers": {**knobs.samplers, "t": Threshold(kind="threshold")}})
     with pytest.raises(BadInput, match=r"propose.samplers.t: expected a base segmenter, found base: null"):

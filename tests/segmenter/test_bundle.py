@@ -222,7 +222,7 @@ def test_what_is_ignored_is_left_out(tmp_path):
     bundle = write_bundle(tmp_path / "bundle", content)
     imported(tmp_path, discs(tmp_path / "cases"), bundle, kind="bundle", ignore=["CropForegroundd", "inferer"])
     notes = json.loads((tmp_path / "models/base/models.json").read_text())["imported"]["notes"]
-    assert notes[0] == "left out as base.ignore says: CropForegroundd, inferer"
+    assert notes[0] == "base.ignore leaves out: CropForegroundd, inferer"
 
 
 def test_a_bundle_of_this_project_comes_back_by_its_weights(tmp_path):
@@ -275,7 +275,7 @@ def test_transforms_of_other_keys_do_not_count(tmp_path, capsys):
         ((RESIZE, ZSCORE), ["preprocessing::transforms::0: Resized averages areas, this project interpolates"]),
         (
             (ZSCORE, {**RESIZE, "mode": "bilinear"}),
-            ["preprocessing::transforms::1: Resized resamples what is normalised, this project normalises what is"],
+            ["preprocessing::transforms::1: Resized resamples normalised images, this project normalises resampled"],
         ),
     ],
     ids=["as here", "area", "normalised first"],
@@ -308,9 +308,7 @@ def test_a_bundle_that_states_nothing_is_taken_with_a_note(tmp_path, capsys):
     assert Model(out).architecture.window == (6, 12)
     first, second, third = capsys.readouterr().err.splitlines()
     assert first.startswith("base: inference.json states no preprocessing")
-    assert second.startswith(
-        "base: windows of larger cases overlap by half and are blended by a Gaussian here, by 0.25"
-    )
+    assert second.startswith("base: windows of larger cases overlap by half with Gaussian blending here, and by 0.25")
     assert third.startswith("base: 5 of 5 cases are smaller than the window [6, 12] and are padded at their ends here")
 
 
@@ -334,7 +332,7 @@ def test_classes_that_overlap(tmp_path):
     assert "expected out_channels: 1, for this data and a sigmoid, found 2" in refused(tmp_path, config(after=after))
     cases = case_store(tmp_path / "three", [disc((10, 10), 3)] * 5, SPLITS, classes=3)
     said = refused(tmp_path / "3", config(network_def={**NETWORK, "out_channels": 3}, after=after), cases)
-    assert "found a sigmoid per class, for classes that overlap, which are not supported" in said
+    assert "found a sigmoid per class; overlapping classes are not supported" in said
 
 
 @pytest.mark.parametrize(

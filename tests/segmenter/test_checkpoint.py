@@ -48,11 +48,11 @@ SHAPES: dict[str, Any] = {
     ),
 }
 SAID = {
-    "lightning.ckpt": ["lightning.ckpt: the weights are those under 'state_dict'"],
-    "nnunet.pth": ["nnunet.pth: the weights are those under 'network_weights'"],
+    "lightning.ckpt": ["lightning.ckpt: the weights were read from the key 'state_dict'"],
+    "nnunet.pth": ["nnunet.pth: the weights were read from the key 'network_weights'"],
     "parallel.pt": [
-        "parallel.pt: the weights are those under 'model'",
-        "parallel.pt: the prefix 'module.' of all names was taken off",
+        "parallel.pt: the weights were read from the key 'model'",
+        "parallel.pt: the prefix 'module.' was removed from all names",
     ],
 }
 
@@ -141,7 +141,7 @@ def test_files_that_are_something_else(tmp_path):
     with pytest.raises(BadInput, match="not a readable safetensors file"):
         read_state(tmp_path / "model.safetensors")
     torch.jit.trace(network(), torch.zeros(1, 1, 8, 8)).save(tmp_path / "model.pt")
-    with pytest.raises(BadInput, match=r"a program, not weights; use base.kind 'program'"):
+    with pytest.raises(BadInput, match=r"expected weights, found a program; use base.kind 'program'"):
         read_state(tmp_path / "model.pt")
 
 
@@ -211,7 +211,7 @@ def test_an_export_has_one_file(tmp_path):
     cases = discs(tmp_path / "cases")
     assert same(Model(imported(tmp_path, cases, tmp_path / "export", kind="checkpoint")), states["model"])
     folder_of(tmp_path / "export", "model", "another")
-    with pytest.raises(BadInput, match=r"base.weights: missing: .*export has 'another', 'model'; name one"):
+    with pytest.raises(BadInput, match=r"base.weights: missing; .*export has 'another', 'model'; name one"):
         imported(tmp_path, cases, tmp_path / "export", kind="checkpoint")
     with pytest.raises(BadInput, match=r"base: .*nothing.safetensors: no such weights; .* has 'another', 'model'"):
         imported(tmp_path, cases, tmp_path / "export", kind="checkpoint", weights="nothing")
@@ -279,14 +279,15 @@ def test_a_model_that_has_seen_test_or_learned_from_validation_is_refused(tmp_pa
     """As a folder and as a file of it; where that is allowed, the base and its card say so."""
     model = seen_in_a_run(tmp_path)
     cases = dealt(tmp_path / "cases", splits, groups)
-    with pytest.raises(BadInput, match=f"expected a model that has not seen .* found {leaks} that it, or a model"):
+    refusal = f"expected a model that has not seen .* found {leaks} that the model, or a model it started from"
+    with pytest.raises(BadInput, match=refusal):
         imported(tmp_path / "out", cases, model, kind="checkpoint")
     with pytest.raises(BadInput, match=leaks):
         imported(tmp_path / "out", cases, model / "base.safetensors", kind="checkpoint", network=NETWORK)
     assert not (tmp_path / "out").exists()
     out = imported(tmp_path / "out", cases, model, kind="checkpoint", ignore=["seen"])
     (note,) = json.loads((out / MODELS).read_text())["imported"]["notes"]
-    assert re.fullmatch(f"the model had seen {leaks} before: what is measured on them is too good", note)
+    assert re.fullmatch(f"the model has seen {leaks}, so measures on these cases are too good", note)
     assert capsys.readouterr().err == f"base: {note}\n"
 
 
@@ -340,7 +341,7 @@ def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(BadInput, match=r"model: .*nowhere: no such file or folder"):
         imported(tmp_path, cases, tmp_path / "nowhere", kind="checkpoint")
     torch.save(network().state_dict(), tmp_path / "model.pt")
-    with pytest.raises(BadInput, match=r"base.network: missing: the network that the weights in .*model.pt are of"):
+    with pytest.raises(BadInput, match=r"base.network: missing; name the network of the weights in .*model.pt"):
         imported(tmp_path, cases, tmp_path / "model.pt", kind="checkpoint")
     (tmp_path / "model.onnx").touch()
     with pytest.raises(BadInput, match=r"model.onnx: expected a folder with a model, or a file .safetensors, .pt"):

@@ -163,7 +163,7 @@ def of_program(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "students.[a-z_]+: a base of kind 'program' proposes but cannot be trained"),
+        ({}, "students.[a-z_]+: a base of kind 'program' cannot be trained; set base.kind"),
         ({"model": "raw/none", "students": {}}, "model: expected the file or folder of a program"),
     ],
 )

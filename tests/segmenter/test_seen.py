@@ -52,7 +52,8 @@ def test_a_trained_base(tmp_path: Path, monkeypatch, teacher, learned):
 @pytest.mark.parametrize("content", ["[1]", "{}", "not JSON"])
 def test_another_file_of_its_name(tmp_path, content):
     (tmp_path / "seen.json").write_text(content)
-    with pytest.raises(BadInput, match=r"seen.json: expected a list of what a model has seen, found other content"):
+    expected = r"seen.json: expected a list of the images that a model has seen, found other content"
+    with pytest.raises(BadInput, match=expected):
         Seen.of(tmp_path)
 
 

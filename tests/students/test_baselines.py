@@ -44,7 +44,7 @@ def test_validation_labels_are_trained_on_and_choose_nothing(setting):
 
 def test_validation_labels_leave_nothing_for_patience():
     own = Optimisation(steps=3, learning_rate=1e-2, patience=2)
-    with pytest.raises(ValidationError, match="trains on what patience would look at; remove `patience`"):
+    with pytest.raises(ValidationError, match="trains on the cases that patience would measure; remove `patience`"):
         ValidationLabels(kind="validation_labels", optimisation=own)
 
 
@@ -135,6 +135,7 @@ def test_test_cases_must_be_proposed_for(tmp_path):
     (student / "student.json").write_text(json.dumps({**RECORDED, "slot": 1}))
     with pytest.raises(
         BadInput,
-        match=r"takes proposal 1 of every case, and 1 test cases have none \(first: 'c2'\); add 'test' to propose",
+        match=r"the student takes proposal 1 of every case, and 1 test cases have no proposals \(first: 'c2'\); add "
+        r"'test' to propose",
     ):
         predictions(student, Data(cases, proposals), Compute())

@@ -113,10 +113,16 @@ def test_knobs_outside_their_range_are_refused(bad):
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        ({"link": {"kind": "cdpo", "e": "votes"}}, "'votes' gives an e to every voxel, which takes normaliser 'voxel'"),
-        ({"link": {"kind": "robust", "e": "calibrated"}, "normaliser": "voxel"}, "'calibrated' is the error of a pair"),
-        ({"per_class": True, "normaliser": "voxel"}, "per_class: takes normaliser 'region', not 'voxel'"),
-        ({"per_class": True, "normaliser": "none"}, "per_class: takes normaliser 'region', not 'none'"),
+        (
+            {"link": {"kind": "cdpo", "e": "votes"}},
+            "'votes' gives every voxel an error rate, which needs normaliser 'voxel'",
+        ),
+        (
+            {"link": {"kind": "robust", "e": "calibrated"}, "normaliser": "voxel"},
+            "'calibrated' is the error rate of the order of a pair",
+        ),
+        ({"per_class": True, "normaliser": "voxel"}, "per_class: needs normaliser 'region', found 'voxel'"),
+        ({"per_class": True, "normaliser": "none"}, "per_class: needs normaliser 'region', found 'none'"),
         ({"divide_by_beta": True, "link": {"kind": "ipo"}}, "beta plays no part in link 'ipo'; set tau instead"),
     ],
 )

@@ -217,7 +217,7 @@ def test_a_pair_set_without_pairs(setting, objective):
     with pytest.raises(
         BadInput,
         match=r"pairs/mined.parquet: student 'tried' needs pairs and pair set 'mined' has none; see "
-        r".*pairs/mined.drops.json for the reasons, and lower its thresholds",
+        r".*pairs/mined.drops.json for the reasons, and lower the thresholds of the pair set",
     ):
         setting.train(objective, [])
     assert not (setting.folder / "student").exists()

@@ -1,4 +1,4 @@
-"""Readers of raw data sets. The union `Reader` is the registry."""
+"""Readers of raw data sets: one file per kind, and the union `Reader` that lists the kinds."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""The mining strategies: one file per kind, and the union that lists them."""
+"""Mining strategies: one file per kind, and the union `Strategy` that lists the kinds."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from pipeline.pairs.strategies.top_quantile import TopQuantile
 from pipeline.pairs.strategies.top_random import TopRandom
 
 Mined = TopBottom | TopBase | TopRandom | TopQuantile | Random | AllPairs
-"""The strategies that make pairs."""
+"""Strategies that make pairs: all kinds but `none`."""
 
 Strategy = Annotated[
     TopBottom | TopBase | TopRandom | TopQuantile | Random | AllPairs | NoPairs, Field(discriminator="kind")

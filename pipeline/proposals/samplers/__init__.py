@@ -1,4 +1,4 @@
-"""The samplers: one file per kind, and the union that lists them."""
+"""Samplers of proposals: one file per kind, and the union `Sampler` that lists the kinds."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What the proposals drawn so far agree on."""
+"""Sampler `consensus`: majority vote and mean probability of the proposals of earlier samplers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from pipeline.store.schema import UNKNOWN
 
 
 class ConsensusSampler(Knobs):
-    """Combinations of the draws of the samplers listed before this one; 255 where none of them knows the voxel."""
+    """Combinations of the proposals that come before this sampler. 255 where all of these proposals are unknown."""
 
     kind: Literal["consensus"]
     of: tuple[Literal["majority", "mean"], ...] = ("majority", "mean")
-    """`majority`: most frequent class per voxel (the lowest class where several are); `mean`: the mean probability's
-    most probable class."""
+    """Combinations, one proposal each. `majority`: the most frequent class per voxel, and the lowest of several equally
+    frequent classes. `mean`: the most probable class of the mean probability."""
 
     def settings(self, name: str, setup: Setup) -> list[str]:
         return list(self.of)
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         if not case.draws:
-            raise BadInput(f"propose.samplers.{name}: nothing was drawn before it; list it after other samplers")
+            raise BadInput(
+                f"propose.samplers.{name}: expected proposals before this sampler, found none; list it after other "
+                "samplers"
+            )
         unknown = np.logical_and.reduce([draw.mask == UNKNOWN for draw in case.draws])
         for setting in self.of:
             if setting == "mean":
@@ -38,7 +41,10 @@ class ConsensusSampler(Knobs):
 
 
 def _majority(masks: list[np.ndarray], classes: int) -> np.ndarray:
-    """Most frequent class, one class at a time: the votes of all classes at once would be the largest array here."""
+    """Most frequent class u8 `[*space]` of masks u8 `[*space]`. 255 is no class.
+
+    Votes are counted one class at a time, because the votes of all classes at once would be the largest array here.
+    """
     best = np.zeros(masks[0].shape, np.uint8)
     most = np.zeros(masks[0].shape, np.int32)
     for label in range(classes):

@@ -1,4 +1,4 @@
-"""Other models of the base stage: each one's prediction, and the mean of all."""
+"""Sampler `ensemble`: predictions of the members of the base, and their mean with the base."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
 
 
 class Ensemble(Knobs):
-    """One proposal per member of the base stage (other seeds, other architectures, a mean teacher, folds), and one of
-    the mean of the base and these members. Folds only where named: no out-of-fold proposal can have them."""
+    """One proposal per member of the base, and one proposal of the mean over the base and these members.
+
+    Members have other seeds, other architectures, or are a mean teacher or folds. Folds propose only if `members` names
+    the folds, because out-of-fold proposals cannot have folds as members.
+    """
 
     kind: Literal["ensemble"]
     members: tuple[str, ...] | None = None
-    """Names of the members; null: all but the folds."""
+    """Names of the members that propose. Null: all members but the folds."""
     mean: bool = True
-    """Whether the mean is a proposal."""
+    """Whether the mean probability over the base and these members is a proposal too."""
 
     def settings(self, name: str, setup: Setup) -> list[str]:
         setup.needs_base(name)
@@ -45,5 +48,5 @@ class Ensemble(Knobs):
             yield drawn(name, "mean", total / (1 + len(chosen)), own=False)
 
     def chosen(self, members: tuple[str, ...]) -> list[str]:
-        """Names of the members that propose, of those that there are."""
+        """Names of the members that propose: the names in the knob, or all of `members` but the folds."""
         return [m for m in members if not m.startswith("fold_")] if self.members is None else list(self.members)

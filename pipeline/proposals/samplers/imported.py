@@ -1,4 +1,4 @@
-"""Masks that another tool made: one file per case and source, or one file per class."""
+"""Sampler `imported`: masks of other tools, one file per case and source, or one file per class."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ Class = Annotated[int, Field(ge=0)]
 
 
 class Masks(Knobs):
-    """Where the masks of one source are, on the grid and with the axes of the raw images."""
+    """Files of one source of masks, on the grid and with the axes of the raw images."""
 
     path: str
-    """Folder below `propose.imports`."""
+    """Folder of the source below `propose.imports`."""
     file: str | None = None
-    """File of a case below `path`, with `{case_id}` in it. Null: `{case_id}.nii.gz` or, with `classes`, the folder
-    `{case_id}`."""
+    """File of a case below `path`, with the placeholder `{case_id}`. With `classes`, the folder of a case. Null:
+    `{case_id}.nii.gz` or, with `classes`, the folder `{case_id}`."""
     classes: Annotated[dict[str, Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
-    """For one file per class, as TotalSegmentator writes them: the class of each file in the folder of a case, e.g.
-    `{liver.nii.gz: 1}`. All that is not 0 is inside; no voxel may be in files of two classes."""
+    """Class of each file in the folder of a case, e.g. `{liver.nii.gz: 1}`, if the source has one file per class, as
+    TotalSegmentator writes. Voxels other than 0 are inside. No voxel may be inside two classes."""
     values: dict[Class, Class] | None = None
-    """For label maps with other numbers: the class of each value, all others are background. Null: values are classes,
-    and 255 is unknown."""
+    """Class of each value, for label maps with other numbers. All other values are background. Null: values are
+    classes, and 255 is unknown."""
     foreground_above: Class | None = None
-    """For masks stored as 0 and 255: larger values are class 1, all others background."""
+    """Threshold for masks that are stored as 0 and 255. Larger values are class 1, all other values background."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Masks:
         if self.file is not None and _CASE not in self.file:
-            raise ValueError(f"file: expected {_CASE} in it, found '{self.file}'")
+            raise ValueError(f"file: expected a name with {_CASE}, found '{self.file}'")
         if sum(way is not None for way in (self.classes, self.values, self.foreground_above)) > 1:
-            raise ValueError("expected one of classes, values and foreground_above, found several")
+            raise ValueError("expected at most one of classes, values and foreground_above, found several; keep one")
         return self
 
     def files(self, imports: Path, case_id: str) -> dict[Path, int | None]:
-        """Files of a case, each with its class, or None for a label map."""
+        """Class of each file of a case. The class of a label map is None."""
         name = (self.file or (f"{_CASE}.nii.gz" if self.classes is None else _CASE)).replace(_CASE, case_id)
         where = f"{self.path}/{name}"
         found: dict[str, int | None] = {where: None}
@@ -62,7 +62,7 @@ class Masks(Knobs):
         return {inside(imports, file, "propose.samplers"): label for file, label in found.items()}
 
     def read(self, imports: Path, case: Case, classes: int) -> np.ndarray:
-        """Label u8 `[*source]`; raises `BadInput` for another grid, other values, and two classes in one voxel."""
+        """Label map u8 `[*source]`. Raises `BadInput` for another grid, other values and two classes in one voxel."""
         out = np.zeros(case.original_shape, np.uint8)
         for file, label in self.files(imports, case.case_id).items():
             values = read_mask(file, case.case_id, case.original_shape, case.affine, UNKNOWN + 1, ignore=None)
@@ -72,14 +72,14 @@ class Masks(Knobs):
             if len(found) > 2 or (len(found) == 2 and found[0] != 0):
                 raise BadInput(
                     f"{file}: case '{case.case_id}': expected 0 and one other value in a file of one class, found "
-                    f"{found[:5].tolist()}; save it as a binary mask"
+                    f"{found[:5].tolist()}; save the file as a binary mask"
                 )
             shared = (values != 0) & (out != 0) & (out != label)
             if shared.any():
                 raise BadInput(
-                    f"{file}: case '{case.case_id}': expected voxels of class {label} alone, found {shared.sum()} that "
-                    f"are in a file of class {int(out[shared][0])} too; overlapping masks are not supported, decide "
-                    "for one class"
+                    f"{file}: case '{case.case_id}': expected voxels of class {label} only, found {shared.sum()} "
+                    f"voxels that are in a file of class {int(out[shared][0])} too; masks may not overlap, choose one "
+                    "class per voxel"
                 )
             out[values != 0] = label
         return out
@@ -99,34 +99,40 @@ class Masks(Knobs):
             )
         if UNKNOWN in found and set(found) <= {0, UNKNOWN}:
             raise BadInput(
-                f"{file}: case '{case_id}': found {found} alone, and {UNKNOWN} means unknown; set `foreground_above: "
-                "127` if it is the foreground"
+                f"{file}: case '{case_id}': expected classes, found only {found}, and {UNKNOWN} means unknown; set "
+                "`foreground_above: 127` if this value is the foreground"
             )
         return values
 
 
 class Imported(Knobs):
-    """One proposal per source. Without a base segmenter the first source is slot 0, and the mean of the masks is the
-    probability; with one, masks do not count in the mean probability."""
+    """One proposal per source of masks.
+
+    With a base segmenter, masks do not count in the mean probability. Without a base segmenter, the first source is
+    slot 0, and the mean probability is the mean of the masks.
+    """
 
     kind: Literal["imported"]
     sources: Annotated[dict[Name, Masks], Field(min_length=1)]
-    """By name, in the order of the proposals; the name is the setting of the proposal."""
+    """Sources by name, in the order of the proposals. The name is the setting of the proposal."""
     missing: Literal["error", "slot_0"] = "error"
-    """Where a source has no mask of a case: an error, or slot 0 again, a duplicate that mining drops but that judges of
-    agreement count."""
+    """Reaction to a case without a mask of a source: an error, or slot 0 once more. Mining drops this duplicate, but
+    judge `agreement` counts duplicates by default. Without a base segmenter the first source needs a mask of every
+    case."""
 
     def settings(self, name: str, setup: Setup) -> list[str]:
         key = f"propose.samplers.{name}.sources"
         if not setup.imports.is_dir():
             raise BadInput(
-                f"propose.imports: expected the folder of the imported masks, found '{setup.imports}', which is none; "
-                "set it"
+                f"propose.imports: expected the folder of the imported masks, found '{setup.imports}', which is no "
+                "folder; set the path"
             )
         for source, masks in self.sources.items():
             classes = [*(masks.classes or {}).values(), *(masks.values or {}).values()]
             if beyond := [label for label in classes if label >= setup.classes]:
-                raise BadInput(f"{key}.{source}: expected classes 0 to {setup.classes - 1}, found {beyond}; correct it")
+                raise BadInput(
+                    f"{key}.{source}: expected classes 0 to {setup.classes - 1}, found {beyond}; correct the classes"
+                )
             if beyond := [value for value in masks.values or {} if value > UNKNOWN]:
                 raise BadInput(f"{key}.{source}: expected values 0 to {UNKNOWN}, found {beyond}; renumber the masks")
             absent = [file for case in setup.cases for file in masks.files(setup.imports, case.case_id)]
@@ -155,11 +161,13 @@ class Imported(Knobs):
         mask = to_working(masks.read(case.imports, case.row, case.classes), case.row)
         if (mask == UNKNOWN).all():
             file = next(iter(masks.files(case.imports, case.case_id)))
-            raise BadInput(f"{file}: case '{case.case_id}': every voxel is unknown (255); remove it")
+            raise BadInput(
+                f"{file}: case '{case.case_id}': expected classes, found every voxel unknown (255); remove the file"
+            )
         return mask
 
     def files(self, setup: Setup) -> list[Path]:
-        """The files that proposals follow from: those of all cases and sources that are there."""
+        """Files that the proposals follow from: the existing files of all cases and sources."""
         found = [
             file
             for masks in self.sources.values()
@@ -170,7 +178,7 @@ class Imported(Knobs):
 
 
 def _votes(mask: np.ndarray, classes: int) -> Tensor:
-    """f32 `[class, *space]`: 1 for the class of the voxel; 0 for all classes where it is unknown."""
+    """One-hot f32 `[class, *space]` of a label map u8 `[*space]`. An unknown voxel is 0 for every class."""
     import torch
 
     return torch.from_numpy(np.stack([mask == label for label in range(classes)])).float()

@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout, injected by hooks, so that any network has it."""
+"""Sampler `mc_dropout`: Monte-Carlo dropout, injected by hooks into any network."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ if TYPE_CHECKING:
 
 Place = Literal["bottleneck", "decoder", "all", "own"]
 _BYTES = 2**26
-"""Most bytes of the logits of the passes that are made together; it does not change them."""
+"""Most bytes of logits of the passes that run together. The limit does not change the logits."""
 
 
 class MCDropout(Knobs):
-    """Passes of the base with dropped feature channels, at a sweep of rates.
+    """Predictions of the base with dropped features, at a sweep of dropout rates.
 
-    What runs before the first dropped layer is computed once per image (or window), whatever the number of passes.
+    Convolutions lose whole channels. Layers over tokens lose single features of single tokens. The layers before the
+    first dropout are computed once per image (or window) for all passes.
     """
 
     kind: Literal["mc_dropout"]
     rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
-    """Share of channels dropped, one pass each."""
+    """Dropout rates: shares of features that are dropped, above 0 and below 1. Each rate has `passes` passes."""
     passes: Annotated[int, Field(gt=0)] = 1
-    """Passes per rate."""
+    """Passes per rate, one proposal each."""
     at: Place = "bottleneck"
-    """After the layers of lowest resolution, after the layers behind those (`decoder`), after all layers but the last,
-    or where the network has dropout itself."""
+    """Layers whose outputs get dropout. `bottleneck`: the layers of lowest resolution. `decoder`: the layers after the
+    last layer of lowest resolution. `all`: all layers but the last, which give the logits. `own`: the dropout layers of
+    the network itself."""
 
     def settings(self, name: str, setup: Setup) -> list[str]:
         setup.needs_base(name)
@@ -71,19 +73,19 @@ class MCDropout(Knobs):
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a network's features are dropped, and what is the same in every pass."""
+    """Layers of a network whose features are dropped, and modules that compute the same in every pass."""
 
     layers: tuple[nn.Module, ...]
-    """Their outputs are dropped."""
+    """Layers whose outputs get dropout."""
     shared: tuple[nn.Module, ...]
-    """No dropped layer comes before their outputs."""
+    """Modules that run before any feature is dropped. The first of `layers` can be among these modules."""
 
 
 _PLANS: WeakKeyDictionary[nn.Module, dict[str, Plan]] = WeakKeyDictionary()
 
 
 def dropped(network: nn.Module, plan: Plan, drops: Sequence[tuple[float, torch.Generator]]) -> nn.Module:
-    """The network with several passes in one: logits `[1, passes * output, *window]` of one window.
+    """Network that makes several passes of one window in one call: logits `[1, passes * output, *window]`.
 
     `drops` has the rate and the generator of each pass.
     """
@@ -106,12 +108,15 @@ def dropped(network: nn.Module, plan: Plan, drops: Sequence[tuple[float, torch.G
 
 @contextmanager
 def injected_dropout(layers: Sequence[nn.Module], rate: float, generator: torch.Generator) -> Iterator[None]:
-    """Drop feature channels of these layers, drawn from `generator` (torch's own dropout uses the global one)."""
+    """Context in which features of these layers are dropped, and all other features are divided by 1 - `rate`.
+
+    Features are drawn from `generator`. torch's own dropout would draw from the global generator, which threads share.
+    """
     import torch
     from torch import nn
 
     def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        # Convolutions have channels second; layers over tokens have features last.
+        # Convolutions have channels in the second axis. Layers over tokens have features in the last axis.
         channels_last = isinstance(module, nn.Linear) or output.ndim < 4
         shape = output.shape if channels_last else (*output.shape[:2], *([1] * (output.ndim - 2)))
         keep = torch.rand(shape, generator=generator) >= rate
@@ -126,9 +131,9 @@ def injected_dropout(layers: Sequence[nn.Module], rate: float, generator: torch.
 
 
 def plan_for(segmenter: Segmenter, at: Place) -> Plan:
-    """The plan of a network in eval mode; found by one forward pass of a blank window and kept for its life.
+    """Plan of a network in eval mode, from one forward pass of a blank window. The plan is kept as long as the network.
 
-    Raises `BadInput` for a network without such a layer.
+    Raises `BadInput` for a network without a layer at this place.
     """
     import torch
     from torch import nn
@@ -159,7 +164,7 @@ def plan_for(segmenter: Segmenter, at: Place) -> Plan:
 
 
 def _features(seen: dict[nn.Module, tuple[int, int]]) -> list[nn.Module]:
-    """Layers without those at the end that have one channel per logit: they are logits already, not features."""
+    """Layers without the last layers that have one channel per logit. Outputs of these are logits, not features."""
     layers = list(seen)
     logits = seen[layers[-1]][1] if layers else 0
     while layers and seen[layers[-1]][1] == logits:
@@ -168,7 +173,10 @@ def _features(seen: dict[nn.Module, tuple[int, int]]) -> list[nn.Module]:
 
 
 def _size(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Positions and channels of an output of one image; a Transformer may have its windows in the first axis."""
+    """Number of positions and number of channels of a layer's output for one image.
+
+    All axes but the channels count as positions, because a Transformer may have its windows in the first axis.
+    """
     from torch import nn
 
     channels = shape[-1] if isinstance(layer, nn.Linear) else shape[1]

@@ -1,4 +1,4 @@
-"""Slot 0, usually the base prediction, with its outline moved, or with components and holes changed."""
+"""Sampler `morphology`: slot 0, usually the base prediction, with another outline, components or holes."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ _OUTLINES = ("erode", "dilate", "open", "close")
 
 
 class Morphology(Knobs):
-    """Outlines move for the foreground as a whole, by a ball of a radius in voxels; borders between classes stay.
+    """Slot 0 with the outline of the foreground moved by a ball, without some components, or with holes filled.
 
-    A voxel that becomes foreground takes the class of the nearest foreground voxel (the lowest class where several are
-    equally near). A component, of one class, with all neighbours across edges and corners, that goes takes the label
-    that most of its neighbours have (the lowest of several). What lies outside the image, and voxels that are 255,
-    erode nothing; 255 stays 255. A case without foreground, or without such components or holes, keeps its mask:
-    a duplicate, which mining drops.
+    The outline moves for the foreground as a whole, so borders between classes stay. A new foreground voxel takes the
+    class of the nearest foreground voxel (the lowest class of several equally near). A component has one class, and its
+    voxels touch by face, edge or corner. A removed component takes the most frequent label of its neighbours (the
+    lowest label of several equally frequent). Voxels outside the image and voxels that are 255 erode nothing, and 255
+    stays 255. A case without foreground, or without such components or holes, keeps its mask: the proposal is a
+    duplicate, which mining drops.
     """
 
     kind: Literal["morphology"]
     erode: tuple[Radius, ...] = (1.0,)
-    """Radii in voxels, one proposal each, as of the next three."""
+    """Radii in voxels, one proposal each. The foreground shrinks."""
     dilate: tuple[Radius, ...] = (1.0,)
-    """The foreground grows."""
+    """Radii in voxels, one proposal each. The foreground grows."""
     open: tuple[Radius, ...] = ()
-    """Eroded, then dilated: thin parts go."""
+    """Radii in voxels, one proposal each. Erosion, then dilation: thin parts vanish."""
     close: tuple[Radius, ...] = ()
-    """Dilated, then eroded: narrow gaps fill."""
+    """Radii in voxels, one proposal each. Dilation, then erosion: narrow gaps fill."""
     largest_component: bool = True
-    """Of each class, its largest component alone (the first one of equals)."""
+    """Whether to propose slot 0 with only the largest component of each class (the first of several equally large)."""
     fill_holes: bool = True
-    """Background that foreground encloses becomes foreground."""
+    """Whether to propose slot 0 with holes filled: background that foreground encloses becomes foreground."""
     drop_component: tuple[Annotated[int, Field(gt=0)], ...] = ()
-    """Without the component of this rank by size, 1 the smallest of all classes; never the largest one of a class."""
+    """Ranks by size, one proposal each without the component of this rank. Rank 1 is the smallest component of all
+    classes. The largest component of each class has no rank and stays."""
 
     def settings(self, name: str, setup: Setup) -> list[str]:
         return [
@@ -54,7 +56,10 @@ class Morphology(Knobs):
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         if not case.draws:
-            raise BadInput(f"propose.samplers.{name}: there is no slot 0 yet; list it after the imported masks")
+            raise BadInput(
+                f"propose.samplers.{name}: expected slot 0 before this sampler, found none; list it after imported "
+                "masks"
+            )
         for setting, change in self._changes():
 
             def changed(change: Callable[[np.ndarray], np.ndarray] = change) -> np.ndarray:
@@ -63,7 +68,7 @@ class Morphology(Knobs):
             yield Draw(case.whole_mask((name, setting), changed), name, setting)
 
     def _changes(self) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
-        """Setting and what is done to the mask of the whole case."""
+        """Setting of each proposal, and the function that changes the mask u8 `[*space]` of the whole case."""
         for kind in _OUTLINES:
             for radius in getattr(self, kind):
                 yield f"{kind}={radius:g}", partial(moved, kind=kind, radius=radius)
@@ -76,9 +81,10 @@ class Morphology(Knobs):
 
 
 def moved(mask: np.ndarray, kind: str, radius: float) -> np.ndarray:
-    """Label map u8 `[*space]` whose foreground is eroded, dilated, opened or closed."""
+    """Label map u8 `[*space]` after `kind` (erode, dilate, open or close) of the foreground by a ball of `radius`
+    voxels."""
     inside = (mask != 0) & (mask != UNKNOWN)
-    # Only background erodes: what the image does not show, or 255 hides, may well be foreground.
+    # Only background erodes, because voxels outside the image and voxels that are 255 may be foreground.
     background = mask == 0
     match kind:
         case "erode":
@@ -88,7 +94,7 @@ def moved(mask: np.ndarray, kind: str, radius: float) -> np.ndarray:
         case "open":
             inside = _grown(inside & ~_grown(background, radius), radius)
         case "close":
-            # What grows over the edge of the image must be able to come back; there the edge goes on.
+            # The edge is continued in a margin, so that foreground that grows beyond the image can shrink back.
             margin = int(np.ceil(radius)) + 1
             grown = _grown(np.pad(inside, margin, mode="edge"), radius)
             inside |= ~_grown(~grown, radius)[(slice(margin, -margin),) * mask.ndim]
@@ -96,15 +102,17 @@ def moved(mask: np.ndarray, kind: str, radius: float) -> np.ndarray:
 
 
 def filled(mask: np.ndarray) -> np.ndarray:
-    """Label map u8 `[*space]` whose background that foreground encloses (across faces) is foreground."""
+    """Label map u8 `[*space]` with holes filled. A hole is background that foreground encloses across faces."""
     from scipy.ndimage import binary_fill_holes
 
     return _labelled(mask, binary_fill_holes((mask != 0) & (mask != UNKNOWN)))
 
 
 def without_components(mask: np.ndarray, rank: int | None) -> np.ndarray:
-    """Label map u8 `[*space]` without the component of this rank, 1 the smallest, or (None) with each class's largest
-    component alone."""
+    """Label map u8 `[*space]` without the component of size `rank`, or with the largest component of each class only.
+
+    Rank 1 is the smallest component. None keeps the largest components only, and these have no rank.
+    """
     from scipy.ndimage import binary_dilation, find_objects, label
 
     everywhere = np.ones((3,) * mask.ndim)
@@ -121,19 +129,20 @@ def without_components(mask: np.ndarray, rank: int | None) -> np.ndarray:
         around = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in box)
         part = components[around] == number
         neighbours = mask[around][binary_dilation(part, everywhere) & ~part]
+        # Without a neighbour other than 255 the component becomes background.
         out[around][part] = np.bincount(neighbours[neighbours != UNKNOWN], minlength=1).argmax()
     return out
 
 
 def _grown(inside: np.ndarray, radius: float) -> np.ndarray:
-    """Voxels within this distance of a voxel inside; nothing grows out of nothing."""
+    """Voxels at most `radius` voxels from a voxel of `inside`, bool `[*space]`. An empty mask stays empty."""
     from scipy.ndimage import distance_transform_edt
 
     return distance_transform_edt(~inside) <= radius if inside.any() else inside
 
 
 def _labelled(mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """The mask with this foreground: new voxels take the nearest class, 255 stays 255."""
+    """Label map u8 `[*space]` with foreground `inside`. New voxels take the nearest class of `mask`. 255 stays 255."""
     from scipy.ndimage import distance_transform_edt
 
     new = inside & (mask == 0)

@@ -1,4 +1,4 @@
-"""What a sampler is: it draws hard masks of one case, from trained models or from files."""
+"""Contract of the sampler family: a sampler draws proposals of one case, from trained models or from files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from pipeline.errors import BadInput
+from pipeline.segmenter.augmentation import SwapLabels, swapped_classes
 from pipeline.store.cases import Case, Values, Where
 
 if TYPE_CHECKING:
@@ -21,19 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setup:
-    """What proposals can be drawn from: known before any image is read."""
+    """Models, cases and imported files that samplers draw from. All are known before an image is read."""
 
     classes: int
     base: bool = True
-    """Whether there is a base segmenter; without one all masks are imported or made from imported ones."""
+    """Whether there is a base segmenter. Without a base segmenter all masks are imported or made from imported
+    masks."""
     members: tuple[str, ...] = ()
+    """Names of the members of the base."""
     snapshots: tuple[str, ...] = ()
+    """Names of the snapshots of the base."""
     cases: tuple[Case, ...] = ()
+    """Cases that get proposals."""
     imports: Path = Path()
     """Folder of all imported masks."""
 
     def needs_base(self, name: str) -> None:
-        """Refuse a sampler that draws from the base segmenter where there is none."""
+        """Raise `BadInput` if there is no base segmenter. Samplers that draw from the base call this check."""
         if not self.base:
             raise BadInput(
                 f"propose.samplers.{name}: expected a base segmenter, found base: null; configure `base`, or remove "
@@ -49,24 +54,25 @@ class Draw:
     sampler: str
     setting: str
     probability: Tensor | None = None
-    """f32 `[class, *space]` if this draw counts in the mean probability: a prediction of its own or, without any
-    model, an imported mask, whose unknown voxels are 0 for every class."""
+    """Class probabilities f32 `[class, *space]`, or None if the draw does not count in the mean probability.
+    Predictions of single networks count. Without a base segmenter imported masks count, and their unknown voxels are 0
+    for every class."""
 
 
 @dataclass
 class OnDisk:
-    """What lasts while a large case is drawn band by band: windows that slide along it, and whole masks in files."""
+    """State that lasts from band to band of a large case: sliding windows, and masks of the whole case in files."""
 
     folder: Path
     axis: int
-    """The axis along which bands follow each other."""
+    """Axis along which the bands follow each other."""
     sliding: dict[Hashable, Sliding] = field(default_factory=dict)
     masks: dict[Hashable, Path] = field(default_factory=dict)
 
     def mask(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """A mask of the whole case, made once; only what is read of it takes memory."""
+        """Mask u8 `[*space]` of the whole case, made once per key. Only the voxels that are read take memory."""
         if key not in self.masks:
-            made = make()  # it may keep a mask of its own, so the file is named afterwards
+            made = make()  # may add another mask, so the number of the file is read afterwards
             self.masks[key] = self.folder / f"mask_{len(self.masks)}.npy"
             np.save(self.masks[key], made)
         return np.load(self.masks[key], mmap_mode="r")
@@ -74,25 +80,26 @@ class OnDisk:
 
 @dataclass
 class CaseModels:
-    """One case, or a band of a large one, with the models that may propose for it, and what was drawn so far.
+    """One case or a band of a large case, with the models that samplers use, and with the draws so far.
 
-    Of the probabilities only the base's and a running sum are kept: memory does not grow with them.
+    Only the probability of slot 0 and the sum of all probabilities are kept, so memory does not grow with the number of
+    probabilities.
     """
 
     row: Case
-    image: Values  # f32 [channel, *space], of the whole case
+    image: Values  # f32 [channel, *space] of the whole case
     classes: int
     base: Segmenter | None
     members: dict[str, Segmenter]
     snapshots: dict[str, Segmenter]
     seed: int
-    swap_labels: tuple[tuple[int, int, int], ...] = ()  # (axis, class, class) that change places in a flip
+    swap_labels: SwapLabels = ()
     imports: Path = Path()
     draws: list[Draw] = field(default_factory=list)
     band: tuple[int, int] | None = None
-    """First and last row, exclusive, that are drawn: bands come in order. None: the whole case."""
+    """First row and last row (exclusive) of the band. Bands are drawn in order. None: the whole case is drawn."""
     disk: OnDisk | None = None
-    """Of a case that is drawn in bands."""
+    """State of a case that is drawn in bands, else None."""
     _base_probability: Tensor | None = None
     _total: Tensor | None = None
 
@@ -102,12 +109,12 @@ class CaseModels:
 
     @property
     def segmenter(self) -> Segmenter:
-        """The base; samplers that use it have refused to work without one."""
+        """The base segmenter. Only samplers whose `settings` refuse a missing base read this property."""
         assert self.base is not None
         return self.base
 
     def keep(self, draw: Draw) -> None:
-        """Append a draw, and its probability to the mean; the first one is slot 0."""
+        """Append a draw and add its probability to the mean probability. The first draw is slot 0."""
         if draw.probability is not None:
             if not self.draws:
                 self._base_probability = draw.probability
@@ -116,18 +123,21 @@ class CaseModels:
 
     @property
     def where(self) -> Where:
-        """The box of the case that is drawn."""
+        """Box of the case that is drawn."""
         box = [slice(0, length) for length in self.image.shape[1:]]
         if self.band is not None and self.disk is not None:
             box[self.disk.axis] = slice(*self.band)
         return tuple(box)
 
     def at(self, start: int, stop: int) -> CaseModels:
-        """The next band, without draws."""
+        """The same case with the band from row `start` to `stop` (exclusive), and without draws."""
         return replace(self, band=(start, stop), draws=[], _base_probability=None, _total=None)
 
     def logits(self, key: Hashable, make: Callable[[], Segmenter], view: View) -> Tensor:
-        """Logits f32 `[output, *space]`, here, of the segmenter that `make` makes; `key` names it within the case."""
+        """Logits f32 `[output, *space]` of the drawn box, by the segmenter that `make` returns.
+
+        `key` names segmenter and view within the case, so that the window of a large case slides on from band to band.
+        """
         if self.disk is None or self.band is None:
             return make().logits(self.image, view)
         if key not in self.disk.sliding:
@@ -136,7 +146,10 @@ class CaseModels:
         return self.disk.sliding[key].rows(*self.band)
 
     def predict(self, model: Segmenter, view: View | None = None) -> Tensor:
-        """Class probabilities `[class, *space]` of this case as it is, or as the view shows it to the network."""
+        """Class probabilities f32 `[class, *space]` of the drawn box.
+
+        With `view` the network sees a varied image, and the probabilities are brought back to the grid of the case.
+        """
         from pipeline.segmenter.logits import probability
         from pipeline.segmenter.sliding import PLAIN
 
@@ -145,19 +158,23 @@ class CaseModels:
         return probability(found).cpu()
 
     def whole_mask(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """Mask u8 `[*space]`, here, of one that `make` makes of the whole case."""
+        """Mask u8 `[*space]` of the drawn box, cut from the mask of the whole case that `make` returns."""
         if self.disk is None:
             return make()
         return np.array(self.disk.mask(key, make)[self.where])
 
     def first_mask(self) -> np.ndarray:
-        """Slot 0 of the whole case, u8 `[*space]`: where it is drawn in bands, it is predicted once more."""
+        """Mask u8 `[*space]` of slot 0, of the whole case.
+
+        If the case is drawn in bands, the base predicts the whole case once more, because `draws` holds a band only.
+        """
         from pipeline.segmenter.logits import labels, probability
 
         disk, base = self.disk, self.base
         if disk is None:
             return self.draws[0].mask
         if base is None:
+            # The first sampler is `imported`, so the first mask on disk is slot 0.
             return np.load(next(iter(disk.masks.values())))
 
         def predicted() -> np.ndarray:
@@ -169,32 +186,35 @@ class CaseModels:
         return np.array(disk.mask("slot 0", predicted))
 
     def predict_flipped(self, model: Segmenter, axes: Sequence[int]) -> Tensor:
-        """Class probabilities `[class, *space]` of the image flipped along these axes, brought back to this case."""
+        """Class probabilities f32 `[class, *space]` of the image flipped along `axes`, brought back to the drawn box.
+
+        Sided classes change places along with the flip.
+        """
         from pipeline.segmenter.sliding import View
 
         found = self.predict(model, View(flips=tuple(axes)))
-        order = list(range(len(found)))
-        for axis, first, second in self.swap_labels:
-            if axis in axes:
-                order[first], order[second] = order[second], order[first]
-        return found[order]
+        return swapped_classes(found, self.swap_labels, axes)
 
     def base_probability(self) -> Tensor:
-        """Class probabilities of slot 0."""
+        """Class probabilities f32 `[class, *space]` of slot 0."""
         assert self._base_probability is not None
         return self._base_probability
 
     def mean_probability(self) -> Tensor:
-        """Mean over the draws that count; voxels that none of them knows are 0 for every class."""
+        """Mean probability f32 `[class, *space]` over the draws that count.
+
+        A voxel that is unknown in all of these draws is 0 for every class.
+        """
         import torch
 
         assert self._total is not None
+        # The classes of a draw sum to 1, or to 0 in an unknown voxel, so the sum counts the draws that know the voxel.
         votes = self._total.sum(0)
         return self._total / torch.where(votes > 0, votes, 1)
 
 
 class Sampler(Protocol):
-    """Frozen knobs with a literal `kind`; `name` is the sampler's key in `params.yaml`."""
+    """Frozen knobs with a literal `kind`. `name` is the key of the sampler in `params.yaml`."""
 
     @property
     def kind(self) -> str:
@@ -202,19 +222,22 @@ class Sampler(Protocol):
         ...
 
     def settings(self, name: str, setup: Setup) -> list[str]:
-        """What it draws, in order: the same for every case, so that every case has equally many proposals.
+        """Settings of the draws, in order. Every case has the same settings, so every case has equally many proposals.
 
-        Raises `BadInput` for what it lacks, before any work.
+        Raises `BadInput` for a model, a class or a file that is missing, before any case is drawn.
         """
         ...
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
-        """One draw per setting."""
+        """One draw per setting, in the order of `settings`."""
         ...
 
 
 def drawn(name: str, setting: str, probability: Tensor, own: bool = True) -> Draw:
-    """The draw of class probabilities; `own` says whether it counts in the mean probability."""
+    """The draw with the most probable class of probabilities f32 `[class, *space]`.
+
+    `own` says whether the draw counts in the mean probability.
+    """
     from pipeline.segmenter.logits import labels
 
     return Draw(labels(probability), name, setting, probability if own else None)

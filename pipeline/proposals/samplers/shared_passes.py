@@ -1,4 +1,4 @@
-"""The order in which a network's modules run, and passes that compute what is common to all of them only once."""
+"""Several passes of a network on one input that compute the features before the first changed layer only once."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ class Call:
 
     module: nn.Module
     within: tuple[nn.Module, ...]
-    """Modules that were running when it was called."""
+    """Modules that were running when the module was called."""
     shape: tuple[int, ...]
-    """Of its (first) output."""
+    """Shape of the (first) output. Empty without a tensor in the output."""
     repeatable: bool
-    """Whether its outputs can stand for the call: tensors that nothing changed in place, its inputs unchanged too."""
+    """Whether the outputs can replace another call. They can if they are tensors in plain containers, and if nothing
+    changed inputs or outputs in place."""
 
 
 def trace(network: nn.Module, forward: Callable[[], object]) -> list[Call]:
-    """The calls of all modules while `forward` runs the network once, in the order in which they finished.
+    """Calls of all modules while `forward` runs the network once, in the order in which the calls finished.
 
-    Holds all features of one pass, as training does: only a tensor that is still there tells whether it was changed.
+    All features of one pass are held in memory, as in training, because only a tensor that still exists tells whether
+    the tensor was changed in place.
     """
     running: list[tuple[nn.Module, list[tuple[Tensor, int]]]] = []
     finished: list[tuple[nn.Module, tuple[nn.Module, ...], bool, bool, list[tuple[Tensor, int]]]] = []
@@ -61,8 +63,11 @@ def trace(network: nn.Module, forward: Callable[[], object]) -> list[Call]:
 
 
 def done_before(calls: Sequence[Call], last: int) -> list[nn.Module]:
-    """The largest modules whose every call had finished when the call at position `last` had: nothing that changes
-    behind it can change their outputs."""
+    """Largest modules of which every call had finished when the call at position `last` finished.
+
+    Changes after this call cannot change the outputs of these modules. Modules with a call that is not `repeatable` are
+    left out.
+    """
     early = {call.module for call in calls[: last + 1]}
     early -= {call.module for call in calls[last + 1 :]}
     early -= {call.module for call in calls if not call.repeatable}
@@ -72,11 +77,11 @@ def done_before(calls: Sequence[Call], last: int) -> list[nn.Module]:
 
 
 class _Recalled:
-    """A module's forward that keeps its outputs in the first pass and returns them in the later ones."""
+    """Replacement of a module's `forward` that keeps the outputs of the first pass and returns them in later passes."""
 
     def __init__(self, module: nn.Module, depth: list[int]) -> None:
         self.forward = module.forward
-        self.depth = depth  # recalled modules that are running, shared by all: what runs inside one is not kept
+        self.depth = depth  # number of recalled modules that are running, shared; calls inside another are not kept
         self.outputs: list[Any] = []
         self.turn: int | None = None
 
@@ -96,9 +101,9 @@ class _Recalled:
 
 @contextmanager
 def recalled(modules: Sequence[nn.Module]) -> Iterator[Callable[[], None]]:
-    """Within it the network is run several times on one input, and these modules compute in the first pass only.
+    """Context in which a network runs several times on one input, and these modules compute in the first pass only.
 
-    Yields what is to be called when a pass has ended.
+    Yields a function to call at the end of each pass.
     """
     depth = [0]
     kept = {module: _Recalled(module, depth) for module in modules}
@@ -128,7 +133,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _plain(value: Any) -> bool:
-    """Whether a value is made of tensors in plain lists, tuples and dictionaries alone."""
+    """Whether a value consists of tensors in plain lists, tuples and dictionaries only."""
     if type(value) in (list, tuple):
         return all(map(_plain, value))
     if type(value) is dict:
@@ -137,7 +142,7 @@ def _plain(value: Any) -> bool:
 
 
 def _fresh(value: Any) -> Any:
-    """The same tensors in containers of their own: a network may take its features off a list."""
+    """The same tensors in new containers, because a network may remove features from a list that it has been handed."""
     if isinstance(value, dict):
         return {key: _fresh(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -146,7 +151,7 @@ def _fresh(value: Any) -> Any:
 
 
 def _versions(value: Any) -> list[tuple[Tensor, int]]:
-    # Torch counts the changes in place of every tensor, views included.
+    # `_version` counts the changes in place of a tensor and of its views.
     return [(tensor, tensor._version) for tensor in _tensors(value)]
 
 
@@ -155,5 +160,8 @@ def _unchanged(versions: Sequence[tuple[Tensor, int]]) -> bool:
 
 
 def stacked(passes: Sequence[Tensor]) -> Tensor:
-    """Outputs `[1, passes * output, *window]` of several passes: a sliding window blends them channel by channel."""
+    """Outputs of several passes, joined along the channels: `[1, passes * output, *window]`.
+
+    A sliding window blends every channel on its own, so the passes stay apart.
+    """
     return torch.cat(list(passes), dim=1)

@@ -1,4 +1,4 @@
-"""Earlier checkpoints of the base."""
+"""Sampler `snapshots`: predictions of earlier checkpoints of the base."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
 
 
 class Snapshots(Knobs):
-    """One proposal per snapshot that the base stage kept (`base.snapshots`), in the order of their steps."""
+    """One proposal per snapshot of the base (`base.snapshots`), in the order of the training steps."""
 
     kind: Literal["snapshots"]
 

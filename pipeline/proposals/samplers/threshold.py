@@ -1,4 +1,4 @@
-"""Other thresholds of the base's foreground probability, and other weights of its classes."""
+"""Sampler `threshold`: the base at other thresholds of foreground probability, and with offsets on its logits."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup
 
 
 class Threshold(Knobs):
-    """Foreground where 1 - P(background) reaches the threshold, of the most probable foreground class: nested masks
-    that only differ in size. And the most probable class after offsets on the logits, for one class at a time."""
+    """One proposal per threshold of the foreground probability, and one proposal per entry of logit offsets.
+
+    With a threshold a voxel is foreground, of the most probable foreground class, if 1 - P(background) is at least the
+    threshold. These proposals are nested and only differ in size. With offsets a voxel has the most probable class
+    after the offsets.
+    """
 
     kind: Literal["threshold"]
     thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.2, 0.35, 0.65, 0.8)
-    """0.5 is the base prediction itself in binary tasks."""
+    """Thresholds of the foreground probability, above 0 and below 1. In binary tasks 0.5 is the base prediction
+    itself."""
     offsets: tuple[dict[Annotated[int, Field(ge=0)], float], ...] = ()
-    """One proposal per entry, e.g. `{2: 1.5}`: this is added to the logits of these classes, background included. An
-    offset of log(n) makes a class n times as likely against all others."""
+    """Offset per class, e.g. `{2: 1.5}`, one proposal per entry. Offsets are added to the logits of these classes, and
+    the background is class 0. An offset of log(n) makes a class n times as likely against each other class."""
 
     def settings(self, name: str, setup: Setup) -> list[str]:
         setup.needs_base(name)
@@ -29,7 +34,7 @@ class Threshold(Knobs):
             if not offsets or (beyond := [label for label in offsets if label >= setup.classes]):
                 raise BadInput(
                     f"propose.samplers.{name}.offsets: expected offsets of the classes 0 to {setup.classes - 1}, found "
-                    f"{beyond if offsets else offsets}; correct it"
+                    f"{beyond if offsets else offsets}; correct the entry"
                 )
         return [*(f"p>={threshold:g}" for threshold in self.thresholds), *map(_setting, self.offsets)]
 
@@ -43,7 +48,7 @@ class Threshold(Knobs):
             yield Draw(mask.to(torch.uint8).numpy(), name, f"p>={threshold:g}")
         if not self.offsets:
             return
-        # Log-probabilities are the logits up to a constant per voxel, of a sigmoid head too.
+        # Log-probabilities equal logits up to a constant per voxel, also for a sigmoid head.
         logits = probability.log()
         for offsets in self.offsets:
             added = torch.tensor([offsets.get(label, 0.0) for label in range(len(logits))], dtype=logits.dtype)

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the base sees a flipped, turned or re-scaled image, and its answer is turned back."""
+"""Sampler `tta`: predictions of the base on flipped, turned or intensity-scaled images, brought back to the case."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 
 
 class TTA(Knobs):
-    """One proposal per varied image, and one of their mean with the base."""
+    """One proposal per varied image, and one proposal of the mean over the base and all varied images."""
 
     kind: Literal["tta"]
     flips: tuple[tuple[int, ...], ...] = ((0,), (1,), (0, 1))
-    """Sets of spatial axes flipped together; sided classes (`augmentation.swap_labels`) change places with them."""
+    """Sets of spatial axes that are flipped together, one proposal per set. Sided classes (`augmentation.swap_labels`)
+    change places along with the flip."""
     quarter_turns: tuple[Literal[1, 2, 3], ...] = ()
-    """Rotations by 90 degrees in the plane of the last two axes; the window turns too, so that a network with fixed
-    sizes needs one that is square in this plane."""
+    """Numbers of rotations by 90 degrees in the plane of the last two axes, one proposal each. The window turns with
+    the image, so a network of fixed input size needs a window that is square in this plane for 1 and 3."""
     intensity: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """Factors on the normalised image."""
+    """Factors by which the normalised image is multiplied, one proposal each."""
     mean: bool = True
-    """Whether the mean of the base and all varied images is a proposal too."""
+    """Whether the mean probability over the base and all varied images is a proposal too."""
 
     def settings(self, name: str, setup: Setup) -> list[str]:
         setup.needs_base(name)
@@ -44,7 +45,7 @@ class TTA(Knobs):
         dimensions = len(case.image.shape) - 1
         if beyond := {axis for axes in self.flips for axis in axes if not 0 <= axis < dimensions}:
             raise BadInput(
-                f"case '{case.case_id}': sampler '{name}' flips axes {sorted(beyond)}, the image has axes 0 to "
+                f"case '{case.case_id}': sampler '{name}': found flips of axes {sorted(beyond)}, expected axes 0 to "
                 f"{dimensions - 1}; correct `flips`"
             )
         total, count = case.base_probability(), 1
@@ -55,7 +56,7 @@ class TTA(Knobs):
             yield drawn(name, "mean", total / count, own=False)
 
     def _varied(self, name: str, case: CaseModels) -> Iterator[tuple[str, Tensor]]:
-        """Setting and class probabilities `[class, *space]` of each varied image, brought back to this case."""
+        """Setting and class probabilities f32 `[class, *space]` of each varied image, brought back to the drawn box."""
         from pipeline.segmenter.sliding import View
 
         base = case.segmenter
@@ -68,12 +69,14 @@ class TTA(Knobs):
 
 
 def _turned(name: str, case: CaseModels, view: View) -> Tensor:
-    """What the base says of the turned image; raises `BadInput` where it does not run on the turned window."""
+    """Class probabilities of the base for the turned image. Raises `BadInput` if the base fails on the turned
+    window."""
     base = case.segmenter
     seen = view.window(base.window)
     try:
         return case.predict(base, view)
     except (RuntimeError, ValueError, AssertionError, TypeError, LookupError) as error:
+        # The error is about the turned window only if the turned window differs from the window of the base.
         if seen == tuple(base.window):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Where the base segmenter comes from: trained here, or a model that the user has."""
+"""Kinds of base segmenters: trained here, or imported from a model of the user; the union `AnyBase` lists the kinds."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""A MONAI bundle as the base: its network, weights and window, and its processing compared with this project's."""
+"""Base of kind `bundle`: network, weights and window of a MONAI bundle, whose processing is compared with ours."""
 
 from __future__ import annotations
 
@@ -20,35 +20,40 @@ if TYPE_CHECKING:
     from pipeline.store.cases import CaseStore
 
 _AS_IT_IS = {"range": [0.0, 1.0], "to": [0.0, 1.0], "clip": False}
-"""What prepares images of a bundle without a normalisation."""
+"""Normalisation of a bundle that states none: intensities stay as they are."""
+# Keys of a MONAI block that are no arguments of the class.
 _NOT_ARGUMENTS = ("_target_", "_desc_", "_requires_", "_disabled_", "_mode_")
 
 
 class Bundle(Knobs):
     """The folder of a MONAI bundle: `configs/inference.json` (or YAML) and `models/model.safetensors` or `model.pt`.
 
-    Its network is one of `monai.networks.nets`. Known pre-processing is compared with `preprocess`, known
-    post-processing decides the head; resampling and blending are this project's own.
+    The network is a class of `monai.networks.nets`. Known preprocessing is compared with `preprocess`. Known
+    postprocessing decides the head. Resampling and blending are those of this project.
     """
 
     kind: Literal["bundle"]
     trust: bool = False
-    """Expressions of the configuration run code: true says that you know where the bundle is from. Plain values and
-    references to them need none."""
+    """Expressions in the configuration run code. Set to true if you know where the bundle is from. Plain values, and
+    references to plain values, need no trust."""
     ignore: tuple[str, ...] = ()
-    """Transforms by name, or whole blocks (`preprocessing`, `postprocessing`, `inferer`), that are left out. What is
-    ignored changes what the network sees or gives."""
+    """Transforms by name, or whole blocks (`preprocessing`, `postprocessing`, `inferer`), that are left out. Leaving
+    them out changes the input or the output of the network."""
     network: str = "network_def"
-    """The block of the network."""
+    """Name of the network's block in the configuration."""
     weights: str | None = None
-    """The file of the weights, below the bundle's folder; null: as above."""
+    """File of the weights, relative to the bundle's folder. Null: `models/model.safetensors` or `models/model.pt`."""
     window: tuple[Annotated[int, Field(gt=0)], ...] | None = None
-    """Voxels that the network sees at once. Null: the `roi_size` of the bundle's inferer, else the largest case."""
+    """Size of the network's input, in voxels per axis. Null: `roi_size` of the inferer, else the largest case."""
     multiple: Annotated[int, Field(gt=0)] | None = None
-    """The window is rounded up to a multiple of this; null as in `base.network` of a base that is trained here."""
+    """The window is rounded up to a multiple of this number. Null: as `base.network.multiple` of a trained base."""
 
     def read(self, model: Path, cases: CaseStore, device: str) -> ImportedModel:
-        """The network; raises `BadInput` for what is not known or trusted, or differs from how cases are prepared."""
+        """The network with notes on the differences of processing.
+
+        Raises `BadInput` for transforms and arguments that are not supported, for expressions that are not trusted, and
+        for preprocessing that differs from the preparation of the cases.
+        """
         from pipeline.segmenter.imported.bundle_config import Config
         from pipeline.segmenter.imported.bundle_steps import AFTER, BEFORE, effects
         from pipeline.segmenter.imported.importer import ImportedModel, ImportedNetwork
@@ -56,10 +61,11 @@ class Bundle(Knobs):
         from pipeline.segmenter.weights import load_state
 
         config = Config.of(model, self.trust)
+        # The transforms of our own bundles would be refused one by one; the weights alone are enough.
         if "scripts.transforms.ToWorkingGridd" in json.dumps(config.content):
             raise BadInput(
-                f"{config.path}: a bundle that this project exported, whose transforms are scripts of its own; take "
-                "`python -m stages.export NAME --format safetensors` of the same model, with base.kind 'checkpoint'"
+                f"{config.path}: expected transforms of MONAI, found a bundle that this project exported; export the "
+                "same model with `python -m stages.export NAME --format safetensors`, and use base.kind 'checkpoint'"
             )
         before, seen = effects(config, "preprocessing", "image", BEFORE, cases.channels, self.ignore)
         after, given = effects(config, "postprocessing", "pred", AFTER, cases.channels, self.ignore)
@@ -72,13 +78,13 @@ class Bundle(Knobs):
             said = [
                 *said,
                 f"{len(small)} of {len(cases.all)} cases are smaller than the window {list(window)} and are padded at "
-                "their ends here, on both sides or not at all in MONAI, so that predictions differ; a smaller "
-                "base.window avoids it",
+                "their ends here, but on both sides or not at all in MONAI, so predictions differ; a smaller "
+                "base.window avoids the difference",
             ]
         path = self._weights(model)
         state, read = read_state(path)
         network = load_state(architecture.build(0), state, str(path))
-        left_out = [f"left out as base.ignore says: {', '.join(self.ignore)}"] if self.ignore else []
+        left_out = [f"base.ignore leaves out: {', '.join(self.ignore)}"] if self.ignore else []
         notes = [*left_out, *notes, *seen, *given, *said, *read]
         return ImportedModel(ImportedNetwork(architecture, path, network), notes=tuple(notes))
 
@@ -100,30 +106,32 @@ class Bundle(Knobs):
         if "." in str(target) and not str(target).startswith("monai.networks.nets."):
             raise BadInput(
                 f"{config.path}: {self.network}: expected a network of monai.networks.nets, found '{target}', whose "
-                "code is the bundle's own; save it by torch.jit.save and use base.kind 'program'"
+                "code is in the bundle; save the network with torch.jit.save, and use base.kind 'program'"
             )
         if config.plain(block.get("_mode_", "default"), f"{self.network}::_mode_") != "default":
-            raise BadInput(f"{config.path}: {self.network}: expected the network itself, found a `_mode_`")
+            raise BadInput(f"{config.path}: {self.network}: expected `_mode_` default, found another; remove `_mode_`")
         stated = {
             name: config.plain(value, f"{self.network}::{name}")
             for name, value in block.items()
             if name not in _NOT_ARGUMENTS
         }
         classes = len(cases.class_names)
+        # Only the class and the data are known here: the architecture serves to name the class's arguments.
         made = Architecture(class_name(target), {}, len(cases.padded), cases.channels, classes, "softmax", ())
         outputs, _, default = made.sizes()[-1]
+        # Without postprocessing that says so, a single output can only be a sigmoid head.
         if head is None:
             head = "sigmoid" if stated.get(outputs, default) == 1 else "softmax"
         if head == "sigmoid" and classes != 2:
             raise BadInput(
                 f"{config.path}: postprocessing: expected a softmax for the {classes} classes of the data, found a "
-                "sigmoid per class, for classes that overlap, which are not supported"
+                "sigmoid per class; overlapping classes are not supported, so use another bundle"
             )
         for name, expected, default in replace(made, head=head).sizes():
             if (found := stated.pop(name, default)) != expected:
                 raise BadInput(
                     f"{config.path}: {self.network}: expected {name}: {expected}, for this data and a {head}, found "
-                    f"{found}; take a bundle for such data, or correct `data`"
+                    f"{found}; use a bundle for such data, or correct `data`"
                 )
         knobs = Network(
             name=made.name,
@@ -135,7 +143,7 @@ class Bundle(Knobs):
         return Architecture.of(knobs, cases.channels, classes, cases.padded)
 
     def _window(self, config: Config) -> tuple[tuple[int, ...] | None, list[str]]:
-        """The window, and how the bundle's own inference differs from ours."""
+        """Window of the network, and notes on how inference in the bundle differs from ours. None: the largest case."""
         from pipeline.segmenter.imported.bundle_config import class_name
 
         block = config.content.get("inferer")
@@ -146,8 +154,8 @@ class Bundle(Knobs):
             return self.window, []
         if name not in ("SlidingWindowInferer", "SlidingWindowInfererAdapt"):
             raise BadInput(
-                f"{config.path}: inferer: '{name}' is not known here; list 'inferer' under base.ignore to use whole "
-                "images or base.window instead"
+                f"{config.path}: inferer: '{name}' is not known here; list 'inferer' under base.ignore to use "
+                "base.window or, without it, whole images"
             )
         size, overlap, mode = (
             config.plain(block.get(key, default), f"inferer::{key}")
@@ -156,8 +164,8 @@ class Bundle(Knobs):
         notes = []
         if (overlap, mode) != (0.5, "gaussian"):
             notes.append(
-                f"windows of larger cases overlap by half and are blended by a Gaussian here, by {overlap} and "
-                f"'{mode}' in the bundle: predictions differ a little where there are several windows"
+                f"windows of larger cases overlap by half with Gaussian blending here, and by {overlap} with blending "
+                f"'{mode}' in the bundle, so predictions of cases with several windows differ slightly"
             )
         return self.window or (tuple(size) if isinstance(size, list) else None), notes
 
@@ -175,36 +183,35 @@ class Bundle(Knobs):
 
 
 def _compared(config: Config, stated: dict[str, Any], cases: CaseStore) -> list[str]:
-    """Refuse cases that are prepared otherwise than the bundle states; notes where it states nothing."""
+    """Notes for a bundle that states no preprocessing. Raises `BadInput` if cases are prepared otherwise."""
     if config.content.get("preprocessing") is None:
-        return [
-            f"{config.path.name} states no preprocessing: whether `preprocess` is what the network needs is unknown"
-        ]
+        return [f"{config.path.name} states no preprocessing, so whether `preprocess` fits the network is unknown"]
     if stated.pop("transposed", False) and cases.info["files"] == "pictures":
         raise BadInput(
             f"{config.path}: preprocessing: MONAI reads pictures with the width first, this project with the height "
-            "first, so that the network would see them turned over; list 'LoadImage' under base.ignore if it was "
-            "trained with turns"
+            "first, so the network would see pictures with swapped axes; list 'LoadImage' under base.ignore if the "
+            "network was trained with quarter turns and flips"
         )
     found = Preprocess.model_validate_json(json.dumps(cases.info["preprocess"]))
-    # Volumes that are stored in the orientation that the bundle asks for need no knob.
+    # Volumes that are stored in the bundle's orientation need no knob `orientation`.
     stored = stated.get("orientation") == cases.info["orientation"]
     wanted = {"normalise": _AS_IT_IS, **stated, **({"orientation": found.orientation} if stored else {})}
     try:
         expected = Preprocess.model_validate_json(json.dumps(wanted))
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-        raise BadInput(f"{config.path}: preprocessing: {json.dumps(wanted)} cannot be done here: {reason}") from error
+        raise BadInput(f"{config.path}: preprocessing: {json.dumps(wanted)} is not supported here: {reason}") from error
     if _canonical(expected) != _canonical(found):
         raise BadInput(
-            f"{config.path}: preprocessing: the bundle's is not that of the cases; expected\n"
-            f"preprocess: {expected.model_dump_json()}\nfound\npreprocess: {found.model_dump_json()}\nset the former"
+            f"{config.path}: preprocessing: the bundle prepares images otherwise than the cases; expected\n"
+            f"preprocess: {expected.model_dump_json()}\nfound\npreprocess: {found.model_dump_json()}\n"
+            "set `preprocess` to the expected block"
         )
     return []
 
 
 def _canonical(preprocess: Preprocess) -> Preprocess:
-    """With one normalisation where all channels have the same."""
+    """Preprocessing with a single normalisation if all channels have the same, for comparison."""
     how = preprocess.normalise
     one = isinstance(how, tuple) and all(each == how[0] for each in how)
     return preprocess.model_copy(update={"normalise": how[0]}) if one and isinstance(how, tuple) else preprocess

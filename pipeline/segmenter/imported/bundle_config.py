@@ -1,4 +1,4 @@
-"""The configuration of a MONAI bundle: its plain values, and what its expressions give where they are trusted."""
+"""Configuration of a MONAI bundle: plain values, references and, if the bundle is trusted, expressions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 from pipeline.errors import BadInput
 
 _REFERENCE = re.compile(r"@\w+(?:(?:::|#)\w+)*")
-"""A reference that stands for a whole value; `::`, once `#`, goes into a block or list."""
+"""A reference that is a whole value. `::` (`#` in older bundles) leads to a key of a block or a place of a list."""
 
 
 class Config:
-    """A file of blocks. Values are plain or refer to plain ones; `$` expressions run code, and so do references that
-    compute, so these take `trust`."""
+    """Blocks of a configuration file by name.
+
+    Plain values, and references to plain values, need no trust. `$` expressions, `%` macros and references inside a
+    longer value run code and need `trust`. Raises `BadInput` for a file that is not readable.
+    """
 
     def __init__(self, path: Path, trust: bool) -> None:
         self.path, self.trust = path, trust
@@ -28,7 +31,7 @@ class Config:
 
     @classmethod
     def of(cls, bundle: Path, trust: bool) -> Config:
-        """`configs/inference` of a bundle's folder."""
+        """Configuration `configs/inference` (JSON or YAML) of a bundle. Raises `BadInput` for a missing file."""
         files = [bundle / "configs" / f"inference.{suffix}" for suffix in ("json", "yaml", "yml")]
         found = next((file for file in files if file.is_file()), None)
         if found is None:
@@ -36,9 +39,10 @@ class Config:
         return cls(found, trust)
 
     def plain(self, value: Any, at: str) -> Any:
-        """A value at a place of the file, with references and (trusted) expressions replaced by what they stand for.
+        """Plain value of `value` at the place `at` of the file, with references and trusted expressions replaced.
 
-        Raises `BadInput` for an expression that is not trusted, and for what is no plain value: an object, or nothing.
+        Raises `BadInput` for an expression that is not trusted, for a reference to nothing or to itself, and for an
+        expression whose result is no plain value.
         """
         if isinstance(value, dict):
             return {key: self.plain(part, f"{at}::{key}") for key, part in value.items()}
@@ -74,8 +78,9 @@ class Config:
             parser = ConfigParser()
             parser.read_config(self.path)
             found = parser.get_parsed_content(at, instantiate=False)
+            # A detour over JSON refuses objects and other results that are no plain values.
             return json.loads(json.dumps(found))
-        # The expression is somebody's code: anything may come of it.
+        # An expression is code of the bundle and may raise any exception.
         except Exception as error:
             raise BadInput(f"{self.path}: {at}: '{value}' gives no plain value: {error}") from error
 
@@ -91,5 +96,5 @@ def _yaml(path: Path) -> Any:
 
 
 def class_name(target: Any) -> str:
-    """The last part of a `_target_`."""
+    """Name of the class in a `_target_`, without its modules."""
     return str(target).rsplit(".", 1)[-1]

@@ -1,4 +1,4 @@
-"""What the transforms of a MONAI bundle do to images and outputs, in the words of this project."""
+"""Effects of a MONAI bundle's transforms on images and outputs, as knobs of this project."""
 
 from __future__ import annotations
 
@@ -10,40 +10,42 @@ from pipeline.errors import BadInput
 from pipeline.segmenter.imported.bundle_config import Config, class_name
 
 _OF_ALL = frozenset({"keys", "allow_missing_keys", "dtype", "_desc_", "_disabled_", "_requires_", "_target_"})
-"""Arguments without a bearing on what the network sees."""
+"""Arguments of all transforms that do not change the network's input."""
 
 Effect = dict[str, Any]
-"""What transforms mean: knobs of `preprocess`, or `head`."""
+"""Effect of transforms: knobs of `preprocess`, or `head`."""
 
 
 @dataclass
 class Step:
-    """A transform and the arguments that it is given; what nobody has asked for is unknown."""
+    """A transform of a bundle and its arguments. An argument that is not read is refused by `finish`."""
 
     config: Config
     at: str
+    """Place of the transform in the configuration."""
     name: str
     arguments: Mapping[str, Any]
     channels: int
+    """Number of channels of the cases."""
     found: Effect
-    """What the steps before it mean."""
+    """Effect of the steps before this step."""
     place: int = 0
-    """Of the image among the keys."""
+    """Index of the image's key among the keys."""
     notes: list[str] = field(default_factory=list)
-    """What the user must know of how it is done here."""
+    """Notes for the user on differences of the transform in this project."""
 
     def __post_init__(self) -> None:
         self._unread = set(self.arguments) - _OF_ALL
 
     def get(self, name: str, default: Any = None) -> Any:
-        """An argument as a plain value."""
+        """Plain value of an argument, or `default`. The argument counts as read."""
         self._unread.discard(name)
         if name not in self.arguments:
             return default
         return self.config.plain(self.arguments[name], f"{self.at}::{name}")
 
     def mode(self, default: str) -> Any:
-        """The interpolation of the image: one for all keys, or one per key."""
+        """Interpolation of the image. MONAI takes one mode for all keys, or one mode per key."""
         found = self.get("mode", default)
         return found[self.place] if isinstance(found, list) and self.place < len(found) else found
 
@@ -51,13 +53,13 @@ class Step:
         self.notes.append(f"{self.at}: {self.name} {what}")
 
     def expect(self, **values: Any) -> None:
-        """Refuse arguments with another value than the one of which this project does the same."""
+        """Raise `BadInput` for arguments with other values. With these values this project does the same as MONAI."""
         for name, value in values.items():
             if (found := self.get(name, value)) != value:
                 raise self.refusal(f"{name}: {found}")
 
     def drop(self, *names: str) -> None:
-        """Arguments without a bearing, which need not even be plain."""
+        """Ignore arguments that do not change the effect, whatever their values are."""
         self._unread -= set(names)
 
     def finish(self) -> None:
@@ -65,10 +67,10 @@ class Step:
             raise self.refusal(", ".join(sorted(self._unread)))
 
     def refusal(self, what: str) -> BadInput:
-        """What this project does not do."""
+        """Error for a use of the transform that this project does not support."""
         return BadInput(
             f"{self.config.path}: {self.at}: {self.name} with {what} is not known here; list '{self.name}' under "
-            "base.ignore if the network can do without, which changes what it sees or gives"
+            "base.ignore if the network can do without, which changes its input or output"
         )
 
 
@@ -79,12 +81,13 @@ def _load(step: Step) -> Effect:
 
 
 def _nothing(step: Step) -> Effect:
-    """Has no bearing, whatever its arguments are: they need not even be plain."""
+    """No effect, whatever the arguments of the transform are."""
     return {}
 
 
 def _orientation(step: Step) -> Effect:
     step.drop("labels", "lazy")
+    # `preprocess.orientation` supports RAS only.
     step.expect(axcodes="RAS", as_closest_canonical=False)
     return {"orientation": "RAS"}
 
@@ -103,7 +106,7 @@ def _resize(step: Step) -> Effect:
     step.drop("align_corners", "anti_aliasing", "anti_aliasing_sigma", "lazy")
     step.expect(size_mode="all")
     if (mode := step.mode("area")) == "area":
-        step.note("averages areas, this project interpolates linearly with anti-aliasing: images differ a little")
+        step.note("averages areas, this project interpolates linearly with anti-aliasing, so images differ slightly")
     elif mode not in ("linear", "bilinear", "trilinear", 1):
         raise step.refusal(f"mode: {mode}")
     _after_normalising(step)
@@ -113,18 +116,20 @@ def _resize(step: Step) -> Effect:
 
 def _after_normalising(step: Step) -> None:
     if "normalise" in step.found:
-        step.note("resamples what is normalised, this project normalises what is resampled: intensities may differ")
+        step.note("resamples normalised images, this project normalises resampled images, so intensities may differ")
 
 
 def _normalise(step: Step) -> Effect:
     step.expect(nonzero=False)
     subtrahend, divisor = step.get("subtrahend"), step.get("divisor")
     by_channel = step.get("channel_wise", False)
+    # Without a channel-wise mean, MONAI normalises all channels together; `zscore` is per channel.
     if subtrahend is None and divisor is None:
         if step.channels > 1 and not by_channel:
             raise step.refusal(f"channel_wise: false over {step.channels} channels")
         return {"normalise": "zscore"}
     if isinstance(subtrahend, int | float) and isinstance(divisor, int | float) and divisor > 0:
+        # (x - mean) / width maps mean to 0 and mean + width to 1.
         return {"normalise": _range(subtrahend, subtrahend + divisor, 0, 1, False)}
     if by_channel and isinstance(subtrahend, list) and isinstance(divisor, list) and min(divisor) > 0:
         pairs = zip(subtrahend, divisor, strict=True)
@@ -146,6 +151,7 @@ def _scale_range(step: Step) -> Effect:
     if not numbers or (bottom is None) != (top is None) or (bottom is not None and bottom >= top):
         raise step.refusal(f"the range {low} to {high}, to {bottom} and {top}")
     clip = bool(step.get("clip", False)) and bottom is not None
+    # Without b_min and b_max MONAI maps to 0 to 1, and does not clip.
     bottom, top = (0, 1) if bottom is None else (bottom, top)
     return {"normalise": _range(low, high, bottom, top, clip)}
 
@@ -170,7 +176,7 @@ def _discrete(step: Step) -> Effect:
     if threshold is not None and (argmax or threshold != 0.5):
         raise step.refusal(f"threshold: {threshold}")
     if threshold is not None and step.found.get("head") != "sigmoid":
-        # Of logits, .5 is another cut than the 0 at which a sigmoid is .5.
+        # A threshold of 0.5 on logits is not a threshold of 0.5 on probabilities, which is 0 on logits.
         raise step.refusal(f"threshold: {threshold} and no Activations with sigmoid: true before it")
     return {"head": "softmax"} if argmax else {}
 
@@ -190,14 +196,14 @@ BEFORE: dict[str, Callable[[Step], Effect]] = {
     "ScaleIntensity": _scale,
     "ScaleIntensityRange": _scale_range,
 }
-"""Known pre-processing, as a dictionary transform (`...d`) or not."""
+"""Known preprocessing, by the name of the transform without the ending of dictionary transforms (`d`)."""
 
 AFTER: dict[str, Callable[[Step], Effect]] = {
     "Activations": _activations,
     "AsDiscrete": _discrete,
     **dict.fromkeys(("Invert", "SaveImage", "EnsureType", "ToTensor", "ToDevice", "Identity"), _nothing),
 }
-"""Known post-processing. The way back to the image's grid, and saving, are this project's own."""
+"""Known postprocessing. This project has its own code to return to the image's grid and to save."""
 
 
 def effects(
@@ -208,10 +214,10 @@ def effects(
     channels: int,
     ignore: tuple[str, ...],
 ) -> tuple[Effect, list[str]]:
-    """What the transforms of a block do to what is under `key`, and notes; nothing where there is no such block.
+    """Effect of a block's transforms on the value under `key`, and notes. Both are empty for a missing block.
 
-    Raises `BadInput` for a transform that is not known, or used in a way that is not, unless it is ignored, for two
-    that set the same, and where all are of other keys.
+    Raises `BadInput` for a transform, or a use of a transform, that is neither known nor ignored, for two transforms
+    that set the same knob, and for a block whose transforms all act on other keys.
     """
     found: Effect = {}
     notes: list[str] = []
@@ -226,7 +232,7 @@ def effects(
         if name not in known:
             raise BadInput(
                 f"{config.path}: {at}: transform '{target}' is not known here; known are {', '.join(known)}; list "
-                f"'{target}' under base.ignore if the network can do without, which changes what it sees or gives"
+                f"'{target}' under base.ignore if the network can do without, which changes its input or output"
             )
         if known[name] is _nothing:
             continue
@@ -241,20 +247,21 @@ def effects(
         step.finish()
         for knob, value in effect.items():
             if knob in found and (knob != "head" or found[knob] != value):
-                raise BadInput(f"{config.path}: {at}: '{target}' sets {knob} a second time; that is not known here")
+                raise BadInput(f"{config.path}: {at}: '{target}' sets {knob} a second time, which is not known here")
+            # This project reorients before it resamples, so unequal edges would belong to other axes than in MONAI.
             if knob == "orientation" and len(set(found.get("spacing", [0]))) > 1:
                 raise BadInput(f"{config.path}: {at}: '{target}' after Spacing with unequal edges is not known here")
         found |= effect
     if others and not counted:
         raise BadInput(
             f"{config.path}: {block}: expected transforms of the key '{key}', found {', '.join(sorted(others))}; "
-            f"rename the key, or list '{block}' under base.ignore, which changes what the network sees or gives"
+            f"rename the key, or list '{block}' under base.ignore, which changes the network's input or output"
         )
     return found, notes
 
 
 def _listed(config: Config, block: str) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Place, class and arguments of each transform of a block."""
+    """Place, class and arguments of every transform of a block that is not disabled."""
     value, at = config.content.get(block), block
     if value is None:
         return []
@@ -265,7 +272,7 @@ def _listed(config: Config, block: str) -> list[tuple[str, str, Mapping[str, Any
     if not isinstance(value, list) or not all(isinstance(one, dict) and "_target_" in one for one in value):
         raise BadInput(
             f"{config.path}: {at}: expected a list of transforms, each with its `_target_`, found {value!r:.80}; list "
-            f"'{block}' under base.ignore to leave it out, which changes what the network sees or gives"
+            f"'{block}' under base.ignore to leave it out, which changes the network's input or output"
         )
     steps = [(f"{at}::{place}", one) for place, one in enumerate(value)]
     return [
@@ -276,5 +283,5 @@ def _listed(config: Config, block: str) -> list[tuple[str, str, Mapping[str, Any
 
 
 def _plain_name(target: str, known: Mapping[str, Any]) -> str:
-    """The name without the ending that marks a dictionary transform."""
+    """Name of a transform without the ending of dictionary transforms, if the rest is known."""
     return next((target.removesuffix(end) for end in ("Dict", "d", "D") if target.removesuffix(end) in known), target)

@@ -1,4 +1,4 @@
-"""Weights as the base: a model folder of this project, or a file of weights for a named network."""
+"""Base of kind `checkpoint`: a model folder of this project, or a weights file for a named network."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ Stated = Literal["class_names", "channel_names", "preprocess", "orientation", "c
 
 
 class Checkpoint(Knobs):
-    """Weights that exist already. A folder of this project is a base, a student or an export; a file is safetensors or
-    a `state_dict` saved by torch."""
+    """Trained weights in a folder of this project (base, student or export), or in a file (safetensors, or a
+    `state_dict` saved by torch)."""
 
     kind: Literal["checkpoint"]
     network: Network | None = None
-    """Of a file: the network that the weights are of. A folder says it itself."""
+    """For a file: network of the weights. A folder names its network itself, so leave this knob null."""
     weights: str | None = None
-    """Of a folder: the name of its weights, such as `best` or `step_000160`. Null: `base` of a base, `last` of a
-    student, the only one of an export."""
+    """For a folder: name of the weights, such as `best` or `step_000160`. Null: `base` of a base, `last` of a student,
+    and the only weights of any other folder, such as an export."""
     members: tuple[str, ...] = ()
-    """Of a folder: further weights for the sampler `ensemble`, such as the members of a base."""
+    """For a folder: names of further weights for the sampler `ensemble`, such as members of a base."""
     snapshots: tuple[str, ...] = ()
-    """Of a folder: further weights for the sampler `snapshots`, such as the late steps of a student."""
+    """For a folder: names of further weights for the sampler `snapshots`, such as late steps of a student."""
     ignore: tuple[Stated, ...] = ()
-    """What a folder states of its data that may differ from this data. Differences change what the network sees, or
-    what its outputs are called; `seen` lets test and validation cases be ones that the model has seen, and
-    then what is measured on them is too good."""
+    """Properties of the training data, as stated in a folder, that may differ from this data. A difference changes the
+    input of the network or the names of its outputs. `seen` permits test cases that the model has seen and validation
+    cases that it was trained on; measures on these cases are then too good."""
 
     @model_validator(mode="after")
     def _names(self) -> Checkpoint:
         chosen = [*([self.weights] if self.weights else []), *self.members, *self.snapshots]
         if self.network is not None and chosen:
             raise ValueError(
-                f"base.network: a file has one network, and {chosen} are of a folder; remove the one or the other"
+                f"base.network: a file has one network, and {chosen} are of a folder; remove base.network or the names"
             )
         if twice := sorted({name for name in chosen if chosen.count(name) > 1}):
-            raise ValueError(f"base: the weights {twice} are named twice")
+            raise ValueError(f"base: the weights {twice} are named twice; list every name once")
         for name in (*self.members, *self.snapshots):
             if name in ("base", "mean") or name.startswith("fold_") or Path(name).name != name:
                 raise ValueError(f"base: '{name}' cannot be a relative of the base; name other weights of the folder")
         return self
 
     def read(self, model: Path, cases: CaseStore, device: str) -> ImportedModel:
-        """The networks; raises `BadInput` naming keys and shapes where weights are not those of their network."""
+        """Networks of the folder or file. Raises `BadInput` with keys and shapes for weights of another network."""
         return self._folder(model, cases) if model.is_dir() else self._file(model, cases)
 
     def _file(self, model: Path, cases: CaseStore) -> ImportedModel:
@@ -66,7 +66,7 @@ class Checkpoint(Knobs):
         if model.suffix not in SUFFIXES:
             raise BadInput(f"model: {model}: expected a folder with a model, or a file {', '.join(SUFFIXES)}")
         if self.network is None:
-            raise BadInput(f"base.network: missing: the network that the weights in {model} are of")
+            raise BadInput(f"base.network: missing; name the network of the weights in {model}")
         architecture = Architecture.of(self.network, cases.channels, len(cases.class_names), cases.padded)
         state, notes = read_state(model)
         network = load_state(architecture.build(0), state, str(model))
@@ -79,21 +79,23 @@ class Checkpoint(Knobs):
         from pipeline.segmenter.models import Model
 
         if self.network is not None:
-            raise BadInput(f"base.network: {folder} says itself which network it is of; remove base.network")
+            raise BadInput(f"base.network: {folder} names its network itself; remove base.network")
         if Model(folder).architecture.program:
-            raise BadInput(f"model: {folder}: holds a program; take its file, with base.kind 'program'")
+            raise BadInput(
+                f"model: {folder}: expected weights, found a program; name its file in `model`, with kind 'program'"
+            )
         _same_input(folder, cases, self.ignore)
         base = _of_folder(folder, self.weights or _usual(folder))
         members = {name: _of_folder(folder, name) for name in self.members}
         snapshots = {name: _of_folder(folder, name) for name in self.snapshots}
         for name, one in snapshots.items():
             if one.architecture != base.architecture:
-                raise BadInput(f"base.snapshots: '{name}' is of another network than '{base.source.stem}'")
+                raise BadInput(f"base.snapshots: '{name}' is of another network than '{base.source.stem}'; remove it")
         return ImportedModel(base, members, snapshots, may_have_seen="seen" in self.ignore)
 
 
 def _usual(folder: Path) -> str:
-    """The weights that a folder is known for."""
+    """Name of the weights that a folder stands for, if none is named."""
     from pipeline.segmenter.imported.importer import listed
 
     record = StudentRecord.of(folder)
@@ -101,14 +103,14 @@ def _usual(folder: Path) -> str:
         if record.offsets or record.slot is not None:
             raise BadInput(
                 f"{folder / STUDENT_FILE}: the student is a tuned threshold or a fixed proposal, without weights of "
-                "its own; take its base, or another student"
+                "its own; use its base, or another student"
             )
         return "last"
     if (folder / MODELS).is_file():
         return "base"
     names = sorted(path.stem for path in folder.glob("*.safetensors"))
     if len(names) != 1:
-        raise BadInput(f"base.weights: missing: {folder} has {listed(names)}; name one")
+        raise BadInput(f"base.weights: missing; {folder} has {listed(names)}; name one")
     return names[0]
 
 
@@ -119,12 +121,12 @@ def _of_folder(folder: Path, name: str) -> ImportedNetwork:
     model = Model(folder / name, "base") if (folder / name).is_dir() else Model(folder, name)
     if not model.weights.is_file():
         names = sorted(path.stem for path in folder.glob("*.safetensors"))
-        raise BadInput(f"base: {model.weights}: no such weights; {folder} has {listed(names)}")
+        raise BadInput(f"base: {model.weights}: no such weights; {folder} has {listed(names)}; correct the name")
     return ImportedNetwork(model.architecture, model.weights, model.load())
 
 
 def _same_input(folder: Path, cases: CaseStore, ignore: tuple[Stated, ...]) -> None:
-    """Raise `BadInput` where a folder says that its network is for other images than these."""
+    """Raise `BadInput` if a folder states other images than these cases, except for the properties in `ignore`."""
     from pipeline.store.cases import INPUT, INPUT_KEYS
 
     path = folder / INPUT
@@ -134,8 +136,8 @@ def _same_input(folder: Path, cases: CaseStore, ignore: tuple[Stated, ...]) -> N
     for key in INPUT_KEYS:
         if key not in ignore and stated.get(key) != cases.info.get(key):
             wanted, found = json.dumps(stated.get(key)), json.dumps(cases.info.get(key))
-            to_do = f"set `preprocess: {wanted}`" if key == "preprocess" else "prepare the data likewise"
+            to_do = f"set `preprocess: {wanted}`" if key == "preprocess" else "prepare the data as for the model"
             raise BadInput(
                 f"{path}: {key}: the model expects {wanted}, found {found} in {cases.folder / 'cases.json'}; {to_do}, "
-                f"or list '{key}' under base.ignore if that is meant"
+                f"or list '{key}' under base.ignore if the difference is intended"
             )

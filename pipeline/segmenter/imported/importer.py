@@ -1,4 +1,4 @@
-"""A model from elsewhere in the shape of a trained base: checked against the data, measured and written."""
+"""Import of a model of the user as the base: checks against the data, Dice on validation, files of a trained base."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImportedNetwork:
-    """One network of a foreign model."""
+    """One network of an imported model."""
 
     architecture: Architecture
     source: Path
-    """The file of its weights, or its program."""
+    """File of the weights, or of the program."""
     network: nn.Module
 
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """What was read of a foreign model: its networks, and what the user must know of how they were read."""
+    """Networks of an imported model, and notes for the user on how they were read."""
 
     base: ImportedNetwork
     members: dict[str, ImportedNetwork] = field(default_factory=dict)
     snapshots: dict[str, ImportedNetwork] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     may_have_seen: bool = False
-    """Whether test and validation cases may be ones that it has seen."""
+    """Whether the model may have seen test cases, and may have been trained on validation cases."""
 
 
 class Importer(Protocol):
-    """Frozen knobs with a literal `kind`."""
+    """Contract of the kinds of imported bases: frozen knobs with a literal `kind`."""
 
     @property
     def kind(self) -> str: ...
 
     def read(self, model: Path, cases: CaseStore, device: str) -> ImportedModel:
-        """The networks of a file or folder; raises `BadInput` for what does not fit these cases."""
+        """Networks of a file or folder. Raises `BadInput` for a model that does not fit the cases."""
         ...
 
 
@@ -70,15 +70,16 @@ def import_base(
     out: Path,
     history: Path,
 ) -> None:
-    """Write a foreign model as the stage writes a trained one: weights or program, `network.json`, `models.json`, and
-    a history of one row per model, its Dice on validation.
+    """Write an imported model with the files of a trained base, and its Dice on validation.
 
-    Nothing is written where the model does not fit the data.
+    The files are weights or program, `network.json`, `input.json`, `seen.json`, `models.json`, the manifest, and a
+    history with one row for the base and for each member. Raises `BadInput`, and writes nothing, if the model does not
+    fit the data.
     """
     if not model.exists():
         raise BadInput(f"model: {model}: no such file or folder; paths are relative to the folder of params.yaml")
     if not (validation := cases.split("validation")):
-        raise BadInput("base: no case in split 'validation', on which it is measured; change splits")
+        raise BadInput("base: no case in split 'validation', on which the base is measured; change splits")
     augmentation.check(len(cases.padded))
     torch.set_num_threads(compute.threads)
     found = knobs.read(model, cases, compute.device)
@@ -87,6 +88,7 @@ def import_base(
         where = f"{one.source}: model '{name}'"
         check_fits(one.architecture, cases, where)
         check_runs(one, compute, where)
+    # The imported copy has seen the images that its source has seen.
     seen = Seen.of(model)
     notes = [*found.notes, *seen.check(cases, model, found.may_have_seen)]
     for note in notes:
@@ -96,6 +98,7 @@ def import_base(
         segmenter = Segmenter(one.network, one.architecture, compute)
         dice = segmenter.dice(cases.with_labels(validation, segmenter.window))
         rows.append({"model": name, "step": 0, "loss": None, "validation_dice": dice, "best": True})
+    # All checks are done: from here on files are written.
     out.mkdir(parents=True, exist_ok=True)
     for name, one in {**networks, **found.snapshots}.items():
         own_folder = one.architecture != found.base.architecture
@@ -128,7 +131,7 @@ def _write(found: ImportedNetwork, model: Model) -> None:
 
 
 def check_fits(architecture: Architecture, cases: CaseStore, where: str) -> None:
-    """Raise `BadInput` where a network is for other images or other classes than these cases have."""
+    """Raise `BadInput` for a network with other axes, channels or classes than the cases."""
     for what, found, expected in (
         ("spatial axes", architecture.dimensions, len(cases.padded)),
         ("channels", architecture.channels, cases.channels),
@@ -136,13 +139,13 @@ def check_fits(architecture: Architecture, cases: CaseStore, where: str) -> None
     ):
         if found != expected:
             raise BadInput(
-                f"{where}: expected {expected} {what}, as the data has, found {found}; take a model of such data, or "
+                f"{where}: expected {expected} {what}, as the data has, found {found}; use a model of such data, or "
                 "correct `data`"
             )
 
 
 def check_runs(found: ImportedNetwork, compute: Compute, where: str) -> None:
-    """Raise `BadInput` where a network does not give logits of the right shape for one blank window."""
+    """Raise `BadInput` for a network that does not return logits of the expected shape for one blank window."""
     architecture = found.architecture
     expected = (1, architecture.outputs, *architecture.window)
     blank = torch.zeros((1, architecture.channels, *architecture.window), device=compute.device)
@@ -159,5 +162,5 @@ def check_runs(found: ImportedNetwork, compute: Compute, where: str) -> None:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in a message."""
+    """Names for a message, in quotes; `none` without names."""
     return ", ".join(f"'{name}'" for name in names) or "none"

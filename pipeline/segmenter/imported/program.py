@@ -1,4 +1,4 @@
-"""A program as the base: a network without its source, for proposals only."""
+"""Base of kind `program`: a network without its source code, which makes proposals and cannot be trained."""
 
 from __future__ import annotations
 
@@ -16,34 +16,38 @@ if TYPE_CHECKING:
 
 
 class ImportedProgram(Knobs):
-    """A TorchScript file or a `torch.export` archive that takes an image and returns logits. It proposes, but it cannot
-    be trained, and samplers that drop features have no layers to drop."""
+    """A TorchScript file or a `torch.export` archive that takes images and returns logits.
+
+    A program makes proposals but cannot be trained. Samplers that drop features find no layers in a program.
+    """
 
     kind: Literal["program"]
     window: tuple[Annotated[int, Field(gt=0)], ...]
-    """Voxels that the program takes at once; smaller cases are padded to it, larger ones slid over."""
+    """Size of the program's input, in voxels per axis. Smaller cases are padded; larger cases need several windows."""
     head: Literal["softmax", "sigmoid"] = "softmax"
-    """What its outputs are logits of: one per class, or one for the foreground of two classes."""
+    """Outputs of the program. `softmax`: a logit per class. `sigmoid`: one logit for the foreground of two classes."""
     trust: bool = False
-    """Loading a program runs code that is in its file, in this and in every later stage: true says that you know where
-    it is from."""
+    """Loading a program runs code of its file, in this stage and in every later stage. Set to true if you know where
+    the file is from."""
 
     def read(self, model: Path, cases: CaseStore, device: str) -> ImportedModel:
-        """The program; raises `BadInput` where it is not trusted."""
+        """The program as the base. Raises `BadInput` if the program is not trusted or does not fit the cases."""
         from pipeline.segmenter.architecture import PROGRAM, Architecture
         from pipeline.segmenter.imported.importer import ImportedModel, ImportedNetwork
         from pipeline.segmenter.program import format_of, load_program
 
         if not model.is_file():
-            raise BadInput(f"model: {model}: expected the file of a program, found a folder")
+            raise BadInput(f"model: {model}: expected the file of a program, found a folder; name the file in `model`")
         kind = format_of(model)
         if not self.trust:
             raise BadInput(
                 f"model: {model}: loading a {kind} program runs code that is in the file; set base.trust: true if you "
-                "trust where it is from, or use base.kind 'checkpoint' with its weights"
+                "trust the source of the file, or use base.kind 'checkpoint' with the weights of the network"
             )
         if self.head == "sigmoid" and len(cases.class_names) != 2:
-            raise BadInput(f"base.head: 'sigmoid' is for 2 classes, the data has {len(cases.class_names)}")
+            raise BadInput(
+                f"base.head: 'sigmoid' is for 2 classes, the data has {len(cases.class_names)}; use 'softmax'"
+            )
         if len(self.window) != len(cases.padded):
             raise BadInput(f"base.window: expected {len(cases.padded)} numbers for this data, found {self.window}")
         architecture = Architecture(

@@ -1,4 +1,4 @@
-"""The weights of a file that others wrote, read without unpickling code."""
+"""Weights in a file of another program, read without running code of the file."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from pipeline.segmenter.program import found_format
 from pipeline.segmenter.weights import read_safetensors
 
 NESTED = ("state_dict", "network_weights", "model")
-"""Keys under which trainers keep the weights: Lightning, nnU-Net, MONAI."""
+"""Keys under which Lightning, nnU-Net and MONAI store the weights in a checkpoint, in this order."""
 PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before the name of every weight."""
+"""Prefixes that DataParallel and torch.compile add to the name of every weight."""
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors by name, and what was done to find them, in plain words.
+    """Tensors of a file by name, and notes on the keys and prefixes that were removed.
 
-    `.safetensors`, or a `state_dict` written by `torch.save`, plain or under one of `NESTED`; a prefix of `PREFIXES`
-    that all names have is taken off. Raises `BadInput` for a file with more than plain values in it: none of its code
-    is run.
+    The file is `.safetensors`, or a `state_dict` written by `torch.save`, plain or under one of `NESTED`. A prefix of
+    `PREFIXES` that all names share is removed. Raises `BadInput` for a file that holds more than plain values; no code
+    of the file is run.
     """
     if not path.is_file():
-        raise BadInput(f"{path}: no such file of weights; correct `model`, or where a bundle names its weights")
+        raise BadInput(f"{path}: no such file of weights; correct `model`, or base.weights of a bundle")
     found, notes = (read_safetensors(path) if path.suffix == ".safetensors" else _torch(path)), []
     for key in NESTED:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-            notes.append(f"{path.name}: the weights are those under '{key}'")
+            notes.append(f"{path.name}: the weights were read from the key '{key}'")
             break
     if not (isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values())):
         kinds = sorted({type(value).__name__ for value in found.values()}) if isinstance(found, dict) else type(found)
         raise BadInput(
             f"{path}: expected tensors by name, plain or under one of {list(NESTED)}, found {kinds}; save "
-            "network.state_dict()"
+            "network.state_dict() with torch.save"
         )
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): value for name, value in found.items()}
-            notes.append(f"{path.name}: the prefix '{prefix}' of all names was taken off")
+            notes.append(f"{path.name}: the prefix '{prefix}' was removed from all names")
     return found, notes
 
 
@@ -52,13 +52,16 @@ def _torch(path: Path) -> Any:
     import pickle
 
     if found_format(path):
-        raise BadInput(f"{path}: a program, not weights; use base.kind 'program', or save network.state_dict()")
+        raise BadInput(
+            f"{path}: expected weights, found a program; use base.kind 'program', or save network.state_dict()"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        # torch names the refused code in its message only.
         code = re.search(r"GLOBAL (\S+)", str(error))
         ran = f", the code '{code[1]}'" if code else ""
         raise BadInput(
             f"{path}: expected a state_dict of plain tensors, which loads without running code, found something else"
-            f"{ran}; load it where you trust it and save network.state_dict()"
+            f"{ran}; if you trust the file, load it yourself and save network.state_dict()"
         ) from error

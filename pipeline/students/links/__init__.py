@@ -1,4 +1,4 @@
-"""The links of a preference loss: one file per kind, and the union that lists them."""
+"""Links of a preference loss: one file per kind, and the union `Link` that lists the kinds."""
 
 from typing import Annotated
 

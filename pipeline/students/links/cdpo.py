@@ -1,4 +1,4 @@
-"""The link of conservative DPO."""
+"""Link `cdpo`: conservative DPO."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ConservativeDPO(NoisyLink):
-    """`-(1-e) logsig(h) - e logsig(-h)`: cDPO (Mitchell 2023); stops at h = log((1-e)/e)."""
+    """`-(1-e) logsig(h) - e logsig(-h)`: cDPO (Mitchell 2023). The loss is least at h = log((1-e)/e)."""
 
     kind: Literal["cdpo"] = "cdpo"
 
@@ -23,5 +23,5 @@ class ConservativeDPO(NoisyLink):
         return -(1 - error) * logsigmoid(h) - error * logsigmoid(-h)
 
     def aimed_shift(self, beta: float) -> float | None:
-        """log((1-e)/e) / beta where e is one number."""
+        """log((1-e)/e) / beta; None if `e` is not a number."""
         return None if isinstance(self.e, str) else log((1 - self.e) / self.e) / beta

@@ -1,4 +1,4 @@
-"""The link of SLiC."""
+"""Link `hinge`: SLiC."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Hinge(Knobs):
-    """`relu(1 - h)`: SLiC (Zhao et al. 2023); a slope of -1 up to h = 1 and none beyond."""
+    """`relu(1 - h)`: SLiC (Zhao et al. 2023). The slope is -1 below h = 1 and 0 above."""
 
     kind: Literal["hinge"] = "hinge"
 
@@ -19,5 +19,5 @@ class Hinge(Knobs):
         return (1 - h).relu()
 
     def aimed_shift(self, beta: float) -> float | None:
-        """1 / beta."""
+        """1 / beta, which is h = 1."""
         return 1 / beta

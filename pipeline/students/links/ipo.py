@@ -1,4 +1,4 @@
-"""The link of IPO."""
+"""Link `ipo`: IPO."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 
 
 class IPO(Knobs):
-    """`(delta/N - 1/(2 tau))^2`: IPO (Azar et al. 2023, eq. 17); stops at a mean logit shift of 1/(2 tau) on D."""
+    """`(delta/N - 1/(2 tau))^2`: IPO (Azar et al. 2023, eq. 17).
+
+    The loss is least at a mean logit shift delta/N of 1/(2 tau) on D. h plays no part.
+    """
 
     kind: Literal["ipo"] = "ipo"
     tau: Annotated[float, Field(gt=0)] = 0.5
-    """Regularisation; beta only scales the reported rewards."""
+    """Strength of the regularisation. Beta only scales the reported rewards."""
 
     def __call__(self, h: Tensor, shift: Tensor, e: Tensor | None = None) -> Tensor:
         return (shift - 1 / (2 * self.tau)) ** 2

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 
 class LossOfMargin(Protocol):
-    """Loss of a pair (of a voxel, under `voxel`) from its margin; low means that chosen is preferred.
+    """Loss from the margin h of a pair, or of a voxel under normaliser `voxel`. Low: chosen is preferred.
 
-    `h` = beta * shift and `shift` = delta / N have one shape; `e` is the error probability of each, of a shape that
-    broadcasts to theirs, and plays a part only in links whose own `e` is no number. Returns their shape.
+    `h` = beta * shift and `shift` = delta / N have one shape, and the loss has the same shape. `e` is the error rate of
+    each margin, of a shape that broadcasts. Only a link whose knob `e` is not a number reads `e`.
     """
 
     def __call__(self, h: Tensor, shift: Tensor, e: Tensor | None = None) -> Tensor: ...
 
     def aimed_shift(self, beta: float) -> float | None:
-        """Mean logit shift on D at which the slope is 0; null = unbounded, or another one for every pair."""
+        """Mean logit shift on D at which the slope is 0. None: no such shift, or another shift for every pair."""
         ...

@@ -1,4 +1,4 @@
-"""What links for noisy pairs share: the error rate."""
+"""Base class of the links for noisy pairs, which have an error rate."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ if TYPE_CHECKING:
 
 
 ErrorRate = Annotated[float, Field(gt=0, lt=0.5)] | Literal["calibrated", "votes"]
-"""A number, or `calibrated`: 1 - p_correct of each pair, or `votes`: of each voxel, by the case's proposals."""
+"""A number above 0 and below one half, `calibrated` or `votes`; see `NoisyLink.e`."""
 
 
 class NoisyLink(Knobs):
-    """What links for pairs of which a share `e` is wrongly ordered have in common."""
+    """Base class of links for pairs of which a share `e` is ordered wrongly."""
 
     e: ErrorRate = 0.2
-    """Assumed share of wrongly ordered pairs; `calibrated`: of each pair, from the audit; `votes` (normaliser `voxel`
-    only): of each voxel of D, the rejected class's share of the proposals that vote for either class."""
+    """Error rate: the assumed share of wrongly ordered pairs, `calibrated` or `votes`.
+
+    `calibrated` gives each pair an error rate of its own, 1 - p_correct from the audit. `votes` (normaliser `voxel`
+    only) gives each voxel of D an error rate of its own: of the proposals that vote for the class of chosen or for the
+    class of rejected, the share that votes for the class of rejected.
+    """
 
     def error(self, e: Tensor | None) -> Tensor | float:
-        """The knob where it is a number, else the batch's; raises `BadInput` where the batch has none."""
+        """The knob if the knob is a number, else `e` of the batch. Raises `BadInput` if the batch has no `e`."""
         if not isinstance(self.e, str):
             return self.e
         if e is None:

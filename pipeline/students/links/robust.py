@@ -1,4 +1,4 @@
-"""The link of robust DPO."""
+"""Link `robust`: robust DPO."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ if TYPE_CHECKING:
 
 
 class RobustDPO(NoisyLink):
-    """`[-(1-e) logsig(h) + e logsig(-h)] / (1-2e)`: rDPO (Chowdhury et al. 2024): its mean over flipped orders is
-    `sigmoid` on the true ones. Falls for ever, by e / (1-2e) at least, and is unbounded below."""
+    """`[-(1-e) logsig(h) + e logsig(-h)] / (1-2e)`: rDPO (Chowdhury et al. 2024).
+
+    If a share e of the orders is flipped, the mean of the loss is the loss of `sigmoid` on the true orders. The loss is
+    unbounded below: the slope is at most -e / (1-2e).
+    """
 
     kind: Literal["robust"] = "robust"
 

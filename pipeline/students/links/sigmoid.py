@@ -1,4 +1,4 @@
-"""The link of DPO."""
+"""Link `sigmoid`: DPO and RN-DPO."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ if TYPE_CHECKING:
 
 
 class Sigmoid(Knobs):
-    """`-logsig(h)`: DPO (Rafailov et al. 2023, eq. 7); its optimum is unbounded."""
+    """`-logsig(h)` with h = beta * delta / N(D): DPO (Rafailov et al. 2023, eq. 7).
+
+    The slope is -1/2 at h = 0 and nears 0 for large h. No finite h has the least loss.
+    """
 
     kind: Literal["sigmoid"] = "sigmoid"
 
     def __call__(self, h: Tensor, shift: Tensor, e: Tensor | None = None) -> Tensor:
         from torch.nn.functional import logsigmoid
 
-        return -logsigmoid(h)
+        return -logsigmoid(h)  # log(1 + e^-h), stable for every h
 
     def aimed_shift(self, beta: float) -> float | None:
         return None

@@ -1,4 +1,4 @@
-"""The objectives: one file per kind, and the union that lists them."""
+"""Objectives of students: one file per kind, and the union `Objective` that lists the kinds."""
 
 from typing import Annotated
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Distill(PoolObjective):
-    """Soft cross-entropy to the mean probability of the proposals (Hinton et al. 2015).
+    """Soft cross-entropy to the mean probability of the proposals (Hinton et al. 2015), in nats, mean over voxels.
 
-    Without this arm no gain from ensemble or consensus proposals can be credited to preference.
+    Without this arm, a gain from ensemble or consensus proposals cannot be credited to preference.
     """
 
     kind: Literal["distill"]

@@ -1,4 +1,4 @@
-"""Arms that train the base on with the labels of another split, on a schedule of their own."""
+"""Arms that train the base further with the labels of another split, on a schedule of their own."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class ExtraLabels(ObjectiveKnobs):
-    """DiceCE on the labelled cases and on those of `split`, from the base; refused where a case has no label."""
+    """DiceCE on the labelled cases and on the cases of `split`, from the base. Every case must have a label."""
 
     feeds: ClassVar[Feed] = "truth"
     split: ClassVar[str]
     optimisation: Optimisation
-    """Steps and step sizes of this arm alone, because more labels take more steps."""
+    """Steps and step sizes of this arm alone, because more labels need more steps."""
     batch: Annotated[int, Field(gt=0)] = 8
     """Cases per step."""
 
@@ -38,18 +38,18 @@ class ExtraLabels(ObjectiveKnobs):
 
         cases = start.data.cases
         labelled = [*cases.split("labelled"), *self._with_labels(start)]
-        # Dropout layers of the network draw from torch's global generator.
+        # The dropout layers of the network draw from torch's global generator.
         seed = seed_of(start.seed, start.student.objective.kind)
         torch.manual_seed(seed)
         recipe = Recipe(start.base.architecture, self.optimisation, self.batch, start.augmentation, start.compute)
         trained = train_supervised(recipe, cases, labelled, seed, start=start.base.weights)
         if self.split == "validation":
-            # A step chosen on its own training cases would be chosen by overfitting.
+            # The best step on training cases would be the most overfitted step.
             trained.best, trained.best_step = trained.last, int(trained.history[-1]["step"] or 0)
         return Arm(trained, {"labelled": len(labelled)})
 
     def _with_labels(self, start: Start) -> list[Case]:
-        """Cases of the split; raises `BadInput` where one of them has no label."""
+        """Cases of the split. Raises `BadInput` if a case has no label."""
         cases = start.data.cases
         further = cases.split(self.split)
         if without := [case.case_id for case in further if not case.has_label]:

@@ -1,4 +1,4 @@
-"""Full supervision with the pool's truth: a ceiling for research, on its own schedule to its plateau."""
+"""Full supervision with the labels of the pool: a ceiling for research, on a schedule of its own to its plateau."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.students.objectives.extra_labels import ExtraLabels
 
 
 class Full(ExtraLabels):
-    """DiceCE on labelled cases and pool, from the base; refused where a pool case has no label."""
+    """DiceCE on labelled cases and pool, from the base. Every pool case must have a label."""
 
     kind: Literal["full"]
     split: ClassVar[str] = "pool"

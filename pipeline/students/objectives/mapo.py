@@ -1,4 +1,4 @@
-"""MAPO: preferences between hypotheses that the student itself draws with dropout, beside the supervised loss."""
+"""MAPO: preferences between hypotheses that the student draws with dropout, beside the supervised loss."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.students.start import Arm, Start
 
 OnlineJudge = Annotated[Agreement | ExpectedDice | Likelihood | Entropy, Field(discriminator="kind")]
-"""Judges that need nothing but the hypotheses of an image, so that they can judge while a student is trained."""
+"""Judges that need only an image and its hypotheses, and therefore can score during training."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -33,31 +33,34 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class Mapo(PairObjective):
     """`supervised + weight * link(beta * delta / N(D))` on pairs that are made online (Nam et al., arXiv 2512.15009).
 
-    In each step the student draws hypotheses of each image with dropout injected at a sweep of rates. The best is
-    chosen, the worst rejected, if the gap of their scores reaches `tau`; ties make no pair. Ranked by the truth, images
-    and supervised term are those of one labelled batch. Ranked by a judge, images are of the pool, and the supervised
-    term is that of the `anchor`. The form is our own: the paper's abstract does not give it.
+    In each step the student draws hypotheses of each image, with dropout injected at a sweep of rates. The best
+    hypothesis is chosen and the worst is rejected if the gap of their scores is at least `tau`. Ties make no pair.
+
+    Ranked by the truth, pairs and supervised term come from one labelled batch. Ranked by a judge, pairs come from pool
+    images, and the supervised term is the term of the `anchor`. The abstract of the paper does not give the form of the
+    loss, so the form is our own.
     """
 
     kind: Literal["mapo"]
     ranker: Literal["truth"] | OnlineJudge = "truth"
-    """`truth`: Dice with the label, on labelled batches; or the knobs of a judge without labels, on pool images."""
+    """`truth` ranks by Dice with the label, on labelled batches. The knobs of a judge rank by its score, on pool
+    images."""
     hypotheses: Annotated[int, Field(ge=2)] = 8
-    """K, passes with dropout per image and step."""
+    """Number of hypotheses: passes with dropout per image and step."""
     rates: tuple[Share, Share] = (0.1, 0.5)
-    """Lowest and highest share of channels dropped; the passes spread evenly between them."""
+    """Lowest and highest share of dropped channels. The rates of the passes are evenly spaced between the two."""
     at: Place = "bottleneck"
     """Where channels are dropped, as in sampler `mc_dropout`."""
     prediction: bool = False
-    """The prediction without dropout competes too, as slot 0 does among proposals."""
+    """Whether the prediction without dropout is a hypothesis too, like slot 0 among proposals."""
     tau: Annotated[float, Field(gt=0)] = 0.02
-    """Least gap between the scores of chosen and rejected."""
+    """Least gap between the scores of chosen and rejected, in units of the score (Dice under `truth`)."""
     min_disagreement: Annotated[int, Field(ge=1)] = 1
-    """Least |D| in voxels of the working grid."""
+    """Least |D| of a pair, in voxels of the working grid."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Lambda: of the preference term beside the supervised one."""
+    """Weight lambda of the preference term beside the supervised term."""
     reference_decay: Share | None = None
-    """Decay of a moving average of the student that is the reference; null: the frozen base is."""
+    """Decay of a moving average of the student, which is then the reference. Null: the reference is the frozen base."""
 
     @property
     def feeds(self) -> Feed:  # type: ignore[override]
@@ -69,7 +72,7 @@ class Mapo(PairObjective):
             raise ValueError(f"rates: expected the lower rate first, found {list(self.rates)}")
         if self.needs_p_correct or self.needs_votes:
             raise ValueError(
-                f"link.e: '{self._e}' follows from stored proposals, and these pairs are made online; give a number"
+                f"link.e: '{self._e}' needs stored proposals, and pairs of 'mapo' are made online; set e to a number"
             )
         return self
 
@@ -92,11 +95,12 @@ class Mapo(PairObjective):
         return self._on_pool(training, online)
 
     def _on_labels(self, training: StudentTraining, online: OnlinePairs) -> Arm:
-        """Pairs of labelled batches, ranked by the truth, beside the supervised loss of the same batches."""
+        """Training on pairs of labelled batches, ranked by the truth, beside the supervised loss of the batches."""
         import torch
 
         from pipeline.segmenter.losses import deep_dice_ce
 
+        # Beta is matched on pairs of the base, from batches of their own (dropout of steps 0, -1, ...).
         def first_batches() -> Iterator[PoolBatch]:
             stream = training.label_stream("probe")
             for turn in range(self._probes(training.start.training.labelled)):
@@ -106,6 +110,7 @@ class Mapo(PairObjective):
         bound = self.bind(online.statistics(first_batches()))
 
         def step_loss(step: int) -> tuple[Tensor, HistoryRow]:
+            # Step 1 has no update before it that the reference could follow.
             if step > 1:
                 online.follow()
             labelled = training.labelled_batch()
@@ -119,7 +124,7 @@ class Mapo(PairObjective):
         return training.fit(step_loss, bound)
 
     def _on_pool(self, training: StudentTraining, online: OnlinePairs) -> Arm:
-        """Pairs of pool images, ranked by the judge; the supervised term is that of the anchor."""
+        """Training on pairs of pool images, ranked by the judge; the supervised term is the term of the anchor."""
         import torch
 
         from pipeline.seeding import numpy_generator
@@ -129,6 +134,7 @@ class Mapo(PairObjective):
         pool, held_out = pool_and_held_out(self, start)
         draws, crops = pool.draws(), numpy_generator(start.seed, "student", "crops")
 
+        # Beta is matched on pairs of the base, from the first images of the pool (dropout of steps 0, -1, ...).
         def first_batches() -> Iterator[PoolBatch]:
             probe_draws, probe_crops = pool.draws(), numpy_generator(start.seed, "probe")
             for turn in range(self._probes(start.training.images)):
@@ -151,7 +157,7 @@ class Mapo(PairObjective):
 
     @staticmethod
     def _probes(per_batch: int) -> int:
-        """Batches that hold as many images as `PROBE`: their pairs tell the sizes that beta is matched on."""
+        """Number of batches that hold at least `PROBE` images. Beta is matched on the pairs of the batches."""
         from pipeline.students.watching import PROBE
 
         return -(-PROBE // per_batch)

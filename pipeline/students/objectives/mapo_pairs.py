@@ -1,4 +1,4 @@
-"""Pairs that are made while a student is trained, of hypotheses that it draws with dropout."""
+"""Online pairs: pairs of hypotheses that the student draws with dropout during training."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HypothesisEvidence:
-    """The hypotheses of one image, with the parts of a judge's evidence that do not need a data set."""
+    """Evidence for a judge: the hypotheses of one image, and the parts of `Evidence` that need no data set."""
 
     image: np.ndarray  # f32 [channel, *space]
     masks: np.ndarray  # u8 [hypothesis, *space], 255 outside the image
-    probability: np.ndarray  # f32 [class, *space], mean of the hypotheses in steps of 1/255
+    probability: np.ndarray  # f32 [class, *space], mean of the passes with dropout, in steps of 1/255
     samplers: list[str]
 
     @property
@@ -47,20 +47,21 @@ class HypothesisEvidence:
 
 
 class Pair(NamedTuple):
-    """Two hypotheses of an image of a batch."""
+    """Two hypotheses of one image."""
 
-    image: int
-    chosen: int
-    rejected: int
+    image: int  # index in the batch
+    chosen: int  # index of the hypothesis
+    rejected: int  # index of the hypothesis
 
 
 def best_over_worst(
     masks: Sequence[np.ndarray], scores: Sequence[np.ndarray], tau: float, min_disagreement: int
 ) -> list[Pair]:
-    """The pairs that strategy `top_bottom` with `min_margin` = tau mines: at most one per image.
+    """The pairs that strategy `top_bottom` with `min_margin` = tau mines: at most one pair per image.
 
-    `masks` u8 `[hypothesis, *space]` and `scores` f64 `[hypothesis]` of each image. Copies of a mask and NaN scores are
-    left out before ranking; where another hypothesis has the score of the best or of the worst there is no pair.
+    `masks` u8 `[hypothesis, *space]` and `scores` f64 `[hypothesis]` of each image. Copies of a mask and hypotheses
+    with a NaN score are left out before ranking. An image has no pair if another hypothesis shares the score of the
+    best or of the worst.
     """
     table = np.array(scores, np.float64)
     for row, each in zip(table, masks, strict=True):
@@ -76,7 +77,7 @@ def best_over_worst(
 
 
 class OnlinePairs:
-    """Makes the pairs of a step, and the batch that the loss of a pair takes."""
+    """The pairs of a step, and the batch with the pairs for the preference loss."""
 
     def __init__(self, knobs: Mapo, reference: Segmenter, policy: Segmenter, seed: int) -> None:
         self.knobs, self.reference, self.policy, self.seed = knobs, reference, policy, seed
@@ -85,7 +86,10 @@ class OnlinePairs:
         self.average = None if decay is None else Average(policy.network, decay, warm_up=False)
 
     def of_labelled(self, batch: LabelledBatch, step: int) -> tuple[PoolBatch, HistoryRow]:
-        """Pairs of a labelled batch, ranked by the truth; voxels of unknown label are in no mask."""
+        """Batch with the pairs of a labelled batch, ranked by the truth, and numbers for the history.
+
+        Voxels without a label are in no mask.
+        """
         known = batch.labels != UNKNOWN
         empty = batch.labels[:0]
         nothing = torch.zeros(0, dtype=torch.int64, device=batch.labels.device)
@@ -95,18 +99,18 @@ class OnlinePairs:
         return self._paired(start, step, batch.labels)
 
     def of_pool(self, batch: PoolBatch, step: int) -> tuple[PoolBatch, HistoryRow]:
-        """Pairs of a batch of pool images, ranked by the judge."""
+        """Batch with the pairs of pool images, ranked by the judge, and numbers for the history."""
         return self._paired(batch, step, None)
 
     def follow(self) -> None:
-        """Take the student's last step into the moving reference, where there is one."""
+        """Update the moving reference, if there is one, with the weights of the student."""
         if self.average is not None:
             self.average.update(self.policy.network)
 
     def hypotheses(self, images: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Masks u8 `[image, hypothesis, *space]` of the student, and their mean probability `[image, class, *space]`.
+        """Masks u8 `[image, hypothesis, *space]` of the student, and mean probability f32 `[image, class, *space]`.
 
-        Every image has its own draws, which depend on seed, step and place in the batch.
+        Every image has dropout of its own, which depends on the seed, the step and the place in the batch.
         """
         plan = plan_for(self.policy, self.knobs.at)
         drops = [
@@ -118,12 +122,19 @@ class OnlinePairs:
         return masks, torch.stack([log_probability(each).exp() for each in passes]).mean(0)
 
     def _paired(self, batch: PoolBatch, step: int, labels: Tensor | None) -> tuple[PoolBatch, HistoryRow]:
+        """The batch with pairs of its images, ranked by Dice with `labels` or, for None, by the judge.
+
+        Numbers: `online/batches_with_pair` (0 or 1), `online/images_with_pair` (share), `online/spread` (largest minus
+        smallest score, mean over images; null if the judge abstains on all) and, with labels, `online/headroom` (Dice
+        of the best hypothesis minus Dice of the prediction without dropout, mean over images).
+        """
         assert batch.images is not None
         assert batch.known is not None
         drawn, probability = self.hypotheses(batch.images, step)
         own = predicted_classes(batch.logits.detach())
         if self.knobs.prediction:
             drawn = torch.cat([own[:, None], drawn], dim=1)
+        # 255 in the padding, so that padding is in no D and counts for no score.
         drawn = torch.where(batch.known[:, None], drawn, UNKNOWN).to(torch.uint8)
         masks = list(drawn.cpu().numpy())
         scores = self._dice(masks, labels) if labels is not None else self._judged(masks, probability, batch.images)
@@ -152,25 +163,26 @@ class OnlinePairs:
         return paired, row
 
     def _dice(self, masks: Sequence[np.ndarray], labels: Tensor) -> list[np.ndarray]:
-        """Dice f64 `[hypothesis]` of the masks of each image with the label of the image."""
+        """Dice f64 `[hypothesis]` of the masks of each image with the label, mean over foreground classes."""
         classes, truths = self.architecture.classes, labels.cpu().numpy()
         return [dice_to(truth, each, classes) for truth, each in zip(truths, masks, strict=True)]
 
     def _judged(self, masks: Sequence[np.ndarray], probability: Tensor, images: Tensor) -> list[np.ndarray]:
-        """Scores f64 `[hypothesis]` of the masks of each image by the judge."""
+        """Scores f64 `[hypothesis]` of the masks of each image by the judge; NaN where the judge abstains."""
         judge: Any = self.knobs.ranker
+        # In steps of 1/255, as stored: online and offline, a judge reads the same probabilities.
         steps = (probability * 255).round().cpu().numpy() / np.float32(255)
         scores = []
         for image, each, mean in zip(images.cpu().numpy(), masks, steps, strict=True):
-            # Every pass has a rate of its own, and so is a sampler of its own.
+            # Every pass has a rate of its own, so every pass counts as a sampler.
             names = [f"pass {slot}" for slot in range(len(each))]
             scores.append(np.asarray(judge.score(HypothesisEvidence(image, each, mean, names)), np.float64))
         return scores
 
     def statistics(self, batches: Iterable[PoolBatch]) -> PairStatistics:
-        """|D| and image size of the pairs that the base makes: what beta is matched on.
+        """|D| and image size of the pairs of the base, on which beta is matched.
 
-        Raises `BadInput` where it makes none and the normaliser needs it.
+        Raises `BadInput` if the base makes no pair and the normaliser has to be matched.
         """
         size, voxels = [], []
         for batch in batches:

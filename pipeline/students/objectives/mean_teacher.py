@@ -1,4 +1,4 @@
-"""Mean teacher: what a user of unlabelled images would pick instead of preferences."""
+"""Mean teacher: the common way to learn from unlabelled images without preferences."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 
 class MeanTeacher(PoolObjective):
-    """The student's prediction of a noised pool image against its own moving average's of the clean one
-    (Tarvainen & Valpola 2017). The average is the student that is kept."""
+    """Consistency of the student on noised pool images with its moving average on the clean images.
+
+    The term is the squared difference of the class probabilities (Tarvainen & Valpola 2017). The weight of the term
+    rises over the first 40 % of the steps. The moving average is the student that is kept.
+    """
 
     kind: Literal["mean_teacher"]
     feeds: ClassVar[Feed] = "pool"
     consistency: Consistency = Consistency()
-    """Decay, weight and noise."""
+    """Decay of the moving average, weight of the term, and noise on the images of the student."""
 
     @property
     def image_noise(self) -> float:

@@ -1,4 +1,4 @@
-"""Contract of the objective family: an arm trains a student, or makes a student of the base without training."""
+"""Contract of the objective family: an arm trains a student, or makes a student from the base without training."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ if TYPE_CHECKING:
     from pipeline.students.start import Arm, Start
 
 Feed = Literal["pairs", "pool", "labelled", "truth", "nothing"]
-"""Pool images with mined pairs · all pool images · labelled cases · cases with truth, on a schedule of their own ·
-nothing: the base itself, used in another way."""
+"""Cases that an objective learns from.
+
+- `pairs`: images with mined pairs.
+- `pool`: all pool images.
+- `labelled`: labelled cases.
+- `truth`: cases with labels, on a schedule of the objective's own.
+- `nothing`: no cases. The base is used in another way.
+"""
 
 
 class ObjectiveKnobs(Knobs, ABC):
@@ -27,25 +33,28 @@ class ObjectiveKnobs(Knobs, ABC):
 
     @property
     def learns_from(self) -> tuple[str, ...]:
-        """Splits that the weights of the student follow from."""
+        """Splits that the weights of the student depend on. `seen.json` lists their images."""
         return {"pairs": ("labelled", "pool"), "pool": ("labelled", "pool"), "labelled": ("labelled",)}.get(
             self.feeds, ()
         )
 
     @property
     def teacher_decay(self) -> float | None:
-        """Decay of the moving average that the objective reads as `teacher` and that is the student; None for none."""
+        """Decay of the moving average that is both the `teacher` of the batches and the student that is kept.
+
+        None: the objective needs no teacher.
+        """
         return None
 
     @abstractmethod
     def train(self, start: Start) -> Arm:
-        """Weights of the student, and numbers for its record; raises `BadInput` where the data lack something."""
+        """The student: weights, history and numbers for the record. Raises `BadInput` if the data lack something."""
 
 
 class PoolObjective(ObjectiveKnobs):
-    """Base class of objectives that are fed by pool images, with or without pairs, in the common loop.
+    """Base class of objectives that learn from pool images, with or without pairs, by `train_on_pool`.
 
-    Called with a batch, the objective that `bind` returns gives the loss to minimise, and numbers for the history.
+    An objective defines `loss`. An objective that needs the sizes of the pairs before training defines `bind` instead.
     """
 
     needs_probability: ClassVar[bool] = False
@@ -53,25 +62,25 @@ class PoolObjective(ObjectiveKnobs):
 
     @property
     def image_noise(self) -> float:
-        """Standard deviation of the noise on the student's pool images, in units of the normalised image."""
+        """Standard deviation of the noise on the pool images of the student, in units of the normalised image."""
         return 0.0
 
     @property
     def needs_p_correct(self) -> bool:
-        """Whether the objective reads `e`, which takes a calibrated pair set."""
+        """Whether the objective reads `PoolBatch.e`, which needs a calibrated pair set."""
         return False
 
     @property
     def needs_votes(self) -> bool:
-        """Whether the objective reads `voxel_e`."""
+        """Whether the objective reads `PoolBatch.voxel_e`."""
         return False
 
     def bind(self, pairs: PairStatistics) -> BoundObjective:
-        """The objective for a pair set. By default the statistics of the pairs change nothing."""
+        """The objective for a pair set. By default, the statistics of the pairs change nothing."""
         return Unbound(self)
 
     def loss(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
-        """Loss of a batch, and numbers for the history, for objectives that need no statistics of pairs."""
+        """Loss of a batch, and numbers for the history."""
         raise NotImplementedError(f"objective '{type(self).__name__}' must define `loss` or `bind`")
 
     def train(self, start: Start) -> Arm:
@@ -88,7 +97,7 @@ class BoundObjective(Protocol):
         ...
 
     def diagnose(self, batch: PoolBatch) -> HistoryRow:
-        """Numbers for the history that are worth computing at evaluations only."""
+        """Numbers for the history that are computed at evaluations only, because of their cost."""
         ...
 
     def summary(self) -> dict[str, float | None]:

@@ -1,4 +1,8 @@
-"""Preference objectives: any link with any normaliser. DPO and RN-DPO are two settings of the same objective."""
+"""Preference objectives: any link with any normaliser. DPO and RN-DPO are two settings of the same objective.
+
+The loss is computed in `students/pair_loss.py`. This file has the knobs, the match of beta and the numbers for the
+history.
+"""
 
 from __future__ import annotations
 
@@ -22,54 +26,72 @@ if TYPE_CHECKING:
     from pipeline.students.pair_loss import Terms
 
 FLOOR = {2: 16, 3: 32}
-"""Voxels below which a disagreement region counts as this large, per number of spatial axes."""
+"""Default floor, by number of spatial axes: the smallest |D| that N(D) divides by, in voxels."""
 
 
 Normaliser = Literal["none", "region", "sqrt_region", "image", "voxel"]
-"""N(D): 1 (DPO) · max(|D|, floor) (RN-DPO) · its square root · voxels of the image (an ablation) · as `region`, but
-the link goes inside: the sum over D of link(beta d_i) over max(|D|, floor), so no voxel stands in for others."""
+"""Kind of N(D).
+
+- `none`: 1 (DPO).
+- `region`: max(|D|, floor) (RN-DPO).
+- `sqrt_region`: the square root of max(|D|, floor).
+- `image`: valid voxels of the image (an ablation).
+- `voxel`: max(|D|, floor), with the link inside the sum. The loss is the sum over D of link(beta d_i) divided by N(D),
+  where d_i is the term of delta of a voxel, so no voxel stands in for others.
+"""
 
 
 class PairObjective(PoolObjective):
-    """`link(beta * delta / N(D))` on pairs of masks (Kalisch et al., arXiv 2601.23222: N = |D|)."""
+    """`link(beta * delta / N(D))` on pairs of masks. RN-DPO is N(D) = |D| (Kalisch et al., arXiv 2601.23222)."""
 
     link: Link = Sigmoid()
-    """sigmoid (DPO), cdpo, robust, ipo or hinge."""
+    """Loss from the margin h. `sigmoid` is the link of DPO and RN-DPO."""
     normaliser: Normaliser = "region"
-    """none (DPO), region (RN-DPO), sqrt_region, image, or voxel (the link of every voxel, then the mean over D)."""
+    """Kind of N(D): `none` is DPO and `region` is RN-DPO. `voxel` takes the link of every voxel, then the mean over
+    D."""
     beta: Annotated[float, Field(gt=0)] = 3.0
-    """Strength: h = beta times the mean logit shift on D, under `region`."""
+    """Strength of the preference. Under `region`, h is beta times the mean logit shift on D."""
     beta_unit: Literal["matched", "own"] = "matched"
-    """`matched`: beta means the same for every normaliser, because N(D) is rescaled so that its mean over the pair set
-    is that of `region` (for `none`: beta / mean |D|). `own`: h = beta * delta / N(D) as written."""
+    """`matched` rescales N(D) to the mean over the pair set that N(D) has under `region`, so that beta means the same
+    for every normaliser (for `none`: beta / mean |D|). `own` leaves h = beta * delta / N(D) without rescaling."""
     floor: Annotated[int, Field(ge=1)] | None = None
-    """Smallest |D| that `region`, `sqrt_region` and `voxel` divide by; null: 16 pixels in 2D, 32 voxels in 3D."""
+    """Smallest |D| that `region`, `sqrt_region` and `voxel` divide by. Null: 16 pixels in 2D, 32 voxels in 3D."""
     divide_by_beta: bool = False
-    """Divide the loss by beta: at step 0 a pair pushes as much whatever beta is, and so against the anchor."""
+    """Whether the loss is divided by beta.
+
+    The push of a pair at step 0, and its weight against the anchor, then do not depend on beta.
+    """
     dr: Annotated[float, Field(gt=0)] | None = None
-    """Dr. DPO (Wu et al. 2024): `-b log mean exp(-loss / b)` over the pairs of a step with b = `dr`, so that pairs of
-    large loss, which may be wrong, count less; null: the mean. A step with one pair is the same for every b."""
+    """Temperature b of Dr. DPO (Wu et al. 2024): the loss of a step is `-b log mean exp(-loss / b)` over its pairs.
+
+    Pairs of large loss, which may be wrong, count less. Null: the mean. A step with one pair is the same for every b.
+    """
     reference_free: bool = False
-    """An ablation: reference logits count as 0, as in SimPO and CPO, so h is the student's own margin on D, is not 0
-    at step 0, and `aimed_shift` is a margin."""
+    """An ablation: reference logits count as 0, as in SimPO and CPO.
+
+    h is then the margin of the student on D and is not 0 at step 0, and `aimed_shift` is a margin.
+    """
     per_class: bool = False
-    """Split D by foreground class (that of chosen; of rejected where chosen is background): each part is divided by its
-    own size, has its own link, and a pair's loss is the mean over its parts, so that a small class is not drowned.
-    Needs `region`; two classes have one part, and nothing changes."""
+    """Whether D is split by foreground class: the class of chosen, or of rejected where chosen is background.
+
+    Each part is divided by its own size and has its own link, and the loss of a pair is the mean over its parts. A
+    small class is then not drowned by a large class. Needs normaliser `region`. With two classes nothing changes,
+    because D has one part.
+    """
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         e = self._e
         if e == "votes" and self.normaliser != "voxel":
-            raise ValueError("link.e: 'votes' gives an e to every voxel, which takes normaliser 'voxel'")
+            raise ValueError("link.e: 'votes' gives every voxel an error rate, which needs normaliser 'voxel'")
         if e == "calibrated" and self.normaliser == "voxel":
             raise ValueError(
-                "link.e: 'calibrated' is the error of a pair's order, not of its voxels; with normaliser 'voxel' give "
-                "'votes' or a number"
+                "link.e: 'calibrated' is the error rate of the order of a pair, not of voxels; with normaliser 'voxel' "
+                "set e to 'votes' or a number"
             )
         if self.per_class and self.normaliser != "region":
             raise ValueError(
-                f"per_class: takes normaliser 'region', not '{self.normaliser}': parts divide by their size"
+                f"per_class: needs normaliser 'region', found '{self.normaliser}': parts are divided by their size"
             )
         if self.divide_by_beta and isinstance(self.link, IPO):
             raise ValueError("divide_by_beta: beta plays no part in link 'ipo'; set tau instead")
@@ -88,14 +110,14 @@ class PairObjective(PoolObjective):
         return self._e == "votes"
 
     def bind(self, pairs: PairStatistics) -> BoundPreference:
-        """The objective for a pair set: finds the factor that matches beta."""
+        """The objective for a pair set, with the factor on N(D) that matches beta; 1 if every D is empty."""
         import torch
 
         from pipeline.students.pair_loss import normaliser_value
 
         floor = self.floor or FLOOR[pairs.dimensions]
         factor = 1.0
-        seen = pairs.size > 0  # a crop may hold nothing of a pair; such pairs count nowhere
+        seen = pairs.size > 0  # pairs that do not differ inside their crop are ignored in training too
         if self.beta_unit == "matched" and seen.any():
             size, voxels = torch.tensor(pairs.size[seen]), torch.tensor(pairs.voxels[seen])
             own = normaliser_value(self.normaliser, size, floor, voxels)
@@ -104,7 +126,7 @@ class PairObjective(PoolObjective):
 
 
 class Preference(PairObjective):
-    """`link(beta * delta / N(D))` on the pairs of a pair set (Kalisch et al., arXiv 2601.23222: N = |D|)."""
+    """`link(beta * delta / N(D))` on a pair set. RN-DPO is N(D) = |D| (Kalisch et al., arXiv 2601.23222)."""
 
     kind: Literal["preference"]
     feeds: ClassVar[Feed] = "pairs"
@@ -112,18 +134,19 @@ class Preference(PairObjective):
 
 @dataclass(frozen=True)
 class BoundPreference:
-    """A preference objective with its floor and the factor on N(D)."""
+    """A preference objective that is ready to train: its floor, and the factor on N(D) that matches beta."""
 
     knobs: PairObjective
-    floor: int
+    floor: int  # voxels
     factor: float
-    mean_size: float
+    mean_size: float  # mean |D| of the pairs that differ, in voxels
 
     def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
-        """Loss, and numbers of the pairs that disagree in this batch; rewards are of whole pairs, split or not.
+        """Loss of a batch, and numbers for the history from the pairs that differ; no numbers if no pair differs.
 
-        Per class: `disagreement/NAME`, its voxels of D, and `push/NAME`, the L1 norm of the loss's gradient in the
-        logits of these voxels, pair by pair (under a mean: the mean push of a pair; where the gradient is wanted).
+        Rewards are of whole pairs, also under `per_class`. `disagreement/NAME` is the mean number of voxels of the
+        class in D. `push/NAME` is the L1 norm of the gradient of the loss in the logits of the voxels, pair by pair:
+        the mean push of a pair if the loss is a mean. `push/NAME` is absent if the loss has no gradient.
         """
         from pipeline.students.pair_loss import pair_terms, reduce_pairs
 
@@ -134,6 +157,7 @@ class BoundPreference:
         alive = terms.size > 0
         if not alive.any():
             return loss, {}
+        # h of the whole pair: the losses of `voxel` and `per_class` have other margins.
         h = self.knobs.beta * terms.total(terms.shift.detach()) / self.normaliser(terms.size, batch.voxels)
         sizes = terms.sizes[alive].float().mean(0)
         row: HistoryRow = {
@@ -149,7 +173,7 @@ class BoundPreference:
         return loss, row
 
     def _pair_losses(self, terms: Terms, batch: PoolBatch) -> Tensor:
-        """Loss f32 `[pair]`, without meaning where D is empty."""
+        """Loss f32 `[pair]`; without meaning if D is empty."""
         from pipeline.students.pair_loss import pair_losses, part_losses, voxel_losses
 
         link, beta = self.knobs.link, self.knobs.beta
@@ -162,15 +186,17 @@ class BoundPreference:
 
     @staticmethod
     def _push(loss: Tensor, terms: Terms, batch: PoolBatch) -> list[float]:
+        """L1 norm of the gradient of the loss in the logits, per foreground class."""
         from torch.autograd import grad
 
+        # The graph is kept, because the training step runs through it again.
         (slope,) = grad(loss, terms.shift, retain_graph=True)
         # A voxel of D moves one logit of a binary head, and two of a softmax head.
         moved = min(2, batch.logits.shape[1])
         return (moved * terms.total_by_part(slope.abs()).sum(0)).tolist()
 
     def diagnose(self, batch: PoolBatch) -> HistoryRow:
-        """Rewards of chosen and rejected: their log-ratios on D times beta / N, averaged over pairs that disagree."""
+        """Rewards of chosen and rejected: log-ratios on D times beta / N(D), mean over the pairs that differ."""
         from pipeline.students.pair_loss import disagreement_region, restricted_rewards
 
         size = disagreement_region(batch.chosen, batch.rejected).flatten(1).sum(1)
@@ -189,13 +215,13 @@ class BoundPreference:
         return batch.reference if batch.moving is None else batch.moving
 
     def normaliser(self, size: Tensor, voxels: Tensor) -> Tensor:
-        """N(D) including the matching factor, f32 `[pair]`."""
+        """N(D) times the factor that matches beta, f32 of the shape of `size`."""
         from pipeline.students.pair_loss import normaliser_value
 
         return normaliser_value(self.knobs.normaliser, size, self.floor, voxels) * self.factor
 
     def summary(self) -> dict[str, float | None]:
-        """Beta as applied to delta / N(D), and the mean logit shift on D that the link aims at."""
+        """Beta as applied to delta / N(D), mean |D| in voxels, and the mean logit shift on D that the link aims at."""
         return {
             "beta_own": self.knobs.beta / self.factor,
             "mean_disagreement": self.mean_size,

@@ -1,4 +1,4 @@
-"""One proposal of every case as it is: ensembles, flips or the best fixed sampler, without training."""
+"""One proposal of every case, without training: the mean of an ensemble or of flips, or the best fixed sampler."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 class Proposal(ObjectiveKnobs):
-    """Takes the same slot of every test case: always taking the ensemble's mean is a judge too.
+    """The proposal in the same slot of every test case: a judge that always takes one sampler.
 
-    Test cases need proposals: `propose.splits` with `test`.
+    Test cases need proposals: add `test` to `propose.splits`.
     """
 
     kind: Literal["proposal"]
     feeds: ClassVar[Feed] = "nothing"
     pick: str = "best"
-    """`best` is the slot with the highest mean Dice on validation. Any other value is sampler and setting of a slot, as
-    in `ensemble mean`."""
+    """`best` takes the slot with the highest mean Dice on validation. Any other value is the sampler and the setting of
+    a slot, such as `ensemble mean`."""
 
     def train(self, start: Start) -> Arm:
         from pipeline.students.start import Arm
@@ -34,11 +34,13 @@ class Proposal(ObjectiveKnobs):
         return Arm.untrained(None, dice, slot=slot, proposal=title)
 
     def picked(self, data: Data) -> tuple[int, str, float]:
-        """Slot, its sampler and setting, and its mean Dice on validation; of slots with equal Dice the first is taken.
+        """Slot, sampler and setting of the slot, and mean Dice of the slot on validation.
 
-        Raises `BadInput` where validation has no proposals, and where no slot has the name that `pick` asks for.
+        Of slots with equal Dice, the first is taken. Validation cases without proposals do not count. Raises `BadInput`
+        if no validation case has proposals, or if no slot has the name in `pick`.
         """
         cases, proposals = data.cases, data.proposals
+        # A slot has the same sampler and setting in every case, so one row per slot names all slots.
         table = proposals.table.unique("proposal", keep="first").sort("proposal")
         names = [f"{sampler} {setting}" for sampler, setting in table.select("sampler", "setting").iter_rows()]
         known = set(proposals.case_ids())

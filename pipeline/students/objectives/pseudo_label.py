@@ -1,4 +1,4 @@
-"""Pseudo-labels: supervised training on what the base itself predicts for the pool."""
+"""Pseudo-labels: supervised training on the predictions of the base for the pool."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class PseudoLabel(PoolObjective):
-    """DiceCE between the student and the base's most probable class of the same image (Lee 2013)."""
+    """DiceCE between the student and the most probable class of the base on the same image (Lee 2013)."""
 
     kind: Literal["pseudo_label"]
     feeds: ClassVar[Feed] = "pool"
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Voxels whose class is less probable than this count in no term; 0 takes all."""
+    """Least probability of the base's class. Less certain voxels count in no term; 0 takes all voxels."""
 
     def loss(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         import torch

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Imitation(PoolObjective):
-    """DiceCE between the student and the chosen mask of each pair, as if it were the truth."""
+    """DiceCE between the student and the chosen mask of each pair, as if the chosen mask were the label."""
 
     kind: Literal["sft"]
     feeds: ClassVar[Feed] = "pairs"

@@ -1,4 +1,4 @@
-"""Continued supervised training with as many steps: what every preference arm has to beat."""
+"""Continued supervised training with as many steps as the other arms: the arm that preference has to beat."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Supervised(ObjectiveKnobs):
-    """DiceCE on the labelled cases, from the base, with the steps and step sizes of the other students."""
+    """DiceCE on the labelled cases, from the base, with the steps and step sizes of all students."""
 
     kind: Literal["supervised"]
     feeds: ClassVar[Feed] = "labelled"

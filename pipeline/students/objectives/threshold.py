@@ -1,4 +1,4 @@
-"""The base with class offsets tuned on validation: the cheapest way to move a mask's size."""
+"""The base with logit offsets tuned on validation: the cheapest way to make masks larger or smaller."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from pipeline.students.start import Arm, Start
 
 
+TURNS = 2
+"""Turns over the classes: an offset of one class moves the best offset of the others a little."""
+
+
 class TunedThreshold(ObjectiveKnobs):
-    """Adds to each foreground class's logit the offset with the best mean Dice on validation, class after class."""
+    """The base with an offset on the logit of every foreground class, tuned by the mean Dice on validation."""
 
     kind: Literal["threshold"]
     feeds: ClassVar[Feed] = "nothing"
     offsets: Annotated[tuple[float, ...], Field(min_length=1)] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
-    """Offsets tried for every class, in logits. Threshold t of a binary task is the offset log((1 - t) / t)."""
-    rounds: Annotated[int, Field(ge=1)] = 2
-    """Turns over the classes; with one foreground class, one turn is enough."""
+    """Offsets to compare for every class, in logits; 0 is always compared too. The threshold t of a binary task is the
+    offset log((1 - t) / t)."""
 
     def train(self, start: Start) -> Arm:
         from pipeline.students.start import Arm
@@ -35,13 +38,14 @@ class TunedThreshold(ObjectiveKnobs):
         return Arm.untrained(start.base.load(start.compute.device).state_dict(), dice, offsets=offsets)
 
     def tuned(self, cases: CaseStore, base: Model, compute: Compute) -> tuple[tuple[float, ...], float]:
-        """Offset per foreground class, and their mean Dice on validation, on the working grid.
+        """Offset per foreground class, and the mean Dice with the offsets on validation, on the working grid.
 
-        Classes are tuned in turn, from 0. Of offsets with equal Dice the nearest to 0 is taken.
+        Classes are tuned in turn, from offset 0. Of offsets with equal Dice, the offset nearest to 0 is taken.
         """
         from pipeline.segmenter.logits import labels, probability, shifted
 
         validation, classes = cases.split("validation"), base.architecture.classes
+        # One prediction per case serves all offsets.
         segmenter = base.segmenter(compute)
         logits = [segmenter.logits(cases.image(case)).cpu() for case in validation]
         truths = [cases.label(case) for case in validation]
@@ -51,16 +55,18 @@ class TunedThreshold(ObjectiveKnobs):
             each = [dice_to(truth, mask[None], classes)[0] for truth, mask in zip(truths, masks, strict=True)]
             return float(np.mean(each))
 
+        # From 0 outwards: an offset further from 0 must have a higher Dice.
         tried = sorted({0.0, *self.offsets}, key=lambda offset: (abs(offset), offset))
         offsets = [0.0] * (classes - 1)
         best = mean_dice(offsets)
-        for _ in range(self.rounds):
+        for _ in range(TURNS):
             before = list(offsets)
             for label in range(classes - 1):
                 for offset in tried:
                     candidate = [*offsets[:label], offset, *offsets[label + 1 :]]
                     if (dice := mean_dice(candidate)) > best:
                         best, offsets = dice, candidate
+            # A turn that changes nothing would be repeated by the next turn.
             if offsets == before:
                 break
         return tuple(offsets), best

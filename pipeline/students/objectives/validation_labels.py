@@ -1,4 +1,4 @@
-"""The validation labels spent on training instead of on judging judges and stopping."""
+"""Training on the validation labels, which otherwise serve to audit judges and to choose steps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pipeline.students.objectives.extra_labels import ExtraLabels
 
 
 class ValidationLabels(ExtraLabels):
-    """DiceCE on labelled and validation cases, from the base: the gain that these labels give without this pipeline.
+    """DiceCE on labelled and validation cases, from the base: the gain of the validation labels without preferences.
 
-    No cases are left to choose a step by, so the arm trains all steps, and its best weights are its last.
+    No cases are left to choose a step by. The arm therefore trains all steps, and the last weights are also the best.
     """
 
     kind: Literal["validation_labels"]
@@ -21,5 +21,7 @@ class ValidationLabels(ExtraLabels):
     @model_validator(mode="after")
     def _no_patience(self) -> ValidationLabels:
         if self.optimisation.patience is not None:
-            raise ValueError("objective 'validation_labels' trains on what patience would look at; remove `patience`")
+            raise ValueError(
+                "objective 'validation_labels' trains on the cases that patience would measure; remove `patience`"
+            )
         return self
