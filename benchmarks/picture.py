@@ -38,7 +38,7 @@ def main(case_id: str, pairs: str, student: str, out: Path) -> None:
     chosen, rejected = proposals.masks(case, [pair["chosen"], pair["rejected"]])
     predicted = Model(Path("models/students") / student, "last").segmenter(Compute()).labels(cases.image(case))
     sheet, axes = plt.subplots(1, 5, figsize=(10, 2.3))
-    panels = (
+    panels: tuple[tuple[str, list[tuple[np.ndarray, str]]], ...] = (
         ("image", []),
         ("proposal, chosen", [(chosen, CHOSEN)]),
         ("proposal, rejected", [(rejected, REJECTED)]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,8 @@ from pipeline.segmenter.knobs import Base
 from pipeline.students.student import Student, Training
 
 T = TypeVar("T")
+_SUBJECT = re.compile(r"^(Input|String|Value) ")
+"""First word of Pydantic's messages. The key path is the subject here."""
 
 
 class Params(Knobs):
@@ -81,7 +84,7 @@ class Params(Knobs):
         return judge in self.judges and self.judges[judge].research
 
     @model_validator(mode="after")
-    def _names(self) -> Params:
+    def _judges_have_one_place(self) -> Params:
         for name, judge in self.judges.items():
             if judge.kind == "table":
                 raise ValueError(
@@ -90,6 +93,10 @@ class Params(Knobs):
         if both := sorted(self.judges.keys() & self.tables.keys()):
             raise ValueError(f"tables.{both[0]}: a judge has the same name; choose another name")
         check_consensus(self.consensus, [*self.judges, *self.tables])
+        return self
+
+    @model_validator(mode="after")
+    def _pair_sets_have_judges(self) -> Params:
         for name, pairs in self.pairs.items():
             empty = isinstance(pairs.strategy, NoPairs)
             if empty != (pairs.judge == "none"):
@@ -99,6 +106,10 @@ class Params(Knobs):
                 )
             if not empty and pairs.judge not in self.judge_names:
                 raise ValueError(f"pairs.{name}.judge: found '{pairs.judge}', expected one of {self.judge_names}")
+        return self
+
+    @model_validator(mode="after")
+    def _base_has_its_model(self) -> Params:
         if self.base is None and self.students:
             raise ValueError("students: base is null, so there is no model to train; set students: {}")
         if isinstance(self.base, Base | None):
@@ -109,54 +120,36 @@ class Params(Knobs):
                 )
         elif self.model == NOTHING:
             raise ValueError(f"model: expected the file or folder of a {self.base.kind}, found {NOTHING}; set the path")
+        return self
+
+    @model_validator(mode="after")
+    def _programs_have_no_layers(self) -> Params:
+        if not isinstance(self.base, ImportedProgram):
+            return self
         for name, sampler in self.propose.samplers.items():
-            if isinstance(self.base, ImportedProgram) and sampler.kind == "mc_dropout":
+            if sampler.kind == "mc_dropout":
                 raise ValueError(
                     f"propose.samplers.{name}: mc_dropout needs layers, and a base of kind 'program' has none; "
                     "remove the sampler"
                 )
         for name, student in self.students.items():
-            if isinstance(self.base, ImportedProgram) and student.objective.feeds != "nothing":
+            if student.objective.feeds != "nothing":
                 raise ValueError(
                     f"students.{name}: a base of kind 'program' cannot be trained; set base.kind to checkpoint or "
                     "bundle, or keep only students that train nothing (objectives threshold and proposal)"
                 )
-            feeds, kind = student.objective.feeds, student.objective.kind
-            if feeds in ("pairs", "pool") and "anchor" not in student.model_fields_set:
-                raise ValueError(
-                    f"students.{name}.anchor: missing; set {{supervised: 1.0}}, or null for training without anchor, "
-                    "which is unsafe"
-                )
-            if feeds not in ("pairs", "pool"):
-                for key in ("anchor", "stopping"):
-                    if getattr(student, key) is not None:
-                        raise ValueError(
-                            f"students.{name}.{key}: objective '{kind}' takes no pool images; remove the key"
-                        )
-            if feeds in ("truth", "nothing"):
-                for key in ("average", "interpolate"):
-                    if getattr(student, key) is not None:
-                        raise ValueError(
-                            f"students.{name}.{key}: objective '{kind}' does not train in the common loop; remove the "
-                            "key"
-                        )
-            if student.average is not None and student.objective.teacher_decay is not None:
-                raise ValueError(
-                    f"students.{name}.average: objective '{kind}' has its own moving average; remove the key"
-                )
-            if student.stopping is not None and student.stopping.patience is not None and kind != "preference":
-                raise ValueError(
-                    f"students.{name}.stopping.patience: patience needs rewards, and objective '{kind}' has none; "
-                    "use kl or volume_ratio"
-                )
+        return self
+
+    @model_validator(mode="after")
+    def _students_have_pair_sets(self) -> Params:
+        for name, student in self.students.items():
             if name == "base":
                 raise ValueError("students.base: the name 'base' belongs to the base segmenter; choose another name")
             if student.pairs not in self.pairs:
                 raise ValueError(f"students.{name}.pairs: found '{student.pairs}', expected one of {list(self.pairs)}")
-            if (student.objective.feeds == "pairs") == isinstance(self.pairs[student.pairs].strategy, NoPairs):
-                needs = (
-                    "a pair set with pairs" if student.objective.feeds == "pairs" else "a pair set of strategy 'none'"
-                )
+            wants_pairs = student.objective.feeds == "pairs"
+            if wants_pairs == isinstance(self.pairs[student.pairs].strategy, NoPairs):
+                needs = "a pair set with pairs" if wants_pairs else "a pair set of strategy 'none'"
                 raise ValueError(
                     f"students.{name}.pairs: objective '{student.objective.kind}' expects {needs}, found "
                     f"'{student.pairs}'"
@@ -199,12 +192,13 @@ def _describe(problem: Any, content: Any) -> str:
         case "missing":
             return f"{where}: missing; add the key"
         case "value_error":
-            return str(problem["ctx"]["error"])
+            # Errors of one block start with the key inside the block; errors of the whole file name the whole path.
+            return f"{where}: {problem['ctx']['error']}" if keys else str(problem["ctx"]["error"])
         case "union_tag_invalid":
             return f"{where}.kind: found '{problem['ctx']['tag']}', expected one of {problem['ctx']['expected_tags']}"
         case "union_tag_not_found":
             return f"{where}.kind: missing; add the key"
-    return f"{where}: {problem['msg'].removeprefix('Input ')}, found {json.dumps(problem['input'], default=str)}"
+    return f"{where}: {_SUBJECT.sub('', problem['msg'])}, found {json.dumps(problem['input'], default=str)}"
 
 
 def entry(block: Mapping[str, T], name: str, title: str) -> T:

@@ -1,5 +1,4 @@
-"""Labelled cases, or a model from elsewhere -> weights of base, members and folds (safetensors), and training
-curves."""
+"""Labelled cases, or an imported model -> weights of base, members and folds (safetensors), and training curves."""
 
 from pathlib import Path
 

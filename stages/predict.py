@@ -1,5 +1,4 @@
-"""Trained model and new images -> masks with the grid, spacing and orientation of each image. No params.yaml is
-read."""
+"""Trained model and new images -> masks with grid, spacing and orientation of each image; needs no params.yaml."""
 
 from pathlib import Path
 

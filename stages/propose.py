@@ -1,6 +1,6 @@
 """Cases, base segmenter and imported masks -> several proposals per case (schema `PROPOSALS`) and their arrays.
 
-If the base has folds, labelled cases get out-of-fold proposals too."""
+Labelled cases get out-of-fold proposals too, if the base has folds."""
 
 from pathlib import Path
 

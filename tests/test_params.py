@@ -133,7 +133,7 @@ def test_every_knob_says_what_it_means():
             "propose.samplers.dropout.rates: should be a valid array, found 0.1",
         ),
         ({"propose": []}, "propose: should be an object, found []"),
-        ({"judges__my-judge": {"kind": "agreement"}}, "judges.my-judge: String should match pattern"),
+        ({"judges__my-judge": {"kind": "agreement"}}, "judges.my-judge: should match pattern"),
         (
             {"judges__agreement__kind": "agrement"},
             f"judges.agreement.kind: found 'agrement', expected one of {kinds(Judge)}",
@@ -183,11 +183,12 @@ def test_every_knob_says_what_it_means():
         ),
         (
             {"students__dpo__anchor": GONE},
-            "students.dpo.anchor: missing; set {supervised: 1.0}, or null for training without anchor, which is unsafe",
+            "students.dpo: anchor: missing; set {supervised: 1.0}, or null for training without anchor, which is "
+            "unsafe",
         ),
         (
             {"students__supervised__anchor": {"supervised": 1.0}},
-            "students.supervised.anchor: objective 'supervised' takes no pool images; remove the key",
+            "students.supervised: anchor: objective 'supervised' takes no pool images; remove the key",
         ),
         (
             {"students__base": {"pairs": "none", "objective": {"kind": "supervised"}}},
@@ -195,24 +196,24 @@ def test_every_knob_says_what_it_means():
         ),
         (
             {"students__pseudo": {"pairs": "none", "objective": {"kind": "pseudo_label"}}},
-            "students.pseudo.anchor: missing; set {supervised: 1.0}, or null for training without anchor, which is "
+            "students.pseudo: anchor: missing; set {supervised: 1.0}, or null for training without anchor, which is "
             "unsafe",
         ),
         (
             {"students__supervised__stopping": {"kl": 0.1}},
-            "students.supervised.stopping: objective 'supervised' takes no pool images; remove the key",
+            "students.supervised: stopping: objective 'supervised' takes no pool images; remove the key",
         ),
         (
             {"students__full__average": 0.9},
-            "students.full.average: objective 'full' does not train in the common loop; remove the key",
+            "students.full: average: objective 'full' does not train in the common loop; remove the key",
         ),
         (
             {"students__mt": {"pairs": "none", "objective": {"kind": "mean_teacher"}, "anchor": None, "average": 0.9}},
-            "students.mt.average: objective 'mean_teacher' has its own moving average; remove the key",
+            "students.mt: average: objective 'mean_teacher' has its own moving average; remove the key",
         ),
         (
             {"students__sft__stopping": {"patience": 2}},
-            "students.sft.stopping.patience: patience needs rewards, and objective 'sft' has none; use kl or "
+            "students.sft: stopping.patience: patience needs rewards, and objective 'sft' has none; use kl or "
             "volume_ratio",
         ),
         (
@@ -233,7 +234,24 @@ def test_every_knob_says_what_it_means():
         (
             {"model": "my.pt"},
             "model: found 'my.pt', but only a base of kind checkpoint, bundle or program reads a model; set base.kind "
-            "to ",
+            "to "
+            "one of these kinds, or set model to raw/none",
+        ),
+        (
+            {"students__dpo__stopping": {"held_out": 0.2}},
+            "students.dpo.stopping: names no rule; give kl, volume_ratio or patience",
+        ),
+        (
+            {
+                "propose__samplers": {
+                    "mine": {"kind": "imported", "sources": {"a": {"path": "raw/m", "file": "mask.png"}}}
+                }
+            },
+            "propose.samplers.mine.sources.a: file: expected a name with {case_id}, found 'mask.png'",
+        ),
+        (
+            {"consensus": {"twice": {"kind": "rank_mean", "judges": ["oracle", "oracle"]}}},
+            "consensus.twice.judges: expected different judges, found ['oracle', 'oracle']",
         ),
         ({"base": None}, "students: base is null, so there is no model to train; set students: {}"),
         (

@@ -30,9 +30,7 @@ class FixedRange(Knobs):
     @model_validator(mode="after")
     def _some_width(self) -> FixedRange:
         if not (self.range[0] < self.range[1] and self.to[0] < self.to[1]):
-            raise ValueError(
-                f"preprocess.normalise: expected ranges from low to high, found {list(self.range)} to {list(self.to)}"
-            )
+            raise ValueError(f"expected ranges from low to high, found {list(self.range)} to {list(self.to)}")
         return self
 
 
@@ -75,7 +73,7 @@ class Preprocess(Knobs):
     @model_validator(mode="after")
     def _one_grid(self) -> Preprocess:
         if self.spacing is not None and self.resize is not None:
-            raise ValueError("preprocess.spacing and preprocess.resize both set the working grid; set one to null")
+            raise ValueError("spacing and resize both set the working grid; set one to null")
         return self
 
     def grid(self, source: Source) -> Grid:

@@ -104,8 +104,7 @@ def predictions(folder: Path, data: Data, compute: Compute) -> Predictions:
         if missing := [case.case_id for case in data.cases.split("test") if case.case_id not in known]:
             raise BadInput(
                 f"{folder}: the student takes proposal {record.slot} of every case, and {len(missing)} test cases have "
-                "no "
-                f"proposals (first: '{missing[0]}'); add 'test' to propose.splits"
+                f"no proposals (first: '{missing[0]}'); add 'test' to propose.splits"
             )
         return Predictions((FixedProposal(data.cases, data.proposals, record.slot),), None)
     best, *late = (

@@ -27,9 +27,6 @@ JUDGE_FILE = "judge.json"
 class LabelFree(CaseStore):
     """Cases for judges that are not for research: every label outside the labelled split raises `BadInput`."""
 
-    def __reduce__(self) -> tuple[type[LabelFree], tuple[Path]]:
-        return LabelFree, (self.folder,)
-
     def stored_label(self, case: Case, source_grid: bool = False) -> Volume:
         if case.split != "labelled":
             raise BadInput(

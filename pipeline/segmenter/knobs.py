@@ -88,12 +88,10 @@ class Base(Knobs):
     def _names(self) -> Base:
         for name in self.others:
             if name in ("base", "mean", "mean_teacher") or name.startswith(("member_", "fold_", "snapshot_")):
-                raise ValueError(f"base.others.{name}: the base stage uses this name itself; choose another")
+                raise ValueError(f"others.{name}: the base stage uses this name itself; choose another")
         most = self.members if self.folds else 0
         if self.fold_members > most:
-            raise ValueError(
-                f"base.fold_members: expected at most {most} (members of folds), found {self.fold_members}"
-            )
+            raise ValueError(f"fold_members: expected at most {most} (members of folds), found {self.fold_members}")
         return self
 
 

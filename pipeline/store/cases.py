@@ -117,7 +117,7 @@ class CaseStore:
     folder: Path
 
     def __reduce__(self) -> tuple[type[CaseStore], tuple[Path]]:
-        return CaseStore, (self.folder,)  # opened arrays do not travel: the worker opens them again
+        return type(self), (self.folder,)  # opened arrays do not travel: the worker opens them again
 
     @cached_property
     def table(self) -> pl.DataFrame:

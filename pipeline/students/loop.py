@@ -103,28 +103,22 @@ class StudentTraining:
         self.watch(batch)
         if self.anchor is None:
             return loss, numbers
-        for term, weight in (
-            ("supervised", self.anchor.supervised),
-            ("kl", self.anchor.kl),
-            ("distill", self.anchor.distill),
-        ):
-            # A term of weight 0 is not computed: `supervised` costs a forward pass.
-            if weight:
-                value = self._anchor_term(term, batch)
-                loss = loss + weight * value
-                numbers = {**numbers, term: float(value.detach())}
-        return loss, numbers
-
-    def _anchor_term(self, term: str, batch: PoolBatch) -> Tensor:
-        if term == "supervised":
+        terms: dict[str, tuple[float, Tensor]] = {}
+        # A term of weight 0 is not computed: `supervised` costs a forward pass.
+        if self.anchor.supervised:
             labelled = self.labelled_batch()
-            return deep_dice_ce(labelled.heads, labelled.labels)
-        if term == "kl":
-            return kl_outside(batch)
-        # `pool_and_held_out` has the batches carry the probabilities if the anchor distils.
-        assert batch.probability is not None
-        assert batch.known is not None
-        return soft_cross_entropy(batch.logits, batch.probability, batch.known)
+            terms["supervised"] = self.anchor.supervised, deep_dice_ce(labelled.heads, labelled.labels)
+        if self.anchor.kl:
+            terms["kl"] = self.anchor.kl, kl_outside(batch)
+        if self.anchor.distill:
+            # `pool_and_held_out` has the batches carry the probabilities if the anchor distils.
+            assert batch.probability is not None
+            assert batch.known is not None
+            terms["distill"] = self.anchor.distill, soft_cross_entropy(batch.logits, batch.probability, batch.known)
+        for name, (weight, value) in terms.items():
+            loss = loss + weight * value
+            numbers = {**numbers, name: float(value.detach())}
+        return loss, numbers
 
     def segmenter(self, network: nn.Module) -> Segmenter:
         """A network of the student's architecture, with the window and the device of the student."""

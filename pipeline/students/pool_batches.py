@@ -203,20 +203,20 @@ class PoolBatches:
         with self.compute.autocast():
             logits = policy(batch)
         return PoolBatch(
-            logits,
-            torch.stack(references).to(device),
-            torch.cat(chosen).to(device),
-            torch.cat(rejected).to(device),
-            torch.tensor(index, dtype=torch.int64, device=device),
-            torch.tensor(voxels, dtype=torch.int64, device=device),
-            torch.stack(known).to(device),
-            torch.stack(probability).to(device) if self.probability else None,
-            None if teacher is None else teacher.logits(clean, self.compute),
-            torch.tensor(e, dtype=torch.float32, device=device).clamp(*ERROR_RANGE) if self.calibrated else None,
-            torch.cat(errors).to(device) if self.votes else None,
-            self.classes,
-            progress,
-            clean,
+            logits=logits,
+            reference=torch.stack(references).to(device),
+            chosen=torch.cat(chosen).to(device),
+            rejected=torch.cat(rejected).to(device),
+            image=torch.tensor(index, dtype=torch.int64, device=device),
+            voxels=torch.tensor(voxels, dtype=torch.int64, device=device),
+            known=torch.stack(known).to(device),
+            probability=torch.stack(probability).to(device) if self.probability else None,
+            teacher=None if teacher is None else teacher.logits(clean, self.compute),
+            e=torch.tensor(e, dtype=torch.float32, device=device).clamp(*ERROR_RANGE) if self.calibrated else None,
+            voxel_e=torch.cat(errors).to(device) if self.votes else None,
+            classes=self.classes,
+            progress=progress,
+            images=clean,
         )
 
     def _kept(self, what: str, case: Case, where: Where | None, make: Callable[[], Kept]) -> Kept:

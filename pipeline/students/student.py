@@ -45,9 +45,9 @@ class Stopping(Knobs):
     @model_validator(mode="after")
     def _some_rule(self) -> Stopping:
         if self.kl is None and self.volume_ratio is None and self.patience is None:
-            raise ValueError("stopping: names no rule; give kl, volume_ratio or patience")
+            raise ValueError("names no rule; give kl, volume_ratio or patience")
         if self.volume_ratio is not None and not self.volume_ratio[0] < 1 < self.volume_ratio[1]:
-            raise ValueError(f"stopping.volume_ratio: expected a range around 1, found {list(self.volume_ratio)}")
+            raise ValueError(f"volume_ratio: expected a range around 1, found {list(self.volume_ratio)}")
         return self
 
 
@@ -88,3 +88,29 @@ class Student(Knobs):
     best share is applied to all kept weights (Wortsman et al. 2022). Null keeps the weights as trained."""
     stopping: Stopping | None = None
     """Rules that stop training without labels. Null trains all steps."""
+
+    @model_validator(mode="after")
+    def _keys_of_the_objective(self) -> Student:
+        """Each key needs something that only some objectives have: pool images, the common loop, rewards."""
+        feeds, kind = self.objective.feeds, self.objective.kind
+        if feeds in ("pairs", "pool"):
+            if "anchor" not in self.model_fields_set:
+                raise ValueError(
+                    "anchor: missing; set {supervised: 1.0}, or null for training without anchor, which is unsafe"
+                )
+        else:
+            self._refuse(("anchor", "stopping"), f"objective '{kind}' takes no pool images")
+        if feeds in ("truth", "nothing"):
+            self._refuse(("average", "interpolate"), f"objective '{kind}' does not train in the common loop")
+        if self.objective.teacher_decay is not None:
+            self._refuse(("average",), f"objective '{kind}' has its own moving average")
+        if self.stopping is not None and self.stopping.patience is not None and kind != "preference":
+            raise ValueError(
+                f"stopping.patience: patience needs rewards, and objective '{kind}' has none; use kl or volume_ratio"
+            )
+        return self
+
+    def _refuse(self, keys: tuple[str, ...], reason: str) -> None:
+        for key in keys:
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key}: {reason}; remove the key")

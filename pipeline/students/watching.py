@@ -103,8 +103,9 @@ def stop_rule(stopping: Stopping | None) -> Callable[[HistoryRow], str | None]:
 def moved_on_disagreement(pool: PoolBatches, policy: nn.Module) -> dict[str, float | None]:
     """Change of the student on the union of an image's disagreement regions, over the first `PROBE` cases.
 
-    `base_margin_on_disagreement` is the median difference of the base's two largest logits, NaN if no case has a
-    disagreement. `flipped_share` is the share of voxels on which the student predicts another class than the base.
+    `base_margin_on_disagreement` is the median difference of the base's two largest logits. `flipped_share` is the
+    share of voxels on which the student predicts another class than the base. Both are None if no case has a
+    disagreement, which crops of large cases may miss.
     """
     margins, flipped, total = [], 0, 0
     crops = numpy_generator(pool.seed, "probe")
@@ -118,7 +119,6 @@ def moved_on_disagreement(pool: PoolBatches, policy: nn.Module) -> dict[str, flo
         # Voxels are counted over all cases together, so a case with a large D weighs more.
         flipped += int((reference.argmax(0) != logits.argmax(0))[region].sum())
         total += int(region.sum())
-    return {
-        "base_margin_on_disagreement": float(torch.cat(margins).median()),
-        "flipped_share": flipped / max(1, total),
-    }
+    if not total:
+        return {"base_margin_on_disagreement": None, "flipped_share": None}
+    return {"base_margin_on_disagreement": float(torch.cat(margins).median()), "flipped_share": flipped / total}

@@ -337,6 +337,15 @@ def test_cases_without_labels_stay_so_in_a_worker(splits):
         store.label(store.split("pool")[0])
 
 
+@pytest.mark.parametrize("window", [(1, 8), (1, 16)])
+def test_cases_without_labels_stay_so_however_large(splits, window):
+    """Labels of a case larger than the window are read from disk, crop by crop."""
+    store = LabelFree(splits.cases.folder)
+    assert len(store.with_labels(store.split("labelled"), window).labels) == 2
+    with pytest.raises(BadInput, match="label of a pool case"):
+        store.with_labels(store.split("pool"), window)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_test_cases_are_not_judged(tmp_path, monkeypatch, splits, kind):
     monkeypatch.chdir(tmp_path)

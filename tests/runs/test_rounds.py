@@ -11,8 +11,10 @@ from tests.fixtures.chain import TINY, run_chain, with_changes
 
 
 def test_a_round_starts_from_the_student_of_the_last_one(tmp_path: Path) -> None:
-    """What the README says: the parameters again with another `model` and `base`, and late steps as proposals instead
-    of members. The student is one of a preference objective; the run goes through to its report."""
+    """The round of docs/models.md: the parameters again with another `model` and `base`, and late steps as proposals.
+
+    The student is one of a preference objective. The run goes through to its report.
+    """
     first, second = tmp_path / "round_1", tmp_path / "round_2"
     # Six patients of validation: fewer than five show nothing.
     sizes = {"data": {**TINY["data"], "cases": 36}, "splits": {**TINY["splits"], "validation": 12}}

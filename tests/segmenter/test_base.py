@@ -111,9 +111,9 @@ def test_a_labelled_case_teaches_no_model_of_its_own_fold(tmp_path):
 
 
 def test_members_of_folds_are_members():
-    with pytest.raises(ValidationError, match=r"base.fold_members: expected at most 0 \(members of folds\), found 1"):
+    with pytest.raises(ValidationError, match=r"fold_members: expected at most 0 \(members of folds\), found 1"):
         knobs(members=1, fold_members=1)
-    with pytest.raises(ValidationError, match=r"base.fold_members: expected at most 1 \(members of folds\), found 2"):
+    with pytest.raises(ValidationError, match=r"fold_members: expected at most 1 \(members of folds\), found 2"):
         knobs(members=1, folds=2, fold_members=2)
 
 
@@ -137,7 +137,7 @@ def test_without_a_model_the_folder_lists_none(tmp_path):
 
 @pytest.mark.parametrize("name", ["base", "mean", "mean_teacher", "member_1", "fold_x", "snapshot_1"])
 def test_names_that_the_stage_uses_itself(name):
-    with pytest.raises(ValidationError, match=f"base.others.{name}: the base stage uses this name itself"):
+    with pytest.raises(ValidationError, match=f"others.{name}: the base stage uses this name itself"):
         knobs(others={name: OTHER})
 
 

@@ -351,10 +351,10 @@ def test_a_model_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"network": NETWORK, "weights": "best"}, "base.network: a file has one network, and .* are of a folder"),
-        ({"weights": "a", "members": ["a"]}, r"base: the weights \['a'\] are named twice"),
-        ({"members": ["fold_0"]}, "base: 'fold_0' cannot be a relative of the base"),
-        ({"snapshots": ["../x"]}, r"base: '\.\./x' cannot be a relative of the base"),
+        ({"network": NETWORK, "weights": "best"}, "network: a file has one network, and .* are of a folder"),
+        ({"weights": "a", "members": ["a"]}, r"weights \['a'\] are named twice"),
+        ({"members": ["fold_0"]}, "'fold_0' cannot be a relative of the base"),
+        ({"snapshots": ["../x"]}, r"'\.\./x' cannot be a relative of the base"),
     ],
 )
 def test_knobs_that_contradict_each_other(knobs, message):

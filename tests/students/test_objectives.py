@@ -145,7 +145,7 @@ def test_imitation_is_supervision_by_the_chosen_mask():
     logits = torch.linspace(-1, 2, 128).reshape(2, 1, 64)
     chosen, rejected = bars(20, 40, 50), bars(0, 10, 0)
     rejected[:, 60:] = UNKNOWN
-    loss, row = Imitation(kind="sft").loss(batch(logits, chosen, rejected, [1, 1, 0]))
+    loss, row = Imitation(kind="sft")(batch(logits, chosen, rejected, [1, 1, 0]))
     assert loss.item() == pytest.approx(dice_ce(logits[[1, 1, 0]], chosen).item())
     assert row["disagreement"] == pytest.approx(100 / 3)
 
@@ -162,19 +162,19 @@ def test_pseudo_labels_by_hand():
     """
     reference = torch.logit(torch.tensor([[[0.9, 0.6, 0.2, 0.5]]]))
     seen = pool_batch(torch.zeros(1, 1, 4), reference, [True, True, True, False])
-    loss, row = PseudoLabel(kind="pseudo_label", confidence=0.7).loss(seen)
+    loss, row = PseudoLabel(kind="pseudo_label", confidence=0.7)(seen)
     assert loss.item() == pytest.approx(log(2) + 1 / 3)
     assert row["pseudo_labelled"] == pytest.approx(2 / 3)
-    assert PseudoLabel(kind="pseudo_label").loss(seen)[1]["pseudo_labelled"] == 1
+    assert PseudoLabel(kind="pseudo_label")(seen)[1]["pseudo_labelled"] == 1
 
 
 def test_distillation_by_hand():
     """Logits 0: log 2 whatever the target; the padding, however wrong, counts nowhere. Least where p is the target."""
     target = torch.tensor([[[0.25, 0.5, 1.0, 0.0], [0.75, 0.5, 0.0, 1.0]]])
     seen = pool_batch(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), [True, True, True, False], probability=target)
-    assert Distill(kind="distill").loss(seen)[0].item() == pytest.approx(log(2))
+    assert Distill(kind="distill")(seen)[0].item() == pytest.approx(log(2))
     logits = torch.tensor([[[log(3), 0.0, -50.0, 9.0]]], requires_grad=True)
-    loss, _ = Distill(kind="distill").loss(pool_batch(logits, logits, [True, True, True, False], probability=target))
+    loss, _ = Distill(kind="distill")(pool_batch(logits, logits, [True, True, True, False], probability=target))
     loss.backward()
     assert logits.grad.abs().max().item() == pytest.approx(0, abs=1e-6)
 
@@ -188,6 +188,6 @@ def test_mean_teacher_by_hand():
     for progress, ramp in ((0.2, np.exp(-1.25)), (0.4, 1.0), (1.0, 1.0)):
         known = [True, True, False, False]
         seen = pool_batch(torch.zeros(1, 1, 4), teacher, known, teacher=teacher, progress=progress)
-        loss, row = objective.loss(seen)
+        loss, row = objective(seen)
         assert loss.item() == pytest.approx(4 * ramp / 16)
         assert row["consistency"] == pytest.approx(1 / 16)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from pipeline.store.cases import LabelledCases
-from pipeline.students.watching import validation_measures
-from tests.fixtures.networks import Ramp, row_of, segmenter_of
+from pipeline.students.watching import moved_on_disagreement, validation_measures
+from tests.fixtures.networks import Constant, Ramp, row_of, segmenter_of
+from tests.students.test_pool_batches import pairs_of, pool
 
 
 def measured(window: tuple[int, ...], *spacings: tuple[float, ...] | None) -> dict[str, float | None]:
@@ -33,3 +36,17 @@ def test_a_distance_that_has_no_unit_or_would_need_a_whole_case_is_null():
     larger = measured((8, 2), None)
     assert larger["validation_assd"] is None
     assert larger["validation_dice"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("at", "margin", "flipped"), [(4, math.log(3), 1.0), (39, None, None)])
+def test_what_moved_where_crops_may_miss_every_disagreement(tmp_path, at, margin, flipped):
+    """A disagreement of one pixel of 40. The crop of 8 at a random place holds pixel 4 with this seed, not pixel 39.
+
+    The base predicts class 0 with the probabilities 3/4 and 1/4, and the student predicts class 1.
+    """
+    masks = np.zeros((2, 1, 40), np.uint8)
+    masks[1, 0, at] = 1
+    base = Constant(0.75, 0.25)
+    crops = pool(tmp_path, [masks], pairs_of(("c0", 1, 0, 1)), (1, 8), reference=base, random_crops=1.0)
+    moved = moved_on_disagreement(crops, Constant(0.25, 0.75))
+    assert moved == {"base_margin_on_disagreement": pytest.approx(margin), "flipped_share": flipped}

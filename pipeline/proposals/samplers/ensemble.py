@@ -13,8 +13,8 @@ from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
 class Ensemble(Knobs):
     """One proposal per member of the base, and one proposal of the mean over the base and these members.
 
-    Members have other seeds, other architectures, or are a mean teacher or folds. Folds propose only if `members` names
-    the folds, because out-of-fold proposals cannot have folds as members.
+    Members are models with other seeds, models of other architectures, a mean teacher, and folds. Folds propose only if
+    `members` names the folds, because out-of-fold proposals cannot have folds as members.
     """
 
     kind: Literal["ensemble"]

@@ -81,8 +81,7 @@ class Morphology(Knobs):
 
 
 def moved(mask: np.ndarray, kind: str, radius: float) -> np.ndarray:
-    """Label map u8 `[*space]` after `kind` (erode, dilate, open or close) of the foreground by a ball of `radius`
-    voxels."""
+    """Label map u8 `[*space]` whose foreground is eroded, dilated, opened or closed by a ball of `radius` voxels."""
     inside = (mask != 0) & (mask != UNKNOWN)
     # Only background erodes, because voxels outside the image and voxels that are 255 may be foreground.
     background = mask == 0
@@ -102,7 +101,10 @@ def moved(mask: np.ndarray, kind: str, radius: float) -> np.ndarray:
 
 
 def filled(mask: np.ndarray) -> np.ndarray:
-    """Label map u8 `[*space]` with holes filled. A hole is background that foreground encloses across faces."""
+    """Label map u8 `[*space]` with holes filled. A hole is background that foreground encloses across faces.
+
+    A filled voxel takes the class of the nearest foreground voxel.
+    """
     from scipy.ndimage import binary_fill_holes
 
     return _labelled(mask, binary_fill_holes((mask != 0) & (mask != UNKNOWN)))

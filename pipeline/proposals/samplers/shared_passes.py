@@ -81,7 +81,8 @@ class _Recalled:
 
     def __init__(self, module: nn.Module, depth: list[int]) -> None:
         self.forward = module.forward
-        self.depth = depth  # number of recalled modules that are running, shared; calls inside another are not kept
+        # Number of recalled modules that are running, shared by all. A call inside another such module is not kept.
+        self.depth = depth
         self.outputs: list[Any] = []
         self.turn: int | None = None
 

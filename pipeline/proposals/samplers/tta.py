@@ -69,8 +69,10 @@ class TTA(Knobs):
 
 
 def _turned(name: str, case: CaseModels, view: View) -> Tensor:
-    """Class probabilities of the base for the turned image. Raises `BadInput` if the base fails on the turned
-    window."""
+    """Class probabilities f32 `[class, *space]` of the base for the turned image, brought back to the drawn box.
+
+    Raises `BadInput` if the base fails on the turned window.
+    """
     base = case.segmenter
     seen = view.window(base.window)
     try:

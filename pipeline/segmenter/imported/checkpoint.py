@@ -44,13 +44,13 @@ class Checkpoint(Knobs):
         chosen = [*([self.weights] if self.weights else []), *self.members, *self.snapshots]
         if self.network is not None and chosen:
             raise ValueError(
-                f"base.network: a file has one network, and {chosen} are of a folder; remove base.network or the names"
+                f"network: a file has one network, and {chosen} are of a folder; remove base.network or the names"
             )
         if twice := sorted({name for name in chosen if chosen.count(name) > 1}):
-            raise ValueError(f"base: the weights {twice} are named twice; list every name once")
+            raise ValueError(f"weights {twice} are named twice; list every name once")
         for name in (*self.members, *self.snapshots):
             if name in ("base", "mean") or name.startswith("fold_") or Path(name).name != name:
-                raise ValueError(f"base: '{name}' cannot be a relative of the base; name other weights of the folder")
+                raise ValueError(f"'{name}' cannot be a relative of the base; name other weights of the folder")
         return self
 
     def read(self, model: Path, cases: CaseStore, device: str) -> ImportedModel:

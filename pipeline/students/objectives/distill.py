@@ -23,7 +23,7 @@ class Distill(PoolObjective):
     feeds: ClassVar[Feed] = "pool"
     needs_probability: ClassVar[bool] = True
 
-    def loss(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         from pipeline.segmenter.losses import soft_cross_entropy
 
         assert batch.probability is not None

@@ -43,9 +43,6 @@ class ExtraLabels(ObjectiveKnobs):
         torch.manual_seed(seed)
         recipe = Recipe(start.base.architecture, self.optimisation, self.batch, start.augmentation, start.compute)
         trained = train_supervised(recipe, cases, labelled, seed, start=start.base.weights)
-        if self.split == "validation":
-            # The best step on training cases would be the most overfitted step.
-            trained.best, trained.best_step = trained.last, int(trained.history[-1]["step"] or 0)
         return Arm(trained, {"labelled": len(labelled)})
 
     def _with_labels(self, start: Start) -> list[Case]:

@@ -34,7 +34,7 @@ class MeanTeacher(PoolObjective):
     def teacher_decay(self) -> float | None:
         return self.consistency.decay
 
-    def loss(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         from pipeline.segmenter.losses import consistency, ramp_up
 
         assert batch.teacher is not None

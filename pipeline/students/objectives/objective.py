@@ -77,11 +77,19 @@ class PoolObjective(ObjectiveKnobs):
 
     def bind(self, pairs: PairStatistics) -> BoundObjective:
         """The objective for a pair set. By default, the statistics of the pairs change nothing."""
-        return Unbound(self)
+        return self
 
-    def loss(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         """Loss of a batch, and numbers for the history."""
-        raise NotImplementedError(f"objective '{type(self).__name__}' must define `loss` or `bind`")
+        raise NotImplementedError(f"objective '{type(self).__name__}' must define `__call__` or `bind`")
+
+    def diagnose(self, batch: PoolBatch) -> HistoryRow:
+        """Numbers for the history that are computed at evaluations only, because of their cost."""
+        return {}
+
+    def summary(self) -> dict[str, float | None]:
+        """Numbers for the student's record."""
+        return {}
 
     def train(self, start: Start) -> Arm:
         from pipeline.students.loop import train_on_pool
@@ -103,19 +111,3 @@ class BoundObjective(Protocol):
     def summary(self) -> dict[str, float | None]:
         """Numbers for the student's record."""
         ...
-
-
-class Unbound:
-    """An objective that is the same for every pair set."""
-
-    def __init__(self, objective: PoolObjective) -> None:
-        self.objective = objective
-
-    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
-        return self.objective.loss(batch)
-
-    def diagnose(self, batch: PoolBatch) -> HistoryRow:
-        return {}
-
-    def summary(self) -> dict[str, float | None]:
-        return {}

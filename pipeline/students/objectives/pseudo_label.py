@@ -23,7 +23,7 @@ class PseudoLabel(PoolObjective):
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Least probability of the base's class. Less certain voxels count in no term; 0 takes all voxels."""
 
-    def loss(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         import torch
 
         from pipeline.segmenter.losses import dice_ce, log_probability

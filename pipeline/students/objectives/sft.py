@@ -19,7 +19,7 @@ class Imitation(PoolObjective):
     kind: Literal["sft"]
     feeds: ClassVar[Feed] = "pairs"
 
-    def loss(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
+    def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
         from pipeline.segmenter.losses import dice_ce
         from pipeline.students.pair_loss import disagreement_region
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
 from pipeline.students.objectives.extra_labels import ExtraLabels
+
+if TYPE_CHECKING:
+    from pipeline.students.start import Arm, Start
 
 
 class ValidationLabels(ExtraLabels):
@@ -25,3 +28,9 @@ class ValidationLabels(ExtraLabels):
                 "objective 'validation_labels' trains on the cases that patience would measure; remove `patience`"
             )
         return self
+
+    def train(self, start: Start) -> Arm:
+        arm = super().train(start)
+        # Validation cases are training cases here: the best step on them would be the most overfitted step.
+        arm.weights.best, arm.weights.best_step = arm.weights.last, int(arm.weights.history[-1]["step"] or 0)
+        return arm
