@@ -130,13 +130,16 @@ def test_the_example_reads_tables_of_the_contract(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "result.py").write_text(marked("example result", "python"))
-    for file, table in {"audit/judges": schema.AUDIT_JUDGES, "data/pairs/agreement": schema.PAIRS}.items():
+    tables = {"audit/judges": schema.AUDIT_JUDGES}
+    for file, table in (tables | dict.fromkeys(("evaluation/base", "evaluation/rn_dpo"), schema.EVALUATION)).items():
         path = tmp_path / f"{file}.parquet"
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         pl.DataFrame(schema=table.columns).write_parquet(path)
     monkeypatch.chdir(tmp_path)
     runpy.run_path("result.py")
-    assert "lift_low" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "lift_low" in printed
+    assert "gain" in printed
 
 
 def test_the_overrides_shown_are_accepted_by_dvc(tmp_path: Path) -> None:
