@@ -74,15 +74,6 @@ class Params(Knobs):
         """Names of judges, score tables and consensus entries, in the order of the panel's columns."""
         return [*self.judges, *self.tables, *self.consensus]
 
-    def reads_truth(self, judge: str) -> bool:
-        """Whether a judge reads the truth of the cases that it scores.
-
-        A consensus entry reads the truth if one of its judges does.
-        """
-        if judge in self.consensus:
-            return any(self.reads_truth(one) for one in self.consensus[judge].judges)
-        return judge in self.judges and self.judges[judge].research
-
     @model_validator(mode="after")
     def _judges_have_one_place(self) -> Params:
         for name, judge in self.judges.items():

@@ -25,7 +25,8 @@ def stages_and_knobs(params: Params) -> Iterator[tuple[str, str, object]]:
     yield from ((f"judge/{name}", "judge", (judge, augmentation, compute)) for name, judge in params.judges.items())
     yield from ((f"table/{name}", "judge", table) for name, table in params.tables.items())
     yield "panel", "panel", params.consensus
-    yield "audit", "audit", (params.audit, params.pairs, params.consensus)
+    # The verdict of a judge depends on `research` of its class.
+    yield "audit", "audit", (params.audit, params.pairs, params.consensus, params.judges)
     yield from ((f"mine/{name}", "mine", pairs) for name, pairs in params.pairs.items())
     for name, student in params.students.items():
         yield f"train/{name}", "train", (student, params.training, augmentation, compute)

@@ -15,6 +15,7 @@ from stages import FOLDER, stage
 @stage
 def main(cases: Path, proposals: Path, panel: Path, out: Path, params_file: Path) -> None:
     from pipeline.audit.audit import run_audit
+    from pipeline.judges.consensus import reads_truth
     from pipeline.params import load_params
     from pipeline.store.cases import CaseStore
     from pipeline.store.proposals import Data, ProposalStore
@@ -22,7 +23,7 @@ def main(cases: Path, proposals: Path, panel: Path, out: Path, params_file: Path
     params = load_params(params_file)
     run_audit(
         panel,
-        {name: params.reads_truth(name) for name in params.judge_names},
+        {name: reads_truth(name, params.judges, params.consensus) for name in params.judge_names},
         params.pairs,
         Data(CaseStore(cases), ProposalStore(proposals)),
         params.audit,

@@ -213,8 +213,8 @@ def test_every_knob_says_what_it_means():
         ),
         (
             {"students__sft__stopping": {"patience": 2}},
-            "students.sft: stopping.patience: patience needs rewards, and objective 'sft' has none; use kl or "
-            "volume_ratio",
+            "students.sft: stopping.patience: patience needs a reward accuracy on held-out pairs, and objective 'sft' "
+            "has none; use kl or volume_ratio",
         ),
         (
             {"base": {"kind": "checkpont"}},

@@ -1,1 +1,1 @@
-"""Stages `predict` and `export`: masks of new images, and a trained model as files for other programs."""
+"""Commands `predict` and `export`: masks of new images, and a trained model as files for other programs."""

@@ -15,6 +15,7 @@ import polars as pl
 
 from pipeline import __version__
 from pipeline.errors import BadInput
+from pipeline.judges.consensus import reads_truth
 from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.student_record import StudentRecord
@@ -125,7 +126,7 @@ def _pair_set(record: StudentRecord | None, run: FinishedRun) -> tuple[dict[str,
         "name": knobs.judge,
         "kind": known[knobs.judge].kind,
         "knobs": known[knobs.judge].model_dump(mode="json"),
-        "reads_truth": run.params.reads_truth(knobs.judge),
+        "reads_truth": reads_truth(knobs.judge, run.params.judges, run.params.consensus),
     }
     return judge, {"name": record.pairs, "strategy": knobs.strategy.model_dump(mode="json")}
 

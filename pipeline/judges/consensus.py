@@ -17,6 +17,7 @@ import polars as pl
 from pydantic import Field, field_validator
 
 from pipeline.errors import BadInput
+from pipeline.judges.judge import JudgeKnobs
 from pipeline.knobs import Knobs, Name
 from pipeline.measures.ranking import centred_ranks, within_case_spearman
 
@@ -105,6 +106,16 @@ class Unanimous(_Consensus):
 
 
 JudgeConsensus = Annotated[RankMean | Weighted | Unanimous, Field(discriminator="kind")]
+
+
+def reads_truth(name: str, judges: Mapping[str, JudgeKnobs], entries: Mapping[str, JudgeConsensus]) -> bool:
+    """Whether a judge reads the truth of the cases that it scores.
+
+    A consensus entry reads the truth if one of its judges does. A score table reads no truth.
+    """
+    if name in entries:
+        return any(reads_truth(one, judges, entries) for one in entries[name].judges)
+    return name in judges and judges[name].research
 
 
 def check_consensus(entries: Mapping[str, JudgeConsensus], judges: Iterable[str]) -> None:

@@ -1,1 +1,1 @@
-"""Agreement of masks, quality of rankings and uncertainty of means: functions of arrays, without files."""
+"""Agreement of masks, quality of rankings, uncertainty of means, and numbers as text: functions without files."""

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.seeding import numpy_generator
 
 BLOCK = 2**22
-"""Most resampled groups or cases held in memory at a time."""
+"""Largest number of resampled groups or cases held in memory at a time."""
 
 
 class Interval(NamedTuple):

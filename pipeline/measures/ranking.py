@@ -1,7 +1,7 @@
 """Ranking ability of a judge: the proposals of each case against true Dice, and the cases against each other.
 
-Scores and true Dice are f64 `[case, slot]`. A slot that repeats an earlier mask, or that the judge abstained on, is
-NaN. A measure that has no value for a case is NaN for that case.
+Scores and true Dice are f64 `[case, slot]`. The score of a slot is NaN if the slot repeats an earlier mask, or if the
+judge abstained. A measure that has no value for a case is NaN for that case.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def top_value(score: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def best_fixed(dice: np.ndarray, groups: Sequence[str] | np.ndarray, folds: int, seed: int) -> tuple[np.ndarray, int]:
     """True Dice f64 `[case]` of always picking the same slot, and the best slot over all cases.
 
-    `dice` is `[case, proposal]`. The slot for a case is the best slot on the other folds. With a single group, the slot
-    is the best slot on that group.
+    `dice` is `[case, proposal]`, without NaN. The slot for a case is the best slot on the other folds. With a single
+    group, the slot is the best slot on that group.
     """
     fold = folds_by_group(groups, folds, seed)
     chosen = np.empty(len(dice))

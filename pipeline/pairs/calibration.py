@@ -66,7 +66,7 @@ class _Calibration(Knobs):
 
 
 class Isotonic(_Calibration):
-    """Isotonic regression: a step function that never decreases.
+    """Isotonic regression: level steps that never decrease, joined by straight lines.
 
     Each step is smoothed as if the step held one more right case and one more wrong case (Laplace).
     """

@@ -49,8 +49,9 @@ def mine(
     seed: int,
     calibration: Curve | None = None,
 ) -> tuple[pl.DataFrame, dict[str, object]]:
-    """Pairs of a split (schema `PAIRS`), and the number of cases without a pair by reason.
+    """Pairs of a split (schema `PAIRS`), and counts: `cases`, `cases_with_pairs`, `pairs` and `dropped`.
 
+    `dropped` is the number of cases without a pair by reason, without reasons that no case has.
     The panel must be in the order of its key. Duplicates and proposals without a score are left out before ranking.
     `calibration` gives `p_correct`; without a calibration `p_correct` is null.
 
@@ -169,7 +170,7 @@ def _mined(
     margin = chosen_score - rejected_score
     p = None if calibration is None else calibration(margin)
     least = 0.5 if strategy.min_p_correct is None else strategy.min_p_correct
-    # A margin below 0 comes from `top_base` alone: the judge scores the base above every other proposal.
+    # A margin below 0 comes from `top_base` alone: the judge scores the base above the candidate.
     failed = np.select(
         [
             margin < 0,
@@ -224,6 +225,7 @@ def _widest(table: pl.DataFrame, fraction: float) -> pl.DataFrame:
     The number of cases is rounded and at least one. Cases that share the margin at the cut are all dropped, so fewer
     cases, or none, may be kept.
     """
+    # With fraction 1 no case is left out, so no margin is grouped: `widest` stays empty.
     widest = table.group_by("case").agg(pl.col("margin").max())["margin"] if fraction < 1 else table["margin"].head(0)
     keep = max(1, round(fraction * len(widest)))
     if keep >= len(widest):
@@ -241,7 +243,7 @@ def mine_to(
     out: Path,
     calibration: Curve | None = None,
 ) -> None:
-    """Write the pairs of a pair set to `out`, and the counts of cases without a pair to `NAME.drops.json` beside it.
+    """Write the pairs of a pair set to `out`, and the counts of `mine` to `NAME.drops.json` beside `out`.
 
     Without a calibration `p_correct` is null.
     """

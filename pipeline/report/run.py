@@ -12,6 +12,7 @@ import polars as pl
 
 from pipeline.audit.verdicts import LEAST
 from pipeline.errors import BadInput
+from pipeline.judges.consensus import reads_truth
 from pipeline.measures.numbers import Estimate
 from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.student_record import STUDENT_FILE, StudentRecord
@@ -98,7 +99,7 @@ class Run:
 
     def reads_truth(self, judge: str) -> bool:
         """Whether a judge, or a judge of a consensus entry, reads the truth of the cases that it scores."""
-        return self.params.reads_truth(judge)
+        return reads_truth(judge, self.params.judges, self.params.consensus)
 
     @cached_property
     def mined(self) -> list[str]:

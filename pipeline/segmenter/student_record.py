@@ -49,7 +49,7 @@ class StudentRecord(BaseModel):
     interpolated: float | None = None
     """Share of the student's weights in their interpolation with the base; null without interpolation."""
     pairs_mined: int | None = None
-    """Number of pairs in training."""
+    """Number of pairs, with the pairs of the groups that are held out for stopping."""
     images: int | None = None
     """Number of pool images in training."""
     beta_own: float | None = None
@@ -57,7 +57,8 @@ class StudentRecord(BaseModel):
     mean_disagreement: float | None = None
     """Mean size |D| of the disagreement regions of the pairs, in voxels."""
     aimed_shift: float | None = None
-    """Mean logit shift on D at which the slope of the link is 0; null if the shift is unbounded, or differs by pair."""
+    """Shift delta / N of a pair at which the slope of the link is 0, where N is a matched N(D). With the normaliser
+    `region`, the shift is the mean logit shift on D. Null if the shift is unbounded or differs by pair."""
     base_margin_on_disagreement: float | None = None
     """Median over D of the difference between the base's two largest logits."""
     flipped_share: float | None = None

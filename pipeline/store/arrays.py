@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def _layout(array: ArraySchema, shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Chunk shape for a case, and the shape of the whole chunks that hold a case, without the case axis.
 
-    A chunk holds one case. `create_array` joins the small disagreement matrices of several cases into one chunk.
+    A chunk holds voxels of one case only. `create_array` joins the small disagreement matrices of several cases into
+    one chunk.
     """
     if array is schema.DISAGREEMENT:
         chunk = [1, *shape[1:]]
@@ -28,6 +29,7 @@ def _layout(array: ArraySchema, shape: Sequence[int]) -> tuple[tuple[int, ...], 
         # "*space" is one entry of `axes` and stands for several axes of `shape`.
         n_space = len(shape) - (len(array.axes) - 1)
         edge = schema.CHUNK[n_space]
+        # In 3D a chunk holds one proposal, so that a few slots are read alone (`ProposalStore.masks`).
         middle = [length if n_space == 2 else 1 for length in shape[1:-n_space]]
         chunk = [1, *middle, *(min(edge, length) for length in shape[-n_space:])]
     case_shape = [-(-length // edge) * edge for length, edge in zip(shape[1:], chunk[1:], strict=True)]

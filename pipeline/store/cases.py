@@ -42,7 +42,7 @@ Where = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the case table. Fields are the columns of `schema.CASES`."""
+    """A row of the case table. Fields are the columns of `schema.CASES` but `site`, `sources` and `sha256`."""
 
     case_id: str
     case: int

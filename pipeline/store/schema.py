@@ -17,7 +17,7 @@ The value is never a class and never in a disagreement region.
 """
 
 SPLITS = ("labelled", "pool", "validation", "test")
-"""The splits, in the order of the cases in the arrays."""
+"""The splits. The arrays hold the cases split by split, in this order."""
 
 ROW_GROUP = 131_072
 """Rows per Parquet row group. The number is fixed, so that equal content gives equal bytes."""
@@ -316,12 +316,13 @@ ARRAYS = (IMAGES, LABELS, TRUTH, MASKS, PROBABILITY, DISAGREEMENT, ERROR)
 CHUNK = {2: 256, 3: 64}
 """Longest chunk edge in voxels, by number of spatial axes. Chunks of padding alone are never written."""
 SHARD_BYTES = 256 * 2**20
-"""Most raw bytes of a shard, which holds whole cases."""
+"""Largest number of raw bytes of a shard of several cases, over all arrays that are written together."""
 SLAB_BYTES = 32 * 2**20
-"""Most raw bytes of a case that shares shards with other cases, over all arrays that are written together.
+"""Largest number of raw bytes of a case that shares shards with others, over all arrays that are written together.
 
-A larger case has shards of its own. Proposals of a larger case are cut into slabs along the longest axis. A shard is a
-slab of whole chunks, of at most this many raw bytes and at least one chunk thick.
+A larger case has shards of its own. A shard of its image is as large as the case. Proposals of a larger case are cut
+into slabs along the longest axis. A shard is a slab of whole chunks, of at most this many raw bytes and at least one
+chunk thick.
 """
 SHARDS = 16
 """Target number of shards of a store, for any number of workers.

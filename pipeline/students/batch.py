@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class PoolBatch:
     """One forward pass of images with all their pairs, padded to the window.
 
-    Optional parts are None unless the objective or its anchor asks for them.
+    `probability`, `teacher`, `voxel_e` and `moving` are None unless the objective or its anchor asks for the part.
+    Batches of training have `known` and `images`.
     """
 
     logits: Tensor  # [image, output, *space] of the policy, with gradient
@@ -33,7 +34,7 @@ class PoolBatch:
     classes: tuple[str, ...] = ()  # names of the classes, background first
     progress: float = 1.0  # share of the steps that are done, 0 to 1
     images: Tensor | None = None  # f32 [image, channel, *space], without noise
-    moving: Tensor | None = None  # [image, output, *space], logits of a moving reference of the pairs, else `reference`
+    moving: Tensor | None = None  # [image, output, *space], logits of a moving reference; None: pairs use `reference`
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Training of a student: labelled batches, anchors, evaluations, and the weights that are kept.
 
-`train_on_pool` shows one training from top to bottom. Objectives with batches of their own (`supervised`, `mapo`) use
-`StudentTraining` with a loss of their own.
+`train_on_pool` puts a training together: batches, objective, loss of a step. `segmenter.loop.optimise` runs the steps
+and keeps the weights. Objectives with batches of their own (`supervised`, `mapo`) use `StudentTraining` with a loss of
+their own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pipeline.segmenter.segmenter import Segmenter
 from pipeline.students.batch import LabelledBatch, PoolBatch
 from pipeline.students.pool_batches import PoolBatches, drift, kl_outside, pool_and_held_out
 from pipeline.students.start import Arm, Start
-from pipeline.students.watching import moved_on_disagreement, stop_rule, validation_measures, watched
+from pipeline.students.watching import held_out_measures, moved_on_disagreement, stop_rule, validation_measures
 
 if TYPE_CHECKING:
     from pipeline.students.objectives.objective import BoundObjective, PoolObjective
@@ -37,7 +38,8 @@ def train_on_pool(objective: PoolObjective, start: Start) -> Arm:
     pool, held_out = pool_and_held_out(objective, start)
     # Beta is matched across normalisers on the sizes of the pairs, before the first step.
     bound = objective.bind(pool.statistics())
-    # Draws and crops depend on the seed alone: arms with the same images see the same images in every step.
+    # Draws depend on seed and images: arms with the same images see the same images in every step.
+    # Crops come from outside, because evaluations have crops of their own. A crop also depends on the pairs.
     draws, crops = pool.draws(), numpy_generator(start.seed, "student", "crops")
 
     def step_loss(step: int) -> tuple[Tensor, HistoryRow]:
@@ -47,14 +49,15 @@ def train_on_pool(objective: PoolObjective, start: Start) -> Arm:
         loss, numbers = bound(batch)
         return training.anchored(batch, loss, numbers)
 
+    # Without mined pairs, no image has a disagreement region on which the change could be measured.
     return training.fit(step_loss, bound, pool, held_out, moved=objective.feeds == "pairs")
 
 
 class StudentTraining:
     """A student in training: the policy, which starts from the base, its moving average and its labelled batches.
 
-    The policy stays in eval mode: dropout is off and normalisation statistics are frozen, so that policy and reference
-    are equal at step 0.
+    The policy stays in eval mode, which `Model.load` and `optimise` set. Dropout is off and normalisation statistics
+    are frozen, so that policy and reference are equal at step 0.
     """
 
     def __init__(self, start: Start, teacher_decay: float | None = None, needs_labels: bool = False) -> None:
@@ -69,11 +72,11 @@ class StudentTraining:
                 "set `splits` so that some are, or use an objective on pairs or the pool with anchor.supervised: 0"
             )
         self.policy = start.base.load(start.compute.device)
-        # The teacher of an objective is the moving average of the student, so one average serves both knobs.
+        # `teacher_decay` and `average` never occur together, so one average serves both.
         decay = teacher_decay or start.student.average
         self.average = None if decay is None else Average(self.policy, decay)
         self.teacher = self.average if teacher_decay else None
-        # Cases that fit the window are read once, for all evaluations.
+        # Cases that fit the window are read once, for all evaluations and for the labelled batches.
         self.labelled = cases.with_labels(labelled, window)
         self.validation = cases.with_labels(cases.split("validation"), window)
         # Equal labelled batches in every arm: arms differ in the objective alone.
@@ -94,13 +97,16 @@ class StudentTraining:
         with compute.autocast():
             return LabelledBatch(all_heads(self.policy, images), labels, images)
 
-    def watch(self, batch: PoolBatch) -> None:
-        """Keep the batch: the next evaluation measures its drift from the base."""
+    def remember(self, batch: PoolBatch) -> None:
+        """Keep the batch. The next evaluation measures drift and diagnosis on the logits of the batch.
+
+        These logits come from the policy before the update of the step, never from the moving average.
+        """
         self._last = batch
 
     def anchored(self, batch: PoolBatch, loss: Tensor, numbers: HistoryRow) -> tuple[Tensor, HistoryRow]:
-        """Loss plus the weighted terms of the anchor, and the numbers with the terms; the batch is watched."""
-        self.watch(batch)
+        """Loss plus the weighted terms of the anchor, and the numbers with the terms; the batch is remembered."""
+        self.remember(batch)
         if self.anchor is None:
             return loss, numbers
         terms: dict[str, tuple[float, Tensor]] = {}
@@ -111,12 +117,13 @@ class StudentTraining:
         if self.anchor.kl:
             terms["kl"] = self.anchor.kl, kl_outside(batch)
         if self.anchor.distill:
-            # `pool_and_held_out` has the batches carry the probabilities if the anchor distils.
+            # `pool_and_held_out` asks for `probability` if the anchor distils.
             assert batch.probability is not None
             assert batch.known is not None
             terms["distill"] = self.anchor.distill, soft_cross_entropy(batch.logits, batch.probability, batch.known)
         for name, (weight, value) in terms.items():
             loss = loss + weight * value
+            # The history has the terms without their weights.
             numbers = {**numbers, name: float(value.detach())}
         return loss, numbers
 
@@ -132,17 +139,18 @@ class StudentTraining:
         held_out: PoolBatches | None = None,
         moved: bool = False,
     ) -> Arm:
-        """Train all steps, or fewer if a rule stops the training, and return the student.
+        """Train all steps, or fewer if `stopping` or `patience` ends the training, and return the student.
 
-        `bound` gives the diagnosis of the watched batch. `held_out` has the images of stopping without labels. `moved`
-        asks for the change of the student on the disagreement regions of `pool`.
+        `bound` gives the diagnosis of the remembered batch. `held_out` has the images of stopping without labels.
+        `moved` asks for the change of the student on the disagreement regions of `pool`.
         """
         start = self.start
 
         def evaluate(network: nn.Module) -> HistoryRow:
             measures = validation_measures(self.segmenter(network), self.validation)
-            return {**self._watched(network, bound, held_out), **measures}
+            return {**self._measures(network, bound, held_out), **measures}
 
+        # `optimise` evaluates at step 0 and at intervals, and keeps the weights of the evaluations.
         trained = optimise(
             self.policy,
             step_loss,
@@ -152,7 +160,7 @@ class StudentTraining:
             stop=stop_rule(start.student.stopping),
         )
         numbers: dict[str, Any] = {**(bound.summary() if bound else {}), "stopped": trained.stopped}
-        # Before the change on the disagreement regions, which is measured on the weights that are kept.
+        # Interpolation comes first, because `moved_on_disagreement` measures the weights that are kept.
         numbers["interpolated"] = self._interpolate(trained)
         if pool is not None:
             numbers |= {"pairs_mined": len(pool.pairs), "images": len(pool.pool)}
@@ -162,16 +170,16 @@ class StudentTraining:
                 numbers |= moved_on_disagreement(pool, self.policy.to(start.compute.device).eval())
         return Arm(trained, numbers)
 
-    def _watched(self, network: nn.Module, bound: BoundObjective | None, held_out: PoolBatches | None) -> HistoryRow:
-        """Drift and diagnosis of the watched batch, measures of held-out images, Dice on the labelled cases."""
+    def _measures(self, network: nn.Module, bound: BoundObjective | None, held_out: PoolBatches | None) -> HistoryRow:
+        """Drift and diagnosis of the remembered batch, measures of held-out images, Dice on the labelled cases."""
         row: HistoryRow = {}
         if self._last is not None and bound is not None:
-            # The logits of a batch are large: released as soon as they are measured.
+            # The last training batch costs no further forward pass. Its large logits are released once measured.
             batch, self._last = self._last, None
             with torch.no_grad():
                 row = {**drift(batch), **bound.diagnose(batch)}
         if held_out is not None and bound is not None:
-            row |= watched(held_out, network, bound)
+            row |= held_out_measures(held_out, network, bound)
         # A Dice that rises on labelled cases and not on validation shows overfitting.
         if self.labelled.cases:
             row["labelled_dice"] = self.segmenter(network).dice(self.labelled)

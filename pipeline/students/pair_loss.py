@@ -48,7 +48,7 @@ class Terms:
 
     @property
     def size(self) -> Tensor:
-        """|D| i64 `[pair]`."""
+        """|D| i64 `[pair]`: the sum of `sizes` over the parts of D."""
         return self.sizes.sum(1)
 
     def total(self, values: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def disagreement_region(chosen: Tensor, rejected: Tensor) -> Tensor:
 def pair_terms(logits: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor, image: Tensor) -> Terms:
     """The terms of delta of all pairs, from one forward pass of the images.
 
-    The gathered values grow with |D|, not with the image.
+    The difference of the logits is as large as the images. The terms are as many as the voxels of D.
     `logits` and `reference` are `[image, output, *space]` of any float type and are subtracted in float32. One output
     is a binary head. `chosen` and `rejected` are u8 `[pair, *space]`. `image` i64 `[pair]` is the index of the pair's
     image, in any order.
@@ -81,6 +81,7 @@ def pair_terms(logits: Tensor, reference: Tensor, chosen: Tensor, rejected: Tens
     region = disagreement_region(chosen, rejected).flatten(1)
     size, numbers = region.sum(1), torch.arange(pairs, device=image.device)
     # Masks that agree on a voxel cancel there, so only voxels of D are gathered.
+    # `nonzero` gives the voxels pair after pair, on which `repeat_interleave` and `Terms.total` rely.
     place = region.flatten().nonzero()[:, 0]
     # x is l of the equations, the rejected class.
     w, x = chosen.flatten()[place], rejected.flatten()[place]
@@ -91,7 +92,8 @@ def pair_terms(logits: Tensor, reference: Tensor, chosen: Tensor, rejected: Tens
     sizes = torch.bincount(cell, minlength=pairs * classes).view(pairs, classes)
     # Index of output 0 in the flattened logits: image * outputs * voxels + voxel, where voxel = place - pair * voxels.
     first = place + ((image * outputs - numbers) * voxels).repeat_interleave(size)
-    # Float32 before the pick: bf16 rounds small shifts to 0, and several pairs add their gradients in one voxel.
+    # Float32 before the pick: bf16 rounds small shifts to 0.
+    # The gradients of several pairs add up in one voxel. The sum is in float32.
     moved = (logits.float() - reference.float()).flatten()
     if outputs == 1:
         shift = moved[first] * (w.float() - x.float())  # (w_i - l_i) (z_i - r_i)
@@ -111,18 +113,22 @@ def normaliser_value(kind: Normaliser, size: Tensor, floor: int, voxels: Tensor 
         return torch.ones_like(size, dtype=torch.float32)  # DPO (Rafailov et al. 2023): N(D) = 1
     if kind == "image":
         # An ablation: if all images have one size, only beta is rescaled.
+        # `expand` fits `[pair]` alone. Parts of D need kind `region`, which `PairObjective` checks.
         return torch.as_tensor(voxels, dtype=torch.float32, device=size.device).expand(size.shape)
     # A floor, because a D of a few voxels would be pushed as much as a missed organ.
     floored = size.clamp(min=floor).float()
-    # RN-DPO (Kalisch et al. 2026): N(D) = |D|, so all pairs push with equal L1 norm. The root: with equal L2 norm.
+    # RN-DPO (Kalisch et al. 2026): N(D) = |D|. Above the floor, pairs of equal h push with equal L1 norm.
+    # The root: with equal L2 norm.
     return floored.sqrt() if kind == "sqrt_region" else floored
 
 
 def pair_losses(terms: Terms, n: Tensor, beta: float, link: LossOfMargin, e: Tensor | None = None) -> Tensor:
     """Loss f32 `[pair]`: link(h) with h = beta * delta / N(D); without meaning if D is empty.
 
-    `n` is N(D) f32 `[pair]`. `e` is the error rate f32 `[pair]`, for links that read an error rate.
+    `n` is N(D) times the factor that matches beta, f32 `[pair]`. `e` is the error rate f32 `[pair]`, for links that
+    read an error rate.
     """
+    # A link gets h and the shift, because IPO has its target in units of the shift.
     shift = terms.total(terms.shift) / n  # delta / N(D), the mean logit shift on D if N(D) = |D|
     return link(beta * shift, shift, e)  # link(h); RN-DPO: -logsig(beta * delta / |D|)
 
@@ -130,8 +136,8 @@ def pair_losses(terms: Terms, n: Tensor, beta: float, link: LossOfMargin, e: Ten
 def part_losses(terms: Terms, n: Tensor, beta: float, link: LossOfMargin, e: Tensor | None = None) -> Tensor:
     """Loss f32 `[pair]`: the mean of link(beta * delta / N) over the parts of D; 0 if D is empty.
 
-    Every part has a delta and an N of its own. `n` is N f32 `[pair, foreground class]`. `e` is the error rate f32
-    `[pair]`.
+    Every part has a delta and an N of its own. `n` is N times the factor that matches beta, f32 `[pair, foreground
+    class]`. `e` is the error rate f32 `[pair]`.
     """
     shift = terms.total_by_part(terms.shift) / n
     there = terms.sizes > 0
@@ -143,8 +149,8 @@ def part_losses(terms: Terms, n: Tensor, beta: float, link: LossOfMargin, e: Ten
 def voxel_losses(terms: Terms, n: Tensor, beta: float, link: LossOfMargin, voxel_e: Tensor | None = None) -> Tensor:
     """Loss f32 `[pair]`: the sum over D of link(beta * shift of the voxel), divided by N(D); 0 if D is empty.
 
-    The link is inside the sum, so no voxel stands in for others. `n` is N(D) f32 `[pair]`. `voxel_e` is the error rate
-    f32 `[pair, *space]`.
+    The link is inside the sum, so a large shift on one voxel cannot make up for a small shift on another voxel. `n` is
+    N(D) f32 `[pair]`. `voxel_e` is the error rate f32 `[pair, *space]`.
     """
     e = None if voxel_e is None else voxel_e.flatten()[terms.place]
     return terms.total(link(beta * terms.shift, terms.shift, e)) / n

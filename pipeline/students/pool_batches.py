@@ -1,6 +1,7 @@
 """Batches of pool images with all their pairs, and drift of the policy on a batch.
 
-One forward pass of an image serves all pairs of the image. Reference logits are kept in memory.
+One forward pass of an image serves all pairs of the image. With `reference: cached`, the reference logits of images
+that fit the window are kept.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
     from pipeline.students.student import Training
 
 ERROR_RANGE = (0.02, 0.45)
-"""Range to which error probabilities are clipped: never certain, and never one half, which would reverse a pair."""
+"""Range to which error probabilities are clipped: never certain, and always below one half.
+
+At one half, cDPO has no preference and rDPO divides by 0. Above one half, both reverse the pair.
+"""
 
 CasesAndFlips = list[tuple[Case, tuple[int, ...]]]
 """Cases of a step, each with the spatial axes along which the case is flipped."""
@@ -124,7 +128,7 @@ class PoolBatches:
         crops = numpy_generator(self.seed, "statistics")
         size, voxels = [], []
         for case in self.pool:
-            # As in training, where |D| counts inside the crop alone.
+            # As in training: one crop serves all pairs of a case, and |D| counts inside the crop alone.
             masks = self._masks(case, self._crop(case, crops))
             if count := len(masks.chosen):
                 size += disagreement_region(*masks).flatten(1).sum(1).tolist()
@@ -143,7 +147,7 @@ class PoolBatches:
 
         order = rounds()
         while True:
-            # A batch larger than the pool would hold images twice.
+            # A batch larger than the pool would always hold images twice.
             count = min(self.knobs.images, len(self.pool))
             yield [(next(order), self.views[generator.integers(len(self.views))]) for _ in range(count)]
 
@@ -172,7 +176,7 @@ class PoolBatches:
             image, masks = self._image(case, where), self._masks(case, where)
             count = len(masks.chosen)
 
-            # Flips come before padding: the padding lies behind the image in every view.
+            # Flips come before padding: the padding lies behind the image in every view. The default binds this view.
             def placed(part: Tensor, value: float = 0.0, view: tuple[int, ...] = view) -> Tensor:
                 return pad_to(flip(part, view, len(window)), window, value)
 
@@ -192,12 +196,12 @@ class PoolBatches:
                 errors.append(placed(self._errors(case, where)))
             if self.probability:
                 probability.append(self.augmentation.swap_classes(placed(self._probability(case, where)), view))
-        # Stacked on the CPU: one transfer per part, not one per image.
+        # Stacked on the CPU, except `references`: one transfer per part, not one per image.
         device = self.compute.device
         clean = torch.stack(images).to(device)
         batch = clean
         if self.noise:
-            # From seed and step, on the CPU: equal on every device.
+            # From seed and step, on the CPU: equal on every device. Reference and teacher get the clean images.
             drawn_noise = torch.randn(clean.shape, generator=torch_generator(self.seed, "noise", step))
             batch = clean + self.noise * drawn_noise.to(clean)
         with self.compute.autocast():
@@ -272,7 +276,7 @@ class PoolBatches:
         return self._kept("errors", case, where, count)
 
     def _crop(self, case: Case, crops: np.random.Generator) -> Where | None:
-        """Box of a crop, as large as the window; None if the case fits the window.
+        """Box of a crop, at most as large as the window; None if the case fits the window.
 
         The crop lies around a voxel of the disagreement of one pair. A share `random_crops` of the crops, and all crops
         of a case without a disagreement, lie anywhere.
@@ -284,14 +288,17 @@ class PoolBatches:
         # Crops anywhere show the parts on which all pairs agree, where the student may drift.
         # One pair first, then one voxel: pairs with a small D are shown as often as pairs with a large D.
         if pairs and crops.random() >= self.knobs.random_crops:
-            centre = self._disagreement(case, pairs[int(crops.integers(len(pairs)))]).draw(crops)
+            centre = self._spots_of(case, pairs[int(crops.integers(len(pairs)))]).draw(crops)
             if centre is not None:
                 return around(centre, case.shape, window)
         return anywhere(case.shape, window, crops)
 
-    def _disagreement(self, case: Case, pair: tuple[int, int]) -> Spots:
-        """Voxels on which a pair differs, counted by chunk. The counts are small, and no part of the cache."""
-        # Counting reads both masks as a whole, so every pair is counted once.
+    def _spots_of(self, case: Case, pair: tuple[int, int]) -> Spots:
+        """Sampler of the voxels on which a pair differs. The sampler counts the voxels chunk by chunk.
+
+        The counts are small, and no part of the cache.
+        """
+        # Counting reads every chunk of both masks, so every pair is counted once.
         if (case.case, *pair) not in self.spots:
             self.spots[(case.case, *pair)] = Spots(
                 case.shape, lambda where: region(*self.proposals.masks(case, pair, where))
@@ -304,6 +311,7 @@ class PoolBatches:
         @torch.no_grad()
         def forward() -> Tensor:
             # One image at a time, and float32: kept and recomputed logits are equal in every bit.
+            # The logits stay on the device, so kept logits need no transfer.
             with self.compute.autocast():
                 return self.reference.network(image[None].to(self.compute.device))[0].float()
 
@@ -313,7 +321,11 @@ class PoolBatches:
 
 
 def regions(batch: PoolBatch) -> tuple[Tensor, Tensor]:
-    """Union of the disagreement regions of every image, and the valid voxels outside: bool `[image, *space]` each."""
+    """For each image, the union of the disagreement regions of its pairs, and the valid voxels outside the union.
+
+    Both are bool `[image, *space]`.
+    """
+    # Only batches of tests and benchmarks lack `known`.
     if batch.known is not None:
         known = batch.known.clone()
     else:
@@ -394,7 +406,7 @@ def pool_and_held_out(objective: PoolObjective, start: Start) -> tuple[PoolBatch
             reference,
             start.training,
             start.augmentation,
-            # Without the name of the student: all arms draw the same images.
+            # Without the name of the student: arms with the same cases draw the same images.
             seed_of(start.seed, "student"),
             probability=probability,
             votes=objective.needs_votes,

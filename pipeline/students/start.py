@@ -47,7 +47,8 @@ class Arm:
     def untrained(cls, state: State | None, validation_dice: float, **numbers: Any) -> Arm:
         """An arm without training. The history has one row, with the validation Dice at step 0.
 
-        `state` has the weights, and is empty for a program. None makes an arm without weights.
+        `state` has the weights, and is empty for an exported network without a state dict. None makes an arm without
+        weights.
         """
         history: list[dict[str, float | None]] = [{"step": 0, "validation_dice": validation_dice}]
         weights = state or {}

@@ -22,7 +22,8 @@ class Anchor(Knobs):
     supervised: Weight = 1.0
     """Weight of DiceCE on a labelled batch."""
     kl: Weight = 0.0
-    """Weight of KL(student || base) in nats, mean over the voxels outside all disagreement regions of the image."""
+    """Weight of KL(student || base) in nats, mean over the voxels of a batch that lie outside all disagreement regions
+    of their image."""
     distill: Weight = 0.0
     """Weight of the soft cross-entropy to the mean probability of the proposals, in nats, mean over voxels."""
 
@@ -60,12 +61,14 @@ class Training(Knobs):
     labelled: Annotated[int, Field(gt=0)] = 4
     """Labelled cases per step, for the anchor and for the objectives `supervised` and `mapo`."""
     reference: Literal["cached", "recomputed"] = "cached"
-    """`cached` keeps the reference logits of every image and flip in memory. `recomputed` runs the base in every step.
-    The reference logits of crops of larger cases are always recomputed."""
+    """`cached` keeps the reference logits of every image and flip, up to `cache_gb`. `recomputed` runs the base in
+    every step. The reference logits of crops of larger cases are always recomputed."""
     cache_gb: Annotated[float, Field(gt=0)] = 4.0
-    """Memory in GiB for images, masks, probabilities and reference logits.
+    """Memory in GiB of one cache for images, masks, probabilities, error rates of voxels and reference logits.
 
-    The least recently used values leave first. Crops of larger cases are read from disk in every step.
+    Reference logits lie on the device, all other values in main memory. With `stopping`, a second cache of the same
+    size serves the held-out images. The least recently used values leave first. Crops of larger cases are read from
+    disk in every step.
     """
     random_crops: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of the crops that lie anywhere, for cases larger than the window. The other crops lie around a voxel on
@@ -87,11 +90,15 @@ class Student(Knobs):
     """Shares between base (0) and student (1) that are compared on validation by the Dice of the last weights. The
     best share is applied to all kept weights (Wortsman et al. 2022). Null keeps the weights as trained."""
     stopping: Stopping | None = None
-    """Rules that stop training without labels. Null trains all steps."""
+    """Rules that stop training without labels. Null: no such rule; `optimisation.patience` still applies."""
 
     @model_validator(mode="after")
     def _keys_of_the_objective(self) -> Student:
-        """Each key needs something that only some objectives have: pool images, the common loop, rewards."""
+        """Refuse keys that the objective cannot use.
+
+        `anchor` and `stopping` need pool images. `average` and `interpolate` need the common loop. `average` also needs
+        an objective without a moving average of its own. `patience` needs kind `preference`.
+        """
         feeds, kind = self.objective.feeds, self.objective.kind
         if feeds in ("pairs", "pool"):
             if "anchor" not in self.model_fields_set:
@@ -106,7 +113,8 @@ class Student(Knobs):
             self._refuse(("average",), f"objective '{kind}' has its own moving average")
         if self.stopping is not None and self.stopping.patience is not None and kind != "preference":
             raise ValueError(
-                f"stopping.patience: patience needs rewards, and objective '{kind}' has none; use kl or volume_ratio"
+                f"stopping.patience: patience needs a reward accuracy on held-out pairs, and objective '{kind}' has "
+                "none; use kl or volume_ratio"
             )
         return self
 

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from pipeline.students.student import Stopping
 
 PROBE = 32
-"""Most pool cases on which a trained student is compared with the base. MAPO matches beta on as many images."""
+"""Largest number of pool cases on which a trained student is compared with the base: the first cases of the pool.
+
+MAPO matches beta on as many images, rounded up to whole batches.
+"""
 
 
 def validation_measures(segmenter: Segmenter, cases: LabelledCases) -> HistoryRow:
@@ -40,7 +43,7 @@ def validation_measures(segmenter: Segmenter, cases: LabelledCases) -> HistoryRo
     for case, image, label in zip(cases.cases, cases.images, cases.labels, strict=True):
         truth, predicted = label[:], segmenter.labels(image)
         dice.append(dice_to(truth, predicted[None], classes)[0])
-        # Voxels without a label leave the prediction too, or a false surface would arise.
+        # Voxels without a label are removed from the prediction too, or a false surface would arise.
         known = truth != UNKNOWN
         spacing = case.spacing_mm or (1.0,) * truth.ndim
         for one in range(1, classes):
@@ -50,11 +53,11 @@ def validation_measures(segmenter: Segmenter, cases: LabelledCases) -> HistoryRo
     return {"validation_dice": float(np.mean(dice)), "validation_assd": float(np.mean(assd)) if one_unit else None}
 
 
-def watched(pool: PoolBatches, network: nn.Module, bound: BoundObjective) -> HistoryRow:
+def held_out_measures(pool: PoolBatches, network: nn.Module, bound: BoundObjective) -> HistoryRow:
     """Means over held-out images, without flips, of drift and reward accuracy: the input of the stopping rules.
 
     Keys are `held_out/kl_inside`, `held_out/kl_outside`, `held_out/volume_ratio` and `held_out/accuracy`. A measure
-    without a value on any image is absent.
+    is absent if no image gives a value.
     """
     sums: dict[str, list[float]] = {}
     # The same crops at every evaluation: the measures change with the student alone.
@@ -65,7 +68,7 @@ def watched(pool: PoolBatches, network: nn.Module, bound: BoundObjective) -> His
             row = drift(batch)
             if len(batch.image):
                 row["accuracy"] = bound(batch)[1].get("rewards/accuracies")
-        # An image without a disagreement has no KL inside, and leaves the mean.
+        # An image without a disagreement has no KL inside, and is left out of the mean.
         for key, value in row.items():
             if value is not None:
                 sums.setdefault(f"held_out/{key}", []).append(value)
@@ -75,7 +78,8 @@ def watched(pool: PoolBatches, network: nn.Module, bound: BoundObjective) -> His
 def stop_rule(stopping: Stopping | None) -> Callable[[HistoryRow], str | None]:
     """A function that gets the rows of a history in order, and returns the reason to stop, or None.
 
-    The function remembers the best reward accuracy for `patience`. Rows without a measure do not count for its rule.
+    The function remembers the best reward accuracy for `patience`. A rule ignores a row that lacks the measure of the
+    rule.
     """
     best, waited = -1.0, 0
 

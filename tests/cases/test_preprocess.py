@@ -1,4 +1,4 @@
-"""Preprocessing: intensities by hand. Grids and the way back are in `test_grids`."""
+"""Preprocessing: intensities by hand. Grids and the way back are in `test_grid`."""
 
 from __future__ import annotations
 

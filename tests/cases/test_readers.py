@@ -50,7 +50,7 @@ def test_contract_of_every_reader(kind: str, tmp_path: Path) -> None:
     assert len(sources) == 6
     for source in described(sources, reader.path, reader.case_table):
         image, label = reader.read(source)
-        assert len(source.shape) in reader.dimensions
+        assert len(source.shape) in (2, 3)
         assert (image.dtype, image.shape) == (np.float32, (len(reader.channel_names()), *source.shape))
         assert label is not None
         assert (label.dtype, label.shape) == (np.uint8, source.shape)

@@ -99,7 +99,10 @@ def test_both_commands_are_one_line() -> None:
 
 
 def test_the_example_judge_scores_masks(tmp_path: Path) -> None:
-    """A disc is more compact than a bar; an empty mask gets no score."""
+    """A bar of 2x20 is all boundary, a disc is not. The score of an empty mask is that of a mask without inside.
+
+    255 is unknown and changes nothing. Volumes have scores too.
+    """
     path = tmp_path / "compactness.py"
     path.write_text(marked("example judge", "python"))
     spec = importlib.util.spec_from_file_location("compactness", path)
@@ -109,10 +112,14 @@ def test_the_example_judge_scores_masks(tmp_path: Path) -> None:
     spec.loader.exec_module(module)
     bar = np.zeros((20, 20), np.uint8)
     bar[9:11] = 1
-    evidence = SimpleNamespace(masks=np.stack([disc((20, 20), 6), bar, np.zeros_like(bar)]))
-    scores = module.Compactness(kind="compactness").score(evidence)
-    assert scores[0] > scores[1]
-    assert np.isnan(scores[2])
+    known = disc((20, 20), 6)
+    masks = np.stack([known, np.where(known == 0, 255, known), bar, np.zeros_like(bar)])
+    judge = module.Compactness(kind="compactness")
+    scores = judge.score(SimpleNamespace(masks=masks))
+    assert scores[0] == scores[1] > scores[2] == scores[3] == -1
+    # 26 of the 27 voxels of a cube lie on its surface.
+    cube = np.pad(np.ones((1, 3, 3, 3), np.uint8), [(0, 0), (1, 1), (1, 1), (1, 1)])
+    assert judge.score(SimpleNamespace(masks=cube)).tolist() == [-26 / 27]
     assert module.Compactness.research is False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,8 +27,6 @@ class Decathlon(Knobs):
     """Folder that holds `dataset.json`."""
     case_table: CaseTable | None = None
     """CSV with patients, splits or sites. Null: no CSV."""
-
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
     def class_names(self) -> list[str]:
         """Names under `labels` of `dataset.json`, whose keys count from 0. Background is first."""

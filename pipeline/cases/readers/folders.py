@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -44,8 +44,6 @@ class Folders(Knobs):
     foreground_above: Annotated[int, Field(ge=0)] | None = None
     """Threshold for masks stored as 0 and 255. Brighter pixels are class 1, all others background. Null: masks hold
     class indices."""
-
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
     @model_validator(mode="after")
     def _two_classes(self) -> Folders:

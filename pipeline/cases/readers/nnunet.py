@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,8 +36,6 @@ class NnUNet(Knobs):
     """CSV with patients, splits or sites. Null: no CSV."""
     labels_ts: Literal["pool", "test"] = "pool"
     """Split of the `imagesTs` cases that have a label in `labelsTs`."""
-
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
     def class_names(self) -> list[str]:
         """Names under `labels` of `dataset.json` by value, without `ignore`. Refuses regions and version 1."""

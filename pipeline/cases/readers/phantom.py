@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -55,8 +55,6 @@ class Phantom(Knobs):
     """Share of cases without an organ, whose labels are background only."""
     seed: int = 0
     """Seed of the data set. Another seed gives another data set."""
-
-    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
     def class_names(self) -> list[str]:
         """Names of the classes, background first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -43,12 +43,7 @@ class CaseTable(Knobs):
 
 
 class Reader(Protocol):
-    """A raw data set. Readers are frozen knobs with a literal `kind`.
-
-    `dimensions` are the numbers of spatial axes that a reader supports.
-    """
-
-    dimensions: ClassVar[tuple[int, ...]]
+    """A raw data set. Readers are frozen knobs with a literal `kind`."""
 
     @property
     def kind(self) -> str:

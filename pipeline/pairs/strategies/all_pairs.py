@@ -23,7 +23,7 @@ class AllPairs(StrategyKnobs):
     def candidates(self, scored: Scored, seed: int) -> Candidates:
         _, order, count = ranked(scored.scores)
         slots, most = order.shape[1], self.max_pairs_per_case
-        # Of the pair with ranks a from the top and b from the bottom, (a+1)(b+1) - 1 other pairs are at least as wide.
+        # For the pair with rank a from the top and rank b from the bottom, (a+1)(b+1) - 1 others are at least as wide.
         # Only the `most` + 1 widest pairs matter: the last of them shows whether the limit cuts equal margins apart.
         ranks = [(a, b) for a in range(slots) for b in range(slots - 1 - a) if (a + 1) * (b + 1) <= most + 1]
         above, below = np.array(ranks, np.int64).reshape(-1, 2).T

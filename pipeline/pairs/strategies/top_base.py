@@ -12,7 +12,8 @@ from pipeline.pairs.strategies.strategy import Candidates, Scored, StrategyKnobs
 class TopBase(StrategyKnobs):
     """The judge's best proposals over the base prediction, if their scores are above the score of the base.
 
-    The base is the rejected mask, so the base differs from chosen on all of D: all of D is active.
+    A voxel of D is active if the base differs from chosen there. The base is the rejected mask, so every voxel of D is
+    active.
     """
 
     kind: Literal["top_base"]

@@ -1,4 +1,7 @@
-"""Links of a preference loss: one file per kind, and the union `Link` that lists the kinds."""
+"""Links of a preference loss: one file per kind, and the union `Link` that lists the kinds.
+
+Torch is imported inside functions, so that reading `params.yaml` stays fast.
+"""
 
 from typing import Annotated
 

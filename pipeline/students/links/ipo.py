@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class IPO(Knobs):
     """`(delta/N - 1/(2 tau))^2`: IPO (Azar et al. 2023, eq. 17).
 
-    The loss is least at a mean logit shift delta/N of 1/(2 tau) on D. h plays no part.
+    The loss is least at delta/N = 1/(2 tau). h plays no part.
     """
 
     kind: Literal["ipo"] = "ipo"

@@ -11,12 +11,16 @@ if TYPE_CHECKING:
 class LossOfMargin(Protocol):
     """Loss from the margin h of a pair, or of a voxel under normaliser `voxel`. Low: chosen is preferred.
 
-    `h` = beta * shift and `shift` = delta / N have one shape, and the loss has the same shape. `e` is the error rate of
-    each margin, of a shape that broadcasts. Only a link whose knob `e` is not a number reads `e`.
+    `shift` is delta / N, with N times the factor that matches beta. Under normaliser `voxel`, `shift` is the term of
+    delta of a voxel. `h` = beta * shift and the loss have the shape of `shift`. `e` is the error rate of each margin,
+    of a shape that broadcasts. Only a link whose knob `e` is not a number reads `e`.
     """
 
     def __call__(self, h: Tensor, shift: Tensor, e: Tensor | None = None) -> Tensor: ...
 
     def aimed_shift(self, beta: float) -> float | None:
-        """Mean logit shift on D at which the slope is 0. None: no such shift, or another shift for every pair."""
+        """`shift` at which the slope is 0. None: no such shift, or another shift for every pair.
+
+        Under `region`, `shift` is the mean logit shift on D if |D| is at least the floor.
+        """
         ...

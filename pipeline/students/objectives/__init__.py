@@ -1,4 +1,7 @@
-"""Objectives of students: one file per kind, and the union `Objective` that lists the kinds."""
+"""Objectives of students: one file per kind, and the union `Objective` that lists the kinds.
+
+Torch is imported inside functions, so that reading `params.yaml` stays fast.
+"""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Full supervision with the labels of the pool: a ceiling for research, on a schedule of its own to its plateau."""
+"""Full supervision with the labels of the pool: a ceiling for research, on a schedule of its own."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Mapo(PairObjective):
     """`truth` ranks by Dice with the label, on labelled batches. The knobs of a judge rank by its score, on pool
     images."""
     hypotheses: Annotated[int, Field(ge=2)] = 8
-    """Number of hypotheses: passes with dropout per image and step."""
+    """Number of passes with dropout per image and step. Each pass gives a hypothesis. `prediction` adds one more."""
     rates: tuple[Share, Share] = (0.1, 0.5)
     """Lowest and highest share of dropped channels. The rates of the passes are evenly spaced between the two."""
     at: Place = "bottleneck"
@@ -115,7 +115,7 @@ class Mapo(PairObjective):
                 online.follow()
             labelled = training.labelled_batch()
             batch, numbers = online.of_labelled(labelled, step)
-            training.watch(batch)
+            training.remember(batch)
             supervised = deep_dice_ce(labelled.heads, labelled.labels)
             preference, of_pairs = bound(batch)
             loss = supervised + self.weight * preference
@@ -134,7 +134,7 @@ class Mapo(PairObjective):
         pool, held_out = pool_and_held_out(self, start)
         draws, crops = pool.draws(), numpy_generator(start.seed, "student", "crops")
 
-        # Beta is matched on pairs of the base, from the first images of the pool (dropout of steps 0, -1, ...).
+        # Beta is matched on pairs of the base, from the first drawn images (dropout of steps 0, -1, ...).
         def first_batches() -> Iterator[PoolBatch]:
             probe_draws, probe_crops = pool.draws(), numpy_generator(start.seed, "probe")
             for turn in range(self._probes(start.training.images)):
@@ -157,7 +157,7 @@ class Mapo(PairObjective):
 
     @staticmethod
     def _probes(per_batch: int) -> int:
-        """Number of batches that hold at least `PROBE` images. Beta is matched on the pairs of the batches."""
+        """Number of full batches that hold at least `PROBE` images. Beta is matched on the pairs of the batches."""
         from pipeline.students.watching import PROBE
 
         return -(-PROBE // per_batch)

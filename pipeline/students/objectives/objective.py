@@ -20,8 +20,8 @@ Feed = Literal["pairs", "pool", "labelled", "truth", "nothing"]
 - `pairs`: images with mined pairs.
 - `pool`: all pool images.
 - `labelled`: labelled cases.
-- `truth`: cases with labels, on a schedule of the objective's own.
-- `nothing`: no cases. The base is used in another way.
+- `truth`: labelled cases and the cases of a further split with labels, on a schedule of the objective's own.
+- `nothing`: no cases for training. The validation cases may select a slot or offsets.
 """
 
 
@@ -52,9 +52,10 @@ class ObjectiveKnobs(Knobs, ABC):
 
 
 class PoolObjective(ObjectiveKnobs):
-    """Base class of objectives that learn from pool images, with or without pairs, by `train_on_pool`.
+    """Base class of objectives that learn from pool images, with or without pairs. `train_on_pool` is the default arm.
 
-    An objective defines `loss`. An objective that needs the sizes of the pairs before training defines `bind` instead.
+    An objective defines `__call__`. An objective that needs the sizes of the pairs before training defines `bind`
+    instead.
     """
 
     needs_probability: ClassVar[bool] = False

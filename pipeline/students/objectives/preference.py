@@ -37,7 +37,8 @@ Normaliser = Literal["none", "region", "sqrt_region", "image", "voxel"]
 - `sqrt_region`: the square root of max(|D|, floor).
 - `image`: valid voxels of the image (an ablation).
 - `voxel`: max(|D|, floor), with the link inside the sum. The loss is the sum over D of link(beta d_i) divided by N(D),
-  where d_i is the term of delta of a voxel, so no voxel stands in for others.
+  where d_i is the term of delta of a voxel. A large shift on one voxel cannot make up for a small shift on another
+  voxel.
 """
 
 
@@ -47,13 +48,15 @@ class PairObjective(PoolObjective):
     link: Link = Sigmoid()
     """Loss from the margin h. `sigmoid` is the link of DPO and RN-DPO."""
     normaliser: Normaliser = "region"
-    """Kind of N(D): `none` is DPO and `region` is RN-DPO. `voxel` takes the link of every voxel, then the mean over
-    D."""
+    """Kind of N(D): `none` is DPO and `region` is RN-DPO. `voxel` takes the link of every voxel, then the sum over D
+    divided by max(|D|, floor)."""
     beta: Annotated[float, Field(gt=0)] = 3.0
-    """Strength of the preference. Under `region`, h is beta times the mean logit shift on D."""
+    """Strength of the preference. Under `region`, h is beta times the mean logit shift on D if |D| is at least
+    the floor."""
     beta_unit: Literal["matched", "own"] = "matched"
-    """`matched` rescales N(D) to the mean over the pair set that N(D) has under `region`, so that beta means the same
-    for every normaliser (for `none`: beta / mean |D|). `own` leaves h = beta * delta / N(D) without rescaling."""
+    """`matched` multiplies N(D) by one factor, so that beta means the same for every normaliser. The factor makes the
+    mean of N(D) over the pair set equal to the mean under `region`. For `none`, the factor is the mean of max(|D|,
+    floor). `own` leaves h = beta * delta / N(D) without rescaling."""
     floor: Annotated[int, Field(ge=1)] | None = None
     """Smallest |D| that `region`, `sqrt_region` and `voxel` divide by. Null: 16 pixels in 2D, 32 voxels in 3D."""
     divide_by_beta: bool = False
@@ -110,7 +113,10 @@ class PairObjective(PoolObjective):
         return self._e == "votes"
 
     def bind(self, pairs: PairStatistics) -> BoundPreference:
-        """The objective for a pair set, with the factor on N(D) that matches beta; 1 if every D is empty."""
+        """The objective for a pair set, with the factor on N(D) that matches beta.
+
+        The factor is 1 for beta_unit `own`, for the normalisers `region` and `voxel`, and if every D is empty.
+        """
         import torch
 
         from pipeline.students.pair_loss import normaliser_value
@@ -145,8 +151,9 @@ class BoundPreference:
         """Loss of a batch, and numbers for the history from the pairs that differ; no numbers if no pair differs.
 
         Rewards are of whole pairs, also under `per_class`. `disagreement/NAME` is the mean number of voxels of the
-        class in D. `push/NAME` is the L1 norm of the gradient of the loss in the logits of the voxels, pair by pair:
-        the mean push of a pair if the loss is a mean. `push/NAME` is absent if the loss has no gradient.
+        class in D. `push/NAME` is the sum over pairs of the L1 norm of the gradient of the step's loss in the logits of
+        the voxels. If the loss is a mean over pairs, `push/NAME` is the mean push of a pair. `push/NAME` is absent if
+        the loss has no gradient.
         """
         from pipeline.students.pair_loss import pair_terms, reduce_pairs
 
@@ -221,7 +228,7 @@ class BoundPreference:
         return normaliser_value(self.knobs.normaliser, size, self.floor, voxels) * self.factor
 
     def summary(self) -> dict[str, float | None]:
-        """Beta as applied to delta / N(D), mean |D| in voxels, and the mean logit shift on D that the link aims at."""
+        """Beta as applied to delta / N(D), mean |D| in voxels, and the shift that the link aims at (`aimed_shift`)."""
         return {
             "beta_own": self.knobs.beta / self.factor,
             "mean_disagreement": self.mean_size,

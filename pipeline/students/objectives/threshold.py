@@ -40,7 +40,8 @@ class TunedThreshold(ObjectiveKnobs):
     def tuned(self, cases: CaseStore, base: Model, compute: Compute) -> tuple[tuple[float, ...], float]:
         """Offset per foreground class, and the mean Dice with the offsets on validation, on the working grid.
 
-        Classes are tuned in turn, from offset 0. Of offsets with equal Dice, the offset nearest to 0 is taken.
+        Classes are tuned in turn, from offset 0. Only a higher Dice replaces the current offset of a class. Of offsets
+        with the same highest Dice, the offset nearest to 0 is taken.
         """
         from pipeline.segmenter.logits import labels, probability, shifted
 
