@@ -21,7 +21,8 @@ from pipeline.segmenter.loop import Average, HistoryRow, TrainedWeights, interpo
 from pipeline.segmenter.losses import deep_dice_ce, soft_cross_entropy
 from pipeline.segmenter.segmenter import Segmenter
 from pipeline.students.batch import LabelledBatch, PoolBatch
-from pipeline.students.pool_batches import PoolBatches, drift, kl_outside, pool_and_held_out
+from pipeline.students.drift import drift, kl_outside
+from pipeline.students.pool_batches import PoolBatches, pool_and_held_out
 from pipeline.students.start import Arm, Start
 from pipeline.students.watching import held_out_measures, moved_on_disagreement, stop_rule, validation_measures
 

@@ -17,8 +17,9 @@ from pipeline.segmenter.loop import HistoryRow
 from pipeline.segmenter.segmenter import Segmenter
 from pipeline.store.cases import LabelledCases, fits
 from pipeline.store.schema import UNKNOWN
+from pipeline.students.drift import drift
 from pipeline.students.pair_loss import disagreement_region
-from pipeline.students.pool_batches import PoolBatches, drift
+from pipeline.students.pool_batches import PoolBatches
 
 if TYPE_CHECKING:
     from pipeline.students.objectives.objective import BoundObjective

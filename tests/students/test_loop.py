@@ -15,14 +15,12 @@ from pipeline.segmenter.knobs import Consistency
 from pipeline.segmenter.logits import probability
 from pipeline.segmenter.losses import dice_ce
 from pipeline.segmenter.models import Model
-from pipeline.students.batch import PoolBatch
 from pipeline.students.links.cdpo import ConservativeDPO
 from pipeline.students.objectives.distill import Distill
 from pipeline.students.objectives.mean_teacher import MeanTeacher
 from pipeline.students.objectives.preference import Preference
 from pipeline.students.objectives.pseudo_label import PseudoLabel
 from pipeline.students.objectives.supervised import Supervised
-from pipeline.students.pool_batches import drift, kl_outside, regions
 from pipeline.students.student import Anchor, Stopping
 from pipeline.students.watching import stop_rule
 from tests.fixtures.builders import proposal_store
@@ -112,48 +110,6 @@ def test_mean_teacher_keeps_the_average(setting):
 
 
 # ---- anchors ---------------------------------------------------------------------------------------------------
-
-
-def batch_of(logits: torch.Tensor, reference: torch.Tensor, chosen: list[int], rejected: list[int]) -> PoolBatch:
-    masks = [torch.tensor([m], dtype=torch.uint8) for m in (chosen, rejected)]
-    known = torch.tensor([[True, True, True, False]])
-    return PoolBatch(logits, reference, *masks, torch.tensor([0]), torch.tensor([3]), known)
-
-
-def test_kl_outside_by_hand():
-    """Sigmoid head, 4 voxels: the first is D, the fourth padding. Outside: p = 1/2 against 3/4, and equal logits.
-
-    KL of the second voxel (log 2 + log 2/3) / 2 = .1438, of the third 0: mean .0719. Its gradient is 0 in D.
-    """
-    three = float(np.log(3))
-    logits = torch.tensor([[[5.0, 0.0, three, 9.0]]], requires_grad=True)
-    batch = batch_of(logits, torch.tensor([[[0.0, three, three, 0.0]]]), [1, 0, 1, 255], [0, 0, 1, 255])
-    union, outside = regions(batch)
-    assert union.tolist() == [[True, False, False, False]]
-    assert outside.tolist() == [[False, True, True, False]]
-    loss = kl_outside(batch)
-    assert loss.item() == pytest.approx((np.log(2) + np.log(2 / 3)) / 4, abs=1e-6)
-    loss.backward()
-    assert logits.grad[0, 0, 0] == logits.grad[0, 0, 3] == 0
-    assert logits.grad[0, 0, 1] != 0
-
-
-def test_without_pairs_everything_known_is_outside():
-    three = float(np.log(3))
-    none = torch.zeros((0, 4), dtype=torch.uint8)
-    batch = PoolBatch(
-        torch.tensor([[[0.0, three, three, 9.0]]]),
-        torch.tensor([[[three, three, three, 0.0]]]),
-        none,
-        none,
-        torch.zeros(0, dtype=torch.int64),
-        torch.zeros(0, dtype=torch.int64),
-        torch.tensor([[True, True, True, False]]),
-    )
-    row = drift(batch)
-    assert row["kl_inside"] is None
-    assert row["kl_outside"] == pytest.approx((np.log(2) + np.log(2 / 3)) / 6, abs=1e-6)
-    assert row["volume_ratio"] == pytest.approx(2 / 3)
 
 
 def test_anchors_add_their_terms(setting):

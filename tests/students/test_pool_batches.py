@@ -22,9 +22,10 @@ from pipeline.segmenter.segmenter import Segmenter
 from pipeline.store.cases import CaseStore
 from pipeline.store.proposals import Data, ProposalStore
 from pipeline.students.batch import PoolBatch
+from pipeline.students.drift import drift
 from pipeline.students.objectives.preference import Preference
 from pipeline.students.pair_loss import disagreement_region, pair_terms
-from pipeline.students.pool_batches import PoolBatches, drift
+from pipeline.students.pool_batches import PoolBatches
 from pipeline.students.student import Training
 from tests.fixtures.builders import bars, case_store, proposal_store
 from tests.fixtures.networks import noise, small
@@ -320,26 +321,6 @@ def test_a_batch_leaves_the_cached_tensors_alone(tmp_path):
 
 def content(batch: PoolBatch) -> list[bytes]:
     return [part.detach().numpy().tobytes() for part in (batch.logits, batch.reference, batch.chosen, batch.rejected)]
-
-
-def test_drift():
-    """One voxel in D, one outside, one 255, sigmoid head.
-
-    In D logit 0 (p = 1/2) against log 3 (3/4): KL = (log 2 + log 2/3)/2 = (.6931 - .4055)/2 = .1438. Outside 0.
-    The third voxel, however far apart, counts nowhere.
-    Foreground where the logit is positive: 1 voxel against 2.
-    """
-    three = float(np.log(3))
-    logits, reference = torch.tensor([[[[0.0, three, 50.0]]]]), torch.tensor([[[[three, three, -50.0]]]])
-    chosen, rejected = (
-        torch.tensor([[[0, 1, 255]]], dtype=torch.uint8),
-        torch.tensor([[[1, 1, 255]]], dtype=torch.uint8),
-    )
-    batch = PoolBatch(logits, reference, chosen, rejected, torch.tensor([0]), torch.tensor([2]))
-    row = drift(batch)
-    assert row["kl_inside"] == pytest.approx((np.log(2) + np.log(2 / 3)) / 2, abs=1e-6)
-    assert row["kl_outside"] == pytest.approx(0, abs=1e-6)
-    assert row["volume_ratio"] == 0.5
 
 
 def test_votes_of_the_proposals(tmp_path):
