@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -67,27 +66,13 @@ def knobs_of(stage: str, name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that has nothing left to do. Every test edits the project once more and runs what follows."""
     folder = tmp_path_factory.mktemp("provenance") / "project"
     checkout(folder, PARAMS)
     assert rerun(folder) == {"prepare", "base", "propose", "panel", "audit", "evaluate_base"} | TRAINED | {
         *("judge@agreement", "judge@expected_dice", "mine@none", "mine@mined")
     }
     return folder
-
-
-@pytest.fixture
-def edited(project: Path) -> Iterator[Path]:
-    """The project, which has nothing to do; afterwards its code and parameters are as they were."""
-    assert rerun(project) == set()
-    before = {path: path.read_bytes() for name in ("pipeline", "stages") for path in (project / name).rglob("*.py")}
-    yield project
-    for path in [path for name in ("pipeline", "stages") for path in (project / name).rglob("*.py")]:
-        if path not in before:
-            path.unlink()
-        elif path.read_bytes() != before[path]:
-            path.write_bytes(before[path])
-    write_params(project, PARAMS)
-    rerun(project)
 
 
 def rerun(folder: Path) -> set[str]:
@@ -104,98 +89,94 @@ def add_code(file: Path) -> None:
     file.write_text(file.read_text() + "\n_ANOTHER_VERSION = True\n")
 
 
-def test_words_rerun_nothing(edited: Path) -> None:
+def test_words_rerun_nothing(project: Path) -> None:
     """A comment, a docstring and a reformatted line, in files that all stages use."""
-    change(edited / "pipeline/store/schema.py", "VERSION = ", "# A comment.\nVERSION = ")
-    change(edited / "pipeline/seeding.py", '"""', '"""Words. ')
-    change(edited / "pipeline/students/student.py", '    """', '    """Words. ')
-    change(edited / "pipeline/measures/overlap.py", "\n\n\ndef ", "\n\n\n\n\ndef ")
-    assert rerun(edited) == set()
+    change(project / "pipeline/store/schema.py", "VERSION = ", "# A comment.\nVERSION = ")
+    change(project / "pipeline/seeding.py", '"""', '"""Words. ')
+    change(project / "pipeline/students/student.py", '    """', '    """Words. ')
+    change(project / "pipeline/measures/overlap.py", "\n\n\ndef ", "\n\n\n\n\ndef ")
+    assert rerun(project) == set()
 
 
 NEW_KINDS = {
-    "judges/kinds": ("expected_dice", "ExpectedDice", "Judge"),
-    "proposals/samplers": ("snapshots", "Snapshots", "Sampler"),
-    "pairs/strategies": ("random", "Random", "Strategy"),
-    "students/links": ("hinge", "Hinge", "Link"),
-    "students/objectives": ("distill", "Distill", "Objective"),
-    "cases/readers": ("phantom", "Phantom", "Reader"),
+    "judges/kinds": ("expected_dice", "ExpectedDice"),
+    "proposals/samplers": ("snapshots", "Snapshots"),
+    "pairs/strategies": ("random", "Random"),
+    "students/links": ("hinge", "Hinge"),
+    "students/objectives": ("distill", "Distill"),
+    "cases/readers": ("phantom", "Phantom"),
 }
-"""Per family a kind to copy: its file, its class, and the union that lists it."""
+"""Per family a kind to copy: its file, and its class."""
 
 
-@pytest.mark.parametrize("family", NEW_KINDS)
-def test_a_new_kind_reruns_nothing(edited: Path, family: str) -> None:
+def test_a_new_kind_of_every_family_reruns_nothing(project: Path) -> None:
     """One more file, with its line in the union: until params.yaml names the kind, no result follows from it."""
-    kind, name, _ = NEW_KINDS[family]
-    folder = edited / "pipeline" / family
-    text = (folder / f"{kind}.py").read_text()
-    assert f'Literal["{kind}"]' in text
-    text = text.replace(f'"{kind}"', f'"own_{kind}"').replace(f"class {name}(", f"class Own{name}(")
-    (folder / f"own_{kind}.py").write_text(text)
-    package = ".".join(("pipeline", *family.split("/")))
-    line = f"from {package}.{kind} import {name}\n"
-    change(folder / "__init__.py", line, f"{line}from {package}.own_{kind} import Own{name}\n")
-    listed = (folder / "__init__.py").read_text()
-    union = listed[listed.rindex("Annotated[") :]
-    (folder / "__init__.py").write_text(listed.replace(union, re.sub(rf"\b{name}\b", f"Own{name} | {name}", union)))
-    assert rerun(edited) == set()
+    for family, (kind, name) in NEW_KINDS.items():
+        folder = project / "pipeline" / family
+        text = (folder / f"{kind}.py").read_text()
+        assert f'Literal["{kind}"]' in text
+        text = text.replace(f'"{kind}"', f'"own_{kind}"').replace(f"class {name}(", f"class Own{name}(")
+        (folder / f"own_{kind}.py").write_text(text)
+        package = ".".join(("pipeline", *family.split("/")))
+        line = f"from {package}.{kind} import {name}\n"
+        change(folder / "__init__.py", line, f"{line}from {package}.own_{kind} import Own{name}\n")
+        listed = (folder / "__init__.py").read_text()
+        union = listed[listed.rindex("Annotated[") :]
+        (folder / "__init__.py").write_text(listed.replace(union, re.sub(rf"\b{name}\b", f"Own{name} | {name}", union)))
+    assert rerun(project) == set()
 
 
-def test_a_sampler_that_params_does_not_name_reruns_nothing(edited: Path) -> None:
+def test_kinds_that_params_does_not_name_rerun_nothing(project: Path) -> None:
     assert "morphology" not in {sampler["kind"] for sampler in PARAMS["propose"]["samplers"].values()}
-    add_code(edited / "pipeline/proposals/samplers/morphology.py")
-    assert rerun(edited) == set()
+    assert "shape" not in {judge["kind"] for judge in PARAMS["judges"].values()}
+    add_code(project / "pipeline/proposals/samplers/morphology.py")
+    add_code(project / "pipeline/judges/kinds/shape.py")
+    assert rerun(project) == set()
 
 
-def test_a_sampler_in_use_reruns_proposals(edited: Path) -> None:
+def test_a_sampler_in_use_reruns_proposals(project: Path) -> None:
     """And nothing that reads proposals with equal bytes; here all bytes change with the code, so all that follows."""
-    add_code(edited / "pipeline/proposals/samplers/threshold.py")
-    assert "propose" in rerun(edited)
+    add_code(project / "pipeline/proposals/samplers/threshold.py")
+    assert "propose" in rerun(project)
 
 
-def test_a_judge_that_no_entry_uses_reruns_nothing(edited: Path) -> None:
-    add_code(edited / "pipeline/judges/kinds/shape.py")
-    assert rerun(edited) == set()
-
-
-def test_a_judge_that_an_entry_uses_reruns_that_entry(edited: Path) -> None:
+def test_a_judge_that_an_entry_uses_reruns_that_entry(project: Path) -> None:
     """And not the other judge, nor students, but the student that ranks its own hypotheses with this kind of judge."""
-    add_code(edited / "pipeline/judges/kinds/agreement.py")
-    ran = rerun(edited)
+    add_code(project / "pipeline/judges/kinds/agreement.py")
+    ran = rerun(project)
     assert {"judge@agreement", "audit"} <= ran, "the verdict depends on `research` of the class"
     assert {"train@mapo", "evaluate@mapo"} <= ran
     assert not ran & {"propose", "judge@expected_dice", "train@supervised", "train@rn_dpo", "train@rn_cdpo"}
 
 
-def test_a_link_reruns_the_students_that_use_it(edited: Path) -> None:
-    add_code(edited / "pipeline/students/links/cdpo.py")
-    assert rerun(edited) == {"train@rn_cdpo", "evaluate@rn_cdpo", "report"}
+def test_a_link_reruns_the_students_that_use_it(project: Path) -> None:
+    add_code(project / "pipeline/students/links/cdpo.py")
+    assert rerun(project) == {"train@rn_cdpo", "evaluate@rn_cdpo", "report"}
 
 
-def test_a_default_of_all_students_reruns_all_students(edited: Path) -> None:
-    change(edited / "pipeline/students/student.py", "average: ", "another: int = 0\n    average: ")
-    assert rerun(edited) == TRAINED
+def test_a_default_of_all_students_reruns_all_students(project: Path) -> None:
+    change(project / "pipeline/students/student.py", "average: ", "another: int = 0\n    average: ")
+    assert rerun(project) == TRAINED
 
 
-def test_another_judge_for_a_pair_set_reruns_audit_mining_and_its_students(edited: Path) -> None:
+def test_another_judge_for_a_pair_set_reruns_audit_mining_and_its_students(project: Path) -> None:
     """Proposals, scores and the students of other pair sets stay."""
     mined = {**PARAMS["pairs"]["mined"], "judge": "expected_dice"}
-    write_params(edited, {**PARAMS, "pairs": {**PARAMS["pairs"], "mined": mined}})
+    write_params(project, {**PARAMS, "pairs": {**PARAMS["pairs"], "mined": mined}})
     # The curves of all pair sets are one file, so that all are mined again; those with equal bytes stop there.
     followed = {f"{stage}@{name}" for stage in ("train", "evaluate") for name in ("rn_dpo", "rn_cdpo")}
-    assert rerun(edited) == {"audit", "mine@none", "mine@mined", "report"} | followed
+    assert rerun(project) == {"audit", "mine@none", "mine@mined", "report"} | followed
 
 
-def test_a_figure_of_the_report_reruns_the_report(edited: Path) -> None:
-    add_code(edited / "pipeline/report/figures.py")
-    assert rerun(edited) == {"report"}
+def test_a_figure_of_the_report_reruns_the_report(project: Path) -> None:
+    add_code(project / "pipeline/report/figures.py")
+    assert rerun(project) == {"report"}
 
 
-@pytest.mark.parametrize("file", ["params.py", "execution.py"])
-def test_reading_parameters_and_ordering_work_rerun_nothing(edited: Path, file: str) -> None:
-    add_code(edited / "pipeline" / file)
-    assert rerun(edited) == set()
+def test_reading_parameters_and_ordering_work_rerun_nothing(project: Path) -> None:
+    add_code(project / "pipeline/params.py")
+    add_code(project / "pipeline/execution.py")
+    assert rerun(project) == set()
 
 
 def test_the_files_say_which_code_made_a_result(project: Path) -> None:
