@@ -203,13 +203,13 @@ def run(
     if limits.bytes_per_shard:
         workers = max(1, min(workers, int(execution.memory_gb * 2**30 // limits.bytes_per_shard)))
     failures: list[str] = []
-    with _progress(execution.progress, what, len(waiting)) as advance:
+    with _progress(execution.progress, what, len(waiting), unit) as advance:
         for failure in _outcomes(_Guarded(task, done), waiting, execution, workers, limits.isolated, advance):
             if failure:
                 failures.append(failure)
     if failures:
         lost = sum(not _done(done, shard).is_file() for shard in shards)
-        raise BadInput.all([*failures, f"{what}: {lost} of {len(shards)} {unit} failed; the others are kept"])
+        raise BadInput.all([*failures, f"{what}: {lost} of {len(shards)} {unit} failed; finished {unit} are kept"])
     return pl.concat([pl.read_ipc(_done(done, shard)) for shard in shards])
 
 
@@ -309,7 +309,7 @@ def _on_cluster(
 
 
 @contextmanager
-def _progress(style: str, what: str, total: int) -> Iterator[Callable[[], None]]:
+def _progress(style: str, what: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
     if style == "auto":
         style = "bar" if sys.stderr.isatty() else "lines"
     if style == "bar":
@@ -326,6 +326,6 @@ def _progress(style: str, what: str, total: int) -> Iterator[Callable[[], None]]
         nonlocal finished
         finished += 1
         if style == "lines" and (finished == total or finished % max(1, total // 5) == 0):
-            print(f"{what}: {finished}/{total}", file=sys.stderr, flush=True)
+            print(f"{what}: {finished} of {total} {unit}", file=sys.stderr, flush=True)
 
     yield advance

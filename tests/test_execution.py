@@ -129,7 +129,7 @@ def test_every_failure_is_named_and_the_others_finish(folder, marks, scheduler):
     assert lines[0] == "case 'b' is wrong"
     assert lines[1].startswith("shard 2: Traceback")
     assert "ZeroDivisionError: e by zero" in lines
-    assert lines[-1] == "squares: 2 of 4 shards failed; the others are kept"
+    assert lines[-1] == "squares: 2 of 4 shards failed; finished shards are kept"
     assert ran(marks) == [0, 1, 2, 3]
     frame = run(Squares(marks), SHARDS, folder, quiet(scheduler), "squares")
     assert ran(marks) == [0, 2]
@@ -145,7 +145,7 @@ def test_a_killed_worker_is_named_and_what_was_done_is_kept(folder, marks):
         killed == "a worker process was killed, most likely for lack of memory; lower execution.workers and run again"
     )
     missing = [shard.index for shard in SHARDS if not (folder / "done" / f"{shard.index:06d}.arrow").is_file()]
-    assert total == f"squares: {len(missing)} of 4 shards failed; the others are kept"
+    assert total == f"squares: {len(missing)} of 4 shards failed; finished shards are kept"
     ran(marks)
     frame = run(Squares(marks), SHARDS, folder, quiet(), "squares")
     assert frame["member"].to_list() == list("abcdefg")
@@ -174,7 +174,7 @@ def test_finished_work_is_only_read(folder, marks):
 def test_progress_in_plain_lines(folder, marks, capsys):
     """Off a terminal, `auto` is lines: every fifth of the shards, here every one."""
     run(Squares(marks), SHARDS, folder, quiet(progress="auto"), "squares")
-    assert capsys.readouterr().err.splitlines() == [f"squares: {n}/4" for n in (1, 2, 3, 4)]
+    assert capsys.readouterr().err.splitlines() == [f"squares: {n} of 4 shards" for n in (1, 2, 3, 4)]
 
 
 def test_progress_as_a_bar(folder, marks, capsys):

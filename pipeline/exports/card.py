@@ -22,7 +22,7 @@ from pipeline.segmenter.student_record import StudentRecord
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import MANIFEST, sha256
-from pipeline.store.tables import read_table
+from pipeline.store.tables import made_by, read_table
 
 if TYPE_CHECKING:
     from pipeline.exports.predict import ReadyModel
@@ -49,7 +49,8 @@ class FinishedRun:
 def card_facts(name: str, found: ReadyModel, run: FinishedRun) -> dict[str, Any]:
     """Content of `model_card.json`; a part of the run that is missing is null.
 
-    The results are those of the model `name`. Raises `BadInput` if the folder holds another model.
+    The results are those of the model `name`. Raises `BadInput` if the folder holds another model, or a student that
+    learned from other pairs than those of the run.
     """
     cases = CaseStore(run.cases)
     folder = found.model.folder
@@ -62,6 +63,8 @@ def card_facts(name: str, found: ReadyModel, run: FinishedRun) -> dict[str, Any]
         )
     judge, pairs = _pair_set(record, run)
     pairs_file = None if pairs is None else run.pairs / f"{pairs['name']}.parquet"
+    if record is not None and pairs_file is not None and pairs_file.is_file():
+        _check_pairs(record, pairs_file, folder, run)
     return {
         "name": name,
         "weights": found.model.name,
@@ -129,6 +132,21 @@ def _pair_set(record: StudentRecord | None, run: FinishedRun) -> tuple[dict[str,
         "reads_truth": reads_truth(knobs.judge, run.params.judges, run.params.consensus),
     }
     return judge, {"name": record.pairs, "strategy": knobs.strategy.model_dump(mode="json")}
+
+
+def _check_pairs(record: StudentRecord, file: Path, folder: Path, run: FinishedRun) -> None:
+    """Raise `BadInput` unless the pair set of the run is the pair set that the student learned from."""
+    advice = f"run `dvc repro train@{record.name} evaluate@{record.name}`, then export again"
+    if made_by(file) != repr(run.params.pairs[record.pairs]):
+        raise BadInput(
+            f"{file}: expected the pairs of `pairs.{record.pairs}` in params.yaml, found pairs of {made_by(file)}; "
+            f"the card would name a judge from which the student did not learn; {advice}"
+        )
+    if record.pairs_sha256 not in (None, found := sha256(file)):
+        raise BadInput(
+            f"{folder}: the student learned from other pairs than {file} (expected SHA-256 {record.pairs_sha256}, "
+            f"found {found}); the card would show the audit of the wrong pairs; {advice}"
+        )
 
 
 def _audited(judge: dict[str, Any] | None, pairs: str | None, run: FinishedRun) -> dict[str, Any] | None:

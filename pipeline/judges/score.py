@@ -136,7 +136,8 @@ def judge(
         scores = run(task, shards, work, runtime.execution, f"judge {name}")
         if not scores.select("case_id", "proposal").sort("case_id", "proposal").equals(expected):
             raise BadInput(
-                f"judge '{name}': gave {len(scores)} scores, expected one for each of {len(expected)} proposals"
+                f"judge '{name}': expected one score for each of {len(expected)} proposals, found {len(scores)}; "
+                "return one number per mask from `score`, NaN where the judge abstains"
             )
         write_json(learned / JUDGE_FILE, {"judge": name, "knobs": repr(knobs)})
         publish(learned, files.models)

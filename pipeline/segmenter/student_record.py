@@ -26,6 +26,8 @@ class StudentRecord(BaseModel):
     """Name of the student."""
     pairs: str
     """Name of the pair set."""
+    pairs_sha256: str | None = None
+    """SHA-256 of the pair set that the student learned from; null for objectives without pairs."""
     objective: dict[str, Any]
     """Knobs of the objective."""
     anchor: dict[str, Any] | None

@@ -13,7 +13,7 @@ from pipeline.segmenter.program import copy_program
 from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.student_record import StudentRecord
 from pipeline.segmenter.weights import save_weights
-from pipeline.store.manifest import write_manifest
+from pipeline.store.manifest import sha256, write_manifest
 from pipeline.students.start import Start
 
 HISTORY = (
@@ -58,6 +58,7 @@ def train_student(start: Start, out: Path, history: Path) -> None:
     record = {
         "name": start.name,
         "pairs": student.pairs,
+        "pairs_sha256": sha256(start.pairs) if student.objective.feeds == "pairs" else None,
         "objective": student.objective.model_dump(mode="json"),
         "anchor": student.anchor and student.anchor.model_dump(mode="json"),
         "best_step": arm.weights.best_step,

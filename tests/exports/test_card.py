@@ -105,6 +105,21 @@ def test_facts_of_a_student(tmp_path):
     json.dumps(found, allow_nan=False)
 
 
+def test_a_student_of_other_pairs_is_refused(tmp_path):
+    """Pairs of another judge than params.yaml names, and pairs that were mined again after the training."""
+    facts(tmp_path, RECORD)
+    file, mined = tmp_path / "p/mined.parquet", finished(tmp_path).params.pairs["mined"]
+    empty = pl.DataFrame(schema=schema.PAIRS.columns)
+    write_table(empty, schema.PAIRS, file, mined)
+    assert facts(tmp_path, {**RECORD, "pairs_sha256": sha256(file)})["hashes"]["pairs"] == sha256(file)
+    advice = r"run `dvc repro train@rn_dpo evaluate@rn_dpo`, then export again"
+    with pytest.raises(BadInput, match=rf"learned from other pairs than .*expected SHA-256 0, found .*{advice}"):
+        facts(tmp_path, {**RECORD, "pairs_sha256": "0"})
+    write_table(empty, schema.PAIRS, file, mined.model_copy(update={"judge": "another"}))
+    with pytest.raises(BadInput, match=rf"found pairs of PairSet.judge='another'.*{advice}"):
+        facts(tmp_path, {**RECORD, "pairs_sha256": sha256(file)})
+
+
 @pytest.mark.parametrize("own", ["base", "rn_other"])
 def test_the_results_of_another_model_are_not_shown(tmp_path, own):
     """Exported as `rn_dpo`: the folder of the base, which has no record, and that of another student."""

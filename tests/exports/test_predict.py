@@ -328,7 +328,7 @@ def test_one_bad_image_names_itself_and_the_others_are_made(tmp_path, write, mes
     with pytest.raises(BadInput, match=message) as caught:
         apply(model, tmp_path / "images", tmp_path / "out")
     assert "scan.mha: expected .nii.gz" in str(caught.value)
-    assert "predict: 1 of 3 images failed; the others are kept" in str(caught.value)
+    assert "predict: 1 of 3 images failed; finished images are kept" in str(caught.value)
     assert "series: expected an image, found a folder" in str(caught.value)
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii")) == ["a.nii", "c.nii"]
 
@@ -491,6 +491,6 @@ def test_the_command_says_what_it_did(tmp_path):
     write_png(tmp_path / "images/a.png", (8, 8))
     line = [str(model_folder(tmp_path / "model", (8, 8))), str(tmp_path / "images"), str(tmp_path / "out")]
     result = CliRunner().invoke(main, [*line, "--workers", "1"])
-    assert (result.exit_code, result.output) == (0, f"predict: 1/1\n1 masks in {tmp_path / 'out'}\n")
+    assert (result.exit_code, result.output) == (0, f"predict: 1 of 1 images\n1 masks in {tmp_path / 'out'}\n")
     result = CliRunner().invoke(main, line)
     assert (result.exit_code, result.output) == (0, f"1 masks in {tmp_path / 'out'}, 1 of them from before\n")

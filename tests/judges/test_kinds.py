@@ -260,7 +260,7 @@ def judged_by(knobs: Any, at: Scene, out: Path) -> dict[str, list[float | None]]
     [
         ((1.0, 2.0, 3.0), r"case 'c1': judge 'j' gave \[inf inf inf\]; expected one finite number per proposal"),
         (((1.0, 2.0),), r"case 'c0': judge 'j' gave \[\[1. 2.\]\]; expected one finite number per proposal"),
-        ((1.0,), "judge 'j': gave 2 scores, expected one for each of 6 proposals"),
+        ((1.0,), "judge 'j': expected one score for each of 6 proposals, found 2; return one number per mask"),
     ],
 )
 def test_scores_of_the_wrong_form(tmp_path, monkeypatch, scenes, scores, message):

@@ -321,7 +321,7 @@ def test_a_failing_case_is_named_and_the_others_are_kept(cases, tmp_path, schedu
     lines = str(error.value).splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("case 'c2': ArithmeticError: the toy broke (test_propose.py:")
-    assert lines[1] == "propose: 1 of 3 shards failed; the others are kept"
+    assert lines[1] == "propose: 1 of 3 shards failed; finished shards are kept"
     assert not Path("out").exists()
     assert len(list(WORK.rglob("done/*.arrow"))) == 2
 

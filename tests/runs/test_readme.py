@@ -141,12 +141,18 @@ def test_the_example_reads_tables_of_the_contract(
     for file, table in (tables | dict.fromkeys(("evaluation/base", "evaluation/rn_dpo"), schema.EVALUATION)).items():
         path = tmp_path / f"{file}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pl.DataFrame(schema=table.columns).write_parquet(path)
+        # Two patients, one with two cases: the student gains .1, .3 and .6.
+        dice = [0.6, 0.8, 1.0] if "rn_dpo" in file else [0.5, 0.5, 0.4]
+        known = {"case_id": list("abc"), "class": [1, 1, 1], "group": list("ppq"), "dice": dice}
+        rows = {name: values for name, values in known.items() if table is schema.EVALUATION}
+        frame = pl.DataFrame(rows, schema_overrides={name: table.columns[name] for name in rows})
+        missing = [pl.lit(None, dtype).alias(name) for name, dtype in table.columns.items() if name not in rows]
+        (frame.with_columns(missing) if rows else pl.DataFrame(schema=table.columns)).write_parquet(path)
     monkeypatch.chdir(tmp_path)
     runpy.run_path("result.py")
     printed = capsys.readouterr().out
     assert "lift_low" in printed
-    assert "gain" in printed
+    assert float(printed.splitlines()[-1]) == pytest.approx((0.2 + 0.6) / 2), "a mean over patients, not over cases"
 
 
 def test_the_overrides_shown_are_accepted_by_dvc(tmp_path: Path) -> None:

@@ -93,7 +93,9 @@ def _opened(file: Path, case_id: str) -> Any:
     try:
         opened = nibabel.load(file)
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise BadInput(f"{file}: case '{case_id}': expected NIfTI, found an unreadable file ({error})") from error
+        raise BadInput(
+            f"{file}: case '{case_id}': expected NIfTI, found an unreadable file ({error}); fetch the file again"
+        ) from error
     if not isinstance(opened, nibabel.Nifti1Image):
         raise BadInput(f"{file}: case '{case_id}': expected NIfTI, found {type(opened).__name__}; convert it")
     if opened.get_data_dtype().kind not in "iufb":

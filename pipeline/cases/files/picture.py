@@ -69,7 +69,9 @@ def _opened(file: Path, case_id: str) -> Any:
         # PNG may store the tag after the pixels, and reading the tag would then read all pixels.
         orientation = picture.getexif().get(_ORIENTATION, _UPRIGHT) if picture.format == "JPEG" else _UPRIGHT
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadInput(f"{file}: case '{case_id}': expected a picture, found an unreadable file ({error})") from error
+        raise BadInput(
+            f"{file}: case '{case_id}': expected a picture, found an unreadable file ({error}); save the picture again"
+        ) from error
     if orientation != _UPRIGHT:
         raise BadInput(
             f"{file}: case '{case_id}': expected an upright picture, found EXIF orientation {orientation}; rotate the "

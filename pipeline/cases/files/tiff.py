@@ -119,7 +119,9 @@ def _opened(file: Path, case_id: str) -> Iterator[Any]:
         opened = tifffile.TiffFile(file)
         series = opened.series
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise BadInput(f"{file}: case '{case_id}': expected TIFF, found an unreadable file ({error})") from error
+        raise BadInput(
+            f"{file}: case '{case_id}': expected TIFF, found an unreadable file ({error}); fetch the file again"
+        ) from error
     finally:
         logger.removeHandler(complaints)
     with opened:
