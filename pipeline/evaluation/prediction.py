@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.cases.grid import on_source_grid, to_source
+from pipeline.cases.grid import to_source
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.segmenter.student_record import StudentRecord
@@ -72,13 +72,12 @@ class NetworkPrediction:
 class FixedProposal:
     """Predicted mask of an arm without a network: the proposal in the same slot of every case."""
 
-    cases: CaseStore
     proposals: ProposalStore
     slot: int
 
     def __call__(self, case: Case) -> np.ndarray:
         """Label map u8 `[*space]` on the source's grid."""
-        return on_source_grid(self.proposals.masks(case, [self.slot])[0], case, len(self.cases.class_names))
+        return self.proposals.source_mask(case, self.slot)
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def predictions(folder: Path, data: Data, compute: Compute) -> Predictions:
                 f"{folder}: the student takes proposal {record.slot} of every case, and {len(missing)} test cases have "
                 f"no proposals (first: '{missing[0]}'); add 'test' to propose.splits"
             )
-        return Predictions((FixedProposal(data.cases, data.proposals, record.slot),), None)
+        return Predictions((FixedProposal(data.proposals, record.slot),), None)
     best, *late = (
         NetworkPrediction(data.cases, Model(folder, name), compute, record.offsets or ())
         for name in ("best", *record.late)

@@ -6,7 +6,7 @@ A small case is drawn as a whole. A large case is drawn band by band and written
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,12 +72,19 @@ class CaseArrays:
 
     masks: Target
     probability: Target
-    row: int  # index of the case in both arrays
+    row: int  # index of the case in all arrays
+    source_masks: Target | None = None  # None if no case is measured on another grid than the working grid
 
     def write(self, where: Where, masks: np.ndarray, probability: np.ndarray) -> None:
         """Write masks u8 `[proposal, *box]` and probability u8 `[class, *box]` of a box of the case."""
         self.masks[(self.row, slice(None), *where)] = masks
         self.probability[(self.row, slice(None), *where)] = probability
+
+    def write_source(self, masks: Sequence[np.ndarray]) -> None:
+        """Write the masks u8 `[*source]` of all proposals on the source's grid."""
+        assert self.source_masks is not None
+        space = tuple(slice(0, length) for length in masks[0].shape)
+        self.source_masks[(self.row, slice(None), *space)] = np.stack(masks)
 
 
 def draw_case(
@@ -92,13 +99,16 @@ def draw_case(
 
     With `slabs` the case is drawn band by band, and a slab is written when the last band of the slab is done. Only the
     float32 probabilities of one band are in memory. Sliding windows and masks of the whole case that later bands need
-    are stored below `scratch`. With None the case is drawn as a whole.
+    are stored below `scratch`. With None the case is drawn as a whole. A case whose masks are wanted on the source's
+    grid is drawn as a whole too, because probabilities of a whole case are interpolated.
     """
     counts = Counts(slots, case.classes)
-    if slabs is None:
+    if slabs is None or case.source_masks is not None:
         _draw(case, samplers)
         found = np.stack([draw.mask for draw in case.draws])
         target.write(case.where, found, _steps(case))
+        if case.source_masks is not None:
+            target.write_source(case.source_masks)
         counts.add(found)
         draws = case.draws
     else:

@@ -23,6 +23,7 @@ from pipeline.store import schema
 from pipeline.store.arrays import Slabs, cases_per_shard, create_array, open_array, shard_cases
 from pipeline.store.cases import Case, CaseStore
 from pipeline.store.manifest import MANIFEST, check_manifest, write_manifest
+from pipeline.store.schema import ArraySchema
 from pipeline.store.tables import write_table
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ class Propose(Knobs):
     """Folder of all imported masks. DVC watches the folder. `raw/none` if no masks are imported."""
 
 
-ARRAYS = (schema.MASKS, schema.PROBABILITY, schema.DISAGREEMENT)
-"""Arrays that the stage writes besides `proposals.parquet`."""
+MEASURED = ("validation", "test")
+"""Splits whose proposals are measured on the source's grid."""
 
 
 def propose(
     cases: CaseStore, base: Path, knobs: Propose, out: Path, runtime: Runtime, swap_labels: SwapLabels = ()
 ) -> None:
-    """Write the proposals of every case of `knobs.splits`: `proposals.parquet` and the three arrays.
+    """Write the proposals of every case of `knobs.splits`: `proposals.parquet` and the arrays.
 
     Raises `BadInput` naming every case that failed, after all other cases have finished. A rerun draws the missing
     shards only.
@@ -144,6 +145,15 @@ class _Plan:
             )
         return slots
 
+    def on_source_grid(self, case: Case) -> bool:
+        """Whether the proposals of a case are wanted on the source's grid too."""
+        return case.split in MEASURED and case.resampled
+
+    def source_space(self) -> tuple[int, ...] | None:
+        """Largest source grid of the cases whose proposals are wanted on that grid. None without such a case."""
+        shapes = [case.original_shape for case in self.proposed_for if self.on_source_grid(case)]
+        return tuple(max(lengths) for lengths in zip(*shapes, strict=True)) if shapes else None
+
     def imported_files(self) -> list[Path]:
         """Files of all imported masks."""
         imported = [sampler for sampler in self.knobs.samplers.values() if isinstance(sampler, Imported)]
@@ -167,24 +177,37 @@ def _write_proposals(stage: str, plan: _Plan, base: Path, out: Path, runtime: Ru
     cases, knobs = plan.cases, plan.knobs
     n_cases, padded, classes = len(cases.all), cases.padded, len(cases.class_names)
     slots, voxels = plan.slots(), int(np.prod(padded))
-    size = cases_per_shard(n_cases, voxels * (slots + classes))
+    source = plan.source_space()
+    source_voxels = int(np.prod(source)) if source else 0
+    size = cases_per_shard(n_cases, voxels * (slots + classes) + source_voxels * slots)
     slabs = Slabs.of(padded, slots + classes)
     block = (knobs, plan.swap_labels, runtime.compute, runtime.seed)
     inputs = [cases.folder / MANIFEST, base / MANIFEST, *plan.imported_files()]
-    shapes = ((n_cases, slots, *padded), (n_cases, classes, *padded), (n_cases, slots, slots))
+    shapes: dict[ArraySchema, tuple[int, ...]] = {
+        schema.MASKS: (n_cases, slots, *padded),
+        schema.PROBABILITY: (n_cases, classes, *padded),
+        schema.DISAGREEMENT: (n_cases, slots, slots),
+    }
+    if source:
+        shapes[schema.SOURCE_MASKS] = (n_cases, slots, *source)
     with workspace(stage, __name__, block, inputs) as work:
-        for array, shape in zip(ARRAYS, shapes, strict=True):
+        for array, shape in shapes.items():
             if not (work / f"{array.name}.zarr" / "zarr.json").is_file():
-                create_array(work, array, shape, size, slabs)
-        task = _Proposing(plan.with_models_in_use(), runtime, work, slabs)
+                # The slabs are of the working grid. Cases on the source's grid are written whole.
+                create_array(work, array, shape, size, None if array is schema.SOURCE_MASKS else slabs)
+        task = _Proposing(plan.with_models_in_use(), runtime, work, slabs, tuple(shapes))
         shards = shards_of(plan.proposed_for, size, key=lambda case: case.case)
         # Arrays of a shard count twice, for the blocks and for their encoding. Masks and float32 probabilities count
         # for one case or, of a large case, for the rows of one slab, because a window usually holds no more rows than a
         # slab.
         held = voxels if slabs is None else voxels * slabs.rows // padded[slabs.axis]
         bytes_per_shard = held * (2 * size * (slots + classes) + 2 * slots + 24 * classes)
+        if source:
+            # A case that is brought back to the source's grid is held whole, with its probabilities on both grids.
+            whole = voxels * (2 * slots + 24 * classes) + source_voxels * (2 * size * slots + 8 * classes)
+            bytes_per_shard = max(bytes_per_shard, whole + held * 2 * size * (slots + classes))
         rows = run(task, shards, work, runtime.execution, stage, Limits(bytes_per_shard))
-        for array in ARRAYS:
+        for array in shapes:
             publish(work / f"{array.name}.zarr", out / f"{array.name}.zarr")
         write_table(rows, schema.PROPOSALS, out / "proposals.parquet", block)
         write_manifest(out, block)
@@ -198,13 +221,14 @@ class _Proposing:
     runtime: Runtime
     work: Path
     slabs: Slabs | None  # cut of large cases; None if cases are small
+    arrays: tuple[ArraySchema, ...]
 
     def __call__(self, shard: Shard) -> pl.DataFrame:
         import torch
 
         # One thread for any number of workers, because the number of threads changes results in the last bits.
         torch.set_num_threads(1)
-        arrays = {array.name: open_array(self.work, array, "r+") for array in ARRAYS}
+        arrays = {array.name: open_array(self.work, array, "r+") for array in self.arrays}
         per_shard, slots = shard_cases(arrays["masks"]), arrays["masks"].shape[1]
         start = shard.index * per_shard
         stop = min(start + per_shard, arrays["masks"].shape[0])
@@ -220,7 +244,7 @@ class _Proposing:
         for case in shard.members:
             with failures.of(case.case_id):
                 row = case.case - (start if self.slabs is None else 0)
-                target = CaseArrays(blocks["masks"], blocks["probability"], row)
+                target = CaseArrays(blocks["masks"], blocks["probability"], row, blocks.get("source_masks"))
                 models, samplers = self._models(case), self.plan.knobs.samplers
                 of_case, disagreement = draw_case(models, samplers, slots, target, self.slabs, self.work)
                 blocks["disagreement"][case.case - start] = disagreement
@@ -244,4 +268,5 @@ class _Proposing:
             self.runtime.seed,
             self.plan.swap_labels,
             self.plan.knobs.imports,
+            source_masks=[] if self.plan.on_source_grid(case) else None,
         )

@@ -43,6 +43,10 @@ class ProposalStore:
         return open_array(self.folder, schema.MASKS)
 
     @cached_property
+    def _source_masks(self) -> zarr.Array:
+        return open_array(self.folder, schema.SOURCE_MASKS)
+
+    @cached_property
     def _probability(self) -> zarr.Array:
         return open_array(self.folder, schema.PROBABILITY)
 
@@ -67,6 +71,13 @@ class ProposalStore:
         read = sorted(set(slots))
         block = np.asarray(self._masks.oindex[(case.case, np.array(read), *box)])
         return block[[read.index(slot) for slot in slots]]
+
+    def source_mask(self, case: Case, slot: int) -> np.ndarray:
+        """Label map u8 `[*source]` of one proposal of a validation or test case on the source's grid, for metrics."""
+        if not case.resampled:
+            return self.masks(case, [slot])[0]
+        box: Any = tuple(slice(0, length) for length in case.original_shape)
+        return np.asarray(self._source_masks[(case.case, slot, *box)])
 
     @cached_property
     def _distinct(self) -> dict[str, list[int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-VERSION = 3
+VERSION = 4
 """Version of the contract. Readers refuse files of another version."""
 
 UNKNOWN = 255
@@ -304,6 +304,9 @@ LABELS = ArraySchema("labels", "uint8", ("case", "*space"), UNKNOWN)
 TRUTH = ArraySchema("truth", "uint8", ("case", "*space"), UNKNOWN)
 """Labels on the source's grid, for metrics. Written only if the working grid of a case differs."""
 MASKS = ArraySchema("masks", "uint8", ("case", "proposal", "*space"), UNKNOWN)
+SOURCE_MASKS = ArraySchema("source_masks", "uint8", ("case", "proposal", "*space"), UNKNOWN)
+"""Proposals of validation and test cases on the source's grid, for metrics. Written only if the working grid of such a
+case differs."""
 PROBABILITY = ArraySchema("probability", "uint8", ("case", "class", "*space"), 0)
 """Mean probability of the proposals times 255, rounded."""
 DISAGREEMENT = ArraySchema("disagreement", "uint32", ("case", "proposal", "proposal"), 0)
@@ -311,7 +314,7 @@ DISAGREEMENT = ArraySchema("disagreement", "uint32", ("case", "proposal", "propo
 ERROR = ArraySchema("error", "uint8", ("case", "proposal", "*space"), UNKNOWN)
 """Probability of a learned judge that a voxel of a proposal is wrong, times 254, rounded."""
 
-ARRAYS = (IMAGES, LABELS, TRUTH, MASKS, PROBABILITY, DISAGREEMENT, ERROR)
+ARRAYS = (IMAGES, LABELS, TRUTH, MASKS, SOURCE_MASKS, PROBABILITY, DISAGREEMENT, ERROR)
 
 CHUNK = {2: 256, 3: 64}
 """Longest chunk edge in voxels, by number of spatial axes. Chunks of padding alone are never written."""

@@ -192,7 +192,7 @@ def test_ensemble():
     case = models(Constant(0.1), np.zeros((1, 1, 1), np.float32), members=members)
     draws = list(Ensemble(kind="ensemble").draw("e", case))
     assert [(d.setting, d.mask.item()) for d in draws] == [("member_1", 0), ("member_2", 1), ("mean", 0)]
-    assert [d.probability is None for d in draws] == [False, False, True]
+    assert [d.counts for d in draws] == [True, True, False]
     for draw in draws:
         case.keep(draw)
     assert case.mean_probability()[1].item() == pytest.approx(0.45)
@@ -256,7 +256,7 @@ def test_consensus():
     majority, mean = ConsensusSampler(kind="consensus").draw("c", case)
     assert majority.mask.tolist() == [0, 1, 2, 0, 1]
     assert mean.mask.tolist() == [0, 1, 2, 0, 1]
-    assert (majority.probability, mean.probability) == (None, None)
+    assert (majority.counts, mean.counts) == (False, False)
 
 
 def test_the_majority_and_the_mean_may_disagree():
@@ -274,7 +274,7 @@ def test_a_consensus_of_masks_that_do_not_know_a_voxel():
     case = case_of((3,))
     for mask in masks:
         values = np.array(mask, np.uint8)
-        case.keep(Draw(values, "s", "1", torch.tensor(np.stack([values == 0, values == 1])).float()))
+        case.keep(Draw(values, "s", "1", torch.tensor(np.stack([values == 0, values == 1])).float(), True))
     majority, mean = ConsensusSampler(kind="consensus").draw("c", case)
     assert majority.mask.tolist() == [1, 0, 255]
     assert mean.mask.tolist() == [1, 0, 255]

@@ -19,7 +19,7 @@ def test_thresholds():
     draws = list(Threshold(kind="threshold", thresholds=(0.2, 0.45, 0.8)).draw("t", given([1 - p, p])))
     masks = {d.setting: d.mask.tolist() for d in draws}
     assert masks == {"p>=0.2": [0, 1, 1, 1, 1], "p>=0.45": [0, 0, 1, 1, 1], "p>=0.8": [0, 0, 0, 0, 1]}
-    assert all(d.probability is None for d in draws)
+    assert not any(d.counts for d in draws)
 
 
 def test_thresholds_of_several_classes():

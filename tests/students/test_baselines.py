@@ -102,7 +102,7 @@ def test_the_best_fixed_proposal(tmp_path):
     cases, proposals = fixed(tmp_path)
     assert Proposal(kind="proposal").picked(Data(cases, proposals)) == (1, "s 1", pytest.approx(1.0))
     assert Proposal(kind="proposal", pick="s 2").picked(Data(cases, proposals)) == (2, "s 2", pytest.approx(0.8))
-    found = FixedProposal(cases, proposals, 1)(cases.all[2])
+    found = FixedProposal(proposals, 1)(cases.all[2])
     assert found.tolist() == bars([4])[0].tolist()
 
 

@@ -33,11 +33,14 @@ class ConsensusSampler(Knobs):
         unknown = np.logical_and.reduce([draw.mask == UNKNOWN for draw in case.draws])
         for setting in self.of:
             if setting == "mean":
-                mask = drawn(name, setting, case.mean_probability(), own=False).mask
+                draw = drawn(name, setting, case.mean_probability(), counts=False)
             else:
                 mask = _majority([draw.mask for draw in case.draws], case.classes)
-            mask[unknown] = UNKNOWN
-            yield Draw(mask, name, setting)
+                # On the source's grid, the masks of the draws on that grid vote.
+                voted = None if case.source_masks is None else _majority(case.source_masks, case.classes)
+                draw = Draw(mask, name, setting, source_mask=voted)
+            draw.mask[unknown] = UNKNOWN
+            yield draw
 
 
 def _majority(masks: list[np.ndarray], classes: int) -> np.ndarray:

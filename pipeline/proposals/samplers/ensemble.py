@@ -45,7 +45,7 @@ class Ensemble(Knobs):
             total = total + found
             yield drawn(name, member, found)
         if self.mean:
-            yield drawn(name, "mean", total / (1 + len(chosen)), own=False)
+            yield drawn(name, "mean", total / (1 + len(chosen)), counts=False)
 
     def chosen(self, members: tuple[str, ...]) -> list[str]:
         """Names of the members that propose: the names in the knob, or all of `members` but the folds."""

@@ -154,7 +154,10 @@ class Imported(Knobs):
                 yield Draw(case.draws[0].mask, name, source)
                 continue
             mask = case.whole_mask((name, source), partial(self._read, masks, case))
-            yield Draw(mask, name, source, _votes(mask, case.classes) if case.base is None else None)
+            if case.base is None:
+                yield Draw(mask, name, source, _votes(mask, case.classes), counts=True)
+            else:
+                yield Draw(mask, name, source)
 
     @staticmethod
     def _read(masks: Masks, case: CaseModels) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from pipeline.cases.grid import on_source_grid, to_source
 from pipeline.errors import BadInput
 from pipeline.segmenter.augmentation import SwapLabels, swapped_classes
 from pipeline.store.cases import Case, Values, Where
@@ -54,9 +55,17 @@ class Draw:
     sampler: str
     setting: str
     probability: Tensor | None = None
-    """Class probabilities f32 `[class, *space]`, or None if the draw does not count in the mean probability.
-    Predictions of single networks count. Without a base segmenter imported masks count, and their unknown voxels are 0
-    for every class."""
+    """Class probabilities f32 `[class, *space]`. None for a draw without probabilities. Imported masks are 1 for their
+    class, and their unknown voxels are 0 for every class."""
+    counts: bool = False
+    """Whether the probabilities count in the mean probability of the case. Predictions of single networks count.
+    Imported masks count if there is no base segmenter."""
+    decide: Callable[[Tensor], np.ndarray] | None = None
+    """Rule that makes the mask from `probability`. The same rule makes the mask on the source's grid from the
+    interpolated probabilities. None: the mask was not decided from probabilities."""
+    source_mask: np.ndarray | None = None
+    """The mask u8 `[*source]` on the source's grid, for a sampler that combines masks of this grid. None: the mask on
+    the source's grid follows from `probability` and `decide`, or else from `mask`."""
 
 
 @dataclass
@@ -100,6 +109,8 @@ class CaseModels:
     """First row and last row (exclusive) of the band. Bands are drawn in order. None: the whole case is drawn."""
     disk: OnDisk | None = None
     """State of a case that is drawn in bands, else None."""
+    source_masks: list[np.ndarray] | None = None
+    """Masks u8 `[*source]` of the draws on the source's grid. None if no mask is wanted on the source's grid."""
     _base_probability: Tensor | None = None
     _total: Tensor | None = None
 
@@ -115,11 +126,23 @@ class CaseModels:
 
     def keep(self, draw: Draw) -> None:
         """Append a draw and add its probability to the mean probability. The first draw is slot 0."""
-        if draw.probability is not None:
+        if draw.probability is not None and draw.counts:
             if not self.draws:
                 self._base_probability = draw.probability
             self._total = draw.probability if self._total is None else self._total + draw.probability
-        self.draws.append(replace(draw, probability=None))
+        if self.source_masks is not None:
+            self.source_masks.append(self._on_source_grid(draw))
+        self.draws.append(replace(draw, probability=None, source_mask=None))
+
+    def _on_source_grid(self, draw: Draw) -> np.ndarray:
+        """Mask u8 `[*source]` of a draw, by the way back of a network's prediction if the draw has probabilities."""
+        import torch
+
+        if draw.source_mask is not None:
+            return draw.source_mask
+        if draw.probability is None or draw.decide is None:
+            return on_source_grid(draw.mask, self.row, self.classes)
+        return draw.decide(torch.from_numpy(to_source(draw.probability.numpy(), self.row)))
 
     @property
     def where(self) -> Where:
@@ -233,11 +256,19 @@ class Sampler(Protocol):
         ...
 
 
-def drawn(name: str, setting: str, probability: Tensor, own: bool = True) -> Draw:
-    """The draw with the most probable class of probabilities f32 `[class, *space]`.
+def drawn(
+    name: str,
+    setting: str,
+    probability: Tensor,
+    counts: bool = True,
+    decide: Callable[[Tensor], np.ndarray] | None = None,
+) -> Draw:
+    """The draw with the mask that `decide` makes from probabilities f32 `[class, *space]`.
 
-    `own` says whether the draw counts in the mean probability.
+    Without `decide` every voxel has its most probable class. `counts` says whether the draw counts in the mean
+    probability.
     """
     from pipeline.segmenter.logits import labels
 
-    return Draw(labels(probability), name, setting, probability if own else None)
+    decide = decide or labels
+    return Draw(decide(probability), name, setting, probability, counts, decide)

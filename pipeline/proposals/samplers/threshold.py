@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Threshold(Knobs):
@@ -39,22 +44,33 @@ class Threshold(Knobs):
         return [*(f"p>={threshold:g}" for threshold in self.thresholds), *map(_setting, self.offsets)]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
-        import torch
-
         probability = case.base_probability()
-        foreground = 1 + probability[1:].max(0).indices
         for threshold in self.thresholds:
-            mask = torch.where(1 - probability[0] >= threshold, foreground, 0)
-            yield Draw(mask.to(torch.uint8).numpy(), name, f"p>={threshold:g}")
-        if not self.offsets:
-            return
-        # Log-probabilities equal logits up to a constant per voxel, also for a sigmoid head.
-        logits = probability.log()
+            yield drawn(name, f"p>={threshold:g}", probability, False, partial(above, threshold=threshold))
         for offsets in self.offsets:
-            added = torch.tensor([offsets.get(label, 0.0) for label in range(len(logits))], dtype=logits.dtype)
-            mask = (logits + added.view(-1, *([1] * (logits.ndim - 1)))).max(0).indices
-            yield Draw(mask.to(torch.uint8).numpy(), name, _setting(offsets))
+            yield drawn(name, _setting(offsets), probability, False, partial(with_offsets, offsets=offsets))
 
 
-def _setting(offsets: dict[int, float]) -> str:
+def above(probability: Tensor, threshold: float) -> np.ndarray:
+    """Label map u8 `[*space]` of class probabilities f32 `[class, *space]` at a threshold of foreground probability.
+
+    A voxel is foreground, of the most probable foreground class, if 1 - P(background) is at least the threshold.
+    """
+    import torch
+
+    foreground = 1 + probability[1:].max(0).indices
+    return torch.where(1 - probability[0] >= threshold, foreground, 0).to(torch.uint8).numpy()
+
+
+def with_offsets(probability: Tensor, offsets: Mapping[int, float]) -> np.ndarray:
+    """Most probable class u8 `[*space]` after offsets on the logits of classes, which are keyed by class."""
+    import torch
+
+    # Log-probabilities equal logits up to a constant per voxel, also for a sigmoid head.
+    logits = probability.log()
+    added = torch.tensor([offsets.get(label, 0.0) for label in range(len(logits))], dtype=logits.dtype)
+    return (logits + added.view(-1, *([1] * (logits.ndim - 1)))).max(0).indices.to(torch.uint8).numpy()
+
+
+def _setting(offsets: Mapping[int, float]) -> str:
     return "logit " + " ".join(f"{label}:{offset:+g}" for label, offset in sorted(offsets.items()))

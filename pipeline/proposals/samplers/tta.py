@@ -53,7 +53,7 @@ class TTA(Knobs):
             total, count = total + probability, count + 1
             yield drawn(name, setting, probability)
         if self.mean:
-            yield drawn(name, "mean", total / count, own=False)
+            yield drawn(name, "mean", total / count, counts=False)
 
     def _varied(self, name: str, case: CaseModels) -> Iterator[tuple[str, Tensor]]:
         """Setting and class probabilities f32 `[class, *space]` of each varied image, brought back to the drawn box."""
