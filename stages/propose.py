@@ -27,10 +27,9 @@ def main(cases: Path, base: Path, out: Path, out_of_fold: Path, params_file: Pat
     from pipeline.store.cases import CaseStore
 
     params = load_params(params_file)
-    swap_labels = params.augmentation.swap_labels
-    store, runtime = CaseStore(cases), params.runtime
-    propose(store, base, params.propose, out, runtime, swap_labels)
-    propose_out_of_fold(store, base, params.propose, out_of_fold, runtime, swap_labels)
+    store, runtime, swap_labels = CaseStore(cases), params.runtime, params.augmentation.swap_labels
+    fitted = propose_out_of_fold(store, base, params.propose, out_of_fold, runtime, swap_labels)
+    propose(store, base, params.propose, out, runtime, swap_labels, fitted)
 
 
 if __name__ == "__main__":

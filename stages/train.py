@@ -20,17 +20,18 @@ def main(
     name: str, cases: Path, proposals: Path, pairs: Path, base: Path, out: Path, history: Path, params_file: Path
 ) -> None:
     from pipeline.params import entry, load_params
-    from pipeline.segmenter.models import Model
+    from pipeline.segmenter.models import start_model
     from pipeline.store.cases import CaseStore
     from pipeline.store.proposals import Data, ProposalStore
     from pipeline.students.start import Start
     from pipeline.students.train import train_student
 
     params = load_params(params_file)
+    student = entry(params.students, name, "students")
     start = Start(
         name,
-        entry(params.students, name, "students"),
-        Model(base),
+        student,
+        start_model(base, student.start),
         Data(CaseStore(cases), ProposalStore(proposals)),
         pairs,
         params.training,

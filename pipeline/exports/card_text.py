@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.audit.verdicts import LEAST
+from pipeline.segmenter.student_record import anchor_terms
 from pipeline.store import schema
 
 _NORMALISED = {
@@ -98,11 +99,10 @@ def _training(facts: dict[str, Any]) -> list[str]:
     if training["objective"]["kind"] == "base":
         return [f"- {line}" for line in _base(training)]
     start = ["a base of unknown origin"] if facts["base"] is None else _base(facts["base"])
-    anchor = {term: weight for term, weight in (training["anchor"] or {}).items() if weight}
     lines = [
         *(f"- {line}" for line in [f"started from {start[0]}", *start[1:]]),
         f"- objective: {_knobs(training['objective'])}",
-        f"- anchor: {_knobs(anchor) or 'none'}",
+        f"- anchor: {anchor_terms(training['anchor'])}",
         f"- steps: {training['steps']}; best on validation at step {training['best_step']}",
     ]
     if online := _online(training):

@@ -6,7 +6,7 @@ A small case is drawn as a whole. A large case is drawn band by band and written
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,6 +129,20 @@ def draw_case(
         for slot, draw in enumerate(draws)
     ]
     return rows, counts.disagreement
+
+
+def bands(case: CaseModels, slabs: Slabs | None) -> Iterator[CaseModels]:
+    """Parts of a case that together cover the case: bands of a large case, or else the case itself."""
+    from pipeline.segmenter.sliding import bands_of
+
+    if slabs is None:
+        yield case
+        return
+    space = case.image.shape[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        case.disk = OnDisk(Path(folder), slabs.axis)
+        for start, stop in bands_of(0, space[slabs.axis], space, slabs.axis):
+            yield case.at(start, stop)
 
 
 def _draw_slabs(

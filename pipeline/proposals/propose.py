@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,13 +12,23 @@ import polars as pl
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Limits, Runtime, Shard, publish, run, shards_of, workspace
 from pipeline.knobs import NOTHING, Knobs, Name
-from pipeline.proposals.draw_case import BASE_SAMPLER, CaseArrays, draw_case
+from pipeline.proposals.draw_case import BASE_SAMPLER, CaseArrays, bands, draw_case
+from pipeline.proposals.fit_thresholds import (
+    FittedThresholds,
+    fit_thresholds,
+    not_fitted,
+    rows_of,
+    samplers_to_fit,
+    write_tried,
+)
 from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.ensemble import Ensemble
 from pipeline.proposals.samplers.imported import Imported
+from pipeline.proposals.samplers.mean import Mean
 from pipeline.proposals.samplers.sampler import CaseModels, Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
 from pipeline.segmenter.augmentation import SwapLabels
+from pipeline.segmenter.offsets import dice_at_thresholds, overlaps_at_thresholds
 from pipeline.store import schema
 from pipeline.store.arrays import Slabs, cases_per_shard, create_array, open_array, shard_cases
 from pipeline.store.cases import Case, CaseStore
@@ -48,56 +58,97 @@ MEASURED = ("validation", "test")
 
 
 def propose(
-    cases: CaseStore, base: Path, knobs: Propose, out: Path, runtime: Runtime, swap_labels: SwapLabels = ()
+    cases: CaseStore,
+    base: Path,
+    knobs: Propose,
+    out: Path,
+    runtime: Runtime,
+    swap_labels: SwapLabels = (),
+    fitted: FittedThresholds | None = None,
 ) -> None:
-    """Write the proposals of every case of `knobs.splits`: `proposals.parquet` and the arrays.
+    """Write the proposals of every case of `knobs.splits`: `proposals.parquet`, the arrays and the fitted thresholds.
 
-    Raises `BadInput` naming every case that failed, after all other cases have finished. A rerun draws the missing
-    shards only.
+    `fitted` is the result of `propose_out_of_fold`. Without it, all thresholds are one half. Raises `BadInput` naming
+    every case that failed, after all other cases have finished. A rerun draws the missing shards only.
     """
     from pipeline.segmenter.models import family
 
     check_manifest(base)
+    if fitted is None:
+        fitted = not_fitted(knobs.samplers, len(cases.class_names), _NO_FOLDS)
     proposed_for = tuple(cases.split(*knobs.splits))
-    plan = _Plan(cases, proposed_for, family(base), {}, knobs, swap_labels)
+    plan = _Plan(cases, proposed_for, family(base), {}, knobs, swap_labels, fitted.of_pool())
     _write_proposals("propose", plan, base, out, runtime)
+
+
+_NO_FOLDS = "the base has no folds, so every model has seen the labelled cases: the threshold is .5; set base.folds"
 
 
 def propose_out_of_fold(
     cases: CaseStore, base: Path, knobs: Propose, out: Path, runtime: Runtime, swap_labels: SwapLabels = ()
-) -> None:
+) -> FittedThresholds | None:
     """Write proposals of every labelled case, drawn from models that have not seen the case.
 
     Learned judges train on these proposals. Samplers draw from the model of the fold instead of the base, and from the
     members and snapshots of the fold. A sampler without a model in the folds is left out. Imported masks are left out
     too, because the cases on which their makers trained are unknown. Without folds the stage writes an empty table and
     no array.
+
+    The thresholds of samplers `mean` are fitted first, on the same models. `thresholds.parquet` has the Dice of every
+    threshold. Returns the thresholds, or None without folds.
     """
-    from pipeline.segmenter.models import fold_families
+    from pipeline.segmenter.models import family, fold_families
 
     check_manifest(base)
     families = fold_families(base)
     if not families:
         write_table(pl.DataFrame(schema=schema.PROPOSALS.columns), schema.PROPOSALS, out / "proposals.parquet", knobs)
         write_manifest(out, knobs)
-        return
+        return None
     labelled = tuple(case for case in cases.split("labelled") if case.case_id in families)
     first = families[labelled[0].case_id]
-    knobs = knobs.model_copy(update={"samplers": _of_folds(knobs.samplers, first), "splits": ("labelled",)})
-    _write_proposals("out_of_fold", _Plan(cases, labelled, first, families, knobs, swap_labels), base, out, runtime)
+    of_folds = knobs.model_copy(update={"samplers": _of_folds(knobs.samplers, first), "splits": ("labelled",)})
+    plan = _Plan(cases, labelled, first, families, of_folds, swap_labels)
+    plan = replace(plan, fitted=_fitted(plan, knobs.samplers, family(base), base, out, runtime))
+    _write_proposals("out_of_fold", plan, base, out, runtime)
+    return plan.fitted
 
 
 def _of_folds(samplers: dict[str, Sampler], family: Family) -> dict[str, Sampler]:
-    """Samplers that can draw from the models of a fold. An ensemble keeps the members that the fold has."""
+    """Samplers that can draw from the models of a fold. Ensembles and means keep the members that the fold has."""
     kept: dict[str, Sampler] = {}
     for name, sampler in samplers.items():
-        if isinstance(sampler, Ensemble):
+        if isinstance(sampler, Ensemble | Mean):
             members = tuple(m for m in family.members if sampler.members is None or m in sampler.members)
-            if members:
+            # A mean of the base and its flips needs no member.
+            if members or isinstance(sampler, Mean):
                 kept[name] = sampler.model_copy(update={"members": members})
         elif not (isinstance(sampler, Imported) or (isinstance(sampler, Snapshots) and not family.snapshots)):
             kept[name] = sampler
     return kept
+
+
+def _fitted(
+    plan: _Plan, samplers: dict[str, Sampler], of_pool: Family, base: Path, out: Path, runtime: Runtime
+) -> FittedThresholds:
+    """Thresholds fitted on the labelled cases of a plan out of fold; writes `thresholds.parquet` to `out`.
+
+    `samplers` are those of the pool, whose models `of_pool` has.
+    """
+    means = samplers_to_fit(plan.knobs.samplers)
+    if not means:
+        return FittedThresholds()
+    block = (means, plan.swap_labels, runtime.compute, runtime.seed)
+    with workspace("fit_thresholds", __name__, block, [plan.cases.folder / MANIFEST, base / MANIFEST]) as work:
+        shards = shards_of(plan.proposed_for, 1)
+        tried = run(_TryingThresholds(plan, means, runtime), shards, work, runtime.execution, "fit thresholds")
+        write_tried(tried, out, block)
+    lacking = {
+        name: [m for m in mean.chosen(tuple(of_pool.members)) if m not in plan.family.members]
+        for name, mean in samplers_to_fit(samplers).items()
+    }
+    fold_of = {case_id: models.base.name for case_id, models in plan.families.items() if models.base is not None}
+    return fit_thresholds(tried, means, fold_of, lacking)
 
 
 @dataclass(frozen=True)
@@ -110,6 +161,7 @@ class _Plan:
     families: dict[str, Family]  # by case id, for out-of-fold proposals; other cases use `family`
     knobs: Propose
     swap_labels: SwapLabels
+    fitted: FittedThresholds = field(default_factory=FittedThresholds)
 
     @property
     def setup(self) -> Setup:
@@ -161,7 +213,7 @@ class _Plan:
 
     def with_models_in_use(self) -> _Plan:
         """The plan without members and snapshots that no sampler draws from. So no unused model is loaded."""
-        ensembles = [sampler for sampler in self.knobs.samplers.values() if isinstance(sampler, Ensemble)]
+        ensembles = [sampler for sampler in self.knobs.samplers.values() if isinstance(sampler, Ensemble | Mean)]
         by_snapshots = any(isinstance(sampler, Snapshots) for sampler in self.knobs.samplers.values())
 
         def used(family: Family) -> Family:
@@ -172,6 +224,49 @@ class _Plan:
         families = {case_id: used(family) for case_id, family in self.families.items()}
         return replace(self, family=used(self.family), families=families)
 
+    def models(self, case: Case, slabs: Slabs | None, runtime: Runtime) -> CaseModels:
+        """The case with the models that it may be predicted by, in memory or, if large, left on disk."""
+        family, compute = self.families.get(case.case_id, self.family), runtime.compute
+        return CaseModels(
+            case,
+            self.cases.image(case) if slabs is None else self.cases.volume(case),
+            len(self.cases.class_names),
+            family.base.segmenter(compute) if family.base else None,
+            {name: model.segmenter(compute) for name, model in family.members.items()},
+            {name: model.segmenter(compute) for name, model in family.snapshots.items()},
+            runtime.seed,
+            self.swap_labels,
+            self.knobs.imports,
+            self.fitted.of(case.case_id),
+            source_masks=[] if self.on_source_grid(case) else None,
+        )
+
+
+@dataclass(frozen=True)
+class _TryingThresholds:
+    """The task of a labelled case: its Dice at every threshold of every mean, by models that have not seen the case."""
+
+    plan: _Plan
+    means: dict[str, Mean]
+    runtime: Runtime
+
+    def __call__(self, shard: Shard) -> pl.DataFrame:
+        import torch
+
+        # One thread for any number of workers, because the number of threads changes results in the last bits.
+        torch.set_num_threads(1)
+        cases, rows = self.plan.cases, []
+        slabs = Slabs.of(cases.padded, len(cases.class_names))
+        for case in shard.members:
+            label = cases.stored_label(case)
+            for name, mean in self.means.items():
+                models = self.plan.models(case, slabs, self.runtime)
+                counts = [
+                    overlaps_at_thresholds(mean.probability(part), label[part.where]) for part in bands(models, slabs)
+                ]
+                rows += rows_of(case, name, dice_at_thresholds(np.sum(counts, axis=0)))
+        return pl.DataFrame(rows, schema=schema.THRESHOLDS.columns)
+
 
 def _write_proposals(stage: str, plan: _Plan, base: Path, out: Path, runtime: Runtime) -> None:
     cases, knobs = plan.cases, plan.knobs
@@ -181,7 +276,7 @@ def _write_proposals(stage: str, plan: _Plan, base: Path, out: Path, runtime: Ru
     source_voxels = int(np.prod(source)) if source else 0
     size = cases_per_shard(n_cases, voxels * (slots + classes) + source_voxels * slots)
     slabs = Slabs.of(padded, slots + classes)
-    block = (knobs, plan.swap_labels, runtime.compute, runtime.seed)
+    block = (knobs, plan.swap_labels, runtime.compute, runtime.seed, plan.fitted)
     inputs = [cases.folder / MANIFEST, base / MANIFEST, *plan.imported_files()]
     shapes: dict[ArraySchema, tuple[int, ...]] = {
         schema.MASKS: (n_cases, slots, *padded),
@@ -210,6 +305,7 @@ def _write_proposals(stage: str, plan: _Plan, base: Path, out: Path, runtime: Ru
         for array in shapes:
             publish(work / f"{array.name}.zarr", out / f"{array.name}.zarr")
         write_table(rows, schema.PROPOSALS, out / "proposals.parquet", block)
+        plan.fitted.save(out)
         write_manifest(out, block)
 
 
@@ -245,7 +341,8 @@ class _Proposing:
             with failures.of(case.case_id):
                 row = case.case - (start if self.slabs is None else 0)
                 target = CaseArrays(blocks["masks"], blocks["probability"], row, blocks.get("source_masks"))
-                models, samplers = self._models(case), self.plan.knobs.samplers
+                models = self.plan.models(case, self.slabs, self.runtime)
+                samplers = self.plan.knobs.samplers
                 of_case, disagreement = draw_case(models, samplers, slots, target, self.slabs, self.work)
                 blocks["disagreement"][case.case - start] = disagreement
                 rows += of_case
@@ -254,19 +351,3 @@ class _Proposing:
             if blocks[name] is not array:
                 array[start:stop] = blocks[name]
         return pl.DataFrame(rows, schema=schema.PROPOSALS.columns)
-
-    def _models(self, case: Case) -> CaseModels:
-        cases, compute = self.plan.cases, self.runtime.compute
-        family = self.plan.families.get(case.case_id, self.plan.family)
-        return CaseModels(
-            case,
-            cases.image(case) if self.slabs is None else cases.volume(case),
-            len(cases.class_names),
-            family.base.segmenter(compute) if family.base else None,
-            {name: model.segmenter(compute) for name, model in family.members.items()},
-            {name: model.segmenter(compute) for name, model in family.snapshots.items()},
-            self.runtime.seed,
-            self.plan.swap_labels,
-            self.plan.knobs.imports,
-            source_masks=[] if self.plan.on_source_grid(case) else None,
-        )

@@ -13,6 +13,7 @@ from pipeline.report.blocks import Block, Cell, Note, Section, Table
 from pipeline.report.cells import cell, inline
 from pipeline.report.figures import forest
 from pipeline.report.run import Arm, Run
+from pipeline.segmenter.student_record import anchor_terms
 
 WORST = 6
 """Number of test cases in each list of worst cases."""
@@ -103,13 +104,12 @@ def _recipe(arm: Arm) -> list[Cell | str]:
         return [NO_VALUE] * 4
     paired = arm.student.objective.feeds == "pairs"
     pooled = paired or arm.student.objective.feeds == "pool"
-    anchor = arm.student.anchor.model_dump(mode="json") if arm.student.anchor else {}
+    anchor = arm.student.anchor.model_dump(mode="json") if arm.student.anchor else None
     return [
         arm.student.pairs if paired else NO_VALUE,
         arm.judge if paired else NO_VALUE,
         objective_text(arm.student.objective.model_dump(mode="json")),
-        ", ".join(f"{name} {weight:g}" for name, weight in anchor.items() if weight)
-        or ("none" if pooled else NO_VALUE),
+        anchor_terms(anchor) if pooled else NO_VALUE,
     ]
 
 

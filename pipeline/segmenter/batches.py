@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.segmenter.augmentation import Augmentation, flip
 from pipeline.segmenter.crops import Spots, around
+from pipeline.segmenter.strong_views import StrongViews
 from pipeline.store.cases import LabelledCases, fits
 from pipeline.store.schema import UNKNOWN
 
@@ -27,8 +28,17 @@ class LabelledBatches:
     padding, and where augmentation takes voxels from outside the crop.
     """
 
-    def __init__(self, cases: LabelledCases, window: Sequence[int], knobs: Augmentation, batch: int, seed: int) -> None:
-        self.images, self.labels = cases.images, cases.labels
+    def __init__(
+        self,
+        cases: LabelledCases,
+        window: Sequence[int],
+        knobs: Augmentation,
+        batch: int,
+        seed: int,
+        strong: StrongViews | None = None,
+    ) -> None:
+        """`strong` varies the intensities of every image once more."""
+        self.images, self.labels, self.strong = cases.images, cases.labels, strong
         self.window, self.knobs, self.batch = tuple(window), knobs, batch
         self.generator = np.random.default_rng(seed)
         self.spots: dict[int, Spots] = {}  # foreground by index of the case, for cases larger than the window
@@ -85,6 +95,8 @@ class LabelledBatches:
         image = image * torch.from_numpy(contrast).float() + torch.from_numpy(brightness + noise).float()
         flipped = [[axis for axis in knobs.flips if draw.random() < 0.5] for _ in range(count)]
         image = torch.stack([flip(x, view, axes) for x, view in zip(image, flipped, strict=True)])
+        if self.strong is not None:
+            image = torch.stack([self.strong.varied(x, int(draw.integers(2**32))) for x in image])
         label = torch.stack([knobs.swap(flip(x, view, axes), view) for x, view in zip(label, flipped, strict=True)])
         return image, label
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import cos, pi
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -38,8 +39,9 @@ class Optimisation(Knobs):
     """Largest number of optimiser steps."""
     learning_rate: Annotated[float, Field(gt=0)]
     """Learning rate at the first step."""
-    schedule: Literal["constant", "poly"] = "poly"
-    """`poly`: at step n the learning rate is multiplied by (1 - (n - 1) / steps)^0.9, as in nnU-Net."""
+    schedule: Literal["constant", "poly", "cosine"] = "poly"
+    """Factor of the learning rate at step n, where t = (n - 1) / steps. `poly`: (1 - t)^0.9, as in nnU-Net. `cosine`:
+    (1 + cos(pi t)) / 2 (Loshchilov & Hutter 2017). `constant`: 1."""
     weight_decay: float = 1e-4
     """Weight decay of AdamW."""
     evaluate_every: Annotated[int, Field(gt=0)] = 50
@@ -47,6 +49,16 @@ class Optimisation(Knobs):
     patience: Annotated[int, Field(gt=0)] | None = None
     """Evaluations without a better validation Dice after which training stops. Patience counts only after the first
     improvement over the start. Null trains all steps."""
+
+    def factor(self, step: int) -> float:
+        """Factor of the learning rate at a step, counted from 1: the full rate at step 1, almost 0 at the last step."""
+        done = (step - 1) / self.steps
+        match self.schedule:
+            case "poly":
+                return (1 - done) ** 0.9
+            case "cosine":
+                return (1 + cos(pi * done)) / 2
+        return 1.0
 
 
 class Consistency(Knobs):

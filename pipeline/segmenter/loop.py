@@ -101,10 +101,8 @@ def optimise(
     network.eval()
     evaluations.take(0)
     for step in range(1, knobs.steps + 1):
-        if knobs.schedule == "poly":
-            # nnU-Net's schedule: the full rate at step 1, and almost 0 at the last step.
-            for group in optimiser.param_groups:
-                group["lr"] = knobs.learning_rate * (1 - (step - 1) / knobs.steps) ** 0.9
+        for group in optimiser.param_groups:
+            group["lr"] = knobs.learning_rate * knobs.factor(step)
         loss, numbers = step_loss(step)
         # Checked before the update, which would make all weights NaN.
         if not torch.isfinite(loss):

@@ -10,9 +10,11 @@ from pathlib import Path
 from torch import nn
 
 from pipeline.compute import Compute
+from pipeline.errors import BadInput
 from pipeline.segmenter.architecture import ARCHITECTURE, Architecture
 from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.program import FORMATS, load_program
+from pipeline.segmenter.seen import SEEN
 from pipeline.segmenter.segmenter import Segmenter
 from pipeline.segmenter.weights import load_weights, per_thread
 
@@ -31,6 +33,12 @@ class Model:
     def architecture(self) -> Architecture:
         """Architecture of the network."""
         return Architecture.load(self.folder)
+
+    @property
+    def seen_folder(self) -> Path:
+        """Folder with `seen.json`: a member of another architecture lies in a folder inside the folder of the base."""
+        inside = not (self.folder / SEEN).is_file() and (self.folder.parent / MODELS).is_file()
+        return self.folder.parent if inside else self.folder
 
     @property
     def weights(self) -> Path:
@@ -55,6 +63,26 @@ def member_models(folder: Path) -> dict[str, Model]:
     models = json.loads((folder / MODELS).read_text())
     names = [*models["members"], *models["folds"]]
     return {name: Model(folder / name, "base") if (folder / name).is_dir() else Model(folder, name) for name in names}
+
+
+def unseen_labelled(model: Model) -> set[str]:
+    """Ids of the labelled cases that a fold has not seen. Empty for the base and its other members."""
+    models = json.loads((model.folder / MODELS).read_text()) if (model.folder / MODELS).is_file() else {}
+    return {case_id for case_id, fold in models.get("fold_of", {}).items() if fold == model.name}
+
+
+def start_model(folder: Path, name: str) -> Model:
+    """The model of a base folder that a student starts from: `base`, or a member or fold by name.
+
+    Raises `BadInput` with the known names for another name.
+    """
+    if name == "base":
+        return Model(folder)
+    members = member_models(folder)
+    if name not in members:
+        known = ["base", *members]
+        raise BadInput(f"{folder}: expected the name of a model to start from, found '{name}'; there are {known}")
+    return members[name]
 
 
 def snapshot_models(folder: Path) -> dict[str, Model]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,17 @@ from pipeline.errors import BadInput
 from pipeline.store.manifest import write_json
 
 STUDENT_FILE = "student.json"
+
+
+def anchor_terms(anchor: Mapping[str, Any] | None) -> str:
+    """Terms of an anchor with their weights, such as `supervised 1, imitate mean fitted 0.5`; `none` without a term."""
+    weights = {}
+    for term, value in (anchor or {}).items():
+        if isinstance(value, Mapping):
+            weights[f"{term} {value['proposal']}"] = value["weight"]
+        elif value:
+            weights[term] = value
+    return ", ".join(f"{term} {weight:g}" for term, weight in weights.items()) or "none"
 
 
 class StudentRecord(BaseModel):
@@ -39,7 +51,11 @@ class StudentRecord(BaseModel):
     steps: int
     """Number of training steps; 0 for an arm without training."""
     offsets: tuple[float, ...] | None
-    """Offsets that a tuned threshold adds to the logits of the foreground classes; null for other arms."""
+    """Offsets on the logits of the foreground classes in every prediction of the student; null: none."""
+    thresholds: tuple[float, ...] | None = None
+    """Thresholds of the foreground classes that `offsets` stand for, if they were fitted for a student."""
+    threshold_note: str | None = None
+    """Reason why no threshold was fitted."""
     slot: int | None
     """Slot of the proposal that is the arm's answer for every case. An arm with a slot has no weights."""
     proposal: str | None = None

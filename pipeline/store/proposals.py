@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from pipeline.errors import BadInput
 from pipeline.store import schema
 from pipeline.store.arrays import open_array
 from pipeline.store.cases import Case, CaseStore, Where
@@ -53,6 +54,22 @@ class ProposalStore:
     @cached_property
     def _disagreement(self) -> zarr.Array:
         return open_array(self.folder, schema.DISAGREEMENT)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Sampler and setting of every slot, such as `ensemble mean`. Equal names are named once: `base`."""
+        # A slot has the same sampler and setting in every case, so one row per slot names all slots.
+        rows = self.table.unique("proposal", keep="first").sort("proposal").select("sampler", "setting").iter_rows()
+        return [sampler if sampler == setting else f"{sampler} {setting}" for sampler, setting in rows]
+
+    def slot(self, name: str) -> int:
+        """Slot of a sampler and setting. Raises `BadInput` with the known names for another name."""
+        if name not in self.names:
+            raise BadInput(
+                f"{self.folder}: expected the sampler and setting of a proposal, found '{name}'; the proposals are "
+                f"{self.names}"
+            )
+        return self.names.index(name)
 
     def case_ids(self) -> list[str]:
         """Ids of the cases that have proposals."""

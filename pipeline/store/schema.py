@@ -80,6 +80,20 @@ PROPOSALS = TableSchema(
     frozenset({"duplicate_of"}),
 )
 
+THRESHOLDS = TableSchema(
+    "thresholds",
+    "a threshold of the mean tried on a labelled case out of fold",
+    ("sampler", "case_id", "class", "threshold"),
+    {
+        "sampler": _TEXT,
+        "case_id": _TEXT,
+        "class": _INT,  # foreground class that has the threshold; all others have one half
+        "threshold": _REAL,
+        "group": _TEXT,
+        "dice": _REAL,  # mean over the foreground classes
+    },
+)
+
 SCORES = TableSchema(
     "scores",
     "a proposal seen by one judge",
@@ -275,6 +289,7 @@ RELIABILITY = TableSchema(
 TABLES = (
     CASES,
     PROPOSALS,
+    THRESHOLDS,
     SCORES,
     panel(["NAME"]),
     PAIRS,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +11,15 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.students.imitation import Target
+
 
 @dataclass(frozen=True)
 class PoolBatch:
     """One forward pass of images with all their pairs, padded to the window.
 
-    `probability`, `teacher`, `voxel_e` and `moving` are None unless the objective or its anchor asks for the part.
-    Batches of training have `known` and `images`.
+    `probability`, `teacher`, `voxel_e` and `moving` are None and `targets` is empty, unless the objective or its anchor
+    asks for the part. Batches of training have `known` and `images`.
     """
 
     logits: Tensor  # [image, output, *space] of the policy, with gradient
@@ -31,9 +33,10 @@ class PoolBatch:
     teacher: Tensor | None = None  # [image, output, *space], logits of the student's moving average
     e: Tensor | None = None  # f32 [pair], 1 - p_correct, clipped; None if the pair set is not calibrated
     voxel_e: Tensor | None = None  # f32 [pair, *space], error rate of a voxel by the votes of the proposals
+    targets: Mapping[Target, Tensor] = field(default_factory=dict)  # u8 [image, *space] each, masks to imitate
     classes: tuple[str, ...] = ()  # names of the classes, background first
     progress: float = 1.0  # share of the steps that are done, 0 to 1
-    images: Tensor | None = None  # f32 [image, channel, *space], without noise
+    images: Tensor | None = None  # f32 [image, channel, *space], without noise and strong views
     moving: Tensor | None = None  # [image, output, *space], logits of a moving reference; None: pairs use `reference`
 
 

@@ -18,10 +18,13 @@ from pipeline.seeding import numpy_generator, seed_of
 from pipeline.segmenter.batches import LabelledBatches
 from pipeline.segmenter.heads import all_heads
 from pipeline.segmenter.loop import Average, HistoryRow, TrainedWeights, interpolated, optimise
-from pipeline.segmenter.losses import deep_dice_ce, soft_cross_entropy
+from pipeline.segmenter.losses import deep_dice_ce
+from pipeline.segmenter.models import unseen_labelled
 from pipeline.segmenter.segmenter import Segmenter
 from pipeline.students.batch import LabelledBatch, PoolBatch
 from pipeline.students.drift import drift, kl_outside
+from pipeline.students.imitation import imitation_loss
+from pipeline.students.offsets import fitted_offsets
 from pipeline.students.pool_batches import PoolBatches, pool_and_held_out
 from pipeline.students.start import Arm, Start
 from pipeline.students.watching import held_out_measures, moved_on_disagreement, stop_rule, validation_measures
@@ -66,6 +69,9 @@ class StudentTraining:
         self.start, self.anchor = start, start.student.anchor
         cases, window = start.data.cases, start.base.architecture.window
         labelled = cases.split("labelled")
+        held_out = unseen_labelled(start.base) if start.student.offsets == "held_out" else set()
+        self.fitted_on = cases.with_labels([case for case in labelled if case.case_id in held_out], window)
+        labelled = [case for case in labelled if case.case_id not in held_out]
         # Without labelled cases, the stream of labelled batches would search without end.
         if not labelled and (needs_labels or (self.anchor and self.anchor.supervised)):
             raise BadInput(
@@ -80,6 +86,8 @@ class StudentTraining:
         # Cases that fit the window are read once, for all evaluations and for the labelled batches.
         self.labelled = cases.with_labels(labelled, window)
         self.validation = cases.with_labels(cases.split("validation"), window)
+        if start.student.offsets == "validation":
+            self.fitted_on = self.validation
         # Equal labelled batches in every arm: arms differ in the objective alone.
         self._labels = self.label_stream("labelled")
         self._last: PoolBatch | None = None
@@ -88,7 +96,8 @@ class StudentTraining:
         """Endless augmented images and labels of the labelled cases. Streams of one title are equal."""
         start = self.start
         window, seed = start.base.architecture.window, seed_of(start.seed, "student", title)
-        return iter(LabelledBatches(self.labelled, window, start.augmentation, start.training.labelled, seed))
+        strong = start.training.views if start.labelled_views else None
+        return iter(LabelledBatches(self.labelled, window, start.augmentation, start.training.labelled, seed, strong))
 
     def labelled_batch(self, stream: Iterator[tuple[Tensor, Tensor]] | None = None) -> LabelledBatch:
         """One forward pass of the policy on the next images of a stream, by default of the labelled batches."""
@@ -117,11 +126,8 @@ class StudentTraining:
             terms["supervised"] = self.anchor.supervised, deep_dice_ce(labelled.heads, labelled.labels)
         if self.anchor.kl:
             terms["kl"] = self.anchor.kl, kl_outside(batch)
-        if self.anchor.distill:
-            # `pool_and_held_out` asks for `probability` if the anchor distils.
-            assert batch.probability is not None
-            assert batch.known is not None
-            terms["distill"] = self.anchor.distill, soft_cross_entropy(batch.logits, batch.probability, batch.known)
+        if self.anchor.imitate is not None:
+            terms["imitate"] = self.anchor.imitate.weight, imitation_loss(batch, self.anchor.imitate.target)
         for name, (weight, value) in terms.items():
             loss = loss + weight * value
             # The history has the terms without their weights.
@@ -163,6 +169,9 @@ class StudentTraining:
         numbers: dict[str, Any] = {**(bound.summary() if bound else {}), "stopped": trained.stopped}
         # Interpolation comes first, because `moved_on_disagreement` measures the weights that are kept.
         numbers["interpolated"] = self._interpolate(trained)
+        if start.student.offsets is not None:
+            self.policy.load_state_dict(trained.last)
+            numbers |= fitted_offsets(self.segmenter(self.policy.to(start.compute.device).eval()), self.fitted_on)
         if pool is not None:
             numbers |= {"pairs_mined": len(pool.pairs), "images": len(pool.pool)}
             if moved:

@@ -1,15 +1,13 @@
 """Batches of pool images with all their pairs.
 
-One forward pass of an image serves all pairs of the image. With `reference: cached`, the reference logits of images
-that fit the window are kept.
+One forward pass of an image serves all pairs of the image.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -29,64 +27,46 @@ from pipeline.store.cases import Case, Where, fits
 from pipeline.store.proposals import Data
 from pipeline.store.tables import read_table
 from pipeline.students.batch import PairStatistics, PoolBatch
+from pipeline.students.imitation import MEAN, Target
 from pipeline.students.pair_loss import disagreement_region
+from pipeline.students.pool_images import ERROR_RANGE, PoolImages
 
 if TYPE_CHECKING:
     from pipeline.students.objectives.objective import PoolObjective
     from pipeline.students.start import Start
     from pipeline.students.student import Training
 
-ERROR_RANGE = (0.02, 0.45)
-"""Range to which error probabilities are clipped: never certain, and always below one half.
-
-At one half, cDPO has no preference and rDPO divides by 0. Above one half, both reverse the pair.
-"""
-
 CasesAndFlips = list[tuple[Case, tuple[int, ...]]]
 """Cases of a step, each with the spatial axes along which the case is flipped."""
 
 
-class PairMasks(NamedTuple):
-    """Chosen and rejected masks of all pairs of one image, u8 `[pair, *space]` each."""
+@dataclass(frozen=True)
+class _Part:
+    """One image of a batch with all its pairs, flipped and padded to the window. A part that is not wanted is empty."""
 
-    chosen: Tensor
-    rejected: Tensor
+    image: Tensor  # f32 [channel, *window], clean
+    seen: Tensor  # f32 [channel, *window], the strong view that the policy sees
+    known: Tensor  # bool [*window], False in the padding
+    reference: Tensor  # f32 [output, *window]
+    chosen: Tensor  # u8 [pair, *window]
+    rejected: Tensor  # u8 [pair, *window]
+    e: list[float]  # [pair]
+    errors: Tensor  # f32 [pair, *window]
+    probability: Tensor  # f32 [class, *window]
+    targets: dict[Target, Tensor]  # u8 [*window]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of both masks."""
-        return self.chosen.nbytes + self.rejected.nbytes
 
-
-Kept = TypeVar("Kept", Tensor, PairMasks)
-
-
-class _Cache:
-    """Values by key, up to a number of bytes. The least recently used values leave first."""
-
-    def __init__(self, budget: float) -> None:
-        self.budget, self.held, self.values = budget, 0, OrderedDict[Hashable, Any]()
-
-    def get(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
-        if key in self.values:
-            self.values.move_to_end(key)
-            return self.values[key]
-        value = make()
-        self.values[key] = value
-        self.held += value.nbytes
-        # A value larger than the budget stays: the caller holds the value in any case.
-        while self.held > self.budget and len(self.values) > 1:
-            self.held -= self.values.popitem(last=False)[1].nbytes
-        return value
+_NOTHING = torch.zeros(0)
 
 
 @dataclass
 class PoolBatches:
     """Batches of pool images with all their pairs, flipped and cut to the window, with reference logits.
 
-    `pool` has the images to draw from: the images with pairs, or all images if the objective needs no pairs (`pairs` is
-    then empty). `probability` and `votes` ask for the parts `probability` and `voxel_e` of a batch. `noise` is the
-    standard deviation of the noise on the images of the policy, in units of the normalised image.
+    `pool` has the images to draw from: images with pairs, or all images if the student learns from all of them.
+    `probability`, `votes` and `targets` ask for the parts `probability`, `voxel_e` and `targets` of a batch. `views`
+    varies the images of the policy. `noise` is the standard deviation of further noise on the images of the policy, in
+    units of the normalised image.
     """
 
     data: Data
@@ -98,24 +78,16 @@ class PoolBatches:
     seed: int
     probability: bool = False
     votes: bool = False
+    targets: tuple[Target, ...] = ()
     noise: float = 0.0
-    cache: _Cache = field(init=False)
 
     def __post_init__(self) -> None:
-        self.cases, self.proposals = self.data.cases, self.data.proposals
         self.architecture, self.compute = self.reference.architecture, self.reference.compute
-        self.cache = _Cache(self.knobs.cache_gb * 2**30)
+        self.images = PoolImages(self.data, self.pairs, self.reference, self.knobs)
         self.spots: dict[tuple[int, ...], Spots] = {}
-        self.slots: dict[str, list[tuple[int, int]]] = {}
-        self.e: dict[str, list[float]] = {}
-        columns = self.pairs.select("case_id", "chosen", "rejected", "p_correct").iter_rows()
-        for case_id, chosen, rejected, p_correct in columns:
-            # NaN is never read: a set with a pair that has no p_correct is not calibrated.
-            self.slots.setdefault(case_id, []).append((chosen, rejected))
-            self.e.setdefault(case_id, []).append(np.nan if p_correct is None else 1 - p_correct)
-        # Flips alone: no voxel is interpolated, so masks, D and reference logits stay exact.
-        self.views = self.augmentation.views()
-        self.classes = tuple(self.cases.class_names)
+        # Flips alone move voxels: no voxel is interpolated, so masks, D and reference logits stay exact.
+        self.flips, self.views = self.augmentation.views(), self.knobs.views
+        self.classes = tuple(self.data.cases.class_names)
         self.calibrated = len(self.pairs) > 0 and self.pairs["p_correct"].null_count() == 0
 
     def statistics(self) -> PairStatistics:
@@ -128,7 +100,7 @@ class PoolBatches:
         size, voxels = [], []
         for case in self.pool:
             # As in training: one crop serves all pairs of a case, and |D| counts inside the crop alone.
-            masks = self._masks(case, self._crop(case, crops))
+            masks = self.images.masks(case, self._crop(case, crops))
             if count := len(masks.chosen):
                 size += disagreement_region(*masks).flatten(1).sum(1).tolist()
                 voxels += [masks.chosen[0].numel()] * count
@@ -148,7 +120,7 @@ class PoolBatches:
         while True:
             # A batch larger than the pool would always hold images twice.
             count = min(self.knobs.images, len(self.pool))
-            yield [(next(order), self.views[generator.integers(len(self.views))]) for _ in range(count)]
+            yield [(next(order), self.flips[generator.integers(len(self.flips))]) for _ in range(count)]
 
     def batch(
         self,
@@ -156,123 +128,87 @@ class PoolBatches:
         policy: nn.Module,
         crops: np.random.Generator,
         teacher: Average | None = None,
-        step: int = 0,
+        step: int | None = None,
         progress: float = 1.0,
     ) -> PoolBatch:
         """One forward pass of the policy on `drawn`: cases, and the axes along which each case is flipped.
 
         `crops` draws the places of crops. `teacher` gives the logits of the moving average on the clean images. `step`
-        seeds the noise. `progress` is the share of the steps that are done.
+        seeds the strong views and the noise; without `step` the policy sees the clean images. `progress` is the share
+        of the steps that are done.
         """
-        images, references, known = [], [], []
-        chosen: list[Tensor] = []
-        rejected: list[Tensor] = []
-        index, voxels, e, errors, probability = [], [], [], [], []
-        window = self.architecture.window
-        for position, (case, view) in enumerate(drawn):
-            where = self._crop(case, crops)
-            # Kept without flips, so that one entry of the cache serves every view.
-            image, masks = self._image(case, where), self._masks(case, where)
-            count = len(masks.chosen)
-
-            # Flips come before padding: the padding lies behind the image in every view. The default binds this view.
-            def placed(part: Tensor, value: float = 0.0, view: tuple[int, ...] = view) -> Tensor:
-                return pad_to(flip(part, view, len(window)), window, value)
-
-            known.append(placed(torch.ones((1, *image.shape[1:]), dtype=torch.bool))[0])
-            image = placed(image)
-            images.append(image)
-            # Kept per view: the base predicts another mask for a flipped image. A crop hardly ever comes back.
-            references.append(self._reference(image, None if where else (case.case, view)))
-            # 255 keeps the padding out of D. A flip turns a left organ into a right organ, so sided classes swap.
-            for masks_of, one in ((chosen, masks.chosen), (rejected, masks.rejected)):
-                masks_of.append(self.augmentation.swap(placed(one, schema.UNKNOWN), view))
-            index += [position] * count
-            # Without the padding, which would make the normaliser `image` larger.
-            voxels += [int(known[-1].sum())] * count
-            e += self.e.get(case.case_id, [])
-            if self.votes:
-                errors.append(placed(self._errors(case, where)))
-            if self.probability:
-                probability.append(self.augmentation.swap_classes(placed(self._probability(case, where)), view))
-        # Stacked on the CPU, except `references`: one transfer per part, not one per image.
+        parts = [self._part(case, view, self._crop(case, crops), step) for case, view in drawn]
+        # Stacked on the CPU, except `reference`: one transfer per part, not one per image.
         device = self.compute.device
-        clean = torch.stack(images).to(device)
-        batch = clean
-        if self.noise:
+
+        def stacked(tensors: Iterable[Tensor]) -> Tensor:
+            return torch.stack(list(tensors)).to(device)
+
+        clean, seen = (stacked(getattr(part, name) for part in parts) for name in ("image", "seen"))
+        if self.noise and step is not None:
             # From seed and step, on the CPU: equal on every device. Reference and teacher get the clean images.
-            drawn_noise = torch.randn(clean.shape, generator=torch_generator(self.seed, "noise", step))
-            batch = clean + self.noise * drawn_noise.to(clean)
+            noise = torch.randn(seen.shape, generator=torch_generator(self.seed, "noise", step))
+            seen = seen + self.noise * noise.to(seen)
         with self.compute.autocast():
-            logits = policy(batch)
+            logits = policy(seen)
+        index = [position for position, part in enumerate(parts) for _ in part.e]
+        # Without the padding, which would make the normaliser `image` larger.
+        voxels = [int(part.known.sum()) for part in parts for _ in part.e]
+        e = torch.tensor([rate for part in parts for rate in part.e], dtype=torch.float32, device=device)
         return PoolBatch(
             logits=logits,
-            reference=torch.stack(references).to(device),
-            chosen=torch.cat(chosen).to(device),
-            rejected=torch.cat(rejected).to(device),
+            reference=stacked(part.reference for part in parts),
+            chosen=torch.cat([part.chosen for part in parts]).to(device),
+            rejected=torch.cat([part.rejected for part in parts]).to(device),
             image=torch.tensor(index, dtype=torch.int64, device=device),
             voxels=torch.tensor(voxels, dtype=torch.int64, device=device),
-            known=torch.stack(known).to(device),
-            probability=torch.stack(probability).to(device) if self.probability else None,
+            known=stacked(part.known for part in parts),
+            probability=stacked(part.probability for part in parts) if self.probability else None,
             teacher=None if teacher is None else teacher.logits(clean, self.compute),
-            e=torch.tensor(e, dtype=torch.float32, device=device).clamp(*ERROR_RANGE) if self.calibrated else None,
-            voxel_e=torch.cat(errors).to(device) if self.votes else None,
+            e=e.clamp(*ERROR_RANGE) if self.calibrated else None,
+            voxel_e=torch.cat([part.errors for part in parts]).to(device) if self.votes else None,
+            targets={target: stacked(part.targets[target] for part in parts) for target in self.targets},
             classes=self.classes,
             progress=progress,
             images=clean,
         )
 
-    def _kept(self, what: str, case: Case, where: Where | None, make: Callable[[], Kept]) -> Kept:
-        # A case larger than the window is read crop by crop: whole, the case would push all others out of the cache.
-        return make() if where is not None else self.cache.get((what, case.case), make)
+    def _part(self, case: Case, view: tuple[int, ...], where: Where | None, step: int | None) -> _Part:
+        """One image of a batch with all its pairs, flipped along the axes `view` and padded to the window."""
+        window, swap = self.architecture.window, self.augmentation.swap
 
-    def _image(self, case: Case, where: Where | None) -> Tensor:
-        # A volume stays on disk, so only the box is read.
-        def read() -> Tensor:
-            return torch.from_numpy(self.cases.volume(case)[(slice(None), *(where or case.space))])
+        # Flips come before padding: the padding lies behind the image in every view.
+        def placed(part: Tensor, value: float = 0.0) -> Tensor:
+            return pad_to(flip(part, view, len(window)), window, value)
 
-        return self._kept("image", case, where, read)
-
-    def _masks(self, case: Case, where: Where | None) -> PairMasks:
-        """Masks of all pairs of a case, or of a box of the case."""
-
-        def read() -> PairMasks:
-            pairs = self.slots.get(case.case_id, [])
-            if not pairs:
-                # Batches of images without pairs are concatenated too, and need the shape.
-                none = torch.zeros((0, *(part.stop - part.start for part in where or case.space)), dtype=torch.uint8)
-                return PairMasks(none, none)
-            # One read for both masks: a chunk of the array may hold all proposals of a case.
-            slots = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
-            return PairMasks(*torch.from_numpy(self.proposals.masks(case, slots, where)).tensor_split(2))
-
-        return self._kept("masks", case, where, read)
-
-    def _probability(self, case: Case, where: Where | None) -> Tensor:
-        """Mean probability of the proposals, f32 `[class, *space]`."""
-
-        def read() -> Tensor:
-            return torch.from_numpy(self.proposals.probability(case, where)).contiguous()
-
-        return self._kept("probability", case, where, read)
-
-    def _errors(self, case: Case, where: Where | None) -> Tensor:
-        """Error rate of every voxel f32 `[pair, *space]`, from the votes of the proposals, clipped to `ERROR_RANGE`.
-
-        Of the proposals that vote for the class of chosen or for the class of rejected, the error rate is the share
-        that votes for the class of rejected. Masks that several proposals share vote once.
-        """
-
-        def count() -> Tensor:
-            masks = self._masks(case, where)
-            every = torch.from_numpy(self.proposals.masks(case, self.proposals.distinct(case), where))
-            shares = []
-            for chosen, rejected in zip(*masks, strict=True):
-                right, wrong = (every == chosen).sum(0), (every == rejected).sum(0)
-                shares.append((wrong / (right + wrong).clamp(min=1)).clamp(*ERROR_RANGE))
-            return torch.stack(shares)
-
-        return self._kept("errors", case, where, count)
+        # Kept without flips, so that one entry of the cache serves every view.
+        image, masks = self.images.image(case, where), self.images.masks(case, where)
+        clean = placed(image)
+        seen = clean
+        if step is not None and self.views.strength:
+            # Masks, probabilities and reference are of the clean image, so that the cache of reference logits stays.
+            varied = self.views.varied(flip(image, view, len(window)), seed_of(self.seed, "view", step, case.case_id))
+            seen = pad_to(varied, window, 0.0)
+        known = torch.ones((1, *image.shape[1:]), dtype=torch.bool)
+        return _Part(
+            image=clean,
+            seen=seen,
+            known=placed(known)[0],
+            # Kept per view: the base predicts another mask for a flipped image. A crop hardly ever comes back.
+            reference=self.images.reference_logits(clean, None if where else (case.case, view)),
+            # 255 keeps the padding out of D. A flip turns a left organ into a right organ, so sided classes swap.
+            chosen=swap(placed(masks.chosen, schema.UNKNOWN), view),
+            rejected=swap(placed(masks.rejected, schema.UNKNOWN), view),
+            e=self.images.e.get(case.case_id, []),
+            errors=placed(self.images.errors(case, where)) if self.votes else _NOTHING,
+            probability=self.augmentation.swap_classes(placed(self.images.probability(case, where)), view)
+            if self.probability
+            else _NOTHING,
+            targets={
+                target: swap(placed(self.images.target(target, case, where), schema.UNKNOWN), view)
+                for target in self.targets
+            },
+        )
 
     def _crop(self, case: Case, crops: np.random.Generator) -> Where | None:
         """Box of a crop, at most as large as the window; None if the case fits the window.
@@ -283,7 +219,7 @@ class PoolBatches:
         window = self.architecture.window
         if fits(case.shape, window):
             return None
-        pairs = self.slots.get(case.case_id, [])
+        pairs = self.images.pairs.get(case.case_id, [])
         # Crops anywhere show the parts on which all pairs agree, where the student may drift.
         # One pair first, then one voxel: pairs with a small D are shown as often as pairs with a large D.
         if pairs and crops.random() >= self.knobs.random_crops:
@@ -300,23 +236,9 @@ class PoolBatches:
         # Counting reads every chunk of both masks, so every pair is counted once.
         if (case.case, *pair) not in self.spots:
             self.spots[(case.case, *pair)] = Spots(
-                case.shape, lambda where: region(*self.proposals.masks(case, pair, where))
+                case.shape, lambda where: region(*self.data.proposals.masks(case, pair, where))
             )
         return self.spots[(case.case, *pair)]
-
-    def _reference(self, image: Tensor, key: Hashable | None) -> Tensor:
-        """Logits f32 `[output, *space]` of the frozen base; `key` None is never kept."""
-
-        @torch.no_grad()
-        def forward() -> Tensor:
-            # One image at a time, and float32: kept and recomputed logits are equal in every bit.
-            # The logits stay on the device, so kept logits need no transfer.
-            with self.compute.autocast():
-                return self.reference.network(image[None].to(self.compute.device))[0].float()
-
-        if key is None or self.knobs.reference == "recomputed":
-            return forward()
-        return self.cache.get(("reference", key), forward)
 
 
 def pool_and_held_out(objective: PoolObjective, start: Start) -> tuple[PoolBatches, PoolBatches | None]:
@@ -327,16 +249,22 @@ def pool_and_held_out(objective: PoolObjective, start: Start) -> tuple[PoolBatch
     """
     cases, student = start.data.cases, start.student
     pairs = read_table(start.pairs, schema.PAIRS)
+    anchored = student.anchor.imitate if student.anchor else None
+    targets = tuple(dict.fromkeys([*objective.targets, *([] if anchored is None else [anchored.target])]))
     if objective.feeds == "pairs":
         _check_pairs(objective, start, pairs)
         # Pairs may be mined on labelled cases: the offline form of MAPO.
         paired = set(pairs["case_id"])
         members = [case for case in cases.split("pool", "labelled") if case.case_id in paired]
+        if targets:
+            # A term on the pool learns from images without pairs too.
+            unpaired = [case for case in cases.split("pool") if case.case_id not in paired]
+            members = sorted([*members, *unpaired], key=lambda case: case.case)
     else:
         members = cases.split("pool")
-    probability = objective.needs_probability or bool(student.anchor and student.anchor.distill)
-    if probability:
-        _check_proposals(start, members)
+    probability = objective.needs_probability or any(target.soft for target in targets)
+    if probability or targets:
+        _check_proposals(start, members, targets)
     members, kept = _split_groups(start, members)
     # Loaded anew: training changes the policy in place.
     reference = Segmenter(start.base.load(start.compute.device), start.base.architecture, start.compute)
@@ -353,6 +281,7 @@ def pool_and_held_out(objective: PoolObjective, start: Start) -> tuple[PoolBatch
             seed_of(start.seed, "student"),
             probability=probability,
             votes=objective.needs_votes,
+            targets=targets,
             noise=noise,
         )
 
@@ -373,13 +302,17 @@ def _check_pairs(objective: PoolObjective, start: Start, pairs: pl.DataFrame) ->
         )
 
 
-def _check_proposals(start: Start, members: list[Case]) -> None:
-    proposed = set(start.data.proposals.case_ids())
+def _check_proposals(start: Start, members: list[Case], targets: Sequence[Target]) -> None:
+    proposals = start.data.proposals
+    proposed = set(proposals.case_ids())
     if without := [case.case_id for case in members if case.case_id not in proposed]:
         raise BadInput(
-            f"{start.data.proposals.folder}: student '{start.name}' learns the mean of the proposals, and "
-            f"{len(without)} pool cases have none (first: '{without[0]}'); add 'pool' to propose.splits"
+            f"{proposals.folder}: student '{start.name}' learns from proposals of the pool, and {len(without)} pool "
+            f"cases have none (first: '{without[0]}'); add 'pool' to propose.splits"
         )
+    for target in targets:
+        if target.proposal != MEAN:
+            proposals.slot(target.proposal)  # raises for a name that no proposal has
 
 
 def _split_groups(start: Start, members: list[Case]) -> tuple[list[Case], list[Case]]:

@@ -23,7 +23,8 @@ class Start:
     name: str
     student: Student
     base: Model
-    """The student starts from the weights of the base. The frozen base is also the reference of preference."""
+    """The student starts from these weights: the base, or a member of the base. The frozen model is also the reference
+    of preference."""
     data: Data
     pairs: Path
     """File of the student's pair set."""
@@ -31,6 +32,12 @@ class Start:
     augmentation: Augmentation
     compute: Compute
     seed: int
+
+    @property
+    def labelled_views(self) -> bool:
+        """Whether labelled images are varied as strongly as pool images."""
+        own = self.student.labelled_views
+        return self.training.views.labelled if own is None else own
 
 
 @dataclass(frozen=True)

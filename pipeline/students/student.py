@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from pipeline.knobs import Knobs, Name
 from pipeline.segmenter.knobs import Optimisation
+from pipeline.segmenter.strong_views import StrongViews
+from pipeline.students.imitation import PoolTerm
 from pipeline.students.objectives import Objective
 
 Weight = Annotated[float, Field(ge=0)]
@@ -24,8 +26,9 @@ class Anchor(Knobs):
     kl: Weight = 0.0
     """Weight of KL(student || base) in nats, mean over the voxels of a batch that lie outside all disagreement regions
     of their image."""
-    distill: Weight = 0.0
-    """Weight of the soft cross-entropy to the mean probability of the proposals, in nats, mean over voxels."""
+    imitate: PoolTerm | None = None
+    """Imitation of a proposal, or of the mean of the proposals, on all pool images. Images without pairs then take part
+    in training too. Null: no term."""
 
 
 class Stopping(Knobs):
@@ -60,6 +63,9 @@ class Training(Knobs):
     """Pool images per step, each with all its pairs."""
     labelled: Annotated[int, Field(gt=0)] = 4
     """Labelled cases per step, for the anchor and for the objectives `supervised` and `mapo`."""
+    views: StrongViews = StrongViews()
+    """Variations of intensity of the pool images, the same for every student. Masks, mean probability and reference are
+    those of the clean image. So policy and reference are equal at step 0 only if the strength is 0."""
     reference: Literal["cached", "recomputed"] = "cached"
     """`cached` keeps the reference logits of every image and flip, up to `cache_gb`. `recomputed` runs the base in
     every step. The reference logits of crops of larger cases are always recomputed."""
@@ -83,6 +89,16 @@ class Student(Knobs):
     objective: Objective
     anchor: Anchor | None = None
     """Terms beside the objective. Null adds no term and is the unsafe baseline of preference training."""
+    start: str = "base"
+    """Model that the student starts from: `base`, or the name of a member of the base, such as `member_1`. The frozen
+    start is also the reference of preference. Students from several members make the next ensemble."""
+    offsets: Literal["validation", "held_out"] | None = None
+    """Cases on which the student's own offsets on the logits of the foreground classes are fitted after training, as
+    those of sampler `mean` are. `validation` spends the validation labels, so the student is no candidate for
+    promotion. `held_out` needs a `start` that is a fold: the labelled cases that this fold has not seen are kept from
+    the student's training too. Null: no offsets."""
+    labelled_views: bool | None = None
+    """Whether labelled images are varied as strongly as pool images. Null: as `training.views.labelled` says."""
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights. The average is evaluated and kept. Null keeps the weights
     themselves."""
@@ -108,7 +124,12 @@ class Student(Knobs):
         else:
             self._refuse(("anchor", "stopping"), f"objective '{kind}' takes no pool images")
         if feeds in ("truth", "nothing"):
-            self._refuse(("average", "interpolate"), f"objective '{kind}' does not train in the common loop")
+            self._refuse(("average", "interpolate", "offsets"), f"objective '{kind}' does not train in the common loop")
+        if self.offsets == "held_out" and not self.start.startswith("fold_"):
+            raise ValueError(
+                f"offsets: 'held_out' needs labelled cases that the start has not seen, found start '{self.start}'; "
+                "set start to a fold, such as fold_0, or offsets to validation"
+            )
         if self.objective.teacher_decay is not None:
             self._refuse(("average",), f"objective '{kind}' has its own moving average")
         if self.stopping is not None and self.stopping.patience is not None and kind != "preference":

@@ -79,7 +79,7 @@ def _write_model(start: Start, trained: TrainedWeights, out: Path) -> None:
     architecture.save(out)
     cases.write_input(out)
     # Validation chooses the best step of a training, and the offsets of a tuned threshold.
-    Seen.of(start.base.folder).also(cases, start.student.objective.learns_from, ("validation",)).save(out)
+    Seen.of(start.base.seen_folder).also(cases, start.student.objective.learns_from, ("validation",)).save(out)
     late = {f"step_{step:06d}": state for step, state in trained.late.items()}
     network = None if architecture.program else architecture.build(0)
     for title, state in {"last": trained.last, "best": trained.best, **late}.items():

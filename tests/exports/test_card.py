@@ -226,8 +226,9 @@ def test_pairs_that_are_made_online_say_who_ranked_them(tmp_path, ranker, pairs,
 
 
 def test_terms_of_an_anchor_that_are_0_are_left_out(tmp_path):
-    found = facts(tmp_path, RECORD | {"anchor": {"supervised": 1.0, "kl": 0.0, "distill": 0.5}})
-    assert "- anchor: distill: 0.5, supervised: 1.0\n" in card_text(found)
+    imitate = {"proposal": "mean fitted", "weight": 0.5}
+    found = facts(tmp_path, RECORD | {"anchor": {"supervised": 1.0, "kl": 0.0, "imitate": imitate}})
+    assert "- anchor: supervised 1, imitate mean fitted 0.5\n" in card_text(found)
     found["training"]["anchor"] = {"supervised": 0.0}
     assert "- anchor: none\n" in card_text(found)
 

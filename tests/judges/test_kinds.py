@@ -42,6 +42,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "entropy": [{}, {"region": "interior", "band": 1}],
     "error_map": [TINY_ERROR_MAP, {**TINY_ERROR_MAP, "given_mask": True, "networks": 1}],
     "expected_dice": [{}],
+    "fixed": [{"proposal": "base"}, {}],
     "likelihood": [{}],
     "oracle": [{}],
     "pairwise": [{}, {"samplers": False, "weigh": "equal"}],
@@ -52,7 +53,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "table": [{}],  # with the path of the scene's table
 }
 """Knobs with which each kind keeps the contract; the first without errors that are planted."""
-ABSTAINS = {"entropy"}
+ABSTAINS = {"entropy", "fixed"}
 """Kinds with a reason to abstain on an empty or full mask."""
 RESEARCH = {"oracle", "synthetic"}
 """Kinds that may read the truth."""

@@ -32,6 +32,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "tta": {},
     "threshold": {"offsets": [{"1": 1.0}]},
     "ensemble": {},
+    "mean": {"thresholds": [0.3], "offsets": [{"1": 1.0}]},
     "snapshots": {},
     "morphology": {"open": [1], "close": [1], "drop_component": [1]},
     "imported": {"sources": {"tool": {"path": "tool"}, "other": {"path": "tool", "values": {"1": 1}}}},

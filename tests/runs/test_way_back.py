@@ -16,7 +16,7 @@ from tests.fixtures.chain import TINY, run_chain
 from tests.fixtures.phantoms import write_decathlon, write_folders
 
 ARMS = {
-    "base_as_arm": {"pairs": "none", "objective": {"kind": "proposal", "pick": "base base"}},
+    "base_as_arm": {"pairs": "none", "objective": {"kind": "proposal", "pick": "base"}},
     "half": {"pairs": "none", "objective": {"kind": "proposal", "pick": "half p>=0.5"}},
     "grown": {"pairs": "none", "objective": {"kind": "proposal", "pick": "shapes dilate=1"}},
 }

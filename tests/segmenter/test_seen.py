@@ -18,7 +18,7 @@ from pipeline.students.objectives.full import Full
 from pipeline.students.objectives.mapo import Mapo
 from pipeline.students.objectives.mean_teacher import MeanTeacher
 from pipeline.students.objectives.preference import Preference
-from pipeline.students.objectives.sft import Imitation
+from pipeline.students.objectives.sft import ImitateChosen
 from pipeline.students.objectives.supervised import Supervised
 from pipeline.students.objectives.threshold import TunedThreshold
 from pipeline.students.objectives.validation_labels import ValidationLabels
@@ -71,7 +71,7 @@ def test_a_student_has_seen_what_its_base_has_and_what_it_learned_from(tmp_path,
     ("objective", "splits"),
     [
         (Preference(kind="preference"), {"labelled", "pool"}),
-        (Imitation(kind="sft"), {"labelled", "pool"}),
+        (ImitateChosen(kind="sft"), {"labelled", "pool"}),
         (MeanTeacher(kind="mean_teacher"), {"labelled", "pool"}),
         (Mapo(kind="mapo"), {"labelled"}),
         (Mapo(kind="mapo", ranker=Agreement(kind="agreement")), {"labelled", "pool"}),

@@ -64,7 +64,7 @@ def test_offsets_shift_foreground_logits():
 def test_tuned_offsets_are_at_least_as_good_as_none(setting):
     """Offset 0 is always tried, so the Dice on validation cannot fall; what was chosen is what evaluation applies."""
     rows = setting.train(TunedThreshold(kind="threshold"), [])
-    base_dice = setting.train(Proposal(kind="proposal", pick="base base"), [], out="other")[0]
+    base_dice = setting.train(Proposal(kind="proposal", pick="base"), [], out="other")[0]
     assert rows[0]["step"] == 0
     offsets, dice = TunedThreshold(kind="threshold").tuned(setting.cases, setting.base, Compute())
     none, plain = TunedThreshold(kind="threshold", offsets=(0.0,)).tuned(setting.cases, setting.base, Compute())
@@ -108,7 +108,7 @@ def test_the_best_fixed_proposal(tmp_path):
 
 def test_a_proposal_that_is_not_there(tmp_path):
     cases, proposals = fixed(tmp_path)
-    with pytest.raises(BadInput, match=r"pick: no proposal 'ensemble mean'; there are \['base base', 's 1', 's 2'\]"):
+    with pytest.raises(BadInput, match=r"pick: no proposal 'ensemble mean'; there are \['base', 's 1', 's 2'\]"):
         Proposal(kind="proposal", pick="ensemble mean").picked(Data(cases, proposals))
 
 
@@ -117,7 +117,7 @@ def test_an_arm_that_takes_a_proposal_has_no_weights(setting):
     out = setting.folder / "student"
     assert {path.name for path in out.iterdir()} == {"student.json", "manifest.json"}
     record = setting.record()
-    assert (record["slot"], record["proposal"]) == (0, "base base")
+    assert (record["slot"], record["proposal"]) == (0, "base")
     assert record["late"] == []
     found = predictions(out, setting.data, Compute())
     assert found.best is None

@@ -15,6 +15,7 @@ from pipeline.segmenter.knobs import Consistency
 from pipeline.segmenter.logits import probability
 from pipeline.segmenter.losses import dice_ce
 from pipeline.segmenter.models import Model
+from pipeline.students.imitation import PoolTerm
 from pipeline.students.links.cdpo import ConservativeDPO
 from pipeline.students.objectives.distill import Distill
 from pipeline.students.objectives.mean_teacher import MeanTeacher
@@ -93,8 +94,8 @@ def test_distillation_needs_proposals_of_the_pool(setting):
     setting.proposals = proposal_store(setting.folder / "few", discs)
     with pytest.raises(
         BadInput,
-        match=r"few: student 'tried' learns the mean of the proposals, and 2 pool cases have none \(first: 'c2'\); add "
-        r"'pool' to propose.splits",
+        match=r"few: student 'tried' learns from proposals of the pool, and 2 pool cases have none \(first: 'c2'\); "
+        r"add 'pool' to propose.splits",
     ):
         setting.train(Distill(kind="distill"), [])
 
@@ -113,12 +114,12 @@ def test_mean_teacher_keeps_the_average(setting):
 
 
 def test_anchors_add_their_terms(setting):
-    """At steps of nearly 0: loss = log 2 + .5 * supervised + 3 * 0 + 2 * distill."""
-    anchor = Anchor(supervised=0.5, kl=3.0, distill=2.0)
+    """At steps of nearly 0: loss = log 2 + .5 * supervised + 3 * 0 + 2 * imitate."""
+    anchor = Anchor(supervised=0.5, kl=3.0, imitate=PoolTerm(weight=2.0, loss="cross_entropy"))
     for row in setting.train(preference(), anchor=anchor)[1:]:
         assert row["kl"] == pytest.approx(0, abs=1e-6)
-        assert row["distill"] > 0.1
-        expected = np.log(2) + 0.5 * row["supervised"] + 2 * row["distill"]
+        assert row["imitate"] > 0.1
+        expected = np.log(2) + 0.5 * row["supervised"] + 2 * row["imitate"]
         assert row["loss"] == pytest.approx(expected, abs=1e-4)
 
 

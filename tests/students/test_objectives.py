@@ -17,12 +17,13 @@ from pipeline.segmenter.knobs import Consistency
 from pipeline.segmenter.losses import dice_ce
 from pipeline.store.schema import UNKNOWN
 from pipeline.students.batch import PoolBatch
+from pipeline.students.imitation import Target
 from pipeline.students.objectives import Objective
 from pipeline.students.objectives.distill import Distill
 from pipeline.students.objectives.mean_teacher import MeanTeacher
 from pipeline.students.objectives.objective import ObjectiveKnobs
 from pipeline.students.objectives.pseudo_label import PseudoLabel
-from pipeline.students.objectives.sft import Imitation
+from pipeline.students.objectives.sft import ImitateChosen
 from tests.fixtures.preferences import bars, batch, statistics
 from tests.fixtures.students import Setting, made
 
@@ -33,6 +34,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "mapo": {"hypotheses": 2, "at": "all", "tau": 0.001},
     "sft": {},
     "distill": {},
+    "imitate": {"proposal": "base", "where": "agreement"},
     "pseudo_label": {"confidence": 0.3},
     "mean_teacher": {"consistency": {"weight": 2.0}},
     "supervised": {},
@@ -42,6 +44,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "proposal": {"pick": "best"},
 }
 """Knobs beside `kind`; an objective that is listed in the union but not here fails the contract."""
+
+
+TARGET = Target(proposal="base", where="agreement")
 
 
 def example(kind: str) -> Any:
@@ -64,6 +69,7 @@ def full_batch(logits: Tensor, pairs: bool = True) -> PoolBatch:
         teacher=torch.linspace(-1, 1, logits.numel()).reshape(logits.shape),
         e=torch.full((len(index),), 0.3),
         voxel_e=torch.full((len(index), 64), 0.3),
+        targets={TARGET: 2 * bars(20)},
         classes=("background", "one", "two"),
     )
 
@@ -116,6 +122,7 @@ def test_nothing_known_is_a_loss_of_zero(kind):
     unknown = torch.full((1, 64), UNKNOWN, dtype=torch.uint8)
     seen = full_batch(logits)
     seen = PoolBatch(**{**vars(seen), "chosen": unknown, "rejected": unknown, "known": torch.zeros(1, 64).bool()})
+    seen = PoolBatch(**{**vars(seen), "targets": {TARGET: unknown}})
     loss, _ = example(kind).bind(statistics(40))(seen)
     loss.backward()
     assert torch.isfinite(loss)
@@ -145,7 +152,7 @@ def test_imitation_is_supervision_by_the_chosen_mask():
     logits = torch.linspace(-1, 2, 128).reshape(2, 1, 64)
     chosen, rejected = bars(20, 40, 50), bars(0, 10, 0)
     rejected[:, 60:] = UNKNOWN
-    loss, row = Imitation(kind="sft")(batch(logits, chosen, rejected, [1, 1, 0]))
+    loss, row = ImitateChosen(kind="sft")(batch(logits, chosen, rejected, [1, 1, 0]))
     assert loss.item() == pytest.approx(dice_ce(logits[[1, 1, 0]], chosen).item())
     assert row["disagreement"] == pytest.approx(100 / 3)
 

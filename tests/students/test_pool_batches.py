@@ -19,10 +19,12 @@ from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.knobs import Optimisation
 from pipeline.segmenter.segmenter import Segmenter
+from pipeline.segmenter.strong_views import StrongViews
 from pipeline.store.cases import CaseStore
 from pipeline.store.proposals import Data, ProposalStore
 from pipeline.students.batch import PoolBatch
 from pipeline.students.drift import drift
+from pipeline.students.imitation import Target
 from pipeline.students.objectives.preference import Preference
 from pipeline.students.pair_loss import disagreement_region, pair_terms
 from pipeline.students.pool_batches import PoolBatches
@@ -31,6 +33,7 @@ from tests.fixtures.builders import bars, case_store, proposal_store
 from tests.fixtures.networks import noise, small
 from tests.fixtures.phantoms import disc
 
+CLEAN = StrongViews(strength=0)
 VIEWS = Augmentation(flips=(0, 1)).views()
 
 
@@ -54,6 +57,7 @@ def pool(
     per_step: int = 1,
     cache_gb: float = 1.0,
     random_crops: float = 0.0,
+    views: StrongViews = CLEAN,
 ) -> PoolBatches:
     """Pool cases with these masks u8 `[proposal, *space]`; images of noise unless given."""
     shapes = [m.shape[1:] for m in masks]
@@ -76,6 +80,7 @@ def pool(
             reference=kind,
             cache_gb=cache_gb,
             random_crops=random_crops,
+            views=views,
         ),
         augmentation or Augmentation(flips=(0, 1)),
         seed,
@@ -305,9 +310,9 @@ def test_the_cache_keeps_its_budget(tmp_path):
         for case in tight.pool:
             one, two = (found.batch([(case, view)], policy, crops()) for found in (tight, ample))
             assert content(one) == content(two)
-            assert tight.cache.held <= budget
-            assert tight.cache.held == sum(value.nbytes for value in tight.cache.values.values())
-    assert ample.cache.held == 3 * (256 + 128) + 3 * 4 * 512
+            assert tight.images.cache.held <= budget
+            assert tight.images.cache.held == sum(value.nbytes for value in tight.images.cache.values.values())
+    assert ample.images.cache.held == 3 * (256 + 128) + 3 * 4 * 512
 
 
 def test_a_batch_leaves_the_cached_tensors_alone(tmp_path):
@@ -380,6 +385,37 @@ def test_noise_depends_on_the_step_and_spares_the_reference(tmp_path):
     assert 0.1 < float((one.logits - clean.logits).std()) < 1.0
 
 
+def test_strong_views_depend_on_seed_step_and_case_and_spare_all_but_the_policy(tmp_path):
+    """Masks, reference and clean images stay; the same step gives the same view, also of a flipped image, which is the
+    view of the flipped image; without a step nothing is varied."""
+    pairs = pairs_of(("c0", 1, 0, 3), ("c1", 1, 0, 3))
+    masks = [three_discs((8, 8))] * 2
+    found = pool(tmp_path, masks, pairs, (8, 8), reference=nn.Identity(), head="sigmoid", views=StrongViews())
+    drawn = [(case, (0,)) for case in found.pool]
+    one, again, other, clean = (found.batch(drawn, nn.Identity(), crops(), step=s) for s in (1, 1, 2, None))
+    assert torch.equal(clean.logits, clean.images)
+    assert torch.equal(one.logits, again.logits)
+    assert not torch.equal(one.logits, other.logits)
+    assert not torch.equal(one.logits[0] - clean.logits[0], one.logits[1] - clean.logits[1])
+    for name in ("reference", "chosen", "rejected", "images", "known"):
+        assert torch.equal(getattr(one, name), getattr(clean, name))
+    (first,) = (found.batch(drawn[:1], nn.Identity(), crops(), step=1).logits for _ in range(1))
+    assert torch.equal(first[0], one.logits[0]), "a view does not depend on the other images of the batch"
+
+
+def test_targets_are_flipped_with_their_image_and_hold_what_all_agree_on(tmp_path):
+    """Slots 0 0 1 1, 0 1 1 1 and 0 1 1 0: all agree on voxels 0 and 2; the mean is 0, 2/3, 1 and 2/3."""
+    masks = np.array([[[0, 0, 1, 1]], [[0, 1, 1, 1]], [[0, 1, 1, 0]]], np.uint8)
+    found = pool(tmp_path, [masks], pairs_of(("c0", 1, 0, 1)), (1, 6))
+    named, agreed, mean = Target(proposal="s 2"), Target(proposal="s 1", where="agreement"), Target()
+    found.targets = (named, agreed, mean)
+    plain, flipped = (found.batch([(found.pool[0], view)], small(2, 2), crops()).targets for view in ((), (1,)))
+    assert plain[named][0, 0].tolist() == [0, 1, 1, 0, 255, 255]
+    assert plain[agreed][0, 0].tolist() == [0, 255, 1, 255, 255, 255]
+    assert plain[mean][0, 0].tolist() == [0, 1, 1, 1, 255, 255]
+    assert flipped[agreed][0, 0].tolist() == [255, 1, 255, 0, 255, 255]
+
+
 def test_random_crops_have_their_share(tmp_path):
     """One voxel of 400 differs: of 200 crops of 8, half are around it, and of the others 8 / 393 hold it by chance."""
     masks = np.zeros((2, 1, 400), np.uint8)
@@ -441,7 +477,7 @@ def test_of_a_large_case_only_crops_are_read(tmp_path, monkeypatch):
     for _ in range(3):
         found.batch([(found.pool[0], ())], small(2, 2), crops())
     assert read == [256, 256, 256, 232, *(3 * [256, 8])]
-    assert found.cache.held == 0
+    assert found.images.cache.held == 0
 
 
 class Zero(nn.Module):

@@ -18,7 +18,7 @@ from pipeline.segmenter.weights import load_weights
 from pipeline.store.manifest import check_manifest
 from pipeline.students.objectives.full import Full
 from pipeline.students.objectives.preference import Preference
-from pipeline.students.objectives.sft import Imitation
+from pipeline.students.objectives.sft import ImitateChosen
 from pipeline.students.objectives.supervised import Supervised
 from pipeline.students.student import Anchor
 from pipeline.students.train import HISTORY
@@ -98,7 +98,7 @@ def test_an_anchor_of_weight_0_is_no_anchor(setting):
 
 def test_imitation_learns_the_chosen_mask(setting):
     chosen = setting.proposals.masks(setting.cases.all[2])[2]
-    rows = setting.train(Imitation(kind="sft"), [(2, 2, 0)], steps=60, every=30, learning_rate=2e-2)
+    rows = setting.train(ImitateChosen(kind="sft"), [(2, 2, 0)], steps=60, every=30, learning_rate=2e-2)
     assert dice_to(chosen, setting.predicted("last", 2)[None], 2)[0] > 0.8
     assert rows[-1]["loss"] < rows[1]["loss"]
     assert rows[-1]["rewards/margins"] is None
@@ -122,7 +122,7 @@ def test_supervision_learns_the_labelled_cases(setting, objective):
 def test_arms_start_from_the_same_weights(setting):
     """Step 0 has the validation Dice of the base in every arm."""
     own = Optimisation(steps=2, learning_rate=1e-9, evaluate_every=1)
-    arms = [Preference(kind="preference"), Imitation(kind="sft"), Supervised(kind="supervised")]
+    arms = [Preference(kind="preference"), ImitateChosen(kind="sft"), Supervised(kind="supervised")]
     first = [setting.train(arm)[0]["validation_dice"] for arm in [*arms, Full(kind="full", optimisation=own)]]
     truth = setting.cases.label(setting.cases.all[4])
     base = dice_to(truth, setting.predicted("base", 4, "base")[None], 2)[0]
@@ -157,7 +157,7 @@ def test_what_a_student_leaves(setting):
     assert record["best_step"] == int(np.argmax(dice))
     assert (record["name"], record["pairs"], record["steps"]) == ("tried", "mined", 10)
     assert record["late"] == ["step_000009", "step_000010"]
-    assert record["anchor"] == {"supervised": 1.0, "kl": 0.0, "distill": 0.0}
+    assert record["anchor"] == {"supervised": 1.0, "kl": 0.0, "imitate": None}
     assert (record["stopped"], record["interpolated"], record["offsets"], record["slot"]) == (None,) * 4
     assert record["objective"] == Preference(kind="preference").model_dump(mode="json")
     assert (record["pairs_mined"], record["images"]) == (2, 2)
@@ -213,7 +213,7 @@ def test_full_supervision_needs_the_truth_of_the_pool(tmp_path):
     assert not (tmp_path / "student.csv").exists()
 
 
-@pytest.mark.parametrize("objective", [Preference(kind="preference"), Imitation(kind="sft")])
+@pytest.mark.parametrize("objective", [Preference(kind="preference"), ImitateChosen(kind="sft")])
 def test_a_pair_set_without_pairs(setting, objective):
     with pytest.raises(
         BadInput,

@@ -8,6 +8,7 @@ from pipeline.judges.kinds.agreement import Agreement
 from pipeline.judges.kinds.entropy import Entropy
 from pipeline.judges.kinds.error_map import ErrorMap
 from pipeline.judges.kinds.expected_dice import ExpectedDice
+from pipeline.judges.kinds.fixed import Fixed
 from pipeline.judges.kinds.likelihood import Likelihood
 from pipeline.judges.kinds.oracle import Oracle
 from pipeline.judges.kinds.pairwise import Pairwise
@@ -22,6 +23,7 @@ Judge = Annotated[
     | Entropy
     | ErrorMap
     | ExpectedDice
+    | Fixed
     | Likelihood
     | Oracle
     | Pairwise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -104,6 +104,8 @@ class CaseModels:
     seed: int
     swap_labels: SwapLabels = ()
     imports: Path = Path()
+    fitted: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Fitted thresholds, one per foreground class, by the name of the sampler `mean`."""
     draws: list[Draw] = field(default_factory=list)
     band: tuple[int, int] | None = None
     """First row and last row (exclusive) of the band. Bands are drawn in order. None: the whole case is drawn."""

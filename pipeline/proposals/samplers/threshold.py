@@ -41,14 +41,14 @@ class Threshold(Knobs):
                     f"propose.samplers.{name}.offsets: expected offsets of the classes 0 to {setup.classes - 1}, found "
                     f"{beyond if offsets else offsets}; correct the entry"
                 )
-        return [*(f"p>={threshold:g}" for threshold in self.thresholds), *map(_setting, self.offsets)]
+        return [*(f"p>={threshold:g}" for threshold in self.thresholds), *map(setting_of, self.offsets)]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         probability = case.base_probability()
         for threshold in self.thresholds:
             yield drawn(name, f"p>={threshold:g}", probability, False, partial(above, threshold=threshold))
         for offsets in self.offsets:
-            yield drawn(name, _setting(offsets), probability, False, partial(with_offsets, offsets=offsets))
+            yield drawn(name, setting_of(offsets), probability, False, partial(with_offsets, offsets=offsets))
 
 
 def above(probability: Tensor, threshold: float) -> np.ndarray:
@@ -72,5 +72,6 @@ def with_offsets(probability: Tensor, offsets: Mapping[int, float]) -> np.ndarra
     return (logits + added.view(-1, *([1] * (logits.ndim - 1)))).max(0).indices.to(torch.uint8).numpy()
 
 
-def _setting(offsets: Mapping[int, float]) -> str:
+def setting_of(offsets: Mapping[int, float]) -> str:
+    """Name of the proposal with these offsets, which are keyed by class."""
     return "logit " + " ".join(f"{label}:{offset:+g}" for label, offset in sorted(offsets.items()))

@@ -9,12 +9,13 @@ from pydantic import Field
 
 from pipeline.students.objectives.distill import Distill
 from pipeline.students.objectives.full import Full
+from pipeline.students.objectives.imitate import Imitate
 from pipeline.students.objectives.mapo import Mapo
 from pipeline.students.objectives.mean_teacher import MeanTeacher
 from pipeline.students.objectives.preference import Preference
 from pipeline.students.objectives.proposal import Proposal
 from pipeline.students.objectives.pseudo_label import PseudoLabel
-from pipeline.students.objectives.sft import Imitation
+from pipeline.students.objectives.sft import ImitateChosen
 from pipeline.students.objectives.supervised import Supervised
 from pipeline.students.objectives.threshold import TunedThreshold
 from pipeline.students.objectives.validation_labels import ValidationLabels
@@ -22,7 +23,8 @@ from pipeline.students.objectives.validation_labels import ValidationLabels
 Objective = Annotated[
     Preference
     | Mapo
-    | Imitation
+    | ImitateChosen
+    | Imitate
     | Distill
     | PseudoLabel
     | MeanTeacher

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from pipeline.segmenter.loop import HistoryRow
     from pipeline.students.batch import PairStatistics, PoolBatch
+    from pipeline.students.imitation import Target
     from pipeline.students.start import Arm, Start
 
 Feed = Literal["pairs", "pool", "labelled", "truth", "nothing"]
@@ -60,6 +61,11 @@ class PoolObjective(ObjectiveKnobs):
 
     needs_probability: ClassVar[bool] = False
     """Whether the objective reads the mean probability of the proposals."""
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What the objective reads of `PoolBatch.targets`."""
+        return ()
 
     @property
     def image_noise(self) -> float:

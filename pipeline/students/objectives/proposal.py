@@ -40,9 +40,7 @@ class Proposal(ObjectiveKnobs):
         if no validation case has proposals, or if no slot has the name in `pick`.
         """
         cases, proposals = data.cases, data.proposals
-        # A slot has the same sampler and setting in every case, so one row per slot names all slots.
-        table = proposals.table.unique("proposal", keep="first").sort("proposal")
-        names = [f"{sampler} {setting}" for sampler, setting in table.select("sampler", "setting").iter_rows()]
+        names = proposals.names
         known = set(proposals.case_ids())
         validation = [case for case in cases.split("validation") if case.case_id in known]
         if not validation:

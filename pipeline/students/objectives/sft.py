@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from pipeline.students.batch import PoolBatch
 
 
-class Imitation(PoolObjective):
-    """DiceCE between the student and the chosen mask of each pair, as if the chosen mask were the label."""
+class ImitateChosen(PoolObjective):
+    """DiceCE between the student and the chosen mask of each pair, as if the chosen mask were the label.
+
+    The loss is 0 for a batch without a pair.
+    """
 
     kind: Literal["sft"]
     feeds: ClassVar[Feed] = "pairs"
@@ -23,5 +26,8 @@ class Imitation(PoolObjective):
         from pipeline.segmenter.losses import dice_ce
         from pipeline.students.pair_loss import disagreement_region
 
+        # A term on the pool adds images without pairs, and a batch may hold nothing else.
+        if not len(batch.image):
+            return 0 * batch.logits.sum(), {}
         size = disagreement_region(batch.chosen, batch.rejected).flatten(1).sum(1).float()
         return dice_ce(batch.logits[batch.image], batch.chosen), {"disagreement": float(size.mean())}

@@ -1,0 +1,92 @@
+"""Sampler `mean`: the mean prediction of several models on flipped images, at several thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.errors import BadInput
+from pipeline.knobs import Knobs
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+from pipeline.proposals.samplers.threshold import above, setting_of, with_offsets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Threshold = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Mean(Knobs):
+    """The mean probability of the base and its members over the image and its flips, cut at several thresholds.
+
+    One proposal is the most probable class of the mean. There is one more per threshold, one per entry of offsets, and
+    one at a threshold that is fitted on labelled cases out of fold. The passes of this sampler do not count in the mean
+    probability of the case, because other samplers draw some of them too.
+    """
+
+    kind: Literal["mean"]
+    members: tuple[str, ...] | None = None
+    """Names of the members beside the base. Null: all members but the folds."""
+    flips: tuple[tuple[int, ...], ...] = ((0,), (1,), (0, 1))
+    """Sets of spatial axes that are flipped together, one pass of every model each, beside the pass of the image as it
+    is. Sided classes (`augmentation.swap_labels`) change places along with the flip."""
+    thresholds: tuple[Threshold, ...] = ()
+    """Thresholds of the foreground probability of the mean, as in sampler `threshold`."""
+    offsets: tuple[dict[Annotated[int, Field(ge=0)], float], ...] = ()
+    """Offsets per class on the logits of the mean, as in sampler `threshold`."""
+    fitted: bool | Annotated[tuple[Threshold, ...], Field(min_length=1)] = True
+    """Whether there is a proposal at a fitted threshold. `propose` fits one threshold per foreground class to the Dice
+    of labelled cases that the models have not seen, which needs `base.folds`. Numbers, one per foreground class, are
+    taken as they are."""
+
+    def settings(self, name: str, setup: Setup) -> list[str]:
+        setup.needs_base(name)
+        chosen = self.chosen(setup.members)
+        if len(set(chosen)) < len(chosen) or set(chosen) - set(setup.members):
+            raise BadInput(
+                f"propose.samplers.{name}.members: expected some of {list(setup.members)}, each once, found {chosen}"
+            )
+        if not isinstance(self.fitted, bool) and len(self.fitted) != setup.classes - 1:
+            raise BadInput(
+                f"propose.samplers.{name}.fitted: expected {setup.classes - 1} thresholds, one per foreground class, "
+                f"found {list(self.fitted)}"
+            )
+        for offsets in self.offsets:
+            if not offsets or max(offsets) >= setup.classes:
+                raise BadInput(
+                    f"propose.samplers.{name}.offsets: expected offsets of the classes 0 to {setup.classes - 1}, found "
+                    f"{offsets}; correct the entry"
+                )
+        settings = [f"p>={threshold:g}" for threshold in self.thresholds]
+        return ["all", *settings, *map(setting_of, self.offsets), *(["fitted"] if self.fitted else [])]
+
+    def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
+        from pipeline.segmenter.offsets import mask_at
+
+        mean = self.probability(case)
+        yield drawn(name, "all", mean, counts=False)
+        for threshold in self.thresholds:
+            yield drawn(name, f"p>={threshold:g}", mean, False, partial(above, threshold=threshold))
+        for offsets in self.offsets:
+            yield drawn(name, setting_of(offsets), mean, False, partial(with_offsets, offsets=offsets))
+        if self.fitted:
+            thresholds = case.fitted[name] if isinstance(self.fitted, bool) else self.fitted
+            yield drawn(name, "fitted", mean, False, partial(mask_at, thresholds=thresholds))
+
+    def probability(self, case: CaseModels) -> Tensor:
+        """Mean class probabilities f32 `[class, *space]` over all models and flips."""
+        models = [case.segmenter, *(case.members[name] for name in self.chosen(tuple(case.members)))]
+        total = None
+        for model in models:
+            for axes in ((), *self.flips):
+                found = case.predict_flipped(model, axes) if axes else case.predict(model)
+                total = found if total is None else total + found
+        assert total is not None
+        return total / (len(models) * (1 + len(self.flips)))
+
+    def chosen(self, members: tuple[str, ...]) -> list[str]:
+        """Names of the members that take part: the names in the knob, or all of `members` but the folds."""
+        return [m for m in members if not m.startswith("fold_")] if self.members is None else list(self.members)
