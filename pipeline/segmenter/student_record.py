@@ -15,9 +15,9 @@ STUDENT_FILE = "student.json"
 
 
 def anchor_terms(anchor: Mapping[str, Any] | None) -> str:
-    """Terms of an anchor with their weights, such as `supervised 1, imitate mean fitted 0.5`; `none` without a term."""
+    """Terms of an anchor with their weights, such as `imitate mean fitted 0.5, supervised 1`; `none` without a term."""
     weights = {}
-    for term, value in (anchor or {}).items():
+    for term, value in sorted((anchor or {}).items()):
         if isinstance(value, Mapping):
             weights[f"{term} {value['proposal']}"] = value["weight"]
         elif value:

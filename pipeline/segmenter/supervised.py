@@ -20,6 +20,7 @@ from pipeline.segmenter.knobs import Consistency, Network, Optimisation
 from pipeline.segmenter.loop import Average, HistoryRow, TrainedWeights, optimise
 from pipeline.segmenter.losses import consistency, deep_dice_ce, ramp_up
 from pipeline.segmenter.segmenter import Segmenter
+from pipeline.segmenter.strong_views import StrongViews
 from pipeline.segmenter.weights import load_weights
 from pipeline.store.cases import Case, CaseStore, LabelledCases
 from pipeline.store.schema import UNKNOWN
@@ -35,6 +36,8 @@ class Recipe:
     """Cases per step."""
     augmentation: Augmentation
     compute: Compute
+    strong: StrongViews | None = None
+    """Strong variations of every image, beside the augmentation."""
 
 
 def architecture_of(cases: CaseStore, network: Network) -> Architecture:
@@ -114,4 +117,5 @@ class _MeanTeacher:
 
 
 def _batches(recipe: Recipe, cases: LabelledCases, seed: int) -> LabelledBatches:
-    return LabelledBatches(cases, recipe.architecture.window, recipe.augmentation, recipe.batch, seed)
+    window = recipe.architecture.window
+    return LabelledBatches(cases, window, recipe.augmentation, recipe.batch, seed, recipe.strong)

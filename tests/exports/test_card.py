@@ -228,7 +228,7 @@ def test_pairs_that_are_made_online_say_who_ranked_them(tmp_path, ranker, pairs,
 def test_terms_of_an_anchor_that_are_0_are_left_out(tmp_path):
     imitate = {"proposal": "mean fitted", "weight": 0.5}
     found = facts(tmp_path, RECORD | {"anchor": {"supervised": 1.0, "kl": 0.0, "imitate": imitate}})
-    assert "- anchor: supervised 1, imitate mean fitted 0.5\n" in card_text(found)
+    assert "- anchor: imitate mean fitted 0.5, supervised 1\n" in card_text(found)
     found["training"]["anchor"] = {"supervised": 0.0}
     assert "- anchor: none\n" in card_text(found)
 

@@ -41,7 +41,11 @@ class ExtraLabels(ObjectiveKnobs):
         # The dropout layers of the network draw from torch's global generator.
         seed = seed_of(start.seed, start.student.objective.kind)
         torch.manual_seed(seed)
-        recipe = Recipe(start.base.architecture, self.optimisation, self.batch, start.augmentation, start.compute)
+        # Pool images are varied as strongly as in every other arm.
+        strong = start.training.views if self.split == "pool" or start.labelled_views else None
+        recipe = Recipe(
+            start.base.architecture, self.optimisation, self.batch, start.augmentation, start.compute, strong
+        )
         trained = train_supervised(recipe, cases, labelled, seed, start=start.base.weights)
         return Arm(trained, {"labelled": len(labelled)})
 

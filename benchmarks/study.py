@@ -1,0 +1,383 @@
+"""Which students are worth training: all arms of a fair comparison on three real data sets, over several seeds.
+
+A seed covers base, proposals, judges and students; cases and splits are the same for all seeds. `run` makes one seed
+and goes on where it was stopped, so several seeds may run beside each other. Learning rates and weights are tried on
+seed 0 (`--arms tune`) and chosen on validation (`choose`). `draw` collects the tables.
+
+    python -m benchmarks.study run --set polyps --seed 0 --arms tune --data ../shared/data --out study
+    python -m benchmarks.study choose --out study
+    python -m benchmarks.study run --set polyps --seed 0 --arms core --data ../shared/data --out study
+    python -m benchmarks.study draw --out study --tables docs/results
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import polars as pl
+from ruamel.yaml import YAML
+
+from benchmarks.stage import stage
+
+RATES = (2e-4, 5e-4, 1e-3)
+"""Learning rates that every family tries."""
+WEIGHTS = (0.3, 1.0)
+"""Weights that every family tries. What the weight belongs to is the family's own; see `arms`."""
+
+NETWORK = {"name": "UNet", "arguments": {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 2}}
+SETS: dict[str, dict[str, Any]] = {
+    "polyps": {
+        "data": {
+            "kind": "folders",
+            "path": "kvasir-seg",
+            "classes": ["background", "polyp"],
+            "case_table": {"file": "cases.csv", "case": "case_id", "group": "near_duplicate_group"},
+        },
+        "preprocess": {"normalise": "zscore", "resize": [64, 64]},
+        "splits": {"labelled": 60, "pool": 400, "validation": 100, "test": 300},
+        "augmentation": {"flips": [0, 1], "rotate_degrees": 30.0},
+        "modality": "photograph",
+        "folds": 3,
+        "steps": {"base": 800, "student": 600, "full": 2400},
+        "batch": 6,
+        "nsd_tolerance": 3.0,
+    },
+    "nuclei": {
+        "data": {"kind": "nnunet", "path": "Dataset038_Nuclei"},
+        "preprocess": {"normalise": "percentile", "resize": [64, 64]},
+        "splits": {"labelled": 12, "pool": 250, "validation": 60, "test": 150},
+        "augmentation": {"flips": [0, 1], "rotate_degrees": 30.0},
+        "modality": "microscopy",
+        "folds": 3,
+        "steps": {"base": 800, "student": 600, "full": 2400},
+        "batch": 6,
+        "nsd_tolerance": 2.0,
+    },
+    "hippocampus": {
+        "data": {
+            "kind": "decathlon",
+            "path": "Task04_Hippocampus",
+            "case_table": {"file": "groups.csv", "case": "case_id", "group": "group"},
+        },
+        "preprocess": {"normalise": "zscore"},
+        "splits": {"labelled": 20, "pool": 90, "validation": 40, "test": 50},
+        "augmentation": {"flips": [0]},
+        "modality": "mri",
+        "folds": 2,
+        "steps": {"base": 600, "student": 300, "full": 900},
+        "batch": 3,
+        "nsd_tolerance": 1.0,
+    },
+}
+"""Knobs of each data set. Paths of data are below `--data`."""
+
+FLIPS = {2: [[0], [1], [0, 1]], 3: [[0]]}
+PICKS = {"judge": "pairwise", "fixed": "fixed", "oracle": "oracle"}
+"""Judges whose top pick is preferred to the base, by the name of the pair set."""
+POOL_TERMS: dict[str, dict[str, Any] | None] = {
+    "alone": None,
+    "agreement": {"proposal": "consensus majority", "where": "agreement"},
+    "fitted": {"proposal": "mean fitted"},
+}
+"""Terms beside the pairs, by the end of the arm's name."""
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "imitate": {"kind": "sft"},
+    "rn_dpo": {"kind": "preference", "normaliser": "region"},
+    "rn_cdpo": {"kind": "preference", "normaliser": "region", "link": {"kind": "cdpo", "e": 0.2}},
+    "dpo": {"kind": "preference", "normaliser": "none"},
+}
+FIXED_ARMS = {
+    "flips": "flips mean",
+    "ensemble": "ensemble mean",
+    "mean_of_all": "mean all",
+    "mean_fitted": "mean fitted",
+    "base_fitted": "one fitted",
+    "majority": "consensus majority",
+}
+"""Arms without training: a proposal as it is, by the name of the arm."""
+
+
+def with_pool(objective: dict[str, Any], pairs: str, weight: float, imitate: dict[str, Any] | None) -> dict[str, Any]:
+    """A student on pairs. `weight` is that of the objective against the terms of the anchor."""
+    anchor: dict[str, Any] = {"supervised": round(1 / weight, 4)}
+    if imitate is not None:
+        anchor["imitate"] = {**imitate, "weight": round(1 / weight, 4)}
+    return {"pairs": pairs, "objective": objective, "anchor": anchor}
+
+
+def pooled(objective: dict[str, Any], weight: float) -> dict[str, Any]:
+    """A student on all pool images without pairs. `weight` is that of the objective against the labelled term."""
+    return {"pairs": "none", "objective": objective, "anchor": {"supervised": round(1 / weight, 4)}}
+
+
+def full(of: dict[str, Any], steps: int, rate: float) -> dict[str, Any]:
+    """All labels of the pool, as many images per step as the other arms see."""
+    optimisation = {"steps": steps, "learning_rate": rate, "evaluate_every": steps // 10, "schedule": "cosine"}
+    return {"pairs": "none", "objective": {"kind": "full", "batch": 2 * of["batch"], "optimisation": optimisation}}
+
+
+def family(name: str, weight: float, of: dict[str, Any]) -> dict[str, Any]:
+    """The student of a family at a weight, for the choice of learning rate and weight on validation."""
+    students: dict[str, Any] = {
+        # The weight of this family is whether labelled images are varied strongly.
+        "supervised": {"pairs": "none", "objective": {"kind": "supervised"}, "labelled_views": weight == 1},
+        "distill": pooled({"kind": "distill"}, weight),
+        "imitate": pooled({"kind": "imitate", "proposal": "mean fitted"}, weight),
+        "mean_teacher": pooled({"kind": "mean_teacher", "consistency": {"weight": 10 * weight}}, 1.0),
+        "pseudo_label": pooled({"kind": "pseudo_label"}, weight),
+        "preference": with_pool(OBJECTIVES["rn_dpo"], "judge", weight, POOL_TERMS["fitted"]),
+        "preference_alone": with_pool(OBJECTIVES["rn_dpo"], "judge", weight, None),
+    }
+    return students[name]
+
+
+FAMILIES = ("supervised", "distill", "imitate", "mean_teacher", "pseudo_label", "preference", "preference_alone")
+
+
+def tried(of: dict[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
+    """Learning rate and student by name, of the choice on validation."""
+    return {
+        f"tune_{name}_{rate:g}_{weight:g}".replace("-", "").replace(".", ""): (rate, family(name, weight, of))
+        for name in FAMILIES
+        for rate in RATES
+        for weight in WEIGHTS
+    }
+
+
+def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict[str, tuple[float, dict[str, Any]]]:
+    """Learning rate and student of the arms of the study, by name. `chosen` has learning rate and weight by family."""
+    found: dict[str, tuple[float, dict[str, Any]]] = {}
+
+    def add(name: str, of_family: str, student: dict[str, Any] | None = None) -> None:
+        rate, weight = chosen[of_family]
+        found[name] = rate, student or family(of_family, weight, of)
+
+    def paired(pick: str, objective: str, pool: str) -> None:
+        of_family = "imitate" if objective == "imitate" else "preference_alone" if pool == "alone" else "preference"
+        student = with_pool(OBJECTIVES[objective], pick, chosen[of_family][1], POOL_TERMS[pool])
+        add(f"{pick}_{objective}_{pool}", of_family, student)
+
+    if which == "core":
+        for name, pick in FIXED_ARMS.items():
+            found[name] = RATES[1], {"pairs": "none", "objective": {"kind": "proposal", "pick": pick}}
+        found["base_tuned"] = RATES[1], {"pairs": "none", "objective": {"kind": "threshold"}}
+        for plain, views in (("supervised", False), ("supervised_strong", True)):
+            student = {"pairs": "none", "objective": {"kind": "supervised"}, "labelled_views": views}
+            add(plain, "supervised", student)
+        add("imitate_fitted", "imitate")
+        weight = chosen["imitate"][1]
+        add("imitate_mean", "imitate", pooled({"kind": "imitate", "proposal": "mean all"}, weight))
+        # The recipe of early versions: flips alone, a tenth of the learning rate, pairs of agreement.
+        for pick in ("judge", "oracle"):
+            paired(pick, "imitate", "alone")
+            paired(pick, "rn_dpo", "fitted")
+        paired("oracle", "rn_dpo", "alone")
+        add("imitate_fitted_own", "imitate", {**family("imitate", weight, of), "offsets": "validation"})
+        steps = of["steps"]
+        found["full_same"] = RATES[1], full(of, steps["student"], RATES[1])
+        found["full"] = RATES[1], full(of, steps["full"], RATES[2])
+    if which == "more":
+        for name in ("distill", "mean_teacher", "pseudo_label"):
+            add(name, name)
+        labels = {**full(of, of["steps"]["student"], RATES[1])["objective"], "kind": "validation_labels"}
+        found["validation_labels"] = RATES[1], {"pairs": "none", "objective": labels}
+        for pick in PICKS:
+            for objective in OBJECTIVES:
+                for pool in POOL_TERMS:
+                    paired(pick, objective, pool)
+    return found
+
+
+def parameters(of: dict[str, Any], seed: int, data: Path, students: dict[str, dict[str, Any]], rate: float) -> Any:
+    """All knobs of one seed, with students that share a learning rate."""
+    dimensions = 3 if of["data"]["kind"] == "decathlon" else 2
+    steps = of["steps"]["student"]
+    strategy = {"kind": "top_base", "min_disagreement": 16, "min_p_correct": 0.0}
+    flips = FLIPS[dimensions]
+    return {
+        "seed": seed,
+        "data": {**of["data"], "path": str(data / of["data"]["path"])},
+        "preprocess": of["preprocess"],
+        "splits": of["splits"],
+        "augmentation": of["augmentation"],
+        "model": "raw/none",
+        "base": {
+            "network": {**NETWORK, "multiple": 8},
+            "optimisation": {"steps": of["steps"]["base"], "learning_rate": 1e-3, "evaluate_every": 100, "patience": 4},
+            "batch": 8 if dimensions == 2 else 4,
+            "members": 2,
+            "folds": of["folds"],
+            "fold_members": 2,
+        },
+        "propose": {
+            "imports": "raw/none",
+            "splits": ["pool", "validation", "test"],
+            "samplers": {
+                "dropout": {"kind": "mc_dropout", "rates": [0.2, 0.35, 0.5], "at": "bottleneck"},
+                "flips": {"kind": "tta", "flips": flips},
+                "ensemble": {"kind": "ensemble"},
+                "mean": {"kind": "mean", "flips": flips, "thresholds": [0.2, 0.35, 0.65, 0.8]},
+                "one": {"kind": "mean", "members": [], "flips": []},
+                "consensus": {"kind": "consensus", "of": ["majority"]},
+            },
+        },
+        "judges": {
+            "agreement": {"kind": "agreement"},
+            "expected_dice": {"kind": "expected_dice"},
+            "pairwise": {"kind": "pairwise"},
+            "quality": {
+                "kind": "quality",
+                "optimisation": {"steps": 400, "learning_rate": 1e-3, "evaluate_every": 50},
+            },
+            "fixed": {"kind": "fixed", "proposal": "mean fitted"},
+            "fixed_best": {"kind": "fixed"},
+            "oracle": {"kind": "oracle"},
+        },
+        "tables": {},
+        "consensus": {"learned": {"kind": "rank_mean", "judges": ["pairwise", "quality"]}},
+        "audit": {},
+        "pairs": {
+            "none": {"judge": "none", "strategy": {"kind": "none"}},
+            **{name: {"judge": judge, "strategy": strategy} for name, judge in PICKS.items()},
+        },
+        "training": {
+            "optimisation": {
+                "steps": steps,
+                "learning_rate": rate,
+                "schedule": "cosine",
+                "evaluate_every": steps // 10,
+            },
+            "images": of["batch"],
+            "labelled": of["batch"],
+            "views": {"modality": of["modality"]},
+        },
+        "students": students,
+        "evaluation": {"nsd_tolerance": of["nsd_tolerance"]},
+        "compute": {"device": "cpu", "threads": 1, "precision": "float32"},
+        "execution": {"scheduler": "synchronous", "workers": 1, "progress": "none"},
+    }
+
+
+def prepared(params: str) -> None:
+    """All stages before the students, in the current folder."""
+    cases, proposals, panel = "--cases=data/cases", "--proposals=data/proposals", "--panel=data/panel.parquet"
+    given, folds = f"--params={params}", "--out-of-fold=data/out_of_fold"
+    stage("prepare", "data/cases/manifest.json", given, "--out=data/cases")
+    stage("base", "models/base/manifest.json", given, cases, "--out=models/base", "--history=history/base.csv")
+    stage("propose", "data/proposals/manifest.json", given, cases, "--base=models/base", "--out=data/proposals", folds)
+    for judge in YAML(typ="safe").load(Path(params))["judges"]:
+        table = f"data/scores/{judge}.parquet"
+        stage("judge", table, judge, given, cases, proposals, folds, "--models=models/judges", f"--out={table}")
+    stage("panel", "data/panel.parquet", given, cases, proposals, "--scores=data/scores", "--out=data/panel.parquet")
+    stage("audit", "audit/summary.json", given, cases, proposals, panel, "--out=audit")
+    for name in ("none", *PICKS):
+        pairs = f"data/pairs/{name}.parquet"
+        stage("mine", f"data/pairs/{name}.drops.json", name, given, panel, proposals, "--audit=audit", f"--out={pairs}")
+
+
+def trained(params: str, name: str, pairs: str) -> None:
+    """One student, if there is none yet."""
+    model = f"models/students/{name}"
+    stage(
+        "train",
+        f"{model}/manifest.json",
+        name,
+        f"--params={params}",
+        "--cases=data/cases",
+        "--proposals=data/proposals",
+        f"--pairs=data/pairs/{pairs}.parquet",
+        "--base=models/base",
+        f"--out={model}",
+        f"--history=history/{name}.csv",
+    )
+
+
+def measured(params: str, name: str) -> None:
+    """Test measures of the base or of one student, if there are none yet."""
+    model = "models/base" if name == "base" else f"models/students/{name}"
+    base = [] if name == "base" else ["--base=evaluation/base.parquet"]
+    tables = [f"--out=evaluation/{name}.parquet", f"--metrics=metrics/{name}.json", *base]
+    given = [f"--params={params}", "--cases=data/cases", "--proposals=data/proposals", f"--model={model}"]
+    stage("evaluate", f"metrics/{name}.json", name, *given, *tables)
+
+
+PATH = click.Path(path_type=Path)
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    pass
+
+
+@main.command()
+@click.option("--set", "name", type=click.Choice(list(SETS)), required=True)
+@click.option("--seed", type=int, required=True)
+@click.option("--arms", "which", type=click.Choice(["none", "tune", "core", "more"]), required=True)
+@click.option("--data", type=PATH, required=True, help="Folder of the three data sets.")
+@click.option("--out", type=PATH, required=True)
+def run(name: str, seed: int, which: str, data: Path, out: Path) -> None:
+    """Everything of one seed up to these arms; what is there already is kept."""
+    of, chosen = SETS[name], out / "chosen.json"
+    data = data.resolve()
+    if which == "none":
+        wanted: dict[str, tuple[float, dict[str, Any]]] = {}
+    elif which == "tune":
+        wanted = tried(of)
+    else:
+        wanted = arms(of, json.loads(chosen.read_text()), which)
+    folder = out / name / f"seed_{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    for rate in RATES:
+        students = {arm: student for arm, (own, student) in wanted.items() if own == rate}
+        Path("raw").mkdir(exist_ok=True)
+        Path("raw/none").touch()
+        # A file of its own per group of arms, so that groups may run beside each other.
+        params = f"params_{which}_{rate:g}.yaml"
+        with Path(params).open("w") as file:
+            YAML().dump(parameters(of, seed, data, students, rate), file)
+        prepared(params)
+        if which != "none":
+            measured(params, "base")
+        for arm, student in students.items():
+            trained(params, arm, student["pairs"])
+            # What is only tried is measured on validation alone.
+            if which != "tune":
+                measured(params, arm)
+
+
+@main.command()
+@click.option("--out", type=PATH, required=True)
+def choose(out: Path) -> None:
+    """Learning rate and weight of each family: the highest Dice on validation, late in training, mean over data sets.
+
+    Validation of polyps and nuclei chooses; hippocampus takes what they chose.
+    """
+    found: dict[str, list[float]] = {}
+    rows = []
+    for name in FAMILIES:
+        for rate in RATES:
+            for weight in WEIGHTS:
+                arm = f"tune_{name}_{rate:g}_{weight:g}".replace("-", "").replace(".", "")
+                gains = []
+                for of in ("polyps", "nuclei"):
+                    history = pl.read_csv(out / of / f"seed_0/history/{arm}.csv")["validation_dice"].to_numpy()
+                    gains.append(float(history[-2:].mean() - history[0]))
+                rows.append((name, rate, weight, *gains, float(np.mean(gains))))
+    table = pl.DataFrame(rows, schema=["family", "rate", "weight", "polyps", "nuclei", "mean"], orient="row")
+    for name in FAMILIES:
+        best = table.filter(pl.col("family") == name).sort("mean", descending=True).row(0, named=True)
+        found[name] = [best["rate"], best["weight"]]
+    table.write_csv(out / "tried.csv")
+    (out / "chosen.json").write_text(json.dumps(found, indent=1))
+    print(table.with_columns(100 * pl.col("polyps", "nuclei", "mean")))
+    print(found)
+
+
+if __name__ == "__main__":
+    main()
