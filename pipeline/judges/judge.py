@@ -139,6 +139,11 @@ class JudgeKnobs(Knobs):
     """Whether the judge reads the truth of the cases that it scores. Every result that uses its scores is then for
     research only."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether the judge learns from out-of-fold proposals of labelled cases, which need a base with folds."""
+        return False
+
     def inputs(self) -> list[Path]:
         """Files that the scores depend on, besides cases and proposals."""
         return []

@@ -67,6 +67,10 @@ class ErrorMap(JudgeKnobs):
             raise ValueError("expected window null (cases are seen whole) and head 'softmax'")
         return network
 
+    @property
+    def learns(self) -> bool:
+        return True
+
     def ready(self, given: JudgeInputs) -> ErrorMapScores:
         if not (given.models / NETWORKS_FILE).is_file():
             from pipeline.judges.learning.truth_network import learn

@@ -29,6 +29,10 @@ class Fixed(JudgeKnobs):
     """`best`, or the sampler and the setting of the preferred proposal, such as `mean fitted`. The preferred proposal
     scores 1 and all others score 0."""
 
+    @property
+    def learns(self) -> bool:
+        return self.proposal == "best"
+
     def ready(self, given: JudgeInputs) -> FixedScores:
         names = given.proposals.names
         if self.proposal == "best":

@@ -60,6 +60,10 @@ class Pairwise(JudgeKnobs):
     folds: Annotated[int, Field(ge=2)] = 10
     """Most parts into which the labelled groups are split to choose the penalty. Each part is left out once."""
 
+    @property
+    def learns(self) -> bool:
+        return True
+
     def ready(self, given: JudgeInputs) -> PairwiseScores:
         # Fitting takes seconds and always gives the same weights, so nothing of a killed run is kept.
         cases = given.learned_from(self.kind)

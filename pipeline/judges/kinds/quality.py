@@ -87,6 +87,10 @@ class Quality(JudgeKnobs):
         # No search finds the multiple: a network with one number per channel has no logits whose size tells the fit.
         return network if network.multiple else network.model_copy(update={"multiple": 16})
 
+    @property
+    def learns(self) -> bool:
+        return True
+
     def ready(self, given: JudgeInputs) -> QualityScorer:
         from pipeline.judges.learning.mask_examples import examples_of, input_channels
         from pipeline.segmenter.architecture import Architecture

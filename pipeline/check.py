@@ -1,0 +1,139 @@
+"""Stage `check`: what a run cannot do with its cases, all at once and before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pipeline.errors import BadInput
+from pipeline.judges.judge import JudgeKnobs
+from pipeline.params import Params
+from pipeline.proposals.fit_thresholds import samplers_to_fit
+from pipeline.segmenter.base import TEACHER, fold_names
+from pipeline.segmenter.knobs import Base
+from pipeline.segmenter.offsets import FEWEST
+from pipeline.store.cases import Case, CaseStore
+from pipeline.students.objectives.proposal import Proposal
+
+
+def check(params: Params, cases: CaseStore) -> list[str]:
+    """Notes on what the run can do only in part. Raises `BadInput` with everything that the run cannot do."""
+    splits = {split: cases.split(split) for split in ("labelled", "pool", "validation", "test")}
+    problems = [
+        *_of_splits(params, splits),
+        *_of_base(params, splits["labelled"]),
+        *_of_judges(params),
+        *_of_pairs(params, splits),
+        *_of_students(params, splits),
+    ]
+    if problems:
+        raise BadInput.all(f"params.yaml: {problem}" for problem in problems)
+    return list(_notes(params, splits))
+
+
+def _of_splits(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator[str]:
+    needed = ["validation", "test"] if params.base is not None else []
+    if isinstance(params.base, Base):
+        needed.insert(0, "labelled")
+    for split in needed:
+        if not splits[split]:
+            yield f"splits.{split}: expected at least one case, found none; the base is trained or measured there"
+        if without := [case.case_id for case in splits[split] if not case.has_label]:
+            yield (
+                f"splits.{split}: expected cases with a mask, found {len(without)} without (first: '{without[0]}'); "
+                "add the masks, or move the cases to the pool"
+            )
+
+
+def _of_base(params: Params, labelled: Sequence[Case]) -> Iterator[str]:
+    if not isinstance(params.base, Base):
+        return
+    groups = len({case.group for case in labelled})
+    if params.base.folds == 1 or params.base.folds > groups:
+        yield f"base.folds: expected 0 or 2 to {groups} (labelled patients), found {params.base.folds}"
+
+
+def _of_judges(params: Params) -> Iterator[str]:
+    if isinstance(params.base, Base) and params.base.folds > 1:
+        return
+    for name, judge in params.judges.items():
+        if isinstance(judge, JudgeKnobs) and judge.learns:
+            users = [f"pairs.{pairs}" for pairs, one in params.pairs.items() if name in _judges_of(params, one.judge)]
+            users += [f"consensus.{entry}" for entry, one in params.consensus.items() if name in one.judges]
+            yield (
+                f"judges.{name}: kind '{judge.kind}' learns from proposals of models that have not seen a labelled "
+                "case, found a base without folds; set base.folds to at least 2, or remove the judge"
+                + (f" and {', '.join(users)}" if users else "")
+            )
+
+
+def _of_pairs(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator[str]:
+    for name, pairs in params.pairs.items():
+        if pairs.judge == "none":
+            continue
+        if pairs.split not in params.propose.splits:
+            yield f"pairs.{name}: expected proposals of split '{pairs.split}'; add '{pairs.split}' to propose.splits"
+        if not splits[pairs.split]:
+            yield f"pairs.{name}: expected cases in split '{pairs.split}', found none; change `splits`"
+        research = [judge for judge in _judges_of(params, pairs.judge) if _is_research(params, judge)]
+        labelled = sum(case.has_label for case in splits[pairs.split])
+        if research and splits[pairs.split] and not labelled:
+            yield (
+                f"pairs.{name}: judge '{research[0]}' reads the truth of split '{pairs.split}', where no case has a "
+                "mask; remove the pair set and its students, which are for research"
+            )
+
+
+def _of_students(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator[str]:
+    for name, student in params.students.items():
+        objective, key = student.objective, f"students.{name}"
+        if objective.feeds == "truth":
+            for split in objective.learns_from:
+                if without := [case.case_id for case in splits[split] if not case.has_label]:
+                    yield (
+                        f"{key}: objective '{objective.kind}' learns from the masks of split '{split}', found "
+                        f"{len(without)} of {len(splits[split])} cases without (first: '{without[0]}'); remove the "
+                        "student, which is for research"
+                    )
+        if objective.feeds == "pool" and not splits["pool"]:
+            yield f"{key}: objective '{objective.kind}' learns from the pool, found no pool case; change `splits`"
+        supervised = objective.feeds == "labelled" or (student.anchor is not None and student.anchor.supervised > 0)
+        if supervised and not splits["labelled"]:
+            yield f"{key}: expected labelled cases to learn from, found none; set anchor.supervised to 0"
+        if isinstance(objective, Proposal):
+            for split in ("validation", "test"):
+                if split not in params.propose.splits:
+                    yield f"{key}: expected proposals of split '{split}'; add '{split}' to propose.splits"
+        if isinstance(params.base, Base) and student.start not in (known := _starts(params.base)):
+            yield f"{key}.start: expected one of {known}, found '{student.start}'"
+
+
+def _notes(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator[str]:
+    fits = samplers_to_fit(params.propose.samplers)
+    patients = len({case.group for case in splits["labelled"]})
+    folds = isinstance(params.base, Base) and params.base.folds > 1
+    if fits and not folds:
+        yield (
+            f"propose.samplers.{next(iter(fits))}: the base has no folds, so the threshold is not fitted and stays .5; "
+            "set base.folds"
+        )
+    elif fits and patients < FEWEST:
+        yield (
+            f"propose.samplers.{next(iter(fits))}: {patients} labelled patients are fewer than {FEWEST}, so the "
+            "threshold is not fitted and stays .5"
+        )
+
+
+def _judges_of(params: Params, name: str) -> list[str]:
+    """The judge of this name, or the judges that a consensus entry of this name combines."""
+    return list(params.consensus[name].judges) if name in params.consensus else [name]
+
+
+def _is_research(params: Params, name: str) -> bool:
+    return name in params.judges and params.judges[name].research
+
+
+def _starts(base: Base) -> list[str]:
+    """Names of the models that a student may start from."""
+    seeds = [f"member_{number}" for number in range(1, base.members + 1)]
+    teacher = [TEACHER] if base.mean_teacher else []
+    return ["base", *seeds, *base.others, *teacher, *fold_names(base)]

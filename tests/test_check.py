@@ -1,0 +1,95 @@
+"""What a run cannot do with its cases is said all at once, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.check import check
+from pipeline.errors import BadInput
+from pipeline.params import Params
+from tests.fixtures.builders import case_store
+from tests.fixtures.chain import TINY, with_changes
+
+SPLITS = ["labelled"] * 8 + ["pool", "pool", "validation", "test"]
+SUPERVISED = {"anchor": {"supervised": 1.0}}
+
+
+def found(folder: Path, unlabelled: tuple[int, ...] = (), splits: list[str] = SPLITS, **changes: Any) -> list[str]:
+    """Problems, or notes if there is no problem, of `TINY` with changes on cases without a mask of these numbers."""
+    masks = [None if case in unlabelled else np.zeros((4, 4), np.uint8) for case in range(len(splits))]
+    params = Params.model_validate_json(json.dumps(with_changes(**changes)))
+    try:
+        return check(params, case_store(folder / "cases", masks, splits))
+    except BadInput as error:
+        return str(error).splitlines()
+
+
+def test_a_run_that_can_be_done(tmp_path):
+    assert found(tmp_path) == []
+
+
+def test_everything_is_said_at_once(tmp_path):
+    """Full labels and the oracle on a pool without masks, a learned judge without folds, an arm without proposals."""
+    lines = found(
+        tmp_path,
+        unlabelled=(8, 9),
+        judges={**TINY["judges"], "pairwise": {"kind": "pairwise"}, "oracle": {"kind": "oracle"}},
+        consensus={"both": {"kind": "rank_mean", "judges": ["agreement", "pairwise"]}},
+        pairs={
+            **TINY["pairs"],
+            "oracle": {"judge": "oracle", "strategy": {"kind": "top_base"}},
+            "both": {"judge": "both", "strategy": {"kind": "top_base"}},
+        },
+        students={
+            "full": {"pairs": "none", "objective": {"kind": "full", "optimisation": {"steps": 1, "learning_rate": 1}}},
+            "best": {"pairs": "none", "objective": {"kind": "proposal"}},
+            "third": {"pairs": "none", "objective": {"kind": "supervised"}, "start": "member_3"},
+        },
+    )
+    assert all(line.startswith("params.yaml: ") for line in lines)
+    assert [line.split(": ")[1] for line in lines] == [
+        "judges.pairwise",
+        "pairs.oracle",
+        "students.full",
+        "students.best",
+        "students.third.start",
+    ]
+    assert "set base.folds to at least 2, or remove the judge and pairs.both, consensus.both" in lines[0]
+    assert "judge 'oracle' reads the truth of split 'pool', where no case has a mask" in lines[1]
+    assert "learns from the masks of split 'pool', found 2 of 2 cases without (first: 'c8')" in lines[2]
+    assert lines[3].endswith("expected proposals of split 'test'; add 'test' to propose.splits")
+    assert lines[4].endswith("expected one of ['base', 'member_1'], found 'member_3'")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"splits": [*SPLITS[:-1], "pool"]}, "splits.test: expected at least one case, found none"),
+        ({"unlabelled": (10,)}, "splits.validation: expected cases with a mask, found 1 without (first: 'c10')"),
+        ({"base": {**TINY["base"], "folds": 9}}, "base.folds: expected 0 or 2 to 8 (labelled patients), found 9"),
+        (
+            {"propose": {**TINY["propose"], "splits": ["validation"]}},
+            "pairs.mined: expected proposals of split 'pool'; add 'pool' to propose.splits",
+        ),
+        (
+            {"splits": ["labelled" if split == "pool" else split for split in SPLITS]},
+            "pairs.mined: expected cases in split 'pool', found none; change `splits`",
+        ),
+    ],
+)
+def test_single_problems(tmp_path, changes, expected):
+    assert any(expected in line for line in found(tmp_path, **changes))
+
+
+def test_a_threshold_that_is_not_fitted_is_noted(tmp_path):
+    propose = {"imports": "raw/none", "samplers": {"mean": {"kind": "mean"}}}
+    (line,) = found(tmp_path / "a", propose=propose)
+    assert "the base has no folds, so the threshold is not fitted" in line
+    few = ["labelled"] * 4 + SPLITS[8:]
+    (line,) = found(tmp_path / "b", splits=few, propose=propose, base={**TINY["base"], "folds": 2, "fold_members": 1})
+    assert "4 labelled patients are fewer than 8" in line
