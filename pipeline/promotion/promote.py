@@ -15,7 +15,6 @@ from pipeline.measures.intervals import group_means, simultaneous_lower_bounds
 from pipeline.measures.numbers import decimal, percent, points
 from pipeline.promotion.knobs import Promotion
 from pipeline.promotion.record import PROMOTION_FILE, Comparison, Considered, PromotionRecord
-from pipeline.segmenter.architecture import ARCHITECTURE
 from pipeline.segmenter.seen import SEEN
 from pipeline.segmenter.student_record import STUDENT_FILE
 from pipeline.store import schema
@@ -191,6 +190,7 @@ def _points(value: float | None) -> str:
 
 def _copy_model(model: Path, out: Path) -> None:
     """Copy the `last` weights of a student with the files that `predict`, `export` and another round read."""
+    from pipeline.segmenter.architecture import ARCHITECTURE
     from pipeline.segmenter.models import Model
 
     check_manifest(model, content=True)

@@ -101,6 +101,14 @@ def change(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1))
 
 
+def test_a_project_without_students_runs_to_its_report(tmp_path: Path) -> None:
+    """`promote` depends on the folder of the students, which git keeps."""
+    checkout(tmp_path / "project", with_changes(students={}))
+    ran = rerun(tmp_path / "project")
+    assert CHOSEN | {"validate_base", "evaluate_base"} <= ran
+    assert not [name for name in ran if name.startswith(("train@", "validate@", "evaluate@"))]
+
+
 def add_code(file: Path) -> None:
     file.write_text(file.read_text() + "\n_ANOTHER_VERSION = True\n")
 
