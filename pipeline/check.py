@@ -86,14 +86,14 @@ def _of_pairs(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator[
 def _of_students(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator[str]:
     for name, student in params.students.items():
         objective, key = student.objective, f"students.{name}"
-        if objective.feeds == "truth":
-            for split in objective.learns_from:
-                if without := [case.case_id for case in splits[split] if not case.has_label]:
-                    yield (
-                        f"{key}: objective '{objective.kind}' learns from the masks of split '{split}', found "
-                        f"{len(without)} of {len(splits[split])} cases without (first: '{without[0]}'); remove the "
-                        "student, which is for research"
-                    )
+        for split in objective.labels_from:
+            without = [case.case_id for case in splits[split] if not case.has_label]
+            if without and split == "pool":
+                yield (
+                    f"{key}: objective '{objective.kind}' learns from the masks of split '{split}', found "
+                    f"{len(without)} of {len(splits[split])} cases without (first: '{without[0]}'); remove the "
+                    "student, which is for research"
+                )
         if objective.feeds == "pool" and not splits["pool"]:
             yield f"{key}: objective '{objective.kind}' learns from the pool, found no pool case; change `splits`"
         supervised = objective.feeds == "labelled" or (student.anchor is not None and student.anchor.supervised > 0)

@@ -24,6 +24,7 @@ from pipeline.judges.kinds.table import ScoreTable
 from pipeline.knobs import NOTHING, Knobs, Name
 from pipeline.pairs.mine import PairSet
 from pipeline.pairs.strategies.none import NoPairs
+from pipeline.promotion.knobs import Promotion
 from pipeline.proposals.propose import Propose
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.imported import AnyBase
@@ -34,6 +35,9 @@ from pipeline.students.student import Student, Training
 T = TypeVar("T")
 _SUBJECT = re.compile(r"^(Input|String|Value) ")
 """First word of Pydantic's messages. The key path is the subject here."""
+
+RESERVED = {"base": "the base segmenter", "promoted": "the student that is promoted"}
+"""Names that `export` uses for models that are no entry of `students`."""
 
 
 class Params(Knobs):
@@ -61,6 +65,7 @@ class Params(Knobs):
     training: Training
     students: dict[Name, Student]
     evaluation: Evaluation
+    promotion: Promotion
     compute: Compute
     execution: Execution
 
@@ -134,8 +139,8 @@ class Params(Knobs):
     @model_validator(mode="after")
     def _students_have_pair_sets(self) -> Params:
         for name, student in self.students.items():
-            if name == "base":
-                raise ValueError("students.base: the name 'base' belongs to the base segmenter; choose another name")
+            if name in RESERVED:
+                raise ValueError(f"students.{name}: the name '{name}' belongs to {RESERVED[name]}; choose another name")
             if student.pairs not in self.pairs:
                 raise ValueError(f"students.{name}.pairs: found '{student.pairs}', expected one of {list(self.pairs)}")
             wants_pairs = student.objective.feeds == "pairs"

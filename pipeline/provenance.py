@@ -31,4 +31,7 @@ def stages_and_knobs(params: Params) -> Iterator[tuple[str, str, object]]:
     for name, student in params.students.items():
         yield f"train/{name}", "train", (student, params.training, augmentation, compute)
     yield "evaluate", "evaluate", (params.evaluation, compute)
+    yield "validate", "validate", (params.evaluation, compute)
+    # Whether a student is a candidate depends on properties of the classes of its objective and its judge.
+    yield "promote", "promote", (params.promotion, params.students, params.pairs, params.consensus, params.judges)
     yield "report", "report", ()

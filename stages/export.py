@@ -1,4 +1,6 @@
-"""Base or student -> folder with weights, program or MONAI bundle, and a model card."""
+"""Base or student -> folder with weights, program or MONAI bundle, and a model card.
+
+NAME is `base`, a student of params.yaml, or `promoted`."""
 
 from pathlib import Path
 
@@ -10,7 +12,9 @@ from stages import FOLDER, stage
 @click.command(help=__doc__)
 @click.argument("name")
 @click.option("--format", "form", type=click.Choice(["safetensors", "program", "bundle"]), required=True)
-@click.option("--model", type=FOLDER, help="Folder of the model.  [default: models/base or models/students/NAME]")
+@click.option(
+    "--model", type=FOLDER, help="Folder of the model.  [default: models/base, models/promoted or models/students/NAME]"
+)
 @click.option("--weights", help="Name of the weights.  [default: last of a student, base of a base]")
 @click.option("--cases", type=FOLDER, default="data/cases", show_default=True)
 @click.option("--pairs", type=FOLDER, default="data/pairs", show_default=True)
@@ -29,15 +33,18 @@ def main(
     from pipeline.exports.card import FinishedRun
     from pipeline.exports.export import Format, export_model
     from pipeline.exports.predict import ready_model
-    from pipeline.params import entry, load_params
+    from pipeline.params import RESERVED, entry, load_params
 
     params = load_params(params_file)
-    if name != "base":
+    if name not in RESERVED:
         entry(params.students, name, "students")
-    model = model or (Path("models/base") if name == "base" else Path("models/students") / name)
+    model = model or Path("models" if name in RESERVED else "models/students") / name
     out = out or Path("exports") / f"{name}_{form}"
-    export_model(name, ready_model(model, weights), FinishedRun(params, **run), cast(Format, form), out)
-    click.echo(f"{out}: {form} of {name}; read {out / 'MODEL_CARD.md'} before you share it")
+    found = ready_model(model, weights)
+    # The card of the promoted student shows the results of the student, which have its own name.
+    own = found.student if name == "promoted" and found.student else name
+    export_model(own, found, FinishedRun(params, **run), cast(Format, form), out)
+    click.echo(f"{out}: {form} of {own}; read {out / 'MODEL_CARD.md'} before you share it")
 
 
 if __name__ == "__main__":

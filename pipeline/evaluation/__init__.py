@@ -1,1 +1,1 @@
-"""Stage `evaluate`: predictions of the base and of students on test cases, and their metrics."""
+"""Stages `evaluate` and `validate`: predictions of the base and of students, and their metrics."""

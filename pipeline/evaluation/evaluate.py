@@ -1,4 +1,4 @@
-"""Stage `evaluate`: test metrics per case and class, and their summary `metrics/NAME.json`."""
+"""Stages `evaluate` and `validate`: metrics per case and class, and the summary of test metrics `metrics/NAME.json`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import polars as pl
 
 from pipeline.errors import BadInput
 from pipeline.evaluation.metrics import Evaluation, case_metrics
-from pipeline.evaluation.prediction import FixedProposal, Predictions, predictions
+from pipeline.evaluation.prediction import FixedProposal, Measured, Predictions, predictions
 from pipeline.execution import CaseFailures, Runtime, Shard, run, shards_of, workspace
 from pipeline.measures.intervals import Interval, bootstrap_interval, group_means
 from pipeline.measures.overlap import mask_dice
@@ -27,7 +27,7 @@ Predict = Callable[[Case], np.ndarray]
 BOOTSTRAP_SEED = 0
 """Seed of the resamples. A fixed seed makes the intervals of all models and all runs resample the same patients."""
 SHARD = 16
-"""Number of test cases that one task measures."""
+"""Number of cases that one task measures."""
 
 METRICS = ("dice", "nsd", "hd95", "assd")
 """Metrics that are always measured. `f1` of components is measured too if `evaluation.components` is true."""
@@ -165,7 +165,7 @@ def gain_per_case(evaluation: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
         raise BadInput(
             f"evaluation: expected the cases and classes of the base segmenter ({base.height} rows), found "
             f"{evaluation.height} rows, and {differing} rows are in one table only, e.g. {example}; "
-            "evaluate both on the same test split with `dvc repro`"
+            "measure both on the same split with `dvc repro`"
         )
     student, reference = means_per_case(evaluation.sort(key)), means_per_case(base.sort(key))
     shared = [name for name in _names(evaluation) if name in reference.columns]
@@ -256,14 +256,30 @@ def evaluate_model(
     `base` is the evaluation of the base segmenter, for the paired comparison. Proposals are read only for an arm that
     takes a proposal.
     """
+    _measure(name, "test", data, files.model, files.table, knobs, runtime)
+    reference = None if base is None else read_table(base, schema.EVALUATION)
+    write_json(files.metrics, summary(read_table(files.table, schema.EVALUATION), reference, knobs))
+
+
+def validate_model(name: str, data: Data, model: Path, table: Path, knobs: Evaluation, runtime: Runtime) -> None:
+    """Measure a base, or the last weights of a student, on the validation cases: write `validation/NAME.parquet`.
+
+    Proposals are read only for an arm that takes a proposal.
+    """
+    _measure(name, "validation", data, model, table, knobs, runtime)
+
+
+def _measure(
+    name: str, split: Measured, data: Data, model: Path, table: Path, knobs: Evaluation, runtime: Runtime
+) -> None:
+    """Measure the model in a folder on the cases of a split: write a table of `schema.EVALUATION`."""
     cases, compute = data.cases, runtime.compute
-    found = predictions(files.model, data, compute)
-    inputs = [cases.folder / MANIFEST, files.model / MANIFEST]
+    found = predictions(model, data, compute, split)
+    inputs = [cases.folder / MANIFEST, model / MANIFEST]
     if any(isinstance(each, FixedProposal) for each in found.sustained):
         inputs.append(data.proposals.folder / MANIFEST)
-    with workspace(f"evaluate_{name}", __name__, (knobs, compute), inputs) as work:
+    title = f"{'evaluate' if split == 'test' else 'validate'} {name}"
+    with workspace(title.replace(" ", "_"), __name__, (knobs, compute), inputs) as work:
         task = _Evaluating(cases, found, knobs)
-        rows = run(task, shards_of(cases.split("test"), SHARD), work, runtime.execution, f"evaluate {name}")
-        write_table(rows, schema.EVALUATION, files.table, (knobs, compute))
-        reference = None if base is None else read_table(base, schema.EVALUATION)
-        write_json(files.metrics, summary(read_table(files.table, schema.EVALUATION), reference, knobs))
+        rows = run(task, shards_of(cases.split(split), SHARD), work, runtime.execution, title)
+        write_table(rows, schema.EVALUATION, table, (knobs, compute))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from pipeline.store.proposals import Data, ProposalStore
 if TYPE_CHECKING:
     from pipeline.segmenter.models import Model
     from pipeline.segmenter.segmenter import Segmenter
+
+Measured = Literal["test", "validation"]
+"""Split whose cases measure a model: `test` reports results, and `validation` chooses the student to promote."""
 
 
 def class_probabilities(segmenter: Segmenter, image: Values, case: Case, offsets: Sequence[float] = ()) -> np.ndarray:
@@ -82,16 +85,21 @@ class FixedProposal:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Checkpoints of a model folder by role. The base and an arm that takes a proposal have one and no best."""
+    """Checkpoints of a model folder by role.
+
+    There is no best for the base, for an arm that takes a proposal, and on validation.
+    """
 
     sustained: tuple[NetworkPrediction | FixedProposal, ...]
     best: NetworkPrediction | FixedProposal | None
 
 
-def predictions(folder: Path, data: Data, compute: Compute) -> Predictions:
-    """Checkpoints of the folder of a base or of a student.
+def predictions(folder: Path, data: Data, compute: Compute, split: Measured = "test") -> Predictions:
+    """Checkpoints of the folder of a base or of a student that are measured on the cases of a split.
 
-    Raises `BadInput` if a student takes a proposal of every case and some test cases have no proposals.
+    On validation a student has its `last` weights alone. They are the weights that `predict` and another round use, and
+    validation chose `best`, so the Dice of `best` on validation is too high. Raises `BadInput` if a student takes a
+    proposal of every case and some cases of the split have no proposals.
     """
     from pipeline.segmenter.models import Model
 
@@ -100,14 +108,12 @@ def predictions(folder: Path, data: Data, compute: Compute) -> Predictions:
         return Predictions((NetworkPrediction(data.cases, Model(folder, "base"), compute),), None)
     if record.slot is not None:
         known = set(data.proposals.case_ids())
-        if missing := [case.case_id for case in data.cases.split("test") if case.case_id not in known]:
+        if missing := [case.case_id for case in data.cases.split(split) if case.case_id not in known]:
             raise BadInput(
-                f"{folder}: the student takes proposal {record.slot} of every case, and {len(missing)} test cases have "
-                f"no proposals (first: '{missing[0]}'); add 'test' to propose.splits"
+                f"{folder}: the student takes proposal {record.slot} of every case, and {len(missing)} {split} cases "
+                f"have no proposals (first: '{missing[0]}'); add '{split}' to propose.splits"
             )
         return Predictions((FixedProposal(data.proposals, record.slot),), None)
-    best, *late = (
-        NetworkPrediction(data.cases, Model(folder, name), compute, record.offsets or ())
-        for name in ("best", *record.late)
-    )
-    return Predictions(tuple(late), best)
+    names = ("last",) if split == "validation" else (*record.late, "best")
+    each = [NetworkPrediction(data.cases, Model(folder, name), compute, record.offsets or ()) for name in names]
+    return Predictions(tuple(each), None) if split == "validation" else Predictions(tuple(each[:-1]), each[-1])

@@ -16,6 +16,7 @@ import polars as pl
 from pipeline import __version__
 from pipeline.errors import BadInput
 from pipeline.judges.consensus import reads_truth
+from pipeline.promotion.record import PromotionRecord
 from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.student_record import StudentRecord
@@ -78,6 +79,7 @@ def card_facts(name: str, found: ReadyModel, run: FinishedRun) -> dict[str, Any]
         "judge": judge,
         "pairs": pairs,
         "metrics": _json(run.metrics / f"{name}.json"),
+        "promotion": _promotion(folder),
         "audit": _audited(judge, None if record is None else record.pairs, run),
         "versions": {
             "python": platform.python_version(),
@@ -167,6 +169,12 @@ def _audited(judge: dict[str, Any] | None, pairs: str | None, run: FinishedRun) 
             said = read_table(file, table).filter(pl.col(key) == name)["verdict"].to_list()
             verdicts[key] = said[0] if said else None
     return {**verdicts, "warnings": [w["text"] for w in summary["warnings"] if w["pairs"] in (None, pairs)]}
+
+
+def _promotion(folder: Path) -> dict[str, str] | None:
+    """Why the student was promoted, and what the choice is not corrected for; None for other models."""
+    record = PromotionRecord.of(folder)
+    return None if record is None else {"reason": record.reason, "limits": record.limits}
 
 
 def _code() -> dict[str, Any]:

@@ -217,6 +217,8 @@ def _limits(facts: dict[str, Any]) -> list[str]:
             "- metrics are means over the late checkpoints of training; the weights of this model are "
             f"{which.get(facts['weights'], facts['weights'])}"
         )
+    if (promotion := facts["promotion"]) is not None:
+        lines.append(f"- chosen among the students on validation: {promotion['reason']} {promotion['limits']}")
     if facts["judge"] is not None and facts["judge"]["reads_truth"]:
         lines.append("- learned from truth that no user has; do not compare the results with those of practical models")
     return lines

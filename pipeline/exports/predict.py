@@ -17,6 +17,7 @@ from pipeline.evaluation.prediction import class_probabilities, predicted_mask
 from pipeline.execution import CaseFailures, Execution, Shard, fingerprint, run, shards_of
 from pipeline.exports.model_input import ModelInput
 from pipeline.exports.new_images import NewImage, new_images
+from pipeline.promotion.record import PromotionRecord
 from pipeline.segmenter.architecture import ARCHITECTURE
 from pipeline.segmenter.models import Model
 from pipeline.segmenter.program import FORMATS
@@ -45,6 +46,7 @@ class ReadyModel:
     model: Model
     input: ModelInput
     offsets: tuple[float, ...]  # on the logits of the foreground classes
+    student: str | None = None  # name of the student; None for a model that is no student
 
     @property
     def files(self) -> list[Path]:
@@ -57,7 +59,7 @@ def ready_model(folder: Path, weights: str | None = None) -> ReadyModel:
 
     Without a name, the only weights are used. A folder with several weights gives `last` of a student and `base` of a
     base: the sustained metrics of a student are those of late checkpoints. Raises `BadInput` for a folder without a
-    model, for an unknown name and for a student without weights.
+    model (with the reason where no student was promoted), for an unknown name and for a student without weights.
     """
     record = StudentRecord.of(folder)
     if record is not None and record.slot is not None:
@@ -73,7 +75,8 @@ def ready_model(folder: Path, weights: str | None = None) -> ReadyModel:
     if name not in there:
         raise BadInput(f"{folder}: the folder has no weights '{name}'; there are {', '.join(there) or 'none'}")
     offsets = () if record is None else record.offsets or ()
-    return ReadyModel(Model(folder, name), ModelInput.load(folder), offsets)
+    student = None if record is None else record.name
+    return ReadyModel(Model(folder, name), ModelInput.load(folder), offsets, student)
 
 
 def _no_model(folder: Path) -> str:
@@ -86,6 +89,11 @@ def _no_model(folder: Path) -> str:
         there = sorted(path.name for path in beside.iterdir() if path.is_dir()) if beside.is_dir() else []
         listed = f"{beside} has the folders {', '.join(there)}" if there else f"there are no folders in {beside}"
         return f"{folder}: no such folder, and {listed}; {hint}"
+    if (promotion := PromotionRecord.of(folder)) is not None:
+        return (
+            f"{folder}: expected the student that was promoted, found none. {promotion.reason} Use the base "
+            "(models/base), or choose a student of models/students yourself"
+        )
     for file, kind in _EXPORTS.items():
         if (folder / file).is_file():
             return (

@@ -163,6 +163,58 @@ def resampled_interval(
     return _with_ends(value, drawn, tail(n_groups if telling is None else telling))
 
 
+class LowerBounds(NamedTuple):
+    """Means of several candidates over the same patients, and simultaneous one-sided 95 % lower bounds of the means."""
+
+    mean: np.ndarray
+    """f64 `[candidate]`."""
+    low: np.ndarray
+    """f64 `[candidate]`; NaN without a bound."""
+
+
+def simultaneous_lower_bounds(values: np.ndarray, draws: int, seed: int) -> LowerBounds:
+    """Means over patients and their lower bounds, which all hold together in 95 % of samples, from f64
+    `[candidate, patient]`.
+
+    The bound of the best of many candidates would be too high if it were computed as if the candidate were the only
+    one. So one quantile serves all candidates: that of the largest studentised deviation. In each of `draws` resamples
+    of the patients, the same for all candidates, t_j* = (mean_j* - mean_j) / se_j*, where se_j* is the standard error
+    in the resample. With q, the 95 % quantile of max_j t_j*, the bound is low_j = mean_j - q se_j (Westfall and Young,
+    Resampling-Based Multiple Testing, Wiley 1993; Romano and Wolf, Exact and Approximate Stepdown Methods for Multiple
+    Hypothesis Testing, Journal of the American Statistical Association 100, 2005; here in a single step).
+
+    Equal candidates count as one. A candidate whose values are all equal has no spread, so its bound is its mean, and
+    it leaves the bounds of others as they are. In a resample whose values are all equal, se_j takes the place of se_j*.
+    A candidate with NaN has the mean NaN and no bound, and leaves the bounds of others as they are. With fewer than two
+    patients there is no bound. Without a candidate the arrays are empty.
+    """
+    values = np.asarray(values, np.float64)
+    count, n = values.shape
+    if n < 2:
+        return LowerBounds(values.mean(axis=1) if n else np.full(count, np.nan), np.full(count, np.nan))
+    mean, low = values.mean(axis=1), np.full(count, np.nan)
+    error = values.std(axis=1, ddof=1) / np.sqrt(n)
+    known = ~np.isnan(mean)
+    spread = known & (np.ptp(values, axis=1) > 0)
+    low[known] = mean[known]
+    if not spread.any():
+        return LowerBounds(mean, low)
+    # In units of the standard error, no rounding error of a large mean looks like spread.
+    scaled = (values[spread] - mean[spread, None]) / error[spread, None]
+    largest = []
+    for chosen in _resamples(n, draws, seed, n):
+        first = np.arange(len(chosen))[:, None] * n
+        times = np.bincount((first + chosen).ravel(), minlength=len(chosen) * n).reshape(-1, n)
+        deviation = times @ scaled.T / n
+        variance = (times @ (scaled**2).T / n - deviation**2) / (n - 1)
+        own = np.sqrt(np.where(variance > 1e-9, variance, 1.0))
+        largest.append((deviation / own).max(axis=1))
+    # The higher of two neighbouring resamples, so that at most 5 % of the resamples lie above the quantile.
+    quantile = np.quantile(np.concatenate(largest), 0.95, method="higher")
+    low[spread] = mean[spread] - quantile * error[spread]
+    return LowerBounds(mean, low)
+
+
 def tail(groups: int) -> float | None:
     """Share of resamples below the low end, equal to the share above the high end. None for fewer than two groups.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.answer import answer, worst_cases
+from pipeline.report.answer import answer, promotion, worst_cases
 from pipeline.report.blocks import Section
 from pipeline.report.calibration import calibration
 from pipeline.report.cases_and_proposals import proposals, splits
@@ -17,7 +17,19 @@ from pipeline.report.pair_sets import pair_sets
 from pipeline.report.run import Run, RunWarning
 from pipeline.report.top_picks import picks
 
-SECTIONS = (answer, splits, proposals, judges, pair_sets, calibration, picks, examples, training, worst_cases)
+SECTIONS = (
+    answer,
+    promotion,
+    splits,
+    proposals,
+    judges,
+    pair_sets,
+    calibration,
+    picks,
+    examples,
+    training,
+    worst_cases,
+)
 
 
 def write_report(run: Run, out: Path) -> None:
@@ -30,7 +42,7 @@ def write_report(run: Run, out: Path) -> None:
         "cases": str(len(run.cases.all)),
         "students": str(len(run.params.students)),
     }
-    page = render([section(run) for section in SECTIONS], facts, run.warnings)
+    page = render([section(run) for section in SECTIONS], facts, run.promotion.reason, run.warnings)
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(page, encoding="utf-8", newline="\n")
 
@@ -40,7 +52,7 @@ def _unbroken(value: Any) -> Any:
     return value.replace(" %", "\N{NO-BREAK SPACE}%") if isinstance(value, str) else value
 
 
-def render(sections: list[Section], facts: Mapping[str, Any], warnings: Sequence[RunWarning]) -> str:
+def render(sections: list[Section], facts: Mapping[str, Any], decision: str, warnings: Sequence[RunWarning]) -> str:
     """HTML of the page. Every text is escaped, since case ids and class names are data."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -52,4 +64,6 @@ def render(sections: list[Section], facts: Mapping[str, Any], warnings: Sequence
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(sections=sections, facts=facts, warnings=warnings)
+    return environment.get_template("page.html").render(
+        sections=sections, facts=facts, decision=decision, warnings=warnings
+    )

@@ -14,6 +14,7 @@ from pipeline.audit.verdicts import LEAST
 from pipeline.errors import BadInput
 from pipeline.judges.consensus import reads_truth
 from pipeline.measures.numbers import Estimate
+from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
 from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.student_record import STUDENT_FILE, StudentRecord
 from pipeline.store import schema
@@ -70,6 +71,7 @@ class Run:
     judge_models: Path = Path("models/judges")
     """Folder of the trained judges and of their error maps."""
     base: Path = Path("models/base")
+    promoted: Path = Path("models/promoted")
 
     @cached_property
     def panel(self) -> pl.LazyFrame:
@@ -90,6 +92,14 @@ class Run:
         found = StudentRecord.of(self.students / student)
         if found is None:
             raise BadInput(f"{self.students / student / STUDENT_FILE}: no such file; run `dvc repro train@{student}`")
+        return found
+
+    @cached_property
+    def promotion(self) -> PromotionRecord:
+        """The choice of the student that may replace the base. Raises `BadInput` if no choice was made."""
+        found = PromotionRecord.of(self.promoted)
+        if found is None:
+            raise BadInput(f"{self.promoted / PROMOTION_FILE}: no such file; run `dvc repro promote`")
         return found
 
     def kind_of(self, judge: str) -> str:

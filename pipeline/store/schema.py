@@ -147,14 +147,14 @@ PAIRS = TableSchema(
 
 EVALUATION = TableSchema(
     "evaluation",
-    "a test case and class",
+    "a test or validation case and class",
     ("case_id", "class"),
     {
         "case_id": _TEXT,
         "class": _INT,
         "group": _TEXT,
-        "dice": _REAL,  # mean over the last fifth of a student's evaluations, like all metrics but dice_peak
-        "dice_peak": _REAL,  # at the student's best validation step
+        "dice": _REAL,  # on test: mean over the last fifth of a student's evaluations, like all metrics but dice_peak
+        "dice_peak": _REAL,  # on test: at the student's best validation step; on validation: equal to dice
         "nsd": _REAL,
         "hd95": _REAL,
         "assd": _REAL,

@@ -47,16 +47,14 @@ class Arm:
     weights: TrainedWeights
     numbers: dict[str, Any] = field(default_factory=dict)
     """Fields of `StudentRecord`, and further numbers of the objective."""
-    has_weights: bool = True
-    """Whether weights are written. An arm that takes a proposal of every case has no weights."""
 
     @classmethod
     def untrained(cls, state: State | None, validation_dice: float, **numbers: Any) -> Arm:
         """An arm without training. The history has one row, with the validation Dice at step 0.
 
-        `state` has the weights, and is empty for an exported network without a state dict. None makes an arm without
+        `state` has the weights, and is empty for an exported network without a state dict. None for an arm without
         weights.
         """
         history: list[dict[str, float | None]] = [{"step": 0, "validation_dice": validation_dice}]
         weights = state or {}
-        return cls(TrainedWeights(weights, weights, {0: weights}, {}, history), numbers, state is not None)
+        return cls(TrainedWeights(weights, weights, {0: weights}, {}, history), numbers)

@@ -52,8 +52,8 @@ def train_student(start: Start, out: Path, history: Path) -> None:
     student = start.student
     arm = student.objective.train(start)
     out.mkdir(parents=True, exist_ok=True)
-    late = [f"step_{step:06d}" for step in sorted(arm.weights.late)] if arm.has_weights else []
-    if arm.has_weights:
+    late = [f"step_{step:06d}" for step in sorted(arm.weights.late)] if student.objective.has_weights else []
+    if student.objective.has_weights:
         _write_model(start, arm.weights, out)
     record = {
         "name": start.name,

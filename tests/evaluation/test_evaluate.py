@@ -303,7 +303,5 @@ def test_no_case_is_refused():
     [(STUDENT, BASE.filter(pl.col("case_id") != "b")), (STUDENT.filter(pl.col("class") == 1), BASE)],
 )
 def test_other_cases_than_the_base_are_refused(student, base):
-    with pytest.raises(
-        BadInput, match=r"in one table only, e\.g\. \('\w+', \d\); evaluate both on the same test split"
-    ):
+    with pytest.raises(BadInput, match=r"in one table only, e\.g\. \('\w+', \d\); measure both on the same split"):
         summary(student, base, KNOBS)

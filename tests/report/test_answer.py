@@ -13,7 +13,8 @@ import pytest
 from pipeline.evaluation.evaluate import summary
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.measures.numbers import Estimate
-from pipeline.report.answer import answer, gap_recovered, objective_text, worst_cases
+from pipeline.promotion.record import Comparison
+from pipeline.report.answer import answer, gap_recovered, objective_text, promotion, worst_cases
 from pipeline.report.blocks import Note, Section, Table
 from pipeline.report.run import Arm, Run
 from pipeline.segmenter.knobs import MODELS
@@ -144,6 +145,38 @@ def test_worst_cases_are_of_the_best_practical_student(tmp_path: Path) -> None:
 )
 def test_objectives_are_named_by_link_and_normaliser(knobs: dict[str, Any], expected: str) -> None:
     assert objective_text(knobs) == expected
+
+
+# ---- promotion ---------------------------------------------------------------------------------------------------
+
+
+def test_all_students_are_listed_with_their_gain_and_the_reason(built: Built) -> None:
+    """rn_cdpo gains .2 in each case. Four patients give no bound, and supervised loses .1 in two of them."""
+    found = promotion(built.run)
+    (students,) = (block for block in found.blocks if isinstance(block, Table))
+    assert {row[0].text for row in students.cells} == set(STUDENTS)
+    student = row_of(students, "rn_cdpo")
+    assert (student["gain"].text, student["lower bound"].text, student["worse"].text) == ("+20.00", "—", "0 %")
+    assert student["lower bound"].why == "no candidate, or too few patients"
+    assert student["decision"].text == "validation has 4 patients, fewer than promotion.min_patients (15)"
+    assert row_of(students, "supervised")["worse"].text == "50 %"
+    assert row_of(students, "full")["decision"].text == ("no candidate: objective 'full' uses the labels of split pool")
+    last = found.blocks[-1]
+    assert isinstance(last, Note)
+    assert "Earlier runs and rounds on the same validation cases are not corrected for" in last.lines[0]
+
+
+def test_the_first_base_has_columns_of_its_own(built: Built, tmp_path: Path) -> None:
+    record = built.run.promotion
+    both = [
+        one.model_copy(update={"over_first_base": Comparison(gain=-0.01, lower_bound=-0.02, share_worse=0.25)})
+        for one in record.students
+    ]
+    record.model_copy(update={"students": tuple(both)}).save(tmp_path)
+    (students,) = (b for b in promotion(replace(built.run, promoted=tmp_path)).blocks if isinstance(b, Table))
+    row = row_of(students, "rn_cdpo")
+    assert (row["gain, first base"].text, row["lower bound, first base"].text) == (f"{MINUS}1.00", f"{MINUS}2.00")
+    assert row["gain"].text == "+20.00"
 
 
 # ---- F1 of components ------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def test_every_measure_of_the_audit_is_a_column_with_its_meaning(tmp_path: Path)
 
 
 def test_the_page_explains_columns_and_dashes(tmp_path: Path) -> None:
-    page = render([judges(made(tmp_path, bins=[]).run)], {}, [])
+    page = render([judges(made(tmp_path, bins=[]).run)], {}, "", [])
     meaning = "True Dice of the best proposal minus true Dice of the top pick, in points."
     assert f"<dt>regret</dt><dd>{meaning}</dd>" in page
     assert '<th scope="col" class="number" title="True Dice of the best proposal minus' in page

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.errors import BadInput
-from pipeline.report.answer import worst_cases
+from pipeline.report.answer import promotion, worst_cases
 from pipeline.report.blocks import Section, Table
 from pipeline.report.calibration import calibration
 from pipeline.report.curves import training
@@ -90,6 +90,7 @@ def test_case_ids_are_text(page: str) -> None:
 def test_sections_come_in_order_and_say_how_to_read_them(page: str) -> None:
     order = [
         "answer",
+        "promotion",
         "splits",
         "proposals",
         "judges",
@@ -117,6 +118,13 @@ def test_the_header_names_the_data_and_their_limits(page: str) -> None:
     head = page[: page.index("<main>")]
     for text in ("test", "class_0, class_1", "patient data", "single seed"):
         assert text in head
+
+
+def test_the_first_line_says_whether_a_student_was_promoted(page: str) -> None:
+    """The four patients are too few."""
+    head = page[: page.index('<dl class="facts">')]
+    why = "validation has 4 patients, fewer than promotion.min_patients (15)"
+    assert f"<strong>No student may replace the base: {why}.</strong>" in head
 
 
 def test_equal_inputs_give_equal_bytes_whatever_the_user_s_matplotlib_settings(built: Built, page: str) -> None:
@@ -155,6 +163,7 @@ def test_a_missing_result_is_an_error_that_names_its_file(built: Built, monkeypa
     ("section", "folder"),
     [
         (training, "history"),
+        (promotion, "promoted"),
         (worst_cases, "evaluation"),
         (judges, "audit"),
         (pair_sets, "audit"),

@@ -23,7 +23,16 @@ PARAMS = with_changes(
     }
 )
 STUDENTS = set(PARAMS["students"])
-TRAINED = {f"train@{name}" for name in STUDENTS} | {f"evaluate@{name}" for name in STUDENTS} | {"report"}
+CHOSEN = {"promote", "report"}
+"""Stages that follow from every student."""
+
+
+def followed(*students: str) -> set[str]:
+    """Stages that rerun after training of these students."""
+    return {f"{stage}@{name}" for stage in ("train", "evaluate", "validate") for name in students} | CHOSEN
+
+
+TRAINED = followed(*STUDENTS)
 
 
 def write_outputs(command: str) -> None:
@@ -69,9 +78,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project that has nothing left to do. Every test edits the project once more and runs what follows."""
     folder = tmp_path_factory.mktemp("provenance") / "project"
     checkout(folder, PARAMS)
-    assert rerun(folder) == {"prepare", "base", "propose", "panel", "audit", "evaluate_base"} | TRAINED | {
-        *("judge@agreement", "judge@expected_dice", "mine@none", "mine@mined")
-    }
+    assert rerun(folder) == {
+        "prepare",
+        "base",
+        "propose",
+        "panel",
+        "audit",
+        "evaluate_base",
+        "validate_base",
+    } | TRAINED | {*("judge@agreement", "judge@expected_dice", "mine@none", "mine@mined")}
     assert rerun(folder) == set()
     return folder
 
@@ -84,6 +99,14 @@ def change(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert old in text, f"{file} has no '{old}'"
     file.write_text(text.replace(old, new, 1))
+
+
+def test_a_project_without_students_runs_to_its_report(tmp_path: Path) -> None:
+    """`promote` depends on the folder of the students, which git keeps."""
+    checkout(tmp_path / "project", with_changes(students={}))
+    ran = rerun(tmp_path / "project")
+    assert CHOSEN | {"validate_base", "evaluate_base"} <= ran
+    assert not [name for name in ran if name.startswith(("train@", "validate@", "evaluate@"))]
 
 
 def add_code(file: Path) -> None:
@@ -140,13 +163,13 @@ def test_a_judge_that_an_entry_uses_reruns_that_entry(project: Path) -> None:
     add_code(project / "pipeline/judges/kinds/agreement.py")
     ran = rerun(project)
     assert {"judge@agreement", "audit"} <= ran, "the verdict depends on `research` of the class"
-    assert {"train@mapo", "evaluate@mapo"} <= ran
+    assert followed("mapo") <= ran
     assert not ran & {"propose", "judge@expected_dice", "train@supervised", "train@rn_dpo", "train@rn_cdpo"}
 
 
 def test_a_link_reruns_the_students_that_use_it(project: Path) -> None:
     add_code(project / "pipeline/students/links/cdpo.py")
-    assert rerun(project) == {"train@rn_cdpo", "evaluate@rn_cdpo", "report"}
+    assert rerun(project) == followed("rn_cdpo")
 
 
 def test_a_default_of_all_students_reruns_all_students(project: Path) -> None:
@@ -159,13 +182,18 @@ def test_another_judge_for_a_pair_set_reruns_audit_mining_and_its_students(proje
     mined = {**PARAMS["pairs"]["mined"], "judge": "expected_dice"}
     write_params(project, {**PARAMS, "pairs": {**PARAMS["pairs"], "mined": mined}})
     # The curves of all pair sets are one file, so that all are mined again; those with equal bytes stop there.
-    followed = {f"{stage}@{name}" for stage in ("train", "evaluate") for name in ("rn_dpo", "rn_cdpo")}
-    assert rerun(project) == {"audit", "mine@none", "mine@mined", "report"} | followed
+    assert rerun(project) == {"audit", "mine@none", "mine@mined"} | followed("rn_dpo", "rn_cdpo")
 
 
 def test_a_figure_of_the_report_reruns_the_report(project: Path) -> None:
     add_code(project / "pipeline/report/figures.py")
     assert rerun(project) == {"report"}
+
+
+def test_the_rule_of_promotion_reruns_the_choice_and_no_measure(project: Path) -> None:
+    """The students stay as measured, and the report shows the new choice."""
+    add_code(project / "pipeline/promotion/promote.py")
+    assert rerun(project) == CHOSEN
 
 
 def test_reading_parameters_and_ordering_work_rerun_nothing(project: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline.promotion.record import PromotionRecord
 from tests.fixtures.chain import TINY, hashes, run_chain, with_changes
 from tests.fixtures.phantoms import poison_labels, write_folders
 
@@ -21,10 +22,13 @@ EXPECTED = {
     "models/base/member_1.safetensors",
     "models/students/rn_dpo/best.safetensors",
     "models/students/rn_dpo/student.json",
+    "models/promoted/promotion.json",
     "history/rn_dpo.csv",
     "audit/judges.parquet",
     "evaluation/rn_dpo.parquet",
     "metrics/rn_dpo.json",
+    "validation/base.parquet",
+    "validation/rn_dpo.parquet",
     "reports/index.html",
 }
 
@@ -44,6 +48,23 @@ def test_the_chain_ends_with_pairs_students_and_a_report(first_run: Path) -> Non
     assert len(pairs)
     assert (pairs["chosen_score"] > pairs["rejected_score"]).all()
     assert not (first_run / ".work").exists() or not any((first_run / ".work").iterdir())
+
+
+def test_students_are_measured_on_validation_and_compared(first_run: Path) -> None:
+    """By their last weights alone, so peak and Dice are equal. Three patients are too few to promote one."""
+    cases = pl.read_parquet(first_run / "data/cases/cases.parquet").filter(pl.col("split") == "validation")
+    tables = {name: pl.read_parquet(first_run / f"validation/{name}.parquet") for name in ("base", "rn_dpo")}
+    for table in tables.values():
+        assert set(table["case_id"]) == set(cases["case_id"])
+        assert table["dice"].equals(table["dice_peak"].alias("dice"))
+    record = PromotionRecord.of(first_run / "models/promoted")
+    assert record is not None
+    assert [student.name for student in record.students] == ["rn_dpo", "supervised"]
+    assert all(student.candidate for student in record.students)
+    assert record.promoted is None
+    assert "validation has 3 patients, fewer than promotion.min_patients (15)" in record.reason
+    gain = (tables["rn_dpo"]["dice"] - tables["base"]["dice"]).mean()
+    assert record.students[0].over_base.gain == pytest.approx(gain)
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
@@ -68,7 +89,8 @@ def test_every_output_has_equal_bytes_again_and_on_any_scheduler(
 def test_labels_of_the_pool_reach_the_oracle_and_nothing_else(tmp_path: Path) -> None:
     params = with_changes(
         data={"kind": "folders", "path": "raw", "classes": ["background", "disc"]},
-        splits={"labelled": 5, "pool": 8, "validation": 4, "test": 4},
+        splits={"labelled": 5, "pool": 8, "validation": 5, "test": 4},
+        promotion={"min_patients": 5, "bootstrap": 50},
         judges={"agreement": {"kind": "agreement"}, "oracle": {"kind": "oracle"}},
         pairs={**TINY["pairs"], "ceiling": {"judge": "oracle", "strategy": {"kind": "top_bottom"}}},
         students={
@@ -77,7 +99,7 @@ def test_labels_of_the_pool_reach_the_oracle_and_nothing_else(tmp_path: Path) ->
             "full": {"pairs": "none", "objective": {"kind": "full", "optimisation": TINY["training"]["optimisation"]}},
         },
     )
-    write_folders(tmp_path / "clean" / "raw", cases=21, shape=(24, 24))
+    write_folders(tmp_path / "clean" / "raw", cases=22, shape=(24, 24))
     shutil.copytree(tmp_path / "clean", tmp_path / "poisoned")
     run_chain(tmp_path / "clean", params, skip=("report",))
     cases = pl.read_parquet(tmp_path / "clean/data/cases/cases.parquet")
@@ -93,6 +115,18 @@ def test_labels_of_the_pool_reach_the_oracle_and_nothing_else(tmp_path: Path) ->
     descendants = {
         path for path in clean if path.split("/")[-1].split(".")[0] in ("oracle", "ceiling", "full", "panel")
     } | {path for path in clean if path.startswith(("models/students/ceiling/", "models/students/full/"))}
-    assert changed <= descendants
+    # The record shows the gains of these students too, and the manifest has the hash of the record.
+    record_files = {f"models/promoted/{name}.json" for name in ("promotion", "manifest")}
+    assert changed <= descendants | record_files
+    assert "models/promoted/last.safetensors" in clean
+    records = [PromotionRecord.of(tmp_path / name / "models/promoted") for name in ("clean", "poisoned")]
+    chosen = [
+        (record.promoted, record.reason, [student for student in record.students if student.candidate])
+        for record in records
+        if record is not None
+    ]
+    assert chosen[0] == chosen[1]
+    assert [student.name for student in chosen[0][2]] == ["rn_dpo", "supervised"]
+    assert all(student.over_base.lower_bound is not None for student in chosen[0][2])
     panels = [pl.read_parquet(tmp_path / name / "data/panel.parquet") for name in ("clean", "poisoned")]
     assert panels[0].drop("score_oracle").equals(panels[1].drop("score_oracle"))

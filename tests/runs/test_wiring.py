@@ -33,7 +33,12 @@ FAMILIES = {
     "students.links": Link,
     "students.objectives": Objective,
 }
-PROVENANCE_OF = {"evaluate_base": "evaluate", "evaluate": "evaluate"}
+PROVENANCE_OF = {
+    "evaluate_base": "evaluate",
+    "evaluate": "evaluate",
+    "validate_base": "validate",
+    "validate": "validate",
+}
 """Stages whose file in provenance/ has another name: base and students are measured by the same code."""
 
 
@@ -118,10 +123,22 @@ def test_stages_are_described_and_their_parameters_exist(name: str) -> None:
 
 
 def test_every_output_is_ignored_by_git_but_metrics() -> None:
-    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split()}
+    ignored = {line.strip("/*") for line in (ROOT / ".gitignore").read_text().split()}
     for name in STAGES:
         for out in body(name).get("outs", []):
             assert out.split("/")[0] in ignored, out
+
+
+def test_no_output_lies_inside_another() -> None:
+    outs = [Path(out) for name in STAGES for out in body(name).get("outs", [])]
+    assert not [out for out in outs if any(other in out.parents for other in outs)]
+
+
+def test_nothing_of_test_reaches_the_choice_of_a_student() -> None:
+    """`promote` and the stages before it depend on no output of the stages that measure on test."""
+    of_test = {"evaluation", "metrics", "reports"}
+    for name in ("validate_base", "validate", "promote"):
+        assert not of_test & {dep.split("/")[0] for dep in body(name)["deps"]}
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ class ObjectiveKnobs(Knobs, ABC):
 
     feeds: ClassVar[Feed]
     """The cases that the objective learns from."""
+    has_weights: ClassVar[bool] = True
+    """Whether the student has weights of its own. An arm that takes a proposal of every case has none."""
 
     @property
     def learns_from(self) -> tuple[str, ...]:
@@ -38,6 +40,14 @@ class ObjectiveKnobs(Knobs, ABC):
         return {"pairs": ("labelled", "pool"), "pool": ("labelled", "pool"), "labelled": ("labelled",)}.get(
             self.feeds, ()
         )
+
+    @property
+    def labels_from(self) -> tuple[str, ...]:
+        """Splits whose labels the objective uses, to train or to select offsets or a slot.
+
+        `promote` takes only students of objectives that use no labels but those of the labelled split.
+        """
+        return {"truth": self.learns_from, "nothing": ("validation",)}.get(self.feeds, ("labelled",))
 
     @property
     def teacher_decay(self) -> float | None:

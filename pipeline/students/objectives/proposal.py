@@ -23,6 +23,7 @@ class Proposal(ObjectiveKnobs):
 
     kind: Literal["proposal"]
     feeds: ClassVar[Feed] = "nothing"
+    has_weights: ClassVar[bool] = False
     pick: str = "best"
     """`best` takes the slot with the highest mean Dice on validation. Any other value is the sampler and the setting of
     a slot, such as `ensemble mean`."""

@@ -1,0 +1,1 @@
+"""Stage `promote`: the student that may replace the base, chosen on validation cases, or none."""

@@ -1,0 +1,87 @@
+"""Which students may be promoted: a contract over all objectives, and what else a student may have used."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pipeline.params import Params
+from pipeline.promotion.candidates import objections
+from tests.fixtures.chain import TINY, with_changes
+from tests.students.test_objectives import KINDS, example
+
+EXPECTED: dict[str, str | None] = {
+    "preference": None,
+    "mapo": None,
+    "sft": None,
+    "distill": None,
+    "imitate": None,
+    "pseudo_label": None,
+    "mean_teacher": None,
+    "supervised": None,
+    "validation_labels": "objective 'validation_labels' uses the labels of split validation",
+    "full": "objective 'full' uses the labels of split pool",
+    "threshold": "objective 'threshold' uses the labels of split validation",
+    "proposal": "objective 'proposal' takes a proposal of every case, so the student has no weights",
+}
+"""Why a student of each kind is no candidate. A kind that is listed in the union but not here fails the contract."""
+
+ANCHORED = {"objective": {"kind": "preference"}, "anchor": {"supervised": 1.0}}
+
+
+def against(student: dict[str, Any], pairs: dict[str, Any] | None = None, **blocks: Any) -> str | None:
+    """The objection to a student of the pair set `own`, or of the set of the student's entry."""
+    sets = {**TINY["pairs"], **({} if pairs is None else {"own": pairs})}
+    content = with_changes(pairs=sets, students={"one": {"pairs": "own", **student}}, **blocks)
+    params = Params.model_validate_json(json.dumps(content))
+    return objections(params.students, params.pairs, params.judges, params.consensus)["one"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_objective_says_whether_its_student_is_a_candidate(kind: str) -> None:
+    objective = example(kind)
+    student: dict[str, Any] = {
+        "pairs": "mined" if objective.feeds == "pairs" else "none",
+        "objective": objective.model_dump(mode="json"),
+    }
+    if objective.feeds in ("pairs", "pool"):
+        student["anchor"] = {"supervised": 1.0}
+    assert against(student) == EXPECTED[kind]
+    assert (against(student) is None) == (objective.has_weights and set(objective.labels_from) <= {"labelled"})
+
+
+JUDGES = {
+    "agreement": {"kind": "agreement"},
+    "oracle": {"kind": "oracle"},
+    "planted": {"kind": "synthetic", "gaussian": 0.1},
+}
+BOTH = {"both": {"kind": "rank_mean", "judges": ["agreement", "planted"]}}
+
+
+@pytest.mark.parametrize("judge", ["oracle", "planted", "both"])
+def test_a_judge_that_reads_the_truth_makes_no_candidate(judge: str) -> None:
+    """Not through a consensus either."""
+    pairs = {"judge": judge, "strategy": {"kind": "top_bottom"}}
+    found = against(ANCHORED, pairs, judges=JUDGES, consensus=BOTH)
+    assert found == f"judge '{judge}' of its pair set reads the truth of split pool"
+
+
+def test_the_truth_of_labelled_cases_is_everyone_s() -> None:
+    """The offline form of MAPO: pairs of labelled cases, in the order of their labels."""
+    pairs = {"judge": "oracle", "split": "labelled", "strategy": {"kind": "top_bottom"}}
+    assert against(ANCHORED, pairs, judges=JUDGES) is None
+
+
+def test_offsets_that_were_fitted_on_validation_make_no_candidate() -> None:
+    student = {**ANCHORED, "pairs": "mined"}
+    assert against({**student, "offsets": "validation"}) == "its offsets were fitted on the labels of split validation"
+    assert against({**student, "offsets": "held_out", "start": "fold_0"}) is None
+
+
+def test_a_share_that_was_chosen_on_validation_makes_no_candidate() -> None:
+    student = {**ANCHORED, "pairs": "mined", "interpolate": [0.5, 1.0]}
+    assert against(student) == (
+        "its share in the interpolation with the base was chosen by the labels of split validation"
+    )
