@@ -20,6 +20,7 @@ def stages_and_knobs(params: Params) -> Iterator[tuple[str, str, object]]:
     """Name, module below `stages` and knobs of every stage and entry that `dvc.yaml` runs."""
     augmentation, compute = params.augmentation, params.compute
     yield "prepare", "prepare", (params.data, params.preprocess, params.splits)
+    yield "check", "check", (params.base, params.propose, params.judges, params.pairs, params.students)
     yield "base", "base", (params.base, augmentation, compute)
     yield "propose", "propose", (params.propose, augmentation, compute)
     yield from ((f"judge/{name}", "judge", (judge, augmentation, compute)) for name, judge in params.judges.items())

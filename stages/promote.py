@@ -11,19 +11,16 @@ from stages import FOLDER, stage
 @click.option("--validation", type=FOLDER, required=True)
 @click.option("--students", type=FOLDER, required=True)
 @click.option("--out", type=FOLDER, required=True)
-@click.option(
-    "--first-base",
-    type=FOLDER,
-    help="Validation table of the first base, if the base of this run was itself promoted. A student must beat both.",
-)
 @stage
-def main(validation: Path, students: Path, out: Path, first_base: Path | None, params_file: Path) -> None:
+def main(validation: Path, students: Path, out: Path, params_file: Path) -> None:
+    from pipeline.knobs import NOTHING
     from pipeline.params import load_params
     from pipeline.promotion.candidates import objections
     from pipeline.promotion.promote import PromotionFiles, promote
 
     params = load_params(params_file)
     against = objections(params.students, params.pairs, params.judges, params.consensus)
+    first_base = None if params.promotion.first_base == NOTHING else params.promotion.first_base
     files = PromotionFiles(validation, students, out, first_base)
     click.echo(promote(against, files, params.promotion, params.evaluation.worse_by).reason)
 

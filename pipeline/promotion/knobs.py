@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.knobs import Knobs
+from pipeline.knobs import NOTHING, Knobs
 
 
 class Promotion(Knobs):
@@ -17,5 +18,8 @@ class Promotion(Knobs):
     base."""
     min_patients: Annotated[int, Field(ge=5)] = 15
     """Least number of validation patients. With fewer patients no student is promoted."""
+    first_base: Path = NOTHING
+    """Validation table of the base of the first round, in a round whose base was itself promoted. A student must then
+    beat both bases, so that small losses do not add up over the rounds. `raw/none` in the first round."""
     bootstrap: Annotated[int, Field(gt=0)] = 10_000
     """Number of resamples of the patients behind the lower bounds."""

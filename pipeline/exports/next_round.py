@@ -1,0 +1,272 @@
+"""Project of the next round: its base is the promoted student, its members are students of the same recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import BadInput
+from pipeline.judges.kinds.fixed import RANKING_FILE, Fixed
+from pipeline.knobs import NOTHING
+from pipeline.params import Params, load_params
+from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
+from pipeline.proposals.fit_thresholds import FITTED_FILE, samplers_to_fit
+from pipeline.proposals.samplers.ensemble import Ensemble
+from pipeline.proposals.samplers.mean import Mean
+from pipeline.proposals.samplers.snapshots import Snapshots
+from pipeline.segmenter.architecture import ARCHITECTURE
+from pipeline.segmenter.models import Model
+from pipeline.segmenter.seen import Seen
+from pipeline.store.cases import INPUT
+from pipeline.students.imitation import MEAN
+
+if TYPE_CHECKING:
+    from pipeline.students.student import Student
+
+CODE = ("pipeline", "stages", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", "raw/none")
+"""Files and folders of a project that are not its data, its knobs or its results."""
+KEPT = ("models/students/.gitkeep",)
+"""Files that keep folders in git, if the project has them."""
+MODEL, FIRST_BASE = Path("raw/model"), Path("raw/first_base.parquet")
+"""Files of the new project: the models that its base consists of, and the validation table of the first base."""
+
+
+@dataclass
+class NextRound:
+    """The new project: names of its models, and what could not be carried over."""
+
+    base: str
+    """Name of the promoted student."""
+    members: dict[str, str]
+    """Student by the name of the member that it becomes."""
+    removed: list[str] = field(default_factory=list)
+    """What was removed from `params.yaml`, one line each with the reason."""
+
+
+def next_round(project: Path, folder: Path) -> NextRound:
+    """Make the project of the next round in `folder`: same code, data, splits and seed, with another base.
+
+    A student has no folds. So fitted thresholds and the preferred sampler of judge `fixed` are carried over as numbers
+    and names, and everything that needs folds is removed: learned judges, and the consensus entries, pair sets and
+    students that use them. Raises `BadInput` if nothing was promoted, if the audit shows no headroom, or if `folder`
+    exists.
+    """
+    params = load_params(project / "params.yaml")
+    promoted = _promoted(project)
+    _check_headroom(project)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder}: expected a folder that is new or empty, found other content; name another folder")
+    made = NextRound(promoted, _members(params, promoted))
+    content, notes = _params(project, folder, params, made)
+    made.removed = notes
+    _copy_code(project, folder)
+    _copy_models(project, folder / MODEL, params, made)
+    first = params.promotion.first_base
+    table = project / "validation/base.parquet" if first == NOTHING else project / first
+    shutil.copy(table, folder / FIRST_BASE)
+    _write_params(content, folder)
+    _commit(folder)
+    return made
+
+
+def _promoted(project: Path) -> str:
+    record = PromotionRecord.of(project / "models/promoted")
+    if record is None:
+        raise BadInput(
+            f"{project / 'models/promoted' / PROMOTION_FILE}: no such file; a next round starts from a promoted "
+            "student, so run `dvc repro` first"
+        )
+    if record.promoted is None:
+        raise BadInput(
+            f"{project / 'models/promoted'}: expected a promoted student, found none: {record.reason} Another round "
+            "needs a student that is better than its base"
+        )
+    return record.promoted
+
+
+def _check_headroom(project: Path) -> None:
+    path = project / "audit/summary.json"
+    verdict = json.loads(path.read_text())["headroom"]["verdict"]
+    if verdict.startswith("no headroom shown"):
+        raise BadInput(f"{path}: {verdict}; another round has nothing to learn from")
+
+
+def _members(params: Params, promoted: str) -> dict[str, str]:
+    """Students of the recipe of the promoted one that start from other models, by the name of their member."""
+
+    def recipe(student: Student) -> Student:
+        return student.model_copy(update={"start": "base"})
+
+    best = params.students[promoted]
+    same = {
+        student.start: name
+        for name, student in params.students.items()
+        if name != promoted and recipe(student) == recipe(best) and student.start != best.start
+    }
+    # The promoted student is the base now, so the student that started from the base takes the name of its start.
+    if "base" in same:
+        same[best.start] = same.pop("base")
+    return same
+
+
+def _copy_models(project: Path, out: Path, params: Params, made: NextRound) -> None:
+    students = {"base": made.base, **made.members}
+    architecture = Model(project / "models/students" / made.base, "last").architecture
+    seen = []
+    for role, name in students.items():
+        source = Model(project / "models/students" / name, "last")
+        own = source.architecture != architecture
+        target = Model(out / role, "base") if own else Model(out, role)
+        target.folder.mkdir(parents=True, exist_ok=True)
+        for file in (ARCHITECTURE, INPUT):
+            shutil.copy(source.folder / file, target.folder / file)
+        shutil.copy(source.weights, target.folder / f"{target.name}{source.weights.suffix}")
+        seen.append(Seen.of(source.folder))
+    learned = frozenset().union(*(one.learned for one in seen))
+    chosen_by = frozenset().union(*(one.chosen_by for one in seen))
+    Seen(learned, chosen_by, all(one.complete for one in seen)).save(out)
+
+
+def _params(project: Path, folder: Path, params: Params, made: NextRound) -> tuple[Any, list[str]]:
+    """Content of the new `params.yaml`, with the comments of the old one, and a line for everything that is removed."""
+    from ruamel.yaml import YAML
+
+    content = YAML().load(project / "params.yaml")
+    content["model"] = MODEL.as_posix()
+    content["base"] = {"kind": "checkpoint", "weights": "base", "members": list(made.members)}
+    content.setdefault("promotion", {})["first_base"] = FIRST_BASE.as_posix()
+    _move_paths(content, project, folder)
+    notes = list(_without_models(content, params, made))
+    gone = _proposals_gone(project, params, content)
+    notes += _numbers_for_folds(content, params, project)
+    notes += _without_folds(content, params, made, gone, project)
+    return content, notes
+
+
+def _move_paths(content: Any, project: Path, folder: Path) -> None:
+    """Make the relative paths of data, imports and score tables relative to the new project."""
+    blocks = [(content["data"], "path"), (content["propose"], "imports")]
+    blocks += [(table, "path") for table in (content.get("tables") or {}).values()]
+    for block, key in blocks:
+        path = Path(block.get(key, NOTHING))
+        if path != NOTHING and not path.is_absolute():
+            block[key] = Path(os.path.relpath(project / path, folder)).as_posix()
+
+
+def _without_models(content: Any, params: Params, made: NextRound) -> Iterator[str]:
+    """Remove samplers whose models the new base lacks, and the names of such models."""
+    samplers = content["propose"]["samplers"]
+    for name, sampler in params.propose.samplers.items():
+        if isinstance(sampler, Snapshots):
+            del samplers[name]
+            yield f"propose.samplers.{name}: the new base has no snapshots"
+        elif isinstance(sampler, Ensemble) and not made.members:
+            del samplers[name]
+            yield f"propose.samplers.{name}: no student of the promoted recipe started from another member"
+        elif isinstance(sampler, Ensemble | Mean) and sampler.members is not None:
+            samplers[name]["members"] = [member for member in sampler.members if member in made.members]
+
+
+def _proposals_gone(project: Path, params: Params, content: Any) -> set[str]:
+    """Samplers that were removed; proposals are named by their sampler first."""
+    return set(params.propose.samplers) - set(content["propose"]["samplers"])
+
+
+def _numbers_for_folds(content: Any, params: Params, project: Path) -> Iterator[str]:
+    """Fitted thresholds and the best sampler as numbers and names, since the new base has no folds to fit them on."""
+    if fits := samplers_to_fit(params.propose.samplers):
+        fitted = json.loads((project / "data/proposals" / FITTED_FILE).read_text())
+        for name in fits:
+            content["propose"]["samplers"][name]["fitted"] = fitted[name]["thresholds"]
+            yield f"propose.samplers.{name}.fitted: the thresholds {fitted[name]['thresholds']} are carried over"
+    for name, judge in params.judges.items():
+        if isinstance(judge, Fixed) and judge.learns:
+            ranking = json.loads((project / "models/judges" / name / RANKING_FILE).read_text())
+            best = max(ranking, key=lambda proposal: ranking[proposal])
+            content["judges"][name]["proposal"] = best
+            yield f"judges.{name}.proposal: '{best}', the best on labelled cases, is carried over"
+
+
+def _without_folds(content: Any, params: Params, made: NextRound, gone: set[str], project: Path) -> Iterator[str]:
+    """Remove everything that needs folds or a proposal that is gone, and everything that uses what is removed."""
+    judges: set[str] = set()
+    for name, judge in params.judges.items():
+        if isinstance(judge, Fixed):
+            if content["judges"][name].get("proposal", "best").split(" ")[0] in gone:
+                judges.add(name)
+                yield f"judges.{name}: its proposal is gone"
+        elif judge.learns:
+            judges.add(name)
+            yield f"judges.{name}: it learns from proposals of models that have not seen a case, and a student has none"
+    for name, entry in params.consensus.items():
+        if used := sorted(judges & set(entry.judges)):
+            judges.add(name)
+            yield f"consensus.{name}: it combines {', '.join(used)}"
+    pairs = {name for name, one in params.pairs.items() if one.judge in judges}
+    yield from (f"pairs.{name}: judge {params.pairs[name].judge} is removed" for name in sorted(pairs))
+    students = {}
+    for name, student in params.students.items():
+        if reason := _student_gone(student, pairs, made, gone):
+            students[name] = reason
+            yield f"students.{name}: {reason}"
+    for block, names in (
+        ("judges", judges & set(params.judges)),
+        ("consensus", judges & set(params.consensus)),
+        ("pairs", pairs),
+        ("students", set(students)),
+    ):
+        for name in names:
+            del content[block][name]
+
+
+def _student_gone(student: Student, pairs: set[str], made: NextRound, gone: set[str]) -> str | None:
+    """Why a student cannot be trained in the next round; None if it can."""
+    if student.pairs in pairs:
+        return f"pair set {student.pairs} is removed"
+    if student.start not in ("base", *made.members):
+        return f"the new base has no model '{student.start}'"
+    if student.offsets == "held_out":
+        return "its offsets need a fold, and a student has no folds"
+    named = [target.proposal for target in getattr(student.objective, "targets", ())]
+    if student.anchor is not None and student.anchor.imitate is not None:
+        named.append(student.anchor.imitate.proposal)
+    if student.objective.kind == "proposal":
+        named.append(student.objective.pick)
+    if lost := [proposal for proposal in named if proposal != MEAN and proposal.split(" ")[0] in gone]:
+        return f"proposal '{lost[0]}' is gone"
+    return None
+
+
+def _copy_code(project: Path, folder: Path) -> None:
+    for name in (*CODE, *KEPT):
+        source = project / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / name)
+        elif name in CODE:
+            raise BadInput(f"{source}: no such file; run from the folder that holds params.yaml")
+
+
+def _write_params(content: Mapping[str, Any], folder: Path) -> None:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.width = 120
+    with (folder / "params.yaml").open("w") as file:
+        yaml.dump(content, file)
+    load_params(folder / "params.yaml")  # raises for a block that does not fit the others
+
+
+def _commit(folder: Path) -> None:
+    """Make the folder a git repository, which DVC asks for."""
+    identity = ("-c", "user.name=segpref", "-c", "user.email=segpref@localhost")
+    for command in (("init", "-q"), ("add", "-A"), (*identity, "commit", "-q", "-m", "Next round")):
+        subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
