@@ -13,7 +13,7 @@ from pipeline.errors import BadInput
 from pipeline.evaluation.metrics import Evaluation, case_metrics
 from pipeline.evaluation.prediction import FixedProposal, Predictions, predictions
 from pipeline.execution import CaseFailures, Runtime, Shard, run, shards_of, workspace
-from pipeline.measures.intervals import Interval, bootstrap_interval, group_means
+from pipeline.measures.intervals import Interval, bootstrap_interval, mean_over_groups
 from pipeline.measures.overlap import mask_dice
 from pipeline.store import schema
 from pipeline.store.cases import Case, CaseStore
@@ -195,8 +195,8 @@ def _intervals(per_case: pl.DataFrame, comparable: Mapping[str, bool], knobs: Ev
 
 
 def mean_over_patients(per_case: pl.DataFrame, name: str) -> float:
-    """Mean over patients of the mean over the cases of a patient."""
-    return float(group_means(per_case[name].to_numpy(), per_case["group"].to_list()).mean())
+    """Mean of a metric over patients of the mean over the cases of a patient."""
+    return mean_over_groups(per_case[name].to_numpy(), per_case["group"].to_list())
 
 
 def _of_class(rows: pl.DataFrame, comparable: Mapping[str, bool]) -> dict[str, float | None]:

@@ -34,6 +34,15 @@ def group_means(values: Sequence[float] | np.ndarray, groups: Sequence | np.ndar
     return np.bincount(member, np.asarray(values, np.float64)) / np.bincount(member)
 
 
+def mean_over_groups(values: Sequence[float] | np.ndarray, groups: Sequence | np.ndarray) -> float:
+    """Mean over patients of the mean over the cases of a patient, from values `[n]` and the group of each value.
+
+    Validation chooses by this mean, and results are reported by it, so that a patient with many cases does not decide
+    alone. NaN without a value.
+    """
+    return float(group_means(values, groups).mean()) if len(groups) else float("nan")
+
+
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray, groups: Sequence | np.ndarray, draws: int, seed: int
 ) -> Interval:

@@ -109,6 +109,11 @@ class LabelledCases:
     images: Sequence[Values]  # f32 [channel, *space]
     labels: Sequence[Values]  # u8 [*space]
 
+    @property
+    def groups(self) -> list[str]:
+        """Patient or exam of each case."""
+        return [case.group for case in self.cases]
+
 
 @dataclass(frozen=True)
 class CaseStore:

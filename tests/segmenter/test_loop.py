@@ -242,6 +242,14 @@ def test_validation_dice():
     assert found == pytest.approx((1 + 2 / 3) / 2)
 
 
+def test_validation_dice_is_a_mean_over_patients():
+    """Patient p has the case of Dice 1 once, patient q the case of Dice 2/3 three times: (1 + 2/3) / 2, not 3/4."""
+    image = np.zeros((1, 4, 1), np.float32)
+    truths = [np.array([[0], [0], [1], [1]], np.uint8), *[np.array([[0], [0], [0], [1]], np.uint8)] * 3]
+    cases = LabelledCases([row_of((4, 1), group=group) for group in "pqqq"], [image] * 4, truths)
+    assert segmenter_of(Ramp(), (4, 1)).dice(cases) == pytest.approx((1 + 2 / 3) / 2)
+
+
 # ---- averages, stopping, interpolation ---------------------------------------------------------------------------
 
 
