@@ -104,7 +104,8 @@ def stop_rule(stopping: Stopping | None) -> Callable[[HistoryRow], str | None]:
             if not low <= ratio <= high:
                 return f"volume ratio {ratio:.3g} outside {low:g} to {high:g}"
         if stopping.patience is not None and accuracy is not None:
-            best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
+            # An accuracy of 1 cannot rise, so waiting at 1 says nothing.
+            best, waited = (accuracy, 0) if accuracy > best or accuracy >= 1 else (best, waited + 1)
             if waited >= stopping.patience:
                 return f"reward accuracy on held-out pairs not above {best:.3g} for {waited} evaluations"
         return None
