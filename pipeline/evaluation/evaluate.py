@@ -32,6 +32,9 @@ SHARD = 16
 METRICS = ("dice", "nsd", "hd95", "assd")
 """Metrics that are always measured. `f1` of components is measured too if `evaluation.components` is true."""
 
+VOLUME_ERRORS = ("volume_error", "absolute_volume_error")
+"""Metrics of classes with a truth, null for all others."""
+
 UNITLESS = ("dice", "f1")
 """Metrics that do not depend on the unit. Their mean may cover cases measured in mm and cases measured in px."""
 
@@ -82,7 +85,7 @@ def rows_of(
     rows = []
     for checkpoints in zip(*each, strict=True):
         row = {"case_id": case.case_id, "group": case.group, **checkpoints[0]}
-        for name in (*names, *(() if row["truth_empty"] else ("volume_error",))):
+        for name in (*names, *(() if row["truth_empty"] else VOLUME_ERRORS)):
             row[name] = float(np.mean([checkpoint[name] for checkpoint in checkpoints]))
         row["prediction_empty"] = any(checkpoint["prediction_empty"] for checkpoint in checkpoints)
         label = row["class"]
@@ -145,11 +148,10 @@ def _names(evaluation: pl.DataFrame) -> tuple[str, ...]:
 def means_per_case(evaluation: pl.DataFrame) -> pl.DataFrame:
     """Mean of each metric over the classes of a case, with the group, one row per case, sorted by case id.
 
-    `evaluation` is a table of `schema.EVALUATION`. `absolute_volume_error` is the mean of the absolute volume errors.
+    `evaluation` is a table of `schema.EVALUATION`.
     """
-    means = [pl.col(name).mean() for name in (*_names(evaluation), "dice_peak")]
-    volume = pl.col("volume_error").abs().mean().alias("absolute_volume_error")
-    return evaluation.group_by("case_id").agg(pl.col("group").first(), *means, volume).sort("case_id")
+    means = [pl.col(name).mean() for name in (*_names(evaluation), "dice_peak", "absolute_volume_error")]
+    return evaluation.group_by("case_id").agg(pl.col("group").first(), *means).sort("case_id")
 
 
 def gain_per_case(evaluation: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from pipeline.errors import BadInput
-from pipeline.evaluation.evaluate import evaluate, rows_of, summary
+from pipeline.evaluation.evaluate import evaluate, means_per_case, rows_of, summary
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.store import schema
 from pipeline.store.cases import Case, CaseStore
@@ -47,6 +47,15 @@ def test_metrics_are_means_over_sustained_and_peak_is_of_the_best():
     assert not row["prediction_empty"]
 
 
+def test_errors_of_volume_do_not_cancel_between_checkpoints():
+    """Truth rows 0-1. Checkpoints of 1 and 3 rows: 2 (4 - 8) / 12 = -2/3 and 2 (12 - 8) / 20 = .4."""
+    (row,) = rows_of(case_of("a"), mask_of(0, 1), [mask_of(0), mask_of(0, 1, 2)], None, 2, KNOBS)
+    assert row["volume_error"] == pytest.approx((-2 / 3 + 0.4) / 2)
+    assert row["absolute_volume_error"] == pytest.approx((2 / 3 + 0.4) / 2)
+    (case,) = means_per_case(pl.DataFrame([row], schema=schema.EVALUATION.columns)).iter_rows(named=True)
+    assert case["absolute_volume_error"] == row["absolute_volume_error"]
+
+
 def test_without_a_best_checkpoint_peak_is_dice():
     (row,) = rows_of(case_of("a"), mask_of(0), [mask_of(0, 1)], None, 2, KNOBS)
     assert row["dice_peak"] == row["dice"] == pytest.approx(2 / 3)
@@ -62,7 +71,7 @@ def test_prediction_empty_if_any_sustained_is():
 
 def test_volume_error_is_null_where_the_truth_is_empty():
     (row,) = rows_of(case_of("a"), mask_of(), [mask_of(), mask_of(1)], None, 2, KNOBS)
-    assert row["volume_error"] is None
+    assert (row["volume_error"], row["absolute_volume_error"]) == (None, None)
     assert row["truth_empty"]
 
 
@@ -137,6 +146,8 @@ def table_of(*rows: dict) -> pl.DataFrame:
         "prediction_empty": False,
     }
     complete = [{**usual, "dice_peak": row["dice"], **row} for row in rows]
+    for row in complete:
+        row["absolute_volume_error"] = None if row["volume_error"] is None else abs(row["volume_error"])
     return pl.DataFrame(complete, schema=schema.EVALUATION.columns)
 
 

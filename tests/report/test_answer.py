@@ -154,7 +154,8 @@ def run_of(f1: float | None) -> Run:
     rows = [
         {
             **{"case_id": case, "class": label, "group": case, "dice": 0.5, "dice_peak": 0.5},
-            **{"nsd": 0.5, "hd95": 2.0, "assd": 1.0, "f1": f1, "distance_unit": "px", "volume_error": 0.0},
+            **{"nsd": 0.5, "hd95": 2.0, "assd": 1.0, "f1": f1, "distance_unit": "px"},
+            **{"volume_error": 0.0, "absolute_volume_error": 0.0},
             **{"truth_empty": False, "prediction_empty": False},
         }
         for case in ("a", "b")

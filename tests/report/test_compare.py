@@ -30,7 +30,8 @@ def table_of(dice: Sequence[float], cases: Sequence[str] = CASES, groups: Sequen
     rows = [
         {
             **{"case_id": case, "class": 1, "group": group, "dice": value, "dice_peak": value},
-            **{"nsd": 1.0, "hd95": 1.0, "assd": 1.0, "distance_unit": "px", "volume_error": 0.0},
+            **{"nsd": 1.0, "hd95": 1.0, "assd": 1.0, "distance_unit": "px"},
+            **{"volume_error": 0.0, "absolute_volume_error": 0.0},
             **{"truth_empty": False, "prediction_empty": False},
         }
         for case, group, value in zip(cases, groups, dice, strict=True)
