@@ -39,9 +39,9 @@ def case_metrics(
     """Metric columns of `schema.EVALUATION` for label maps u8 `[*space]`, one row per foreground class.
 
     Voxels that are 255 in the truth belong to neither mask, so a seam of such voxels cuts an object into two
-    components. Unknown spacing counts as 1, and the unit is then px. The volume error is 2 (V - T) / (V + T). It and its
-    absolute value are null if the truth is empty. `f1` is null unless `knobs.components`. Empty masks: see `mask_dice`,
-    `surface_metrics` and `component_f1`. Raises `BadInput` for unequal shapes.
+    components. Unknown spacing counts as 1, and the unit is then px. The volume error is 2 (V - T) / (V + T). The error
+    and its absolute value are null if the truth is empty. `f1` is null unless `knobs.components`. Empty masks: see
+    `mask_dice`, `surface_metrics` and `component_f1`. Raises `BadInput` for unequal shapes.
     """
     if prediction.shape != truth.shape:
         raise BadInput(
