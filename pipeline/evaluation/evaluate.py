@@ -16,7 +16,7 @@ from pipeline.execution import CaseFailures, Runtime, Shard, run, shards_of, wor
 from pipeline.measures.intervals import Interval, bootstrap_interval, mean_over_groups
 from pipeline.measures.overlap import mask_dice
 from pipeline.store import schema
-from pipeline.store.cases import Case, CaseStore
+from pipeline.store.cases import Case, CaseStore, is_known
 from pipeline.store.manifest import MANIFEST, write_json
 from pipeline.store.proposals import Data
 from pipeline.store.tables import read_table, write_table
@@ -44,17 +44,20 @@ def evaluate(
 ) -> pl.DataFrame:
     """Table of `schema.EVALUATION` of the cases in `rows`.
 
-    The base segmenter has one sustained checkpoint and no `best`. Raises `BadInput` with the failures of all cases
-    together.
+    A case whose truth is unknown everywhere is not measured, and has no rows. The base segmenter has one sustained
+    checkpoint and no `best`. Raises `BadInput` with the failures of all cases together.
     """
     n_classes = len(cases.class_names)
     failures = CaseFailures()
     found: list[dict] = []
     for case in rows:
         with failures.of(case.case_id):
+            truth = cases.truth(case)
+            if not is_known(truth):
+                continue
             predictions = [predict(case) for predict in sustained]
             peak = None if best is None else best(case)
-            found += rows_of(case, cases.truth(case), predictions, peak, n_classes, knobs)
+            found += rows_of(case, truth, predictions, peak, n_classes, knobs)
     failures.raise_any()
     return pl.DataFrame(found, schema=schema.EVALUATION.columns)
 
@@ -94,15 +97,21 @@ def rows_of(
     return rows
 
 
-def summary(evaluation: pl.DataFrame, base: pl.DataFrame | None, knobs: Evaluation) -> dict:
+def summary(evaluation: pl.DataFrame, base: pl.DataFrame | None, knobs: Evaluation, unmeasured: int = 0) -> dict:
     """Contents of `metrics/NAME.json` from a table of `schema.EVALUATION`. `base` adds the paired comparison.
 
+    `unmeasured` is the number of test cases whose truth is unknown everywhere. They have no rows and no other effect.
     The value of a case is the mean over its classes. Means are over patients, and intervals resample patients. If some
     cases are measured in mm and others in px, NSD and distances have no common unit, and their means are null. `f1` and
     `component_overlap` exist only if components were measured in every row. The gain in F1 exists only if components
     were measured for the base too. Raises `BadInput` for an empty table, and if base and student were measured on
     different cases or classes.
     """
+    if evaluation.is_empty() and unmeasured:
+        raise BadInput(
+            f"evaluation: expected a test case whose truth has a known voxel, found {schema.UNKNOWN} (unknown) "
+            f"everywhere in all {unmeasured} test cases; correct their labels"
+        )
     if evaluation.is_empty():
         raise BadInput("evaluation: expected at least one test case, found none; check `splits` in params.yaml")
     evaluation = evaluation.sort(schema.EVALUATION.key)
@@ -126,6 +135,7 @@ def summary(evaluation: pl.DataFrame, base: pl.DataFrame | None, knobs: Evaluati
         "empty": _empty(evaluation),
         "cases": per_case.height,
         "groups": per_case["group"].n_unique(),
+        "unmeasured": unmeasured,
         "nsd_tolerance": knobs.nsd_tolerance,
         "worse_by": knobs.worse_by,
         "distance_unit": units[0] if len(units) == 1 else "mixed",
@@ -265,7 +275,9 @@ def evaluate_model(
         inputs.append(data.proposals.folder / MANIFEST)
     with workspace(f"evaluate_{name}", __name__, (knobs, compute), inputs) as work:
         task = _Evaluating(cases, found, knobs)
-        rows = run(task, shards_of(cases.split("test"), SHARD), work, runtime.execution, f"evaluate {name}")
+        test = cases.split("test")
+        rows = run(task, shards_of(test, SHARD), work, runtime.execution, f"evaluate {name}")
         write_table(rows, schema.EVALUATION, files.table, (knobs, compute))
         reference = None if base is None else read_table(base, schema.EVALUATION)
-        write_json(files.metrics, summary(read_table(files.table, schema.EVALUATION), reference, knobs))
+        unmeasured = len(test) - rows["case_id"].n_unique()
+        write_json(files.metrics, summary(read_table(files.table, schema.EVALUATION), reference, knobs, unmeasured))

@@ -83,7 +83,11 @@ class Segmenter:
         return mask
 
     def dice(self, cases: LabelledCases) -> float:
-        """Dice on the working grid: mean over foreground classes, then over cases of a patient, then over patients."""
+        """Dice on the working grid: mean over foreground classes, then over cases of a patient, then over patients.
+
+        A case whose label is unknown everywhere is left out. Raises `BadInput` if no case is left.
+        """
+        cases = cases.known()
         dice = [self._dice(*pair) for pair in zip(cases.images, cases.labels, strict=True)]
         return mean_over_groups(dice, cases.groups)
 

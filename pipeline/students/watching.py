@@ -36,11 +36,13 @@ MAPO matches beta on as many images, rounded up to whole batches.
 def validation_measures(segmenter: Segmenter, cases: LabelledCases) -> HistoryRow:
     """Dice and ASSD: means over foreground classes, then over the cases of a patient, then over patients.
 
-    Both are measured on the working grid.
+    Both are measured on the working grid. A case whose label is unknown everywhere is left out. Raises `BadInput` if no
+    case is left.
 
     The ASSD is in mm, or in voxels if no case has a spacing. The ASSD is null if only some cases have a spacing, and if
     a case is larger than the window, because the surfaces of a whole case would have to be in memory.
     """
+    cases = cases.known()
     if not all(fits(image.shape[1:], segmenter.window) for image in cases.images):
         return {"validation_dice": segmenter.dice(cases), "validation_assd": None}
     dice, assd, classes = [], [], segmenter.architecture.classes

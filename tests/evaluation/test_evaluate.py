@@ -14,6 +14,7 @@ from pipeline.evaluation.metrics import Evaluation
 from pipeline.store import schema
 from pipeline.store.cases import Case, CaseStore
 from pipeline.store.tables import write_table
+from tests.fixtures.builders import case_store
 
 KNOBS = Evaluation(nsd_tolerance=1.0, bootstrap=2000)
 WITH_F1 = Evaluation(nsd_tolerance=1.0, bootstrap=2000, components=True)
@@ -128,6 +129,19 @@ def test_evaluate_makes_a_table_of_the_contract(tmp_path):
 def test_evaluate_reports_all_failing_cases():
     with pytest.raises(BadInput, match=r"case 'a': expected[^\n]*\ncase 'b': expected"):
         evaluate(TOY, [case_of("a"), case_of("b")], [lambda case: np.zeros((2, 2), np.uint8)], None, KNOBS)
+
+
+def test_a_truth_that_is_unknown_everywhere_is_not_measured(tmp_path):
+    """Case c0 is 255 throughout: two empty masks would agree perfectly. Nothing is predicted for it."""
+    cases = case_store(tmp_path, [np.full((4, 4), 255, np.uint8), mask_of(0)], ["test"] * 2)
+
+    def predict(case: Case) -> np.ndarray:
+        assert case.case_id == "c1"
+        return mask_of(0, 1)
+
+    table = evaluate(cases, cases.all, [predict], None, KNOBS)
+    assert table["case_id"].to_list() == ["c1"]
+    assert evaluate(cases, cases.all[:1], [predict], None, KNOBS).is_empty()
 
 
 # ---- summary ---------------------------------------------------------------------------------------------------
@@ -302,6 +316,14 @@ def test_f1_is_left_out_where_a_row_lacks_it(partial):
 def test_summary_is_json_without_nan(table):
     content = summary(table, table, KNOBS)
     assert json.loads(json.dumps(content, allow_nan=False)) == content
+
+
+def test_cases_that_were_not_measured_are_counted():
+    """They change nothing else. If no case is left, the error says why."""
+    assert summary(STUDENT, None, KNOBS)["unmeasured"] == 0
+    assert summary(STUDENT, None, KNOBS, 2) == summary(STUDENT, None, KNOBS) | {"unmeasured": 2}
+    with pytest.raises(BadInput, match=r"a known voxel, found 255 \(unknown\) everywhere in all 2 test cases"):
+        summary(STUDENT.clear(), None, KNOBS, 2)
 
 
 def test_no_case_is_refused():

@@ -136,6 +136,14 @@ def test_the_best_fixed_proposal_over_patients(tmp_path):
     assert (slot, dice) == (1, pytest.approx((1 + 10 / 13) / 2))
 
 
+def test_validation_labels_that_are_unknown_everywhere_choose_nothing(tmp_path):
+    """In c0, of 255 alone, every slot would have Dice 1. Only c1 counts: slot 1."""
+    labels = [np.full_like(bars([4])[0], 255), bars([4])[0]]
+    cases = case_store(tmp_path / "cases", labels, ["validation"] * 2)
+    proposals = proposal_store(tmp_path / "proposals", [bars([2, 6])] * 2)
+    assert Proposal(kind="proposal").picked(Data(cases, proposals)) == (1, "s 1", pytest.approx(0.8))
+
+
 def test_a_proposal_that_is_not_there(tmp_path):
     cases, proposals = fixed(tmp_path)
     with pytest.raises(BadInput, match=r"pick: no proposal 'ensemble mean'; there are \['base base', 's 1', 's 2'\]"):

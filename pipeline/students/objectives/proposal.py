@@ -37,15 +37,16 @@ class Proposal(ObjectiveKnobs):
     def picked(self, data: Data) -> tuple[int, str, float]:
         """Slot, sampler and setting of the slot, and mean Dice of the slot over validation patients.
 
-        Of slots with equal Dice, the first is taken. Validation cases without proposals do not count. Raises `BadInput`
-        if no validation case has proposals, or if no slot has the name in `pick`.
+        Of slots with equal Dice, the first is taken. Validation cases without proposals do not count, nor do cases
+        whose label is unknown everywhere. Raises `BadInput` if no validation case is left, or if no slot has the name
+        in `pick`.
         """
         cases, proposals = data.cases, data.proposals
         # A slot has the same sampler and setting in every case, so one row per slot names all slots.
         table = proposals.table.unique("proposal", keep="first").sort("proposal")
         names = [f"{sampler} {setting}" for sampler, setting in table.select("sampler", "setting").iter_rows()]
         known = set(proposals.case_ids())
-        validation = [case for case in cases.split("validation") if case.case_id in known]
+        validation = [case for case in cases.known("validation") if case.case_id in known]
         if not validation:
             raise BadInput("objective 'proposal': validation has no proposals; add 'validation' to propose.splits")
         if self.pick != "best" and self.pick not in names:

@@ -40,12 +40,13 @@ class TunedThreshold(ObjectiveKnobs):
     def tuned(self, cases: CaseStore, base: Model, compute: Compute) -> tuple[tuple[float, ...], float]:
         """Offset per foreground class, and mean Dice over validation patients with the offsets, on the working grid.
 
-        Classes are tuned in turn, from offset 0. Only a higher Dice replaces the current offset of a class. Of offsets
-        with the same highest Dice, the offset nearest to 0 is taken.
+        Cases whose label is unknown everywhere do not count. Classes are tuned in turn, from offset 0. Only a higher
+        Dice replaces the current offset of a class. Of offsets with the same highest Dice, the offset nearest to 0 is
+        taken.
         """
         from pipeline.segmenter.logits import labels, probability, shifted
 
-        validation, classes = cases.split("validation"), base.architecture.classes
+        validation, classes = cases.known("validation"), base.architecture.classes
         # One prediction per case serves all offsets.
         segmenter = base.segmenter(compute)
         logits = [segmenter.logits(cases.image(case)).cpu() for case in validation]
