@@ -154,7 +154,7 @@ def write_comparison(table: pl.DataFrame, path: Path, knobs: Evaluation) -> None
 
 
 def printed(table: pl.DataFrame) -> str:
-    """The table as lines of text with Dice in points, and a line on the resampling behind the intervals."""
+    """The table as lines of text with Dice in points, and a line on what the intervals are over."""
     seeds, cases, groups = table.select("seeds", "cases", "groups").row(0)
     rows = [("arm", "sustained Dice", "gain over base", "seeds gained", "worst 5 %", "cases worse")]
     for row in table.iter_rows(named=True):

@@ -149,7 +149,7 @@ def test_objectives_are_named_by_link_and_normaliser(knobs: dict[str, Any], expe
 # ---- F1 of components ------------------------------------------------------------------------------------------------
 
 
-def run_of(f1: float | None) -> Run:
+def run_of(f1: float | None, unmeasured: int = 0) -> Run:
     """A run whose base has this F1 in both test cases and classes."""
     rows = [
         {
@@ -161,7 +161,7 @@ def run_of(f1: float | None) -> Run:
         for case in ("a", "b")
         for label in (1, 2)
     ]
-    metrics = summary(pl.DataFrame(rows, schema=schema.EVALUATION.columns), None, KNOBS)
+    metrics = summary(pl.DataFrame(rows, schema=schema.EVALUATION.columns), None, KNOBS, unmeasured)
     cases = SimpleNamespace(class_names=["background", "nucleus", "gland"])
     return cast(Run, SimpleNamespace(base_notes=[], arms=[Arm("base", metrics)], cases=cases))
 
@@ -192,3 +192,10 @@ def test_only_the_recipe_is_set_as_words(f1: float | None) -> None:
     arms = tables(answer(run_of(f1)))["Test results of all arms"]
     assert {len(row) for row in arms.rows} == {len(arms.columns)}
     assert [arms.columns[place] for place in sorted(arms.words)] == ["pair set", "judge", "objective", "anchor"]
+
+
+def test_cases_that_were_not_measured_are_named() -> None:
+    title = "Test results of all arms"
+    assert "Not measured" not in table(answer(run_of(None)), title).note
+    note = table(answer(run_of(None, unmeasured=2)), title).note
+    assert note.endswith("Not measured: 2 test cases whose truth is unknown everywhere.")
