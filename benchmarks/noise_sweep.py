@@ -1,7 +1,7 @@
 """What planted judge errors do to students: phantoms, judges `synthetic`, five objectives at matched beta, some seeds.
 
 A seed covers base, proposals, judge and students; the cases and their splits are the same for all, so that patients
-and seeds are resampled together. `run` makes one seed (start several beside each other), `draw` collects them.
+are crossed with seeds. `run` makes one seed (start several beside each other), `draw` collects them.
 
     python -m benchmarks.noise_sweep run --seed 0 --out sweep
     python -m benchmarks.noise_sweep draw --out sweep --figure docs/results/noise_sweep.png \\

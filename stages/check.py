@@ -9,9 +9,7 @@ from stages import FOLDER, stage
 
 @click.command(help=__doc__)
 @click.option("--cases", type=FOLDER, required=True)
-@click.option(
-    "--out", type=FOLDER, required=True, help="File without content, on which the training of the base waits."
-)
+@click.option("--out", type=FOLDER, required=True, help="Empty file, on which the training of the base waits.")
 @click.option("--notes", type=FOLDER, required=True, help="JSON list of what the run can do only in part.")
 @stage
 def main(cases: Path, out: Path, notes: Path, params_file: Path) -> None:

@@ -115,7 +115,7 @@ def _pair_measures(
     All of them are mined on the validation rows of the panel.
     """
     proposals = data.proposals
-    tried = {name: try_pairs(pairs, rows, proposals, seed, calibrated[name].curve) for name, pairs in sets.items()}
+    tried = {name: try_pairs(pairs, rows, proposals, seed, calibrated[name].held_out) for name, pairs in sets.items()}
     standard = {
         (judge, name): try_pairs(PairSet(judge=judge, strategy=strategy), rows, proposals, seed)
         for judge in judges

@@ -11,8 +11,9 @@ from pipeline.audit.judges import named
 from pipeline.audit.verdicts import noise_verdict
 from pipeline.measures.intervals import bootstrap_interval, share_interval, weighted_interval
 from pipeline.measures.overlap import region
-from pipeline.pairs.calibration import Calibration, Curve, PairCalibration, ValidationPairs, calibrate
-from pipeline.pairs.mine import PairSet, mine
+from pipeline.pairs.calibration import Calibration, HeldOutCurves, PairCalibration, ValidationPairs, calibrate
+from pipeline.pairs.mine import PairSet, mine, widest
+from pipeline.pairs.strategies.none import NoPairs
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
 from pipeline.store.proposals import ProposalStore
@@ -24,21 +25,26 @@ _PAIR = ("case_id", "chosen", "rejected")
 
 
 def try_pairs(
-    pairs: PairSet, panel: pl.LazyFrame, proposals: ProposalStore, seed: int, calibration: Curve | None = None
+    pairs: PairSet, panel: pl.LazyFrame, proposals: ProposalStore, seed: int, held_out: HeldOutCurves | None = None
 ) -> pl.DataFrame:
     """Pairs of a pair set on validation cases, with their truth.
 
     Columns are those of `PAIRS`, those that `with_truth` adds, and `top`: whether the case is kept by a `keep_fraction`
-    of `TOP`. `min_p_correct` is applied with the curve that was fitted to these same cases. Without a curve,
-    `min_p_correct` is not applied.
+    of `TOP`. `p_correct` of a pair comes from the curve that was fitted to the other folds of patients, and the filter
+    `min_p_correct` looks at this `p_correct`. A curve that has seen the pair would drop the pairs that are wrong by
+    chance, and a judge that is a coin would look better than a coin. Without `held_out`, as for fewer than two
+    patients, `p_correct` is null, and `min_p_correct` is not applied.
     """
-    if calibration is None:
-        pairs = _with(pairs, min_p_correct=None)  # `mine` refuses min_p_correct without a curve
-    table, widest = (
-        mine(panel, proposals, wanted, "validation", seed, calibration)[0]
-        for wanted in (pairs, _with(pairs, keep_fraction=TOP))
-    )
-    return with_truth(table, panel).with_columns(top=pl.col("case").is_in(widest["case"].unique().implode()))
+    strategy = pairs.strategy
+    assert not isinstance(strategy, NoPairs)
+    # All other filters of `mine` look at one case at a time. Only `keep_fraction` has to follow `min_p_correct`.
+    mined, _ = mine(panel, proposals, _with(pairs, min_p_correct=None, keep_fraction=1.0), "validation", seed)
+    table = with_truth(mined, panel)
+    if held_out is not None:
+        p = held_out(table["margin"].to_numpy(), table["group"].to_numpy())
+        table = table.with_columns(p_correct=p).filter(pl.col("p_correct") >= strategy.least_p_correct)
+    in_top = widest(table, TOP)["case"].unique().implode()
+    return widest(table, strategy.keep_fraction).with_columns(top=pl.col("case").is_in(in_top))
 
 
 def audit_pairs(table: pl.DataFrame, voxels: pl.DataFrame, draws: int, seed: int) -> dict[str, object]:

@@ -24,9 +24,12 @@ from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Limits, Shard, publish, run, shards_of, workspace
 from pipeline.store import schema
 from pipeline.store.arrays import cases_per_shard, create_array, open_array
-from pipeline.store.cases import Case
+from pipeline.store.cases import Case, is_known
 from pipeline.store.manifest import MANIFEST, sha256, write_json, write_manifest
 from pipeline.store.tables import write_table
+
+_FLAGS = ("foreground", "only_ignore", "lost")
+"""Flags of the label of a case, for the notes. The case table has no such column."""
 
 _WORKING_COPIES = 3
 """Memory of a shard in work, in multiples of the raw bytes of its cases.
@@ -72,21 +75,23 @@ class _PrepareShard:
         failures.raise_any()
         for array, block in blocks.items():
             open_array(self.folder, array, "r+")[first : first + count] = block
-        return pl.DataFrame(
-            rows, schema={**schema.CASES.columns, "foreground": pl.Boolean(), "only_ignore": pl.Boolean()}
-        )
+        return pl.DataFrame(rows, schema={**schema.CASES.columns, **dict.fromkeys(_FLAGS, pl.Boolean())})
 
     def _case(self, planned: _Planned, place: int, blocks: dict[schema.ArraySchema, np.ndarray]) -> dict[str, Any]:
-        """Read a case into its place in the blocks. Returns the row of the case table and two flags of the label.
+        """Read a case into its place in the blocks. Returns the row of the case table and three flags of the label.
 
-        `foreground`: the label holds a class above 0. `only_ignore`: the label holds 255, and 0 elsewhere.
+        `foreground`: the label holds a class above 0. `only_ignore`: the label holds 255, and 0 elsewhere. `lost`: the
+        label is 255 everywhere on the working grid.
         """
         case, source = planned.case, planned.source
         image, label = self.reader.read(source)
         check_voxels(image, label, source, self.channels, self.reader.path)
         _put(self.preprocess.image(image, case), blocks[schema.IMAGES][place])
+        lost = False
         if label is not None:
-            _put(to_working(label, case), blocks[schema.LABELS][place])
+            working = to_working(label, case)
+            lost = not is_known(working)
+            _put(working, blocks[schema.LABELS][place])
             if self.truth is not None:
                 _put(label, blocks[schema.TRUTH][place])
         files = _files(source)
@@ -97,6 +102,7 @@ class _PrepareShard:
             "sha256": [sha256(self.reader.path / file) for file in files],
             "only_ignore": label is not None
             and bool((label == schema.UNKNOWN).any() and (label == schema.UNKNOWN)[label > 0].all()),
+            "lost": lost,
             "foreground": label is not None and bool(((label > 0) & (label != schema.UNKNOWN)).any()),
         }
 
@@ -172,7 +178,7 @@ def _planned(sources: Sequence[Source], assigned: Mapping[str, str], preprocess:
 
 
 def _label_notes(rows: pl.DataFrame, data_root: Path) -> list[str]:
-    """A note on cases whose labels hold nothing but background and 255; the note is printed too.
+    """Notes on labels of nothing but background and 255, and on labels of 255 alone; the notes are printed too.
 
     Raises `BadInput` where no label has foreground.
     """
@@ -181,15 +187,20 @@ def _label_notes(rows: pl.DataFrame, data_root: Path) -> list[str]:
             f"{data_root}: expected foreground in at least one label, found only 0 and {schema.UNKNOWN} "
             "(ignore); for masks stored as 0 and 255 set `foreground_above: 127`"
         )
-    doubtful = sorted(rows.filter("only_ignore")["case_id"])
-    if not doubtful:
-        return []
-    note = (
-        f"labels: {len(doubtful)} cases hold only background and 255 (ignore), e.g. '{doubtful[0]}'; if the "
-        "masks are stored as 0 and 255, set foreground_above: 127"
-    )
-    print(note, file=sys.stderr)
-    return [note]
+    notes = []
+    if doubtful := sorted(rows.filter("only_ignore")["case_id"]):
+        notes.append(
+            f"labels: {len(doubtful)} cases hold only background and 255 (ignore), e.g. '{doubtful[0]}'; if the "
+            "masks are stored as 0 and 255, set foreground_above: 127"
+        )
+    if lost := sorted(rows.filter("lost")["case_id"]):
+        notes.append(
+            f"labels: {len(lost)} cases hold only 255 (ignore) on the working grid, e.g. '{lost[0]}'; validation and "
+            "judges leave them out"
+        )
+    for note in notes:
+        print(note, file=sys.stderr)
+    return notes
 
 
 def case_of(row: int, split: str, source: Source, preprocess: Preprocess) -> Case:

@@ -13,10 +13,10 @@ from pipeline.errors import BadInput
 from pipeline.evaluation.metrics import Evaluation, case_metrics
 from pipeline.evaluation.prediction import FixedProposal, Measured, Predictions, predictions
 from pipeline.execution import CaseFailures, Runtime, Shard, run, shards_of, workspace
-from pipeline.measures.intervals import Interval, bootstrap_interval, group_means
+from pipeline.measures.intervals import Interval, bootstrap_interval, mean_over_groups
 from pipeline.measures.overlap import mask_dice
 from pipeline.store import schema
-from pipeline.store.cases import Case, CaseStore
+from pipeline.store.cases import Case, CaseStore, is_known
 from pipeline.store.manifest import MANIFEST, write_json
 from pipeline.store.proposals import Data
 from pipeline.store.tables import read_table, write_table
@@ -32,6 +32,9 @@ SHARD = 16
 METRICS = ("dice", "nsd", "hd95", "assd")
 """Metrics that are always measured. `f1` of components is measured too if `evaluation.components` is true."""
 
+VOLUME_ERRORS = ("volume_error", "absolute_volume_error")
+"""Metrics of classes with a truth, null for all others."""
+
 UNITLESS = ("dice", "f1")
 """Metrics that do not depend on the unit. Their mean may cover cases measured in mm and cases measured in px."""
 
@@ -41,17 +44,20 @@ def evaluate(
 ) -> pl.DataFrame:
     """Table of `schema.EVALUATION` of the cases in `rows`.
 
-    The base segmenter has one sustained checkpoint and no `best`. Raises `BadInput` with the failures of all cases
-    together.
+    A case whose truth is unknown everywhere is not measured, and has no rows. The base segmenter has one sustained
+    checkpoint and no `best`. Raises `BadInput` with the failures of all cases together.
     """
     n_classes = len(cases.class_names)
     failures = CaseFailures()
     found: list[dict] = []
     for case in rows:
         with failures.of(case.case_id):
+            truth = cases.truth(case)
+            if not is_known(truth):
+                continue
             predictions = [predict(case) for predict in sustained]
             peak = None if best is None else best(case)
-            found += rows_of(case, cases.truth(case), predictions, peak, n_classes, knobs)
+            found += rows_of(case, truth, predictions, peak, n_classes, knobs)
     failures.raise_any()
     return pl.DataFrame(found, schema=schema.EVALUATION.columns)
 
@@ -82,7 +88,7 @@ def rows_of(
     rows = []
     for checkpoints in zip(*each, strict=True):
         row = {"case_id": case.case_id, "group": case.group, **checkpoints[0]}
-        for name in (*names, *(() if row["truth_empty"] else ("volume_error",))):
+        for name in (*names, *(() if row["truth_empty"] else VOLUME_ERRORS)):
             row[name] = float(np.mean([checkpoint[name] for checkpoint in checkpoints]))
         row["prediction_empty"] = any(checkpoint["prediction_empty"] for checkpoint in checkpoints)
         label = row["class"]
@@ -91,15 +97,21 @@ def rows_of(
     return rows
 
 
-def summary(evaluation: pl.DataFrame, base: pl.DataFrame | None, knobs: Evaluation) -> dict:
+def summary(evaluation: pl.DataFrame, base: pl.DataFrame | None, knobs: Evaluation, unmeasured: int = 0) -> dict:
     """Contents of `metrics/NAME.json` from a table of `schema.EVALUATION`. `base` adds the paired comparison.
 
+    `unmeasured` is the number of test cases whose truth is unknown everywhere. They have no rows and no other effect.
     The value of a case is the mean over its classes. Means are over patients, and intervals resample patients. If some
     cases are measured in mm and others in px, NSD and distances have no common unit, and their means are null. `f1` and
     `component_overlap` exist only if components were measured in every row. The gain in F1 exists only if components
     were measured for the base too. Raises `BadInput` for an empty table, and if base and student were measured on
     different cases or classes.
     """
+    if evaluation.is_empty() and unmeasured:
+        raise BadInput(
+            f"evaluation: expected a test case whose truth has a known voxel, found {schema.UNKNOWN} (unknown) "
+            f"everywhere in all {unmeasured} test cases; correct their labels"
+        )
     if evaluation.is_empty():
         raise BadInput("evaluation: expected at least one test case, found none; check `splits` in params.yaml")
     evaluation = evaluation.sort(schema.EVALUATION.key)
@@ -123,6 +135,7 @@ def summary(evaluation: pl.DataFrame, base: pl.DataFrame | None, knobs: Evaluati
         "empty": _empty(evaluation),
         "cases": per_case.height,
         "groups": per_case["group"].n_unique(),
+        "unmeasured": unmeasured,
         "nsd_tolerance": knobs.nsd_tolerance,
         "worse_by": knobs.worse_by,
         "distance_unit": units[0] if len(units) == 1 else "mixed",
@@ -145,11 +158,10 @@ def _names(evaluation: pl.DataFrame) -> tuple[str, ...]:
 def means_per_case(evaluation: pl.DataFrame) -> pl.DataFrame:
     """Mean of each metric over the classes of a case, with the group, one row per case, sorted by case id.
 
-    `evaluation` is a table of `schema.EVALUATION`. `absolute_volume_error` is the mean of the absolute volume errors.
+    `evaluation` is a table of `schema.EVALUATION`.
     """
-    means = [pl.col(name).mean() for name in (*_names(evaluation), "dice_peak")]
-    volume = pl.col("volume_error").abs().mean().alias("absolute_volume_error")
-    return evaluation.group_by("case_id").agg(pl.col("group").first(), *means, volume).sort("case_id")
+    means = [pl.col(name).mean() for name in (*_names(evaluation), "dice_peak", "absolute_volume_error")]
+    return evaluation.group_by("case_id").agg(pl.col("group").first(), *means).sort("case_id")
 
 
 def gain_per_case(evaluation: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
@@ -195,8 +207,8 @@ def _intervals(per_case: pl.DataFrame, comparable: Mapping[str, bool], knobs: Ev
 
 
 def mean_over_patients(per_case: pl.DataFrame, name: str) -> float:
-    """Mean over patients of the mean over the cases of a patient."""
-    return float(group_means(per_case[name].to_numpy(), per_case["group"].to_list()).mean())
+    """Mean of a metric over patients of the mean over the cases of a patient."""
+    return mean_over_groups(per_case[name].to_numpy(), per_case["group"].to_list())
 
 
 def _of_class(rows: pl.DataFrame, comparable: Mapping[str, bool]) -> dict[str, float | None]:
@@ -258,7 +270,9 @@ def evaluate_model(
     """
     _measure(name, "test", data, files.model, files.table, knobs, runtime)
     reference = None if base is None else read_table(base, schema.EVALUATION)
-    write_json(files.metrics, summary(read_table(files.table, schema.EVALUATION), reference, knobs))
+    rows = read_table(files.table, schema.EVALUATION)
+    unmeasured = len(data.cases.split("test")) - rows["case_id"].n_unique()
+    write_json(files.metrics, summary(rows, reference, knobs, unmeasured))
 
 
 def validate_model(name: str, data: Data, model: Path, table: Path, knobs: Evaluation, runtime: Runtime) -> None:

@@ -39,9 +39,9 @@ def case_metrics(
     """Metric columns of `schema.EVALUATION` for label maps u8 `[*space]`, one row per foreground class.
 
     Voxels that are 255 in the truth belong to neither mask, so a seam of such voxels cuts an object into two
-    components. Unknown spacing counts as 1, and the unit is then px. The volume error is 2 (V - T) / (V + T), and null
-    if the truth is empty. `f1` is null unless `knobs.components`. Empty masks: see `mask_dice`, `surface_metrics` and
-    `component_f1`. Raises `BadInput` for unequal shapes.
+    components. Unknown spacing counts as 1, and the unit is then px. The volume error is 2 (V - T) / (V + T). The error
+    and its absolute value are null if the truth is empty. `f1` is null unless `knobs.components`. Empty masks: see
+    `mask_dice`, `surface_metrics` and `component_f1`. Raises `BadInput` for unequal shapes.
     """
     if prediction.shape != truth.shape:
         raise BadInput(
@@ -54,6 +54,7 @@ def case_metrics(
     for label in range(1, n_classes):
         predicted, true = (prediction == label) & known, truth == label
         volume, true_volume = int(np.count_nonzero(predicted)), int(np.count_nonzero(true))
+        error = 2 * (volume - true_volume) / (volume + true_volume) if true_volume else None
         nsd, hd95, assd = surface_metrics(predicted, true, spacing, knobs.nsd_tolerance)
         rows.append(
             {
@@ -64,7 +65,8 @@ def case_metrics(
                 "assd": assd,
                 "f1": component_f1(predicted, true, knobs.component_overlap) if knobs.components else None,
                 "distance_unit": "mm" if spacing_mm else "px",
-                "volume_error": 2 * (volume - true_volume) / (volume + true_volume) if true_volume else None,
+                "volume_error": error,
+                "absolute_volume_error": None if error is None else abs(error),
                 "truth_empty": true_volume == 0,
                 "prediction_empty": volume == 0,
             }

@@ -64,7 +64,7 @@ class RankMean(_Consensus):
 class Weighted(_Consensus):
     """Mean of the within-case ranks (0 to 1), judges weighted by their reliability on validation.
 
-    The weight of a judge is its mean within-case Spearman correlation with true Dice over validation cases, and 0 if
+    The weight of a judge is its mean within-case Spearman correlation with true Dice over validation patients, and 0 if
     this mean is negative or unknown. The entry abstains where every judge has weight 0. The entry reads validation
     labels. The weights of a validation case come from the other patients (with a single patient, from this patient), so
     that the audit of a case does not meet the labels of the case. Raises `BadInput` without validation proposals.
@@ -81,14 +81,14 @@ class Weighted(_Consensus):
         weights = np.empty(judged.scores.shape[:2])
         for judge, values in enumerate(rho):
             measured = ~np.isnan(values)
-            total, count = values[measured].sum(), measured.sum()
-            # A validation case is weighted by the other groups: totals less the sums of its own group.
-            in_group = np.bincount(group[measured], values[measured], minlength=group.max() + 1)[group]
-            n_in_group = np.bincount(group[measured], minlength=group.max() + 1)[group]
+            cases = np.bincount(group[measured], minlength=group.max() + 1)
+            of_group = np.bincount(group[measured], values[measured], len(cases)) / np.maximum(cases, 1)
+            total, count = of_group.sum(), np.count_nonzero(cases)
             weights[judge] = total / max(count, 1)
-            others = count - n_in_group
+            # A validation case is weighted by the other groups: the total less the mean of its own group.
+            others = (count - (cases > 0))[group]
             weights[judge, known] = np.where(
-                others > 0, (total - in_group) / np.maximum(others, 1), total / max(count, 1)
+                others > 0, (total - of_group[group]) / np.maximum(others, 1), total / max(count, 1)
             )
         # Rounded: the rounding error of a difference of equal sums is no reliability.
         return np.maximum(np.round(weights, 12), 0)

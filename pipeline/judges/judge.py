@@ -13,7 +13,7 @@ from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 from pipeline.measures.overlap import first_equal
-from pipeline.store.cases import Case, CaseStore
+from pipeline.store.cases import Case, CaseStore, is_known
 from pipeline.store.proposals import ProposalStore
 
 
@@ -66,13 +66,17 @@ class Evidence:
         return len(self.cases.class_names)
 
     def truth(self) -> np.ndarray | None:
-        """Truth u8 `[*space]`, None for a case without label; raises `BadInput` unless the judge is for research."""
+        """Truth u8 `[*space]`; None for a case without label, and where the label is unknown everywhere.
+
+        Raises `BadInput` unless the judge is for research.
+        """
         if not self.research:
             raise BadInput(
                 f"case '{self.case.case_id}': a judge without `research = True` asked for the truth; expected a score "
                 "from image, masks and probability alone"
             )
-        return self.cases.label(self.case) if self.case.has_label else None
+        label = self.cases.label(self.case) if self.case.has_label else None
+        return label if label is not None and is_known(label) else None
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,12 @@ class JudgeInputs:
     """Spatial axes along which images may be mirrored in training."""
 
     def learned_from(self, kind: str) -> list[Case]:
-        """Labelled cases that have out-of-fold proposals; raises `BadInput` if there are none."""
+        """Labelled cases that have out-of-fold proposals and a label that is known somewhere.
+
+        Raises `BadInput` if there are none.
+        """
         known = set(self.out_of_fold.case_ids())
-        found = [case for case in self.cases.split("labelled") if case.case_id in known]
+        found = [case for case in self.cases.known("labelled") if case.case_id in known]
         if not found:
             raise BadInput(
                 f"{self.out_of_fold.folder}: a judge of kind '{kind}' learns from out-of-fold proposals of "

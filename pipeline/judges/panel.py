@@ -18,13 +18,13 @@ from pipeline.store.tables import read_table, write_table
 def true_dice(cases: CaseStore, proposals: ProposalStore) -> pl.DataFrame:
     """True Dice of validation proposals on the working grid, mean over foreground classes.
 
-    Columns `case_id`, `proposal`, `true_dice`.
+    Columns `case_id`, `proposal`, `true_dice`. A case whose label is unknown everywhere has no rows.
     """
     classes = len(cases.class_names)
     known = set(proposals.case_ids())
     rows = [
         (case.case_id, slot, dice)
-        for case in cases.split("validation")
+        for case in cases.known("validation")
         if case.case_id in known
         for slot, dice in enumerate(dice_to(cases.label(case), proposals.masks(case), classes).tolist())
     ]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.measures.folds import folds_by_group
+from pipeline.measures.intervals import mean_over_groups
 
 
 def differences(values: np.ndarray) -> np.ndarray:
@@ -63,16 +64,20 @@ def top_value(score: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def best_fixed(dice: np.ndarray, groups: Sequence[str] | np.ndarray, folds: int, seed: int) -> tuple[np.ndarray, int]:
     """True Dice f64 `[case]` of always picking the same slot, and the best slot over all cases.
 
-    `dice` is `[case, proposal]`, without NaN. The slot for a case is the best slot on the other folds. With a single
-    group, the slot is the best slot on that group.
+    `dice` is `[case, proposal]`, without NaN. The best slot has the highest mean over patients. The slot for a case is
+    the best slot on the other folds. With a single group, the slot is the best slot on that group.
     """
     fold = folds_by_group(groups, folds, seed)
-    chosen = np.empty(len(dice))
+    groups, chosen = np.asarray(groups), np.empty(len(dice))
+
+    def best(rows: np.ndarray) -> int:
+        return int(np.argmax([mean_over_groups(of_slot, groups[rows]) for of_slot in dice[rows].T]))
+
+    everyone = np.ones(len(dice), bool)
     for index in np.unique(fold):
         inside = fold == index
-        rest = dice[~inside] if (~inside).any() else dice
-        chosen[inside] = dice[inside, rest.mean(0).argmax()]
-    return chosen, int(dice.mean(0).argmax())
+        chosen[inside] = dice[inside, best(everyone if inside.all() else ~inside)]
+    return chosen, best(everyone)
 
 
 def auroc(score: np.ndarray, failed: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -132,10 +132,31 @@ class Logistic(_Calibration):
 Calibration = Annotated[Isotonic | Logistic, Field(discriminator="kind")]
 
 
+class HeldOutCurves(NamedTuple):
+    """Curves of the folds of groups. The curve of a fold is fitted to the pairs of the other folds."""
+
+    groups: np.ndarray  # [group], sorted
+    fold: np.ndarray  # i64 [group]
+    curves: list[Curve]  # [fold]
+
+    def __call__(self, margins: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """P(the order is right) of each pair, f64 `[pair]`, by a curve that has not seen the group of the pair.
+
+        `margins` and `groups` are `[pair]`. Every group is one of `self.groups`.
+        """
+        fold = self.fold[np.searchsorted(self.groups, groups)]
+        p = np.empty(len(margins))
+        for index, curve in enumerate(self.curves):
+            inside = fold == index
+            p[inside] = curve(margins[inside])
+        return p
+
+
 class PairCalibration(NamedTuple):
     """Calibration of one pair set."""
 
     curve: Curve | None  # fitted to all validation pairs; None if there is no pair
+    held_out: HeldOutCurves | None  # None for fewer than two groups
     reliability: pl.DataFrame  # columns `bin`, `count`, `cases`, `predicted`, `observed` of `RELIABILITY`
     summary: dict[str, Any]  # keys `kind`, `cases`, `groups`, `shrinkage`, `ece`, `brier`, `note`
 
@@ -150,7 +171,8 @@ def calibrate(tried: ValidationPairs, knobs: Calibration, seed: int) -> PairCali
     `brier`: mean of (predicted - right)^2, cases weighted equally.
     `note`: effect of too few cases on the fit; null with enough cases.
 
-    With fewer than two groups, `ece` and `brier` are null and `reliability` is empty. Without a pair, `curve` is None.
+    With fewer than two groups, `held_out` is None, `ece` and `brier` are null and `reliability` is empty. Without a
+    pair, `curve` is None.
     """
     groups = len(np.unique(tried.group))
     left = min(1.0, groups / knobs.min_cases)
@@ -163,7 +185,8 @@ def calibrate(tried: ValidationPairs, knobs: Calibration, seed: int) -> PairCali
             f"p_correct is drawn towards one half, {left:.0%} of its distance is left"
         )
     held_out = _held_out(tried, knobs, left, seed) if groups > 1 else None
-    reliability = _reliability(tried, held_out)
+    predicted = None if held_out is None else held_out(tried.margin, tried.group)
+    reliability = _reliability(tried, predicted)
     share = reliability["cases"] / max(1.0, reliability["cases"].sum())
     gap = (reliability["predicted"] - reliability["observed"]).abs()
     summary: dict[str, Any] = {
@@ -171,21 +194,18 @@ def calibrate(tried: ValidationPairs, knobs: Calibration, seed: int) -> PairCali
         "cases": len(np.unique(tried.case)),
         "groups": groups,
         "shrinkage": left,
-        "ece": None if held_out is None else float((share * gap).sum()),
-        "brier": None if held_out is None else float(np.average((held_out - tried.right) ** 2, weights=tried.weight)),
+        "ece": None if predicted is None else float((share * gap).sum()),
+        "brier": None if predicted is None else float(np.average((predicted - tried.right) ** 2, weights=tried.weight)),
         "note": note,
     }
-    return PairCalibration(knobs.curve(tried).shrunk(left) if groups else None, reliability, summary)
+    return PairCalibration(knobs.curve(tried).shrunk(left) if groups else None, held_out, reliability, summary)
 
 
-def _held_out(tried: ValidationPairs, knobs: Calibration, left: float, seed: int) -> np.ndarray:
-    """P(the order is right) of each pair, f64 `[pair]`, by a curve that was fitted to the other folds of groups."""
+def _held_out(tried: ValidationPairs, knobs: Calibration, left: float, seed: int) -> HeldOutCurves:
+    groups, first = np.unique(tried.group, return_index=True)
     fold = folds_by_group(tried.group, knobs.folds, seed)
-    p = np.empty(len(tried.margin))
-    for index in np.unique(fold):
-        inside = fold == index
-        p[inside] = knobs.curve(tried.only(~inside)).shrunk(left)(tried.margin[inside])
-    return p
+    curves = [knobs.curve(tried.only(fold != index)).shrunk(left) for index in range(fold.max() + 1)]
+    return HeldOutCurves(groups, fold[first], curves)
 
 
 def _reliability(tried: ValidationPairs, predicted: np.ndarray | None) -> pl.DataFrame:

@@ -94,7 +94,7 @@ def mine(
     reasons = {name: int(count) for name, count in zip(REASONS, counts, strict=True)}
     before = table["case"].n_unique()
     reasons["fewer_than_two_scored"] = n_cases - before - int(counts.sum())
-    table = _widest(table, strategy.keep_fraction)
+    table = widest(table, strategy.keep_fraction)
     with_pairs = table["case"].n_unique()
     reasons["fraction"] = before - with_pairs
     # A panel in the order of its key gives sorted pairs. The check saves a sort of the whole table.
@@ -169,14 +169,13 @@ def _mined(
     chosen_score, rejected_score = scores[found.row, found.chosen], scores[found.row, found.rejected]
     margin = chosen_score - rejected_score
     p = None if calibration is None else calibration(margin)
-    least = 0.5 if strategy.min_p_correct is None else strategy.min_p_correct
     # A margin below 0 comes from `top_base` alone: the judge scores the base above the candidate.
     failed = np.select(
         [
             margin < 0,
             found.tie | (margin == 0),
             margin < strategy.min_margin,
-            np.zeros(len(margin), bool) if p is None else p < least,
+            np.zeros(len(margin), bool) if p is None else p < strategy.least_p_correct,
         ],
         range(4),
         default=-1,
@@ -219,18 +218,18 @@ def _mined(
     return _Block(len(case_id), table, dropped)
 
 
-def _widest(table: pl.DataFrame, fraction: float) -> pl.DataFrame:
+def widest(table: pl.DataFrame, fraction: float) -> pl.DataFrame:
     """Pairs of the cases whose widest margin is largest: a share `fraction` of the cases in the table.
 
     The number of cases is rounded and at least one. Cases that share the margin at the cut are all dropped, so fewer
     cases, or none, may be kept.
     """
-    # With fraction 1 no case is left out, so no margin is grouped: `widest` stays empty.
-    widest = table.group_by("case").agg(pl.col("margin").max())["margin"] if fraction < 1 else table["margin"].head(0)
-    keep = max(1, round(fraction * len(widest)))
-    if keep >= len(widest):
+    # With fraction 1 no case is left out, so no margin is grouped: `of_case` stays empty.
+    of_case = table.group_by("case").agg(pl.col("margin").max())["margin"] if fraction < 1 else table["margin"].head(0)
+    keep = max(1, round(fraction * len(of_case)))
+    if keep >= len(of_case):
         return table
-    cut = widest.sort(descending=True)[keep]
+    cut = of_case.sort(descending=True)[keep]
     return table.filter(pl.col("margin").max().over("case") > cut)
 
 

@@ -145,6 +145,8 @@ def _arms_table(arms: list[Arm]) -> Table:
             " F1: F1 of connected components, in points. A predicted component matches a true component if their IoU "
             f"is above {arms[0].metrics['component_overlap']:g}. Objects that touch are one component."
         )
+    if unmeasured := arms[0].metrics["unmeasured"]:
+        note += f" Not measured: {unmeasured} test cases whose truth is unknown everywhere."
     words = frozenset(columns.index(name) for name in recipe)
     return Table("Test results of all arms", columns, rows, words, note=note)
 

@@ -55,8 +55,8 @@ BASE_NAME = "base"
 def gain_over_seeds(students: Sequence[pl.DataFrame], bases: Sequence[pl.DataFrame], draws: int, seed: int) -> Interval:
     """Gain of one arm in sustained test Dice over its base, mean over patients and seeds, with its 95 % interval.
 
-    `students` and `bases` hold one table of `schema.EVALUATION` per seed. Patients and seeds are resampled together,
-    crossed: see `intervals.crossed_interval`. One seed gives the interval over patients alone, as in
+    `students` and `bases` hold one table of `schema.EVALUATION` per seed. The interval is over patients crossed with
+    seeds: see `intervals.crossed_interval`. One seed gives the interval over patients alone, as in
     `metrics/NAME.json`; a text that shows this interval must say that it rests on one seed.
     Raises `BadInput` without a seed, for unequal numbers of tables, and if the test cases differ between two seeds or
     between an arm and its base.
@@ -154,7 +154,7 @@ def write_comparison(table: pl.DataFrame, path: Path, knobs: Evaluation) -> None
 
 
 def printed(table: pl.DataFrame) -> str:
-    """The table as lines of text with Dice in points, and a line on the resampling behind the intervals."""
+    """The table as lines of text with Dice in points, and a line on what the intervals are over."""
     seeds, cases, groups = table.select("seeds", "cases", "groups").row(0)
     rows = [("arm", "sustained Dice", "gain over base", "seeds gained", "worst 5 %", "cases worse")]
     for row in table.iter_rows(named=True):

@@ -24,7 +24,7 @@ class Augmentation(Knobs):
     swap_labels: tuple[tuple[int, int, int], ...] = ()
     """Classes of opposite sides, such as left and right, as (axis, class, class). A flip of the axis exchanges them."""
     rotate_degrees: float = 15.0
-    """Largest angle of rotation, in 3D about each axis."""
+    """Largest angle of rotation, in 3D about each axis. Turns are in mm, or in voxels if the spacing is unknown."""
     scale: float = 0.15
     """Largest relative zoom, in and out."""
     intensity: float = 0.2

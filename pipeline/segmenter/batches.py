@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, islice
 from math import radians
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,8 @@ class LabelledBatches:
     All draws come from one generator with seed `seed`, in the order of the steps, so equal seeds and thread counts give
     equal streams. Cases come in shuffled rounds, so every case comes equally often. A case larger than the window is
     cropped: with probability one half around a foreground voxel, if there is one, else anywhere. Labels are 255 in
-    padding, and where augmentation takes voxels from outside the crop.
+    padding, and where augmentation takes voxels from outside the crop. Rotations are in mm, by the spacing of the case,
+    or in voxels if the spacing is unknown.
     """
 
     def __init__(
@@ -40,14 +41,16 @@ class LabelledBatches:
         """`strong` varies the intensities of every image once more."""
         self.images, self.labels, self.strong = cases.images, cases.labels, strong
         self.window, self.knobs, self.batch = tuple(window), knobs, batch
+        self.spacing = [case.spacing_mm or (1.0,) * len(self.window) for case in cases.cases]
         self.generator = np.random.default_rng(seed)
         self.spots: dict[int, Spots] = {}  # foreground by index of the case, for cases larger than the window
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rounds = self._order()
         while True:
-            images, labels = zip(*(self._placed(next(rounds)) for _ in range(self.batch)), strict=True)
-            yield self._varied(np.stack(images), np.stack(labels))
+            placed = [(*self._placed(index), self.spacing[index]) for index in islice(rounds, self.batch)]
+            images, labels, spacings = zip(*placed, strict=True)
+            yield self._varied(np.stack(images), np.stack(labels), spacings)
 
     def _order(self) -> Iterator[int]:
         while True:
@@ -72,14 +75,16 @@ class LabelledBatches:
         placed = np.pad(image[(slice(None), *where)], [(0, 0), *ends])
         return placed, np.pad(label[where], ends, constant_values=UNKNOWN)
 
-    def _varied(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _varied(
+        self, images: np.ndarray, labels: np.ndarray, spacings: Sequence[Sequence[float]]
+    ) -> tuple[Tensor, Tensor]:
         import torch
         from torch.nn.functional import affine_grid, grid_sample
 
         image, label = torch.from_numpy(images), torch.from_numpy(labels)
         knobs, draw, count, axes = self.knobs, self.generator, len(images), len(self.window)
         if knobs.rotate_degrees or knobs.scale:
-            matrix = torch.from_numpy(np.stack([self._matrix(axes) for _ in range(count)])).float()
+            matrix = torch.from_numpy(np.stack([self._matrix(spacing) for spacing in spacings])).float()
             grid = affine_grid(matrix, list(image.shape), align_corners=False)
             image = grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
             # grid_sample fills with 0 beyond the border. Labels are shifted by one, so that 0 is free to mean 255.
@@ -100,9 +105,12 @@ class LabelledBatches:
         label = torch.stack([knobs.swap(flip(x, view, axes), view) for x, view in zip(label, flipped, strict=True)])
         return image, label
 
-    def _matrix(self, axes: int) -> np.ndarray:
-        """Random rotation and zoom f64 `[axes, axes + 1]` in units of `affine_grid`, where the window is [-1, 1]."""
-        draw, knobs = self.generator, self.knobs
+    def _matrix(self, spacing: Sequence[float]) -> np.ndarray:
+        """Random rotation and zoom f64 `[axes, axes + 1]` in units of `affine_grid`, where the window is [-1, 1].
+
+        `spacing` is that of the case. A turn in voxels would shear a case whose spacing differs between axes.
+        """
+        draw, knobs, axes = self.generator, self.knobs, len(self.window)
         matrix = np.eye(axes)
         for first, second in combinations(range(axes), 2):
             angle = radians(draw.uniform(-knobs.rotate_degrees, knobs.rotate_degrees))
@@ -111,6 +119,7 @@ class LabelledBatches:
             turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
             matrix = matrix @ turn
         # affine_grid counts axes from the last to the first, in half edges of the window, which need not be a cube.
-        edges = np.array(self.window[::-1], np.float64)
+        # Only the ratios of the spacing matter. Equal spacing is exactly 1, and then gives the bits of no spacing.
+        edges = np.array(self.window[::-1]) * np.array(spacing[::-1]) / max(spacing)
         matrix = matrix * edges[None] / edges[:, None] * (1 + draw.uniform(-knobs.scale, knobs.scale))
         return np.hstack([matrix, np.zeros((axes, 1))])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.compute import Compute
+from pipeline.measures.intervals import mean_over_groups
 from pipeline.measures.overlap import dice_from_counts, overlaps_to
 from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.logits import predicted_classes
@@ -82,8 +83,13 @@ class Segmenter:
         return mask
 
     def dice(self, cases: LabelledCases) -> float:
-        """Mean Dice over foreground classes, then over cases, on the working grid."""
-        return float(np.mean([self._dice(*pair) for pair in zip(cases.images, cases.labels, strict=True)]))
+        """Dice on the working grid: mean over foreground classes, then over cases of a patient, then over patients.
+
+        A case whose label is unknown everywhere is left out. Raises `BadInput` if no case is left.
+        """
+        cases = cases.known()
+        dice = [self._dice(*pair) for pair in zip(cases.images, cases.labels, strict=True)]
+        return mean_over_groups(dice, cases.groups)
 
     def _dice(self, image: Values, label: Values) -> float:
         classes = self.architecture.classes

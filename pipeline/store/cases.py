@@ -101,6 +101,20 @@ def fits(space: Sequence[int], window: Sequence[int]) -> bool:
     return all(have <= want for have, want in zip(space, window, strict=True))
 
 
+_ROWS = 32
+
+
+def is_known(label: Values) -> bool:
+    """Whether a label u8 `[*space]` says anything: at least one voxel is not 255.
+
+    A case without a known voxel has no Dice: two empty masks would be compared, which agree perfectly.
+    """
+    # A few rows at a time: most labels are known in their first rows, and a large label stays on disk.
+    rest = (slice(None),) * (len(label.shape) - 1)
+    starts = range(0, label.shape[0], _ROWS)
+    return any(bool((label[(slice(start, start + _ROWS), *rest)] != schema.UNKNOWN).any()) for start in starts)
+
+
 @dataclass(frozen=True)
 class LabelledCases:
     """Cases with their images and labels, each in memory or left on disk."""
@@ -108,6 +122,21 @@ class LabelledCases:
     cases: Sequence[Case]
     images: Sequence[Values]  # f32 [channel, *space]
     labels: Sequence[Values]  # u8 [*space]
+
+    @property
+    def groups(self) -> list[str]:
+        """Patient or exam of each case."""
+        return [case.group for case in self.cases]
+
+    def known(self) -> LabelledCases:
+        """The cases whose label is known somewhere. Raises `BadInput` if there are none."""
+        rows = [row for row in zip(self.cases, self.images, self.labels, strict=True) if is_known(row[2])]
+        if not rows:
+            raise BadInput(
+                f"validation: expected a label with at least one known voxel, found {schema.UNKNOWN} (unknown) "
+                f"everywhere in all {len(self.cases)} cases; correct their labels"
+            )
+        return LabelledCases(*zip(*rows, strict=True))
 
 
 @dataclass(frozen=True)
@@ -160,6 +189,10 @@ class CaseStore:
     def split(self, *names: str) -> list[Case]:
         """Cases of these splits, in the order of the arrays."""
         return [case for case in self.all if case.split in names]
+
+    def known(self, *names: str) -> list[Case]:
+        """Cases of these splits whose label is known somewhere on the working grid, in the order of the arrays."""
+        return [case for case in self.split(*names) if case.has_label and is_known(self.stored_label(case))]
 
     @cached_property
     def _images(self) -> zarr.Array:

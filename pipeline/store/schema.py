@@ -161,10 +161,11 @@ EVALUATION = TableSchema(
         "f1": _REAL,  # F1 of connected components; null unless evaluation.components
         "distance_unit": pl.Enum(("mm", "px")),
         "volume_error": _REAL,  # 2 (V - T) / (V + T); null if the truth is empty
+        "absolute_volume_error": _REAL,  # 2 |V - T| / (V + T); null if the truth is empty
         "truth_empty": _FLAG,
         "prediction_empty": _FLAG,  # in at least one evaluated checkpoint
     },
-    frozenset({"f1", "volume_error"}),
+    frozenset({"f1", "volume_error", "absolute_volume_error"}),
 )
 
 _ENDS = ("", "_low", "_high")

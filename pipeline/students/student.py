@@ -44,7 +44,8 @@ class Stopping(Knobs):
     volume_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
     """Range of the foreground volume of the student divided by that of the base, around 1; null: no limit."""
     patience: Annotated[int, Field(ge=1)] | None = None
-    """Number of evaluations without a better reward accuracy on held-out pairs; null: no limit."""
+    """Number of evaluations without a better reward accuracy on held-out pairs; null: no limit. Evaluations at an
+    accuracy of 1, which cannot get better, do not count."""
 
     @model_validator(mode="after")
     def _some_rule(self) -> Stopping:

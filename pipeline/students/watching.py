@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.measures.intervals import mean_over_groups
 from pipeline.measures.overlap import dice_to
 from pipeline.measures.surfaces import surface_metrics
 from pipeline.seeding import numpy_generator
@@ -33,11 +34,15 @@ MAPO matches beta on as many images, rounded up to whole batches.
 
 
 def validation_measures(segmenter: Segmenter, cases: LabelledCases) -> HistoryRow:
-    """Mean Dice and mean ASSD over cases and foreground classes, on the working grid.
+    """Dice and ASSD: means over foreground classes, then over the cases of a patient, then over patients.
+
+    Both are measured on the working grid. A case whose label is unknown everywhere is left out. Raises `BadInput` if no
+    case is left.
 
     The ASSD is in mm, or in voxels if no case has a spacing. The ASSD is null if only some cases have a spacing, and if
     a case is larger than the window, because the surfaces of a whole case would have to be in memory.
     """
+    cases = cases.known()
     if not all(fits(image.shape[1:], segmenter.window) for image in cases.images):
         return {"validation_dice": segmenter.dice(cases), "validation_assd": None}
     dice, assd, classes = [], [], segmenter.architecture.classes
@@ -46,12 +51,16 @@ def validation_measures(segmenter: Segmenter, cases: LabelledCases) -> HistoryRo
         dice.append(dice_to(truth, predicted[None], classes)[0])
         # Voxels without a label are removed from the prediction too, or a false surface would arise.
         known = truth != UNKNOWN
-        spacing = case.spacing_mm or (1.0,) * truth.ndim
+        spacing, distances = case.spacing_mm or (1.0,) * truth.ndim, []
         for one in range(1, classes):
-            assd.append(surface_metrics((predicted == one) & known, truth == one, spacing, 0.0)[2])
+            distances.append(surface_metrics((predicted == one) & known, truth == one, spacing, 0.0)[2])
+        assd.append(float(np.mean(distances)))
     # A mean over mm and voxels has no unit.
     one_unit = len({case.spacing_mm is None for case in cases.cases}) == 1
-    return {"validation_dice": float(np.mean(dice)), "validation_assd": float(np.mean(assd)) if one_unit else None}
+    return {
+        "validation_dice": mean_over_groups(dice, cases.groups),
+        "validation_assd": mean_over_groups(assd, cases.groups) if one_unit else None,
+    }
 
 
 def held_out_measures(pool: PoolBatches, network: nn.Module, bound: BoundObjective) -> HistoryRow:
@@ -97,7 +106,8 @@ def stop_rule(stopping: Stopping | None) -> Callable[[HistoryRow], str | None]:
             if not low <= ratio <= high:
                 return f"volume ratio {ratio:.3g} outside {low:g} to {high:g}"
         if stopping.patience is not None and accuracy is not None:
-            best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
+            # An accuracy of 1 cannot rise, so waiting at 1 says nothing.
+            best, waited = (accuracy, 0) if accuracy > best or accuracy >= 1 else (best, waited + 1)
             if waited >= stopping.patience:
                 return f"reward accuracy on held-out pairs not above {best:.3g} for {waited} evaluations"
         return None

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from pipeline.audit.pair_sets import audit_pairs, calibrate_pairs, try_pairs, voxel_shares
-from pipeline.pairs.calibration import Isotonic
+from pipeline.pairs.calibration import Curve, HeldOutCurves, Isotonic
 from pipeline.pairs.mine import PairSet
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
@@ -203,3 +203,73 @@ def test_a_judge_that_abstains_gives_no_curve(tmp_path):
     assert calibrate_pairs(pairs, panel.lazy(), proposals, Isotonic(), 0).curve is None
     row = audited(panel, cases, proposals, min_p_correct=0.6)
     assert (row["mined"], row["verdict"]) == (0, None)
+
+
+def coin_judge(folder: Path, seeds: int) -> tuple[pl.DataFrame, CaseStore, ProposalStore]:
+    """25 patients, two cases each, and judges `j0`, `j1`, ... whose scores have nothing to do with true Dice."""
+    generator = np.random.default_rng(0)
+    lengths = [generator.choice([1, 2, 3, 4, 5, 6, 7, 8], 6, replace=False).tolist() for _ in range(50)]
+    cases, proposals = stores(folder, lengths, groups=[f"g{case // 2:02d}" for case in range(50)])
+    scores = {f"j{seed}": generator.random((50, 6)).tolist() for seed in range(seeds)}
+    return panel_of(cases, proposals, scores), cases, proposals
+
+
+@pytest.mark.parametrize("min_p_correct", [None, 0.55])
+def test_a_coin_is_no_better_than_a_coin_behind_the_filter(tmp_path, min_p_correct):
+    """A pair of a coin is wrong with probability 1/2, whether or not a curve of other patients keeps the pair.
+
+    Filtered by a curve that has seen the pairs, .40 of them are wrong, or .35 with .55. The pairs of a seed are kept
+    together, so they vary together: over 60 seeds the share has a standard error of .014, or .019 with .55 (measured by
+    resampling 200 seeds). The tolerance is three of these.
+    """
+    seeds = 60
+    panel, _, proposals = coin_judge(tmp_path, seeds)
+    tables = []
+    for seed in range(seeds):
+        strategy = {"kind": "top_bottom", "min_p_correct": min_p_correct}
+        pairs = PairSet.model_validate({"judge": f"j{seed}", "strategy": strategy})
+        found = calibrate_pairs(pairs, panel.lazy(), proposals, Isotonic(), seed)
+        tables.append(try_pairs(pairs, panel.lazy(), proposals, seed, found.held_out))
+    kept = pl.concat(tables)
+    assert 0 < len(kept) < 50 * seeds, "the filter kept some pairs and dropped others"
+    assert 1 - kept["right"].mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_pairs_are_tried_with_the_curve_of_the_other_patients(tmp_path):
+    """Margin .8 throughout. Each patient is predicted from the other three, with one more right and one more wrong
+    case: the right orders of c0 to c3 are 1, 1, 0 and 1/2, so c0 and c1 have (1.5 + 1) / 5 = .5, c2 has 3.5 / 5 = .7
+    and c3 has 3 / 5 = .6. All four are kept at one half; c2 and c3 are kept at .55."""
+    cases, proposals = stores(tmp_path, PAIRED)
+    panel = panel_of(cases, proposals, {"j": PAIR_SCORES}).lazy()
+    found = calibrate_pairs(TOP_BOTTOM, panel, proposals, Isotonic(folds=4, min_cases=3), 0)
+    table = try_pairs(TOP_BOTTOM, panel, proposals, 0, found.held_out)
+    assert dict(table.select("case_id", "p_correct").rows()) == pytest.approx(
+        {"c0": 0.5, "c1": 0.5, "c2": 0.7, "c3": 0.6}
+    )
+    stricter = PairSet.model_validate({"judge": "j", "strategy": {"kind": "top_bottom", "min_p_correct": 0.55}})
+    assert try_pairs(stricter, panel, proposals, 0, found.held_out)["case_id"].to_list() == ["c2", "c3"]
+
+
+def test_the_widest_cases_are_taken_of_those_that_pass_the_filter(tmp_path):
+    """As in mining: three cases pass p_correct, and one half of three is two cases: those of the margins .8 and .4."""
+    cases, proposals = stores(tmp_path, [[4, 8, 2]] * 4)
+    scores = [[0.1, margin, 0.0] for margin in (0.9, 0.8, 0.4, 0.3)]
+    strategy = {"kind": "top_bottom", "keep_fraction": 0.5}
+    pairs = PairSet.model_validate({"judge": "j", "strategy": strategy})
+    curve = Curve(np.array([0.3, 0.8, 0.9]), np.array([0.6, 0.6, 0.4]))
+    held_out = HeldOutCurves(np.array(["c0", "c1", "c2", "c3"]), np.zeros(4, np.int64), [curve])
+    table = try_pairs(pairs, panel_of(cases, proposals, {"j": scores}).lazy(), proposals, 0, held_out)
+    assert table["case_id"].to_list() == ["c1", "c2"]
+    assert table["top"].to_list() == [True, False], "a quarter of three cases is one case"
+
+
+def test_one_patient_is_not_filtered(tmp_path):
+    """No curve has not seen the patient, so nothing is filtered, not even by a `min_p_correct` that is asked for."""
+    cases, proposals = stores(tmp_path, PAIRED, groups=["a"] * 4)
+    panel = panel_of(cases, proposals, {"j": PAIR_SCORES}).lazy()
+    pairs = PairSet.model_validate({"judge": "j", "strategy": {"kind": "top_bottom", "min_p_correct": 0.9}})
+    found = calibrate_pairs(pairs, panel, proposals, Isotonic(), 0)
+    assert found.held_out is None
+    table = try_pairs(pairs, panel, proposals, 0, found.held_out)
+    assert len(table) == 4
+    assert table["p_correct"].null_count() == 4

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.cases import prepare as prepare_module
-from pipeline.cases.prepare import prepare
+from pipeline.cases.prepare import _label_notes, prepare
 from pipeline.cases.preprocess import Preprocess
 from pipeline.cases.readers.decathlon import Decathlon
 from pipeline.cases.readers.folders import Folders
@@ -253,6 +253,15 @@ def test_images_among_volumes_are_refused(tmp_path: Path) -> None:
         BadInput, match="'vol_04': expected 3 axes like case 'vol_00', found 2; keep images and volumes"
     ):
         prepared(Decathlon(path=tmp_path / "raw"))
+
+
+def test_labels_that_resampling_leaves_without_a_known_voxel_are_noted(tmp_path: Path) -> None:
+    rows = pl.DataFrame(
+        {"case_id": ["a", "b"], "has_label": True, "foreground": True, "only_ignore": False, "lost": [False, True]}
+    )
+    (note,) = _label_notes(rows, tmp_path)
+    assert note.startswith("labels: 1 cases hold only 255 (ignore) on the working grid, e.g. 'b'")
+    assert _label_notes(rows[:1], tmp_path) == []
 
 
 def test_masks_stored_as_0_and_255_are_told_from_ignore(tmp_path: Path) -> None:

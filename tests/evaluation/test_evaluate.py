@@ -9,11 +9,12 @@ import polars as pl
 import pytest
 
 from pipeline.errors import BadInput
-from pipeline.evaluation.evaluate import evaluate, rows_of, summary
+from pipeline.evaluation.evaluate import evaluate, means_per_case, rows_of, summary
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.store import schema
 from pipeline.store.cases import Case, CaseStore
 from pipeline.store.tables import write_table
+from tests.fixtures.builders import case_store
 
 KNOBS = Evaluation(nsd_tolerance=1.0, bootstrap=2000)
 WITH_F1 = Evaluation(nsd_tolerance=1.0, bootstrap=2000, components=True)
@@ -47,6 +48,15 @@ def test_metrics_are_means_over_sustained_and_peak_is_of_the_best():
     assert not row["prediction_empty"]
 
 
+def test_errors_of_volume_do_not_cancel_between_checkpoints():
+    """Truth rows 0-1. Checkpoints of 1 and 3 rows: 2 (4 - 8) / 12 = -2/3 and 2 (12 - 8) / 20 = .4."""
+    (row,) = rows_of(case_of("a"), mask_of(0, 1), [mask_of(0), mask_of(0, 1, 2)], None, 2, KNOBS)
+    assert row["volume_error"] == pytest.approx((-2 / 3 + 0.4) / 2)
+    assert row["absolute_volume_error"] == pytest.approx((2 / 3 + 0.4) / 2)
+    (case,) = means_per_case(pl.DataFrame([row], schema=schema.EVALUATION.columns)).iter_rows(named=True)
+    assert case["absolute_volume_error"] == row["absolute_volume_error"]
+
+
 def test_without_a_best_checkpoint_peak_is_dice():
     (row,) = rows_of(case_of("a"), mask_of(0), [mask_of(0, 1)], None, 2, KNOBS)
     assert row["dice_peak"] == row["dice"] == pytest.approx(2 / 3)
@@ -62,7 +72,7 @@ def test_prediction_empty_if_any_sustained_is():
 
 def test_volume_error_is_null_where_the_truth_is_empty():
     (row,) = rows_of(case_of("a"), mask_of(), [mask_of(), mask_of(1)], None, 2, KNOBS)
-    assert row["volume_error"] is None
+    assert (row["volume_error"], row["absolute_volume_error"]) == (None, None)
     assert row["truth_empty"]
 
 
@@ -121,6 +131,19 @@ def test_evaluate_reports_all_failing_cases():
         evaluate(TOY, [case_of("a"), case_of("b")], [lambda case: np.zeros((2, 2), np.uint8)], None, KNOBS)
 
 
+def test_a_truth_that_is_unknown_everywhere_is_not_measured(tmp_path):
+    """Case c0 is 255 throughout: two empty masks would agree perfectly. Nothing is predicted for it."""
+    cases = case_store(tmp_path, [np.full((4, 4), 255, np.uint8), mask_of(0)], ["test"] * 2)
+
+    def predict(case: Case) -> np.ndarray:
+        assert case.case_id == "c1"
+        return mask_of(0, 1)
+
+    table = evaluate(cases, cases.all, [predict], None, KNOBS)
+    assert table["case_id"].to_list() == ["c1"]
+    assert evaluate(cases, cases.all[:1], [predict], None, KNOBS).is_empty()
+
+
 # ---- summary ---------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +160,8 @@ def table_of(*rows: dict) -> pl.DataFrame:
         "prediction_empty": False,
     }
     complete = [{**usual, "dice_peak": row["dice"], **row} for row in rows]
+    for row in complete:
+        row["absolute_volume_error"] = None if row["volume_error"] is None else abs(row["volume_error"])
     return pl.DataFrame(complete, schema=schema.EVALUATION.columns)
 
 
@@ -291,6 +316,14 @@ def test_f1_is_left_out_where_a_row_lacks_it(partial):
 def test_summary_is_json_without_nan(table):
     content = summary(table, table, KNOBS)
     assert json.loads(json.dumps(content, allow_nan=False)) == content
+
+
+def test_cases_that_were_not_measured_are_counted():
+    """They change nothing else. If no case is left, the error says why."""
+    assert summary(STUDENT, None, KNOBS)["unmeasured"] == 0
+    assert summary(STUDENT, None, KNOBS, 2) == summary(STUDENT, None, KNOBS) | {"unmeasured": 2}
+    with pytest.raises(BadInput, match=r"a known voxel, found 255 \(unknown\) everywhere in all 2 test cases"):
+        summary(STUDENT.clear(), None, KNOBS, 2)
 
 
 def test_no_case_is_refused():

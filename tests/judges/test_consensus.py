@@ -233,6 +233,14 @@ def test_weights_leave_out_all_cases_of_the_patient():
     assert found[0] == pytest.approx([0, (5 / 12 + 1 / 6) / 1, (5 / 6 + 1 / 12) / 1]), "one patient: 5/6 and 1/6"
 
 
+def test_patients_count_equally():
+    """First and second are one patient: a has (1 + 1) / 2 and 1/2, together 3/4, b (1/2 - 1/2) / 2 and 1/2: 1/4.
+
+    Pool: a ranks 0, 1/2, 1 and b 1, 1/2, 0, with weights 3 to 1."""
+    found = combined(panel({"a": A, "b": B}, TRUTH, ["p", "p", "q", "r"]), entry("weighted"))
+    assert found[3] == pytest.approx([1 / 4, 1 / 2, 3 / 4])
+
+
 def test_judges_without_reliability_have_no_weight():
     """b is constant, so nothing is known of it; with both unknown or wrong, nothing is scored."""
     constant = [[1, 1, 1]] * 4

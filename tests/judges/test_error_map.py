@@ -123,10 +123,11 @@ def test_a_hidden_mask_changes_nothing(given_mask):
 def test_weights_are_chosen_by_the_order_of_proposals():
     """True gaps .1 (wrong), .4 and .3 (right): .7 / .8. All tied: one half; a case without a gap does not count."""
     truth, wrong, equal = (np.array(values)[:, None] for values in ([0.5, 0.6, 0.9], [0.2, 0.1, 0.3], [0.4] * 3))
-    assert gap_weighted_accuracy([wrong], [truth]) == pytest.approx(0.875)
-    assert gap_weighted_accuracy([wrong * 1e-3, truth], [truth, equal]) == pytest.approx(0.875)
-    assert gap_weighted_accuracy([equal], [truth]) == 0.5
-    assert gap_weighted_accuracy([truth], [equal]) == 0.5
+    assert gap_weighted_accuracy([wrong], [truth], ["p"]) == pytest.approx(0.875)
+    assert gap_weighted_accuracy([wrong * 1e-3, truth], [truth, equal], ["p", "q"]) == pytest.approx(0.875)
+    assert gap_weighted_accuracy([equal], [truth], ["p"]) == 0.5
+    assert gap_weighted_accuracy([truth], [equal], ["p"]) == 0.5
+    assert gap_weighted_accuracy([wrong, wrong, truth], [truth] * 3, ["p", "p", "q"]) == pytest.approx((0.875 + 1) / 2)
 
 
 def test_calibration_of_voxels():

@@ -239,6 +239,17 @@ def test_what_it_has_learned_can_be_read(tmp_path):
     assert [learned["features"][name]["weight"] for name in scorer.names] == scorer.weight.tolist()
 
 
+def test_the_penalty_is_chosen_over_patients():
+    """Patient p has one case twice, and patient q another case: the same measures as with each case once."""
+    dice = np.array([0.5, 0.7, 0.9])
+    one = Pairs.of(np.array([[0.0], [2.0], [1.0]]), dice, "p", "equal")
+    other = Pairs.of(np.array([[0.0], [0.5], [1.0]]), dice, "q", "equal")
+    (ridge, once), (again, twice) = (judge_of()._ridge(pairs, 0) for pairs in ([one, other], [one, one, other]))
+    assert ridge == again
+    for row, same in zip(once, twice, strict=True):
+        assert same == pytest.approx(row, rel=1e-4)
+
+
 def test_with_one_group_there_is_nothing_to_choose_by(tmp_path):
     at = edges(tmp_path, [10, 8], [[6, 9, 12], [8, 5, 12]])
     scorer_of(judge_of(), at)

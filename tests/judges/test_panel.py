@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
+from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.judges.consensus import RankMean
-from pipeline.judges.panel import build_panel
+from pipeline.judges.judge import JudgeInputs
+from pipeline.judges.kinds.oracle import Oracle
+from pipeline.judges.panel import build_panel, true_dice
 from pipeline.store import schema
 from pipeline.store.tables import read_table, write_table
 from tests.fixtures.builders import bars
-from tests.fixtures.judging import Scene, scene
+from tests.fixtures.judging import Scene, scene, scores_of
 
 MEAN = RankMean(kind="rank_mean", judges=("a", "b"))
 
@@ -38,6 +42,19 @@ def test_the_panel_has_all_scores_and_no_test_case(tmp_path, judged):
     assert panel["score_a"].to_list() == [0, 1, 2] * 3
     assert panel["score_mean"].to_list() == [0, 0.75, 0.75] * 3
     assert panel["true_dice"].to_list() == pytest.approx([None] * 3 + [1, 2 / 3, 2 / 3] + [None] * 3)
+
+
+def test_a_label_that_is_unknown_everywhere_gives_no_true_dice(tmp_path):
+    """Nor does the oracle score its proposals, and no judge learns from it."""
+    unknown = np.full_like(bars([8])[0], schema.UNKNOWN)
+    labels = [unknown, bars([8])[0], unknown, bars([8])[0]]
+    splits = ["validation", "validation", "labelled", "labelled"]
+    at = scene(tmp_path, [bars([8, 4])] * 4, labels=labels, splits=splits)
+    assert true_dice(at.cases, at.proposals)["case_id"].to_list() == ["c1", "c1"]
+    assert np.isnan(scores_of(Oracle(kind="oracle"), at)).all()
+    assert scores_of(Oracle(kind="oracle"), at, 1).tolist() == pytest.approx([1, 2 / 3])
+    inputs = JudgeInputs(at.cases, at.proposals, at.proposals, tmp_path, Compute(), 0)
+    assert [case.case_id for case in inputs.learned_from("quality")] == ["c3"]
 
 
 def test_equal_content_is_equal_bytes(tmp_path, judged):

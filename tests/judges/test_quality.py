@@ -91,20 +91,31 @@ def test_reliability_of_two_cases():
     """First case: slot 1 on top, 0.1 better than slot 0, two of three pairs right. Second: one proposal."""
     truths = [np.array([[0.6], [0.7], [0.5]]), np.array([[0.4]])]
     predicted = [np.array([[0.5], [0.9], [0.6]]), np.array([[0.4]])]
-    found = reliability(predicted, truths)
+    found = reliability(predicted, truths, ["p", "q"])
     assert found == {
         "error": pytest.approx((0.4 / 3 + 0) / 2),
         "pair_accuracy": pytest.approx(2 / 3),
         "lift": pytest.approx(0.05),
     }
-    assert reliability(predicted[1:], truths[1:])["pair_accuracy"] is None
+    assert reliability(predicted[1:], truths[1:], ["q"])["pair_accuracy"] is None
+
+
+def test_reliability_is_a_mean_over_patients():
+    """The first case twice, of one patient, and the second of another: the same as once each."""
+    truths = [np.array([[0.6], [0.7], [0.5]]), np.array([[0.4]])]
+    predicted = [np.array([[0.5], [0.9], [0.6]]), np.array([[0.4]])]
+    twice = reliability([predicted[0], *predicted], [truths[0], *truths], ["p", "p", "q"])
+    assert twice == pytest.approx(reliability(predicted, truths, ["p", "q"]))
+    assert soft_pick([predicted[0], *predicted], [truths[0], *truths], ["p", "p", "q"]) == pytest.approx(
+        soft_pick(predicted, truths, ["p", "q"])
+    )
 
 
 def test_soft_pick_is_between_the_mean_and_the_top():
     """Scores apart by SCALE = .05 weigh e to 1: (.8 e + .6) / (e + 1); equal scores give the mean."""
     truth = [np.array([[0.8], [0.6]])]
-    assert soft_pick([np.array([[0.55], [0.5]])], truth) == pytest.approx((0.8 * np.e + 0.6) / (np.e + 1))
-    assert soft_pick([np.array([[0.5], [0.5]])], truth) == pytest.approx(0.7)
+    assert soft_pick([np.array([[0.55], [0.5]])], truth, ["p"]) == pytest.approx((0.8 * np.e + 0.6) / (np.e + 1))
+    assert soft_pick([np.array([[0.5], [0.5]])], truth, ["p"]) == pytest.approx(0.7)
 
 
 # ---- learning --------------------------------------------------------------------------------------------------

@@ -73,12 +73,19 @@ def test_top_value():
 def test_the_best_fixed_slot_is_chosen_on_the_other_patients():
     """Patient a (two cases) is best with slot 0, patient b with slot 1: each gets the other's choice.
 
-    Over all three cases slot 0 has the mean 2/3, slot 1 has 1/3.
+    Slot 0 has the mean 2/3 over the three cases, and (.9 + 0) / 2 over patients. Slot 1 has (0 + 1) / 2 over patients.
     """
-    dice = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    dice = np.array([[0.9, 0.0], [0.9, 0.0], [0.0, 1.0]])
     chosen, slot = best_fixed(dice, ["a", "a", "b"], 2, seed=0)
     assert chosen.tolist() == [0, 0, 0]
-    assert slot == 0
+    assert slot == 1
+
+
+def test_the_best_fixed_slot_of_the_other_folds_is_a_mean_over_patients():
+    """Case c of a patient of its own: of a (three cases) slot 0 is .6 better, of b (one case) slot 1 is .8 better."""
+    dice = np.array([[0.8, 0.2], [0.8, 0.2], [0.8, 0.2], [0.1, 0.9], [0.3, 0.4]])
+    chosen, _ = best_fixed(dice, ["a", "a", "a", "b", "c"], 3, seed=0)
+    assert chosen[4] == 0.4
 
 
 def test_a_single_patient_chooses_for_itself():

@@ -216,6 +216,7 @@ def test_case_metrics_per_class():
     one, two, three, four = case_metrics(prediction, truth, 5, None, KNOBS)
     assert (one["dice"], one["volume_error"], one["distance_unit"]) == (0.5, 1.0, "px")
     assert (two["class"], two["dice"], two["volume_error"]) == (2, 0, -2)
+    assert (two["absolute_volume_error"], three["absolute_volume_error"]) == (2, None)
     assert (two["truth_empty"], two["prediction_empty"]) == (False, True)
     assert (three["dice"], three["volume_error"], three["hd95"]) == (0, None, math.hypot(6, 6))
     assert (three["truth_empty"], three["prediction_empty"]) == (True, False)

@@ -182,18 +182,19 @@ def test_the_first_base_has_columns_of_its_own(built: Built, tmp_path: Path) -> 
 # ---- F1 of components ------------------------------------------------------------------------------------------------
 
 
-def run_of(f1: float | None) -> Run:
+def run_of(f1: float | None, unmeasured: int = 0) -> Run:
     """A run whose base has this F1 in both test cases and classes."""
     rows = [
         {
             **{"case_id": case, "class": label, "group": case, "dice": 0.5, "dice_peak": 0.5},
-            **{"nsd": 0.5, "hd95": 2.0, "assd": 1.0, "f1": f1, "distance_unit": "px", "volume_error": 0.0},
+            **{"nsd": 0.5, "hd95": 2.0, "assd": 1.0, "f1": f1, "distance_unit": "px"},
+            **{"volume_error": 0.0, "absolute_volume_error": 0.0},
             **{"truth_empty": False, "prediction_empty": False},
         }
         for case in ("a", "b")
         for label in (1, 2)
     ]
-    metrics = summary(pl.DataFrame(rows, schema=schema.EVALUATION.columns), None, KNOBS)
+    metrics = summary(pl.DataFrame(rows, schema=schema.EVALUATION.columns), None, KNOBS, unmeasured)
     cases = SimpleNamespace(class_names=["background", "nucleus", "gland"])
     return cast(Run, SimpleNamespace(base_notes=[], arms=[Arm("base", metrics)], cases=cases))
 
@@ -224,3 +225,10 @@ def test_only_the_recipe_is_set_as_words(f1: float | None) -> None:
     arms = tables(answer(run_of(f1)))["Test results of all arms"]
     assert {len(row) for row in arms.rows} == {len(arms.columns)}
     assert [arms.columns[place] for place in sorted(arms.words)] == ["pair set", "judge", "objective", "anchor"]
+
+
+def test_cases_that_were_not_measured_are_named() -> None:
+    title = "Test results of all arms"
+    assert "Not measured" not in table(answer(run_of(None)), title).note
+    note = table(answer(run_of(None, unmeasured=2)), title).note
+    assert note.endswith("Not measured: 2 test cases whose truth is unknown everywhere.")

@@ -30,7 +30,8 @@ def table_of(dice: Sequence[float], cases: Sequence[str] = CASES, groups: Sequen
     rows = [
         {
             **{"case_id": case, "class": 1, "group": group, "dice": value, "dice_peak": value},
-            **{"nsd": 1.0, "hd95": 1.0, "assd": 1.0, "distance_unit": "px", "volume_error": 0.0},
+            **{"nsd": 1.0, "hd95": 1.0, "assd": 1.0, "distance_unit": "px"},
+            **{"volume_error": 0.0, "absolute_volume_error": 0.0},
             **{"truth_empty": False, "prediction_empty": False},
         }
         for case, group, value in zip(cases, groups, dice, strict=True)
@@ -59,10 +60,10 @@ def runs(tmp_path: Path) -> list[Path]:
 
 
 def test_gain_is_over_the_base_of_the_same_seed():
-    """Gains .1, .1 in seed 1 and .3, .3 in seed 2: .2; draws of two seeds are .1, .2 or .3 (1:2:1)."""
+    """Gains .1, .1 in seed 1 and .3, .3 in seed 2: .2, with the t interval of two seeds, 12.706 (.02 / 2)^(1/2)."""
     bases = [table_of((0.5, 0.6), "ab", "ab"), table_of((0.1, 0.4), "ab", "ab")]
     students = [table_of((0.6, 0.7), "ab", "ab"), table_of((0.4, 0.7), "ab", "ab")]
-    assert gain_over_seeds(students, bases, 2000, 0) == pytest.approx(Interval(0.2, 0.1, 0.3))
+    assert gain_over_seeds(students, bases, 2000, 0) == pytest.approx(Interval(0.2, 0.2 - 1.2706205, 0.2 + 1.2706205))
 
 
 def test_one_seed_is_what_its_metrics_say():
@@ -71,10 +72,12 @@ def test_one_seed_is_what_its_metrics_say():
     assert found._asdict() == summary(student, base, KNOBS)["gain_over_base"]["dice"]
 
 
-def test_identical_seeds_are_what_one_of_them_says():
+def test_identical_seeds_leave_the_spread_between_patients():
+    """Gains .1, -.1 and .2: mean 1/15, variance .07 / 3, so 4.3027 (.07 / 9)^(1/2) to either side."""
     student, base = table_of((0.6, 0.5, 0.9)), table_of((0.5, 0.6, 0.7))
-    one = gain_over_seeds([student], [base], 500, 0)
-    assert gain_over_seeds([student] * 3, [base] * 3, 500, 0) == pytest.approx(one)
+    half = 4.302653 * (0.07 / 9) ** 0.5
+    found = gain_over_seeds([student] * 3, [base] * 3, 500, 0)
+    assert found == pytest.approx(Interval(1 / 15, 1 / 15 - half, 1 / 15 + half))
 
 
 def test_order_of_rows_does_not_matter():
@@ -111,7 +114,8 @@ def test_seeds_with_other_test_cases_are_refused(other):
 def test_comparison_worked_by_hand(runs):
     """Base: .6 and .4. dpo: .7 and .4, gains .1 and 0, one case of the second seed worse; lowest cases .6 and .2.
 
-    sft: gains 0 and -.1, so no seed above 0, and 0 and 3 cases worse. Draws of sft are 0, -.05 or -.1 (1:2:1).
+    sft: gains 0 and -.1, so no seed above 0, and 0 and 3 cases worse. Its interval goes 12.706 (.005 / 2)^(1/2) to
+    either side.
     """
     found = compare(runs, ["sft", "dpo"], KNOBS)
     assert found["arm"].to_list() == ["base", "sft", "dpo"]
@@ -121,14 +125,16 @@ def test_comparison_worked_by_hand(runs):
     assert {base[name] for name in COMPARISON.optional} == {None}
     assert (dpo["sustained"], dpo["gain"], dpo["worst_5_percent"]) == pytest.approx((0.55, 0.05, 0.4))
     assert (dpo["seeds_gained"], dpo["cases_worse"]) == (1, 0.5)
-    assert (sft["gain"], sft["gain_low"], sft["gain_high"]) == pytest.approx((-0.05, -0.1, 0.0))
+    assert (sft["gain"], sft["gain_low"], sft["gain_high"]) == pytest.approx(
+        (-0.05, -0.05 - 0.635310, -0.05 + 0.635310), abs=1e-6
+    )
     assert (sft["seeds_gained"], sft["cases_worse"]) == (0, 1.5)
 
 
 def test_printed_comparison_says_what_it_is_over(runs):
     lines = printed(compare(runs, ["sft"], KNOBS)).splitlines()
     assert re.split(r"  +", lines[1]) == ["base", "50.0", DASH, DASH, "45.0", DASH]
-    sft = ["sft", "45.0", f"{MINUS}5.0 [{MINUS}10.0, 0.0]", "0 of 2", "40.0", "1.5"]
+    sft = ["sft", "45.0", f"{MINUS}5.0 [{MINUS}68.5, +58.5]", "0 of 2", "40.0", "1.5"]
     assert re.split(r"  +", lines[2]) == sft
     assert lines[-1].endswith(
         "on 3 test cases of 3 groups; in brackets the 95 % interval over groups and seeds (2 seeds)."

@@ -15,7 +15,7 @@ from pipeline.segmenter.augmentation import Augmentation, flip
 from pipeline.segmenter.batches import LabelledBatches
 from pipeline.store.cases import LabelledCases, Volume
 from tests.fixtures.builders import case_store
-from tests.fixtures.networks import noise
+from tests.fixtures.networks import noise, row_of
 from tests.fixtures.phantoms import disc
 
 NOTHING: dict[str, Any] = {"flips": (), "rotate_degrees": 0.0, "scale": 0.0, "intensity": 0.0, "noise": 0.0}
@@ -28,14 +28,14 @@ def batches(
     count: int = 1,
     batch: int = 1,
     seed: int = 0,
+    spacing_mm: tuple[float, ...] | None = None,
     **knobs: Any,
 ) -> list[tuple[Tensor, Tensor]]:
-    """The first batches; images are the labels as numbers unless given."""
+    """The first batches; images are the labels as numbers unless given. All cases have the spacing `spacing_mm`."""
     if images is None:
         images = [label[None].astype(np.float32) for label in labels]
-    stream = LabelledBatches(
-        LabelledCases([], images, labels), window, Augmentation(**{**NOTHING, **knobs}), batch, seed
-    )
+    cases = LabelledCases([row_of(label.shape, spacing_mm=spacing_mm) for label in labels], images, labels)
+    stream = LabelledBatches(cases, window, Augmentation(**{**NOTHING, **knobs}), batch, seed)
     return list(islice(stream, count))
 
 
@@ -152,6 +152,33 @@ def test_a_turn_keeps_shapes_in_a_window_that_is_no_square():
         rows, columns = (truth[0] == 1).nonzero().T
         assert abs(int((truth == 1).sum()) - int(label.sum())) <= 6
         assert abs(int(rows.max() - rows.min()) - int(columns.max() - columns.min())) <= 1
+
+
+@pytest.mark.parametrize("spacing", [(4.0, 1.0, 1.0), (1.0, 1.0, 2.5), (1.0, 3.0)])
+def test_a_ball_keeps_its_extent_in_mm(spacing):
+    """A ball of radius 12 mm spans 24 mm along every axis, whatever the angle, to a voxel of the coarsest axis.
+
+    Turned in voxels, the ball on 4x1x1 mm, 6 voxels long and 24 wide, would be up to 24 voxels or 96 mm long.
+    """
+    space = tuple(int(41 / step) for step in spacing)
+    grid = np.ogrid[tuple(slice(length) for length in space)]
+    place = zip(grid, space, spacing, strict=True)
+    ball = (sum(((at - (length - 1) / 2) * step) ** 2 for at, length, step in place) < 12**2).astype(np.uint8)
+    for _, truth in batches([ball], space, count=8, rotate_degrees=90.0, spacing_mm=spacing):
+        inside = (truth[0] == 1).nonzero()
+        extent = (inside.amax(0) - inside.amin(0) + 1) * torch.tensor(spacing)
+        assert ((extent - 24).abs() <= max(spacing)).all()
+        assert int((truth == 1).sum()) == pytest.approx(int(ball.sum()), rel=0.05)
+
+
+def test_equal_spacing_changes_no_batch():
+    """Only ratios of the spacing matter: with .8 mm everywhere the bytes are those of an unknown spacing."""
+    labels = [disc((12, 10), 3), disc((9, 14), 4)]
+    one, other = (
+        batches(labels, (12, 14), count=3, batch=2, rotate_degrees=30.0, scale=0.2, spacing_mm=spacing)
+        for spacing in (None, (0.8, 0.8))
+    )
+    assert all(torch.equal(a, b) for pair in zip(one, other, strict=True) for a, b in zip(*pair, strict=True))
 
 
 def test_scale_zooms():

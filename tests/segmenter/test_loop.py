@@ -17,6 +17,7 @@ from pipeline.segmenter.knobs import Optimisation
 from pipeline.segmenter.logits import labels
 from pipeline.segmenter.loop import Average, TrainedWeights, interpolated, optimise
 from pipeline.store.cases import LabelledCases
+from pipeline.students.watching import validation_measures
 from tests.fixtures.builders import case_store
 from tests.fixtures.networks import Ramp, noise, row_of, seeded, segmenter_of, small
 from tests.fixtures.phantoms import disc
@@ -240,6 +241,30 @@ def test_validation_dice():
     cases = LabelledCases([row_of((4, 1))] * 2, [image] * 2, truths)
     found = segmenter_of(Ramp(), (4, 1)).dice(cases)
     assert found == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_validation_dice_is_a_mean_over_patients():
+    """Patient p has the case of Dice 1 once, patient q the case of Dice 2/3 three times: (1 + 2/3) / 2, not 3/4."""
+    image = np.zeros((1, 4, 1), np.float32)
+    truths = [np.array([[0], [0], [1], [1]], np.uint8), *[np.array([[0], [0], [0], [1]], np.uint8)] * 3]
+    cases = LabelledCases([row_of((4, 1), group=group) for group in "pqqq"], [image] * 4, truths)
+    assert segmenter_of(Ramp(), (4, 1)).dice(cases) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_a_label_that_is_unknown_everywhere_is_left_out():
+    """Beside the case of Dice 2/3 stands one of 255 alone, in which every mask would be right."""
+    image, unknown = np.zeros((1, 4, 1), np.float32), np.full((4, 1), 255, np.uint8)
+    truth = np.array([[0], [0], [0], [1]], np.uint8)
+    rows = [row_of((4, 1), group=group) for group in "pq"]
+    segmenter = segmenter_of(Ramp(), (4, 1))
+    assert segmenter.dice(LabelledCases(rows, [image] * 2, [unknown, truth])) == pytest.approx(2 / 3)
+    measured = validation_measures(segmenter, LabelledCases(rows, [image] * 2, [unknown, truth]))
+    assert measured["validation_dice"] == pytest.approx(2 / 3)
+    assert measured == validation_measures(segmenter, LabelledCases(rows[1:], [image], [truth]))
+    with pytest.raises(
+        BadInput, match=r"validation: expected a label .* found 255 \(unknown\) everywhere in all 2 cases"
+    ):
+        segmenter.dice(LabelledCases(rows, [image] * 2, [unknown] * 2))
 
 
 # ---- averages, stopping, interpolation ---------------------------------------------------------------------------

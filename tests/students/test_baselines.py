@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from math import log
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +82,22 @@ def test_tuned_offsets_are_at_least_as_good_as_none(setting):
     assert len(found.sustained) == 1
 
 
+def test_offsets_are_tuned_over_patients(tmp_path):
+    """Offset +1 adds the pixels of logit -.75. Patient p, one case: Dice 1/2 becomes 1. Patient q, three cases: 1
+    becomes 2/3. Over patients .75 becomes 5/6. Over cases .875 would become .75."""
+    import torch
+
+    low, high = -3.0, 3.0
+    images = [np.array([[[high, -0.75, -0.75, low]]]), *[np.array([[[high, -0.75, low, low]]])] * 3]
+    labels = [np.array([[1, 1, 1, 0]], np.uint8), *[np.array([[1, 0, 0, 0]], np.uint8)] * 3]
+    images = [image.astype(np.float32) for image in images]
+    cases = case_store(tmp_path, labels, ["validation"] * 4, images=images, groups=list("pqqq"))
+    segmenter = SimpleNamespace(logits=torch.from_numpy)
+    base: Any = SimpleNamespace(architecture=SimpleNamespace(classes=2), segmenter=lambda compute: segmenter)
+    found = TunedThreshold(kind="threshold", offsets=(1.0,)).tuned(cases, base, Compute())
+    assert found == ((1.0,), pytest.approx(5 / 6))
+
+
 def test_an_offset_is_a_threshold():
     """P(foreground) >= t where logit + log((1 - t) / t) >= 0: p = .3 is foreground at t = .25, not at t = .35."""
     import torch
@@ -104,6 +122,26 @@ def test_the_best_fixed_proposal(tmp_path):
     assert Proposal(kind="proposal", pick="s 2").picked(Data(cases, proposals)) == (2, "s 2", pytest.approx(0.8))
     found = FixedProposal(proposals, 1)(cases.all[2])
     assert found.tolist() == bars([4])[0].tolist()
+
+
+def test_the_best_fixed_proposal_over_patients(tmp_path):
+    """Slots of 4 and 8 voxels. Patient p, truth 8: Dice 2/3 and 1. Patient q, truth 5, three cases: 8/9 and 10/13.
+
+    Over patients slot 1 is better, .885 against .778. Over cases slot 0 would be, .833 against .827.
+    """
+    labels = [bars([8])[0], *[bars([5])[0]] * 3]
+    cases = case_store(tmp_path / "cases", labels, ["validation"] * 4, groups=list("pqqq"))
+    proposals = proposal_store(tmp_path / "proposals", [bars([4, 8])] * 4)
+    slot, _, dice = Proposal(kind="proposal").picked(Data(cases, proposals))
+    assert (slot, dice) == (1, pytest.approx((1 + 10 / 13) / 2))
+
+
+def test_validation_labels_that_are_unknown_everywhere_choose_nothing(tmp_path):
+    """In c0, of 255 alone, every slot would have Dice 1. Only c1 counts: slot 1."""
+    labels = [np.full_like(bars([4])[0], 255), bars([4])[0]]
+    cases = case_store(tmp_path / "cases", labels, ["validation"] * 2)
+    proposals = proposal_store(tmp_path / "proposals", [bars([2, 6])] * 2)
+    assert Proposal(kind="proposal").picked(Data(cases, proposals)) == (1, "s 1", pytest.approx(0.8))
 
 
 def test_a_proposal_that_is_not_there(tmp_path):

@@ -242,6 +242,13 @@ def test_the_rules_by_hand():
     assert stop_rule(None)({"held_out/kl_outside": 100.0}) is None
 
 
+def test_an_accuracy_of_one_does_not_end_training():
+    """1 cannot get better. Only the two evaluations below 1 count, and between them the accuracy was 1 again."""
+    rule = stop_rule(Stopping(patience=2))
+    assert [rule(row) for row in rows_of("accuracy", 0.8, 1.0, 1.0, 1.0, 1.0, 0.9, 1.0, 0.9)] == [None] * 8
+    assert rule({"held_out/accuracy": 0.9}) == "reward accuracy on held-out pairs not above 1 for 2 evaluations"
+
+
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [

@@ -31,6 +31,15 @@ def test_dice_and_surface_distance_by_hand():
     assert measured((8, 4), (2.0, 2.0), (2.0, 2.0))["validation_assd"] == pytest.approx(1.2)
 
 
+def test_means_are_over_patients():
+    """Patient p has the case of Dice 2/3 and ASSD .6 once, patient q twice a truth that is found: 1 and 0."""
+    truth, found = ((np.arange(8)[:, None] >= first).repeat(4, 1).astype(np.uint8) for first in (6, 4))
+    cases = [row_of((8, 4), group=group) for group in "pqq"]
+    images = [np.zeros((1, 8, 4), np.float32)] * 3
+    row = validation_measures(segmenter_of(Ramp(), (8, 4)), LabelledCases(cases, images, [truth, found, found]))
+    assert row == {"validation_dice": pytest.approx((2 / 3 + 1) / 2), "validation_assd": pytest.approx(0.3)}
+
+
 def test_a_distance_that_has_no_unit_or_would_need_a_whole_case_is_null():
     assert measured((8, 4), None, (2.0, 2.0))["validation_assd"] is None
     larger = measured((8, 2), None)

@@ -12,6 +12,7 @@ from pydantic import Field
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
 from pipeline.judges.learning.features import features
+from pipeline.measures.intervals import mean_over_groups
 from pipeline.measures.overlap import dice_to
 from pipeline.seeding import numpy_generator
 from pipeline.store.manifest import write_json
@@ -105,7 +106,8 @@ class Pairwise(JudgeKnobs):
     def _ridge(self, pairs: Sequence[Pairs], seed: int) -> tuple[float, list[dict[str, float]]]:
         """Penalty with the least log-loss on the groups left out, and the measures of every penalty.
 
-        With one group: the largest penalty, and no measures.
+        Measures are means over the cases of a group, then over groups. With one group: the largest penalty, and no
+        measures.
         """
         groups = sorted({part.group for part in pairs})
         if len(groups) < 2:
@@ -114,11 +116,13 @@ class Pairwise(JudgeKnobs):
         fold_of = {groups[at]: number % self.folds for number, at in enumerate(order.tolist())}
         tried = []
         for ridge in sorted(self.ridges, reverse=True):
-            found = []
+            found, of_group = [], []
             for fold in sorted(set(fold_of.values())):
                 weight = fitted([part for part in pairs if fold_of[part.group] != fold], ridge)
-                found += [part.measured(weight) for part in pairs if fold_of[part.group] == fold]
-            means = np.mean(found, axis=0).tolist()
+                left_out = [part for part in pairs if fold_of[part.group] == fold]
+                found += [part.measured(weight) for part in left_out]
+                of_group += [part.group for part in left_out]
+            means = [mean_over_groups(values, of_group) for values in zip(*found, strict=True)]
             tried.append({"ridge": ridge, **dict(zip(("log_loss", "pair_accuracy", "lift"), means, strict=True))})
         best = min(tried, key=lambda row: row["log_loss"])
         return best["ridge"], tried

@@ -155,11 +155,12 @@ class Quality(JudgeKnobs):
         network = architecture.build(seed_of(seed, "weights")).to(compute.device)
         learning = DiceNetwork(network, window, classes, self.shrink, compute)
         truths = [class_dice(example.label, example.masks, classes) for example in held_out]
+        groups = [example.group for example in held_out]
 
         def evaluate(network: nn.Module) -> dict[str, float | None]:
             judging = replace(learning, network=network)
             found = [judging.predicted_dice(e.image, e.masks, e.probability) for e in held_out]
-            return {**reliability(found, truths), "validation_dice": soft_pick(found, truths)}
+            return {**reliability(found, truths, groups), "validation_dice": soft_pick(found, truths, groups)}
 
         draws = MaskDraws(self.batch, self.corrupted, self.per_image, given.flips)
         batches = iter(MaskBatches(seen, classes, window, draws, seed))
@@ -181,8 +182,12 @@ class Quality(JudgeKnobs):
             trained = optimise(network, step_loss, evaluate, self.optimisation, average=average)
         network.load_state_dict(trained.best)
         save_weights(network, given.models / f"{name_of(number)}.safetensors")
-        groups = sorted({example.group for example in held_out})
-        return {"groups": groups, "cases": len(held_out), "best_step": trained.best_step, "history": trained.history}
+        return {
+            "groups": sorted(set(groups)),
+            "cases": len(held_out),
+            "best_step": trained.best_step,
+            "history": trained.history,
+        }
 
 
 def name_of(number: int) -> str:

@@ -63,7 +63,7 @@ class Rca(JudgeKnobs):
 
     def _chosen(self, cases: CaseStore, seed: int) -> list[Case]:
         """Labelled cases with foreground: each next case has the class that is rarest among those chosen before."""
-        labelled = [case for case in cases.split("labelled") if case.has_label]
+        labelled = cases.known("labelled")
         classes = len(cases.class_names)
         has = np.array([[(cases.label(case) == label).any() for label in range(1, classes)] for case in labelled])
         order = numpy_generator(seed, "rca", "references").permutation(len(labelled))

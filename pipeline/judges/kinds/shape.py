@@ -49,7 +49,7 @@ class Shape(JudgeKnobs):
     def ready(self, given: JudgeInputs) -> ShapeScores:
         cases = given.cases
         physical = all(case.spacing_mm is not None for case in cases.all)
-        labelled = [case for case in cases.split("labelled") if case.has_label]
+        labelled = cases.known("labelled")
         classes = len(cases.class_names)
         found = [self.features(cases.label(case), _edges(case, physical), classes) for case in labelled]
         empty = np.empty((0, classes - 1, 1))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.measures.intervals import mean_over_groups
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -34,12 +36,14 @@ def ranking_loss(predicted_dice: Tensor, dice: Tensor, image: Tensor) -> Tensor:
     return (gap.abs() * torch.nn.functional.softplus(-margin)).sum() / gap.abs().sum().clamp_min(1e-6)
 
 
-def reliability(predicted_dice: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> dict[str, float | None]:
+def reliability(
+    predicted_dice: Sequence[np.ndarray], truths: Sequence[np.ndarray], groups: Sequence[str]
+) -> dict[str, float | None]:
     """Measures of predicted Dice against true Dice, both f64 `[n, class - 1]` per case with slot 0 first.
 
-    `error` is the mean absolute error of the Dice of a class. `pair_accuracy` is the share of pairs in the right order,
-    mean over cases; None if no case has proposals that differ in true Dice. `lift` is the mean true Dice of the top
-    pick less the mean true Dice of slot 0.
+    `error` is the mean absolute error of the Dice of a class. `pair_accuracy` is the share of pairs in the right order;
+    None if no case has proposals that differ in true Dice. `lift` is the mean true Dice of the top pick less the mean
+    true Dice of slot 0. All are means over the cases of a patient, then over patients.
     """
     from pipeline.measures.ranking import differences, pair_error, rightness, top_value
 
@@ -49,15 +53,17 @@ def reliability(predicted_dice: Sequence[np.ndarray], truths: Sequence[np.ndarra
         lifts.append(top_value(score, dice)[0] - dice[0, 0])
         wrong.append(pair_error(rightness(differences(score), differences(dice)))[0])
     asked = ~np.isnan(wrong)
+    errors = [np.abs(p - t).mean() for p, t in zip(predicted_dice, truths, strict=True)]
+    wrong_pairs = mean_over_groups(np.array(wrong)[asked], np.asarray(groups)[asked])
     return {
-        "error": float(np.mean([np.abs(p - t).mean() for p, t in zip(predicted_dice, truths, strict=True)])),
-        "pair_accuracy": 1 - float(np.mean(np.array(wrong)[asked])) if asked.any() else None,
-        "lift": float(np.mean(lifts)),
+        "error": mean_over_groups(errors, groups),
+        "pair_accuracy": 1 - wrong_pairs if asked.any() else None,
+        "lift": mean_over_groups(lifts, groups),
     }
 
 
-def soft_pick(predicted_dice: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
-    """Mean over cases of the true Dice of the proposals, weighted by the softmax of their scores over `SCALE`.
+def soft_pick(predicted_dice: Sequence[np.ndarray], truths: Sequence[np.ndarray], groups: Sequence[str]) -> float:
+    """Mean over patients of the true Dice of the proposals, weighted by the softmax of their scores over `SCALE`.
 
     The value is a smoothed Dice of the top pick. With few cases the top pick itself hardly tells weights apart.
     """
@@ -66,4 +72,4 @@ def soft_pick(predicted_dice: Sequence[np.ndarray], truths: Sequence[np.ndarray]
         score = found.mean(1)
         weight = np.exp((score - score.max()) / SCALE)
         picks.append(float((weight * truth.mean(1)).sum() / weight.sum()))
-    return float(np.mean(picks))
+    return mean_over_groups(picks, groups)

@@ -28,6 +28,7 @@ from pipeline.judges.learning.mask_examples import (
     network_input,
 )
 from pipeline.measures.folds import folds_by_group
+from pipeline.measures.intervals import mean_over_groups
 from pipeline.measures.ranking import differences
 from pipeline.seeding import seed_of
 from pipeline.segmenter.architecture import Architecture
@@ -155,19 +156,20 @@ def learn(knobs: ErrorMap, given: JudgeInputs) -> None:
     write_json(given.models / NETWORKS_FILE, {"networks": found})
 
 
-def gap_weighted_accuracy(expected: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
-    """Pair accuracy of the expected Dice, pairs weighted by their gap in true Dice: mean over cases, 0 to 1.
+def gap_weighted_accuracy(expected: Sequence[np.ndarray], truths: Sequence[np.ndarray], groups: Sequence[str]) -> float:
+    """Pair accuracy of the expected Dice, pairs weighted by their gap in true Dice: mean over patients, 0 to 1.
 
     `expected` and `truths` hold f64 `[n, class - 1]` per case. Pairs of equal score count one half. Cases without a gap
     are left out; without any gap the result is one half. Only the order counts: a network that is merely more certain
     gains nothing.
     """
-    found = []
-    for expectation, truth in zip(expected, truths, strict=True):
+    found, of_group = [], []
+    for expectation, truth, group in zip(expected, truths, groups, strict=True):
         score, gap = (differences(values.mean(1)[None])[0] for values in (expectation, truth))
         if gap.any():
             found.append(float((np.abs(gap) * (np.sign(score) * np.sign(gap) + 1) / 2).sum() / np.abs(gap).sum()))
-    return float(np.mean(found)) if found else 0.5
+            of_group.append(group)
+    return mean_over_groups(found, of_group) if found else 0.5
 
 
 def _with_known(example: Example) -> Example:
@@ -183,6 +185,7 @@ def _learn_one(
     network = model.build(seed_of(seed, "weights"))
     window, classes = model.architecture.window, model.architecture.classes
     truths = [class_dice(example.label, example.masks, classes) for example in held_out]
+    groups = [example.group for example in held_out]
     batches = iter(
         MaskBatches(inside, classes, window, MaskDraws(knobs.batch, knobs.corrupted, flips=given.flips), seed)
     )
@@ -194,7 +197,7 @@ def _learn_one(
 
     def evaluate(network: nn.Module) -> HistoryRow:
         found = held_out_dice(network, model, held_out)
-        return {**reliability(found, truths), "validation_dice": gap_weighted_accuracy(found, truths)}
+        return {**reliability(found, truths, groups), "validation_dice": gap_weighted_accuracy(found, truths, groups)}
 
     # Dropout layers draw from torch's global generator.
     with torch.random.fork_rng(devices=[]):
@@ -204,7 +207,7 @@ def _learn_one(
     network.load_state_dict(trained.best)
     save_weights(network, model.weights)
     return {
-        "held_out": sorted({example.group for example in held_out}),
+        "held_out": sorted(set(groups)),
         "step": trained.best_step,
         "measures": {"cases": len(held_out), **evaluate(network), **voxel_calibration(network.eval(), model, held_out)},
         "mean_probability": trained.history[0],

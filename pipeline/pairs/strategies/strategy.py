@@ -46,6 +46,11 @@ class StrategyKnobs(Knobs):
     rounded and at least one. Cases that share the margin at the cut are all dropped, so fewer cases, or none, may be
     kept."""
 
+    @property
+    def least_p_correct(self) -> float:
+        """Smallest `p_correct` of a pair of a calibrated pair set."""
+        return 0.5 if self.min_p_correct is None else self.min_p_correct
+
 
 class Ranking(NamedTuple):
     """Proposals of each case, best first. The order among equal scores is arbitrary, so no pair may depend on it."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from pipeline.errors import BadInput
+from pipeline.measures.intervals import mean_over_groups
 from pipeline.measures.overlap import dice_to
 from pipeline.students.objectives.objective import Feed, ObjectiveKnobs
 
@@ -25,8 +26,8 @@ class Proposal(ObjectiveKnobs):
     feeds: ClassVar[Feed] = "nothing"
     has_weights: ClassVar[bool] = False
     pick: str = "best"
-    """`best` takes the slot with the highest mean Dice on validation. Any other value is the sampler and the setting of
-    a slot, such as `ensemble mean`."""
+    """`best` takes the slot with the highest mean Dice over validation patients. Any other value is the sampler and the
+    setting of a slot, such as `ensemble mean`."""
 
     def train(self, start: Start) -> Arm:
         from pipeline.students.start import Arm
@@ -35,20 +36,23 @@ class Proposal(ObjectiveKnobs):
         return Arm.untrained(None, dice, slot=slot, proposal=title)
 
     def picked(self, data: Data) -> tuple[int, str, float]:
-        """Slot, sampler and setting of the slot, and mean Dice of the slot on validation.
+        """Slot, sampler and setting of the slot, and mean Dice of the slot over validation patients.
 
-        Of slots with equal Dice, the first is taken. Validation cases without proposals do not count. Raises `BadInput`
-        if no validation case has proposals, or if no slot has the name in `pick`.
+        Of slots with equal Dice, the first is taken. Validation cases without proposals do not count, nor do cases
+        whose label is unknown everywhere. Raises `BadInput` if no validation case is left, or if no slot has the name
+        in `pick`.
         """
         cases, proposals = data.cases, data.proposals
         names = proposals.names
         known = set(proposals.case_ids())
-        validation = [case for case in cases.split("validation") if case.case_id in known]
+        validation = [case for case in cases.known("validation") if case.case_id in known]
         if not validation:
             raise BadInput("objective 'proposal': validation has no proposals; add 'validation' to propose.splits")
         if self.pick != "best" and self.pick not in names:
             raise BadInput(f"objective 'proposal': pick: no proposal '{self.pick}'; there are {names}")
         classes = len(cases.class_names)
-        means = np.mean([dice_to(cases.label(case), proposals.masks(case), classes) for case in validation], axis=0)
+        dice = np.stack([dice_to(cases.label(case), proposals.masks(case), classes) for case in validation])
+        groups = [case.group for case in validation]
+        means = np.array([mean_over_groups(of_slot, groups) for of_slot in dice.T])
         slot = int(means.argmax()) if self.pick == "best" else names.index(self.pick)
         return slot, names[slot], float(means[slot])

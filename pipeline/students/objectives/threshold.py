@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
+from pipeline.measures.intervals import mean_over_groups
 from pipeline.measures.overlap import dice_to
 from pipeline.students.objectives.objective import Feed, ObjectiveKnobs
 
@@ -23,7 +23,7 @@ TURNS = 2
 
 
 class TunedThreshold(ObjectiveKnobs):
-    """The base with an offset on the logit of every foreground class, tuned by the mean Dice on validation."""
+    """The base with an offset on the logit of every foreground class, tuned by mean Dice over validation patients."""
 
     kind: Literal["threshold"]
     feeds: ClassVar[Feed] = "nothing"
@@ -38,14 +38,15 @@ class TunedThreshold(ObjectiveKnobs):
         return Arm.untrained(start.base.load(start.compute.device).state_dict(), dice, offsets=offsets)
 
     def tuned(self, cases: CaseStore, base: Model, compute: Compute) -> tuple[tuple[float, ...], float]:
-        """Offset per foreground class, and the mean Dice with the offsets on validation, on the working grid.
+        """Offset per foreground class, and mean Dice over validation patients with the offsets, on the working grid.
 
-        Classes are tuned in turn, from offset 0. Only a higher Dice replaces the current offset of a class. Of offsets
-        with the same highest Dice, the offset nearest to 0 is taken.
+        Cases whose label is unknown everywhere do not count. Classes are tuned in turn, from offset 0. Only a higher
+        Dice replaces the current offset of a class. Of offsets with the same highest Dice, the offset nearest to 0 is
+        taken.
         """
         from pipeline.segmenter.logits import labels, probability, shifted
 
-        validation, classes = cases.split("validation"), base.architecture.classes
+        validation, classes = cases.known("validation"), base.architecture.classes
         # One prediction per case serves all offsets.
         segmenter = base.segmenter(compute)
         logits = [segmenter.logits(cases.image(case)).cpu() for case in validation]
@@ -54,7 +55,7 @@ class TunedThreshold(ObjectiveKnobs):
         def mean_dice(offsets: Sequence[float]) -> float:
             masks = [labels(probability(shifted(each, offsets))) for each in logits]
             each = [dice_to(truth, mask[None], classes)[0] for truth, mask in zip(truths, masks, strict=True)]
-            return float(np.mean(each))
+            return mean_over_groups(each, [case.group for case in validation])
 
         # From 0 outwards: an offset further from 0 must have a higher Dice.
         tried = sorted({0.0, *self.offsets}, key=lambda offset: (abs(offset), offset))
