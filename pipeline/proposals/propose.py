@@ -140,7 +140,8 @@ def _fitted(
         return FittedThresholds()
     block = (means, plan.swap_labels, runtime.compute, runtime.seed)
     with workspace("fit_thresholds", __name__, block, [plan.cases.folder / MANIFEST, base / MANIFEST]) as work:
-        shards = shards_of(plan.proposed_for, 1)
+        known = {case.case_id for case in plan.cases.known("labelled")}
+        shards = shards_of([case for case in plan.proposed_for if case.case_id in known], 1)
         tried = run(_TryingThresholds(plan, means, runtime), shards, work, runtime.execution, "fit thresholds")
         write_tried(tried, out, block)
     lacking = {

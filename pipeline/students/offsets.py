@@ -14,7 +14,7 @@ from pipeline.store.cases import LabelledCases
 
 def fitted_offsets(segmenter: Segmenter, cases: LabelledCases) -> dict[str, Any]:
     """Fields of `StudentRecord`: `offsets`, their `thresholds`, and a note if there are too few patients to fit on."""
-    dice = []
+    dice, cases = [], cases.known()
     for image, label in zip(cases.images, cases.labels, strict=True):
         parts = [
             overlaps_at_thresholds(probability(logits).cpu(), label[where]) for where, logits in segmenter.bands(image)
