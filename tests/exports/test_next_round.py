@@ -1,0 +1,142 @@
+"""The project of a next round: what is carried over, what is removed by name, and that its chain runs to the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.errors import BadInput
+from pipeline.exports.next_round import next_round
+from pipeline.params import load_params
+from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
+from pipeline.store import schema
+from pipeline.store.manifest import write_json
+from pipeline.store.tables import read_table
+from tests.fixtures.chain import ROOT, TINY, run_chain, with_changes
+
+IMITATE = {"kind": "imitate", "proposal": "mean fitted"}
+ANCHORED = {"pairs": "none", "objective": IMITATE, "anchor": {"supervised": 1.0}}
+PARAMS = with_changes(
+    data={**TINY["data"], "cases": 44},
+    splits={"labelled": 14, "pool": 10, "validation": 12, "test": 6},
+    base={**TINY["base"], "members": 1, "folds": 2, "fold_members": 1},
+    propose={
+        "imports": "raw/none",
+        "samplers": {
+            "mean": {"kind": "mean"},
+            "ensemble": {"kind": "ensemble"},
+            "consensus": {"kind": "consensus", "of": ["majority"]},
+        },
+    },
+    judges={
+        "agreement": {"kind": "agreement"},
+        "pairwise": {"kind": "pairwise"},
+        "fixed": {"kind": "fixed"},
+    },
+    consensus={"both": {"kind": "rank_mean", "judges": ["agreement", "pairwise"]}},
+    pairs={
+        **TINY["pairs"],
+        "learned": {"judge": "pairwise", "strategy": {"kind": "top_base", "min_p_correct": 0.0}},
+    },
+    students={
+        "one": ANCHORED,
+        "two": {**ANCHORED, "start": "member_1"},
+        "other": {**ANCHORED, "objective": {"kind": "distill"}, "start": "member_1"},
+        "learned": {"pairs": "learned", "objective": {"kind": "preference"}, "anchor": {"supervised": 1.0}},
+        "of_fold": {**ANCHORED, "start": "fold_0", "offsets": "held_out"},
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished round, with the files that a clone has."""
+    folder = tmp_path_factory.mktemp("rounds") / "round_1"
+    run_chain(folder, PARAMS, skip=("report", "provenance"))
+    for name in ("stages", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "raw").mkdir()
+    (folder / "raw/none").touch()
+    return folder
+
+
+def promote(folder: Path, name: str | None) -> None:
+    """Write the decision, whatever the run decided: networks this small hardly ever gain."""
+    path = folder / "models/promoted" / PROMOTION_FILE
+    content = json.loads(path.read_text())
+    write_json(path, {**content, "promoted": name, "reason": "No student may replace the base: a test."})
+    PromotionRecord.of(folder / "models/promoted")
+
+
+def set_headroom(folder: Path, verdict: str) -> None:
+    path = folder / "audit/summary.json"
+    content: dict[str, Any] = json.loads(path.read_text())
+    write_json(path, {**content, "headroom": {**content["headroom"], "verdict": verdict}})
+
+
+def test_the_next_round(first: Path, tmp_path: Path) -> None:
+    """Student `two` started from member_1: it is the base now, and student `one`, from the base, is member_1."""
+    promote(first, "two")
+    set_headroom(first, "headroom left: a test")
+    folder = tmp_path / "deep/round_2"
+    made = next_round(first, folder)
+    assert (made.base, made.members) == ("two", {"member_1": "one"})
+    for role, student in (("base", "two"), ("member_1", "one")):
+        written = (folder / f"raw/model/{role}.safetensors").read_bytes()
+        assert written == (first / f"models/students/{student}/last.safetensors").read_bytes()
+    params = load_params(folder / "params.yaml")
+    assert params.base is not None
+    assert params.base.model_dump()["members"] == ("member_1",)
+    fitted = json.loads((first / "data/proposals/fitted.json").read_text())["mean"]["thresholds"]
+    assert list(params.propose.samplers["mean"].fitted) == fitted  # type: ignore[union-attr]
+    ranking = json.loads((first / "models/judges/fixed/ranking.json").read_text())
+    assert params.judges["fixed"].proposal == max(ranking, key=ranking.get)  # type: ignore[union-attr]
+    assert set(params.judges) == {"agreement", "fixed"}
+    assert (set(params.consensus), set(params.pairs)) == (set(), {"none", "mined"})
+    assert set(params.students) == {"one", "two", "other"}
+    removed = "\n".join(made.removed)
+    for line in (
+        "judges.pairwise: it learns from proposals of models that have not seen a case",
+        "consensus.both: it combines pairwise",
+        "pairs.learned: judge pairwise is removed",
+        "students.learned: pair set learned is removed",
+        "students.of_fold: the new base has no model 'fold_0'",
+    ):
+        assert line in removed
+    assert (folder / ".git").is_dir()
+    content = YAML(typ="safe").load(folder / "params.yaml")
+    run_chain(folder, content, skip=("provenance",))
+    second = read_table(folder / "validation/base.parquet", schema.EVALUATION)
+    student = read_table(first / "validation/two.parquet", schema.EVALUATION)
+    assert second.equals(student), "the base of the second round is the student of the first"
+    cases = [(at / "data/cases/cases.parquet").read_bytes() for at in (first, folder)]
+    assert cases[0] == cases[1]
+    over_first = PromotionRecord.of(folder / "models/promoted")
+    assert over_first is not None
+    assert all(one.over_first_base is not None for one in over_first.students)
+
+
+def test_nothing_promoted_is_refused_with_the_reason(first: Path, tmp_path: Path) -> None:
+    promote(first, None)
+    with pytest.raises(BadInput, match=r"models/promoted: expected a promoted student, found none: .*: a test\."):
+        next_round(first, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_no_headroom_stops(first: Path, tmp_path: Path) -> None:
+    promote(first, "one")
+    set_headroom(first, "no headroom shown: a test")
+    with pytest.raises(BadInput, match="no headroom shown: a test; another round has nothing to learn from"):
+        next_round(first, tmp_path / "new")
+
+
+def test_a_folder_with_content_is_refused(first: Path, tmp_path: Path) -> None:
+    promote(first, "one")
+    set_headroom(first, "headroom left: a test")
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match="expected a folder that is new or empty"):
+        next_round(first, tmp_path)
