@@ -115,7 +115,7 @@ def decide(
         if nearest is None:
             why = "none of the students is a candidate" if objections else "there are no students"
         else:
-            why = f"of student '{nearest}', the nearest, {failures[nearest]}" if bounds else few
+            why = f"student '{nearest}' came nearest, and {failures[nearest]}" if bounds else few
         reason = f"No student may replace the base: {why}."
     considered = [
         Considered(
@@ -160,7 +160,7 @@ def _failure(compared: list[Comparison], knobs: Promotion, worse_by: float) -> s
     """Why a candidate must not replace the base, in words; None if it may."""
     for found, base in zip(compared, BASES, strict=False):
         if found.lower_bound is None or found.lower_bound <= 0:
-            return f"the lower bound of the gain over {base} is {_points(found.lower_bound)} Dice points, not above 0"
+            return f"the lower bound of its gain over {base} is {_points(found.lower_bound)} Dice points, not above 0"
         if found.share_worse > knobs.max_worse + TOLERANCE:
             return (
                 f"{percent(found.share_worse)} of the patients lost more than {points(worse_by)} Dice points against "

@@ -108,7 +108,7 @@ def test_a_student_that_a_wrong_judge_made_worse_is_not_promoted() -> None:
     """And the reason names the student that came nearest."""
     found = decision({"worse": gains(-0.03), "same": gains(0.0)})
     assert found.promoted is None
-    assert found.reason.startswith("No student may replace the base: of student 'same', the nearest, the lower bound")
+    assert found.reason.startswith("No student may replace the base: student 'same' came nearest, and the lower bound")
     assert "Dice points, not above 0" in of(found, "worse").reason
 
 
@@ -185,7 +185,7 @@ def test_a_later_round_must_beat_the_first_base_too() -> None:
     one = of(found, "one")
     assert one.over_first_base is not None
     assert one.over_first_base.gain == pytest.approx(-0.01)
-    assert one.reason.startswith("the lower bound of the gain over the first base is")
+    assert one.reason.startswith("the lower bound of its gain over the first base is")
     both = decision({"one": gains(0.05)}, first_base=first)
     assert both.promoted == "one"
     assert "and its gain over the first base is +3.00 Dice points" in both.reason
