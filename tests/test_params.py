@@ -17,12 +17,13 @@ from pipeline.params import Params, entry, load_params
 from pipeline.proposals.samplers import Sampler
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
+MANY = Path(__file__).parent / "fixtures/params.yaml"
 GONE = object()
 
 
 def changed(tmp_path: Path, **changes: Any) -> Path:
-    """The shipped file with other values at dotted keys (`__` for the dot), as JSON, which is YAML."""
-    content = YAML(typ="safe").load(SHIPPED)
+    """A file of many entries with other values at dotted keys (`__` for the dot), as JSON, which is YAML."""
+    content = YAML(typ="safe").load(MANY)
     for path, value in changes.items():
         *above, last = path.split("__")
         at = content

@@ -164,7 +164,7 @@ def test_the_overrides_shown_are_accepted_by_dvc(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     shutil.copy(ROOT / "params.yaml", path)
     apply_overrides(path, overrides)
-    assert load_params(path).pairs["agreement"].judge == "expected_dice"
+    assert load_params(path).pairs["favourite"].judge == "agreement"
 
 
 # ---- what the pages name -----------------------------------------------------------------------------------------
