@@ -258,6 +258,7 @@ def parameters(of: dict[str, Any], seed: int, data: Path, students: dict[str, di
         },
         "students": students,
         "evaluation": {"nsd_tolerance": of["nsd_tolerance"]},
+        "promotion": {"first_base": "raw/none"},
         "compute": {"device": "cpu", "threads": 1, "precision": "float32"},
         "execution": {"scheduler": "synchronous", "workers": 1, "progress": "none"},
     }

@@ -11,7 +11,7 @@ import polars as pl
 
 from pipeline.errors import BadInput
 from pipeline.evaluation.metrics import Evaluation, case_metrics
-from pipeline.evaluation.prediction import FixedProposal, Measured, Predictions, predictions
+from pipeline.evaluation.prediction import Measured, Predictions, predictions
 from pipeline.execution import CaseFailures, Runtime, Shard, run, shards_of, workspace
 from pipeline.measures.intervals import Interval, bootstrap_interval, mean_over_groups
 from pipeline.measures.overlap import mask_dice
@@ -242,10 +242,12 @@ class _Evaluating:
     knobs: Evaluation
 
     def __call__(self, shard: Shard) -> pl.DataFrame:
-        import torch
+        # An arm that takes a proposal runs no network, and importing torch takes longer than all of its metrics.
+        if not self.predictions.take_proposals:
+            import torch
 
-        # One thread for any number of workers, because the number of threads changes results in the last bits.
-        torch.set_num_threads(1)
+            # One thread for any number of workers, because the number of threads changes results in the last bits.
+            torch.set_num_threads(1)
         return evaluate(self.cases, shard.members, self.predictions.sustained, self.predictions.best, self.knobs)
 
 
@@ -290,7 +292,7 @@ def _measure(
     cases, compute = data.cases, runtime.compute
     found = predictions(model, data, compute, split)
     inputs = [cases.folder / MANIFEST, model / MANIFEST]
-    if any(isinstance(each, FixedProposal) for each in found.sustained):
+    if found.take_proposals:
         inputs.append(data.proposals.folder / MANIFEST)
     title = f"{'evaluate' if split == 'test' else 'validate'} {name}"
     with workspace(title.replace(" ", "_"), __name__, (knobs, compute), inputs) as work:

@@ -93,6 +93,11 @@ class Predictions:
     sustained: tuple[NetworkPrediction | FixedProposal, ...]
     best: NetworkPrediction | FixedProposal | None
 
+    @property
+    def take_proposals(self) -> bool:
+        """Whether the predictions are proposals, which need no network."""
+        return any(isinstance(each, FixedProposal) for each in self.sustained)
+
 
 def predictions(folder: Path, data: Data, compute: Compute, split: Measured = "test") -> Predictions:
     """Checkpoints of the folder of a base or of a student that are measured on the cases of a split.
@@ -101,10 +106,10 @@ def predictions(folder: Path, data: Data, compute: Compute, split: Measured = "t
     validation chose `best`, so the Dice of `best` on validation is too high. Raises `BadInput` if a student takes a
     proposal of every case and some cases of the split have no proposals.
     """
-    from pipeline.segmenter.models import Model
-
     record = StudentRecord.of(folder)
     if record is None:
+        from pipeline.segmenter.models import Model
+
         return Predictions((NetworkPrediction(data.cases, Model(folder, "base"), compute),), None)
     if record.slot is not None:
         known = set(data.proposals.case_ids())
@@ -114,6 +119,8 @@ def predictions(folder: Path, data: Data, compute: Compute, split: Measured = "t
                 f"have no proposals (first: '{missing[0]}'); add '{split}' to propose.splits"
             )
         return Predictions((FixedProposal(data.proposals, record.slot),), None)
+    from pipeline.segmenter.models import Model
+
     names = ("last",) if split == "validation" else (*record.late, "best")
     each = [NetworkPrediction(data.cases, Model(folder, name), compute, record.offsets or ()) for name in names]
     return Predictions(tuple(each), None) if split == "validation" else Predictions(tuple(each[:-1]), each[-1])

@@ -44,7 +44,11 @@ def write_outputs(command: str) -> None:
     _, _, module, *arguments = shlex.split(command)
     stage = module.removeprefix("stages.")
     options = dict(pairwise(arguments))
-    outs = [Path(options[name]) for name in ("--out", "--metrics", "--history", "--out-of-fold", "--notes") if name in options]
+    outs = [
+        Path(options[name])
+        for name in ("--out", "--metrics", "--history", "--out-of-fold", "--notes")
+        if name in options
+    ]
     name = arguments[0] if not arguments[0].startswith("--") else ""
     if stage == "judge":
         outs = [outs[0], Path("models/judges") / name]
