@@ -23,6 +23,7 @@ import polars as pl
 from ruamel.yaml import YAML
 
 from benchmarks.stage import stage
+from pipeline.measures.intervals import Interval, crossed_interval
 
 RATES = (2e-4, 5e-4, 1e-3)
 """Learning rates that every family tries."""
@@ -378,6 +379,110 @@ def choose(out: Path) -> None:
     (out / "chosen.json").write_text(json.dumps(found, indent=1))
     print(table.with_columns(100 * pl.col("polyps", "nuclei", "mean")))
     print(found)
+
+
+COMPARED = {
+    f"{pick}: {objective} against imitation, {pool}": (f"{pick}_{objective}_{pool}", f"{pick}_imitate_{pool}")
+    for pick in PICKS
+    for objective in ("rn_dpo", "rn_cdpo", "dpo")
+    for pool in POOL_TERMS
+} | {
+    "RN-DPO against DPO, judge, fitted": ("judge_rn_dpo_fitted", "judge_dpo_fitted"),
+    "RN-DPO against DPO, judge, alone": ("judge_rn_dpo_alone", "judge_dpo_alone"),
+    "RN-DPO against DPO, oracle, alone": ("oracle_rn_dpo_alone", "oracle_dpo_alone"),
+    "imitation of the fitted mean against the mean at .5": ("imitate_fitted", "imitate_mean"),
+    "imitation of the fitted mean against distillation": ("imitate_fitted", "distill"),
+    "judge on top of the best imitation": ("judge_rn_dpo_fitted", "imitate_fitted"),
+    "fixed on top of the best imitation": ("fixed_rn_dpo_fitted", "imitate_fitted"),
+    "oracle on top of the best imitation": ("oracle_rn_dpo_fitted", "imitate_fitted"),
+    "imitation of the fitted mean against 12 passes of it": ("imitate_fitted", "mean_fitted"),
+    "strong labelled views": ("supervised_strong", "supervised"),
+    "own threshold of the student": ("imitate_fitted_own", "imitate_fitted"),
+}
+"""Pairs of arms by what their difference says. Both arms were trained on the same seeds."""
+
+
+class Measured:
+    """Test Dice of all arms of one data set over its finished seeds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.seeds = sorted(folder.glob("seed_*"), key=lambda path: int(path.name.split("_")[1]))
+
+    def dice(self, arm: str, column: str = "dice") -> tuple[list[Path], np.ndarray, list[str]]:
+        """Seeds that have the arm, its Dice f64 `[seed, case]` and the patient of every case."""
+        from pipeline.evaluation.evaluate import means_per_case
+        from pipeline.store.schema import EVALUATION
+        from pipeline.store.tables import read_table
+
+        found = [seed for seed in self.seeds if (seed / f"metrics/{arm}.json").is_file()]
+        tables = [means_per_case(read_table(seed / f"evaluation/{arm}.parquet", EVALUATION)) for seed in found]
+        values = np.stack([table[column].to_numpy() for table in tables]) if tables else np.zeros((0, 0))
+        return found, values, tables[0]["group"].to_list() if tables else []
+
+    def difference(self, one: str, other: str) -> tuple[int, Interval] | None:
+        """Number of seeds that have both arms, and the difference of their Dice. None without a common seed."""
+        (seeds, values, groups), (seeds_of_other, others, _) = self.dice(one), self.dice(other)
+        both = [seed for seed in seeds if seed in seeds_of_other]
+        if not both:
+            return None
+        first = values[[seeds.index(seed) for seed in both]]
+        second = others[[seeds_of_other.index(seed) for seed in both]]
+        return len(both), crossed_interval(first - second, groups, 2000, 0)
+
+    def recovered(self, arm: str, ceiling: str) -> Interval | None:
+        """Gain of an arm over the gain of full supervision, with the interval of the linearised ratio.
+
+        With gains a and b of every seed and patient and r = mean(a) / mean(b), the interval is that of the mean of
+        (a - r b) / mean(b) around r. None if the gain of full supervision is not shown to be above 0.
+        """
+        parts = {name: self.dice(name) for name in (arm, "base", ceiling)}
+        both = [seed for seed in self.seeds if all(seed in seeds for seeds, _, _ in parts.values())]
+        if not both:
+            return None
+        of = {name: values[[seeds.index(seed) for seed in both]] for name, (seeds, values, _) in parts.items()}
+        groups = parts["base"][2]
+        gain, full_gain = of[arm] - of["base"], of[ceiling] - of["base"]
+        whole, own = (crossed_interval(values, groups, 2000, 0) for values in (full_gain, gain))
+        if whole.low is None or whole.low <= 0 or whole.mean is None or own.mean is None:
+            return None
+        ratio = own.mean / whole.mean
+        around = crossed_interval((gain - ratio * full_gain) / whole.mean, groups, 2000, 0)
+        if around.low is None or around.high is None:
+            return Interval(ratio, None, None)
+        return Interval(ratio, ratio + around.low, ratio + around.high)
+
+
+@main.command()
+@click.option("--out", type=PATH, required=True)
+@click.option("--tables", type=PATH, required=True, help="Folder of study.csv and study_differences.csv.")
+def draw(out: Path, tables: Path) -> None:
+    """Gain over the base, gap recovered, and differences between arms, with 95 % intervals over patients and seeds."""
+    rows, differences = [], []
+    for name in SETS:
+        measured = Measured(out / name)
+        names = sorted({path.stem for seed in measured.seeds for path in (seed / "metrics").glob("*.json")} - {"base"})
+        for arm in names:
+            gain = measured.difference(arm, "base")
+            against = measured.difference(arm, "supervised")
+            if gain is None:
+                continue
+            row: dict[str, Any] = {"set": name, "arm": arm, "seeds": gain[0], **_named("gain", gain[1])}
+            row |= _named("over_supervised", None if against is None else against[1])
+            row |= _named("recovered_same", measured.recovered(arm, "full_same"))
+            row |= _named("recovered_full", measured.recovered(arm, "full"))
+            rows.append(row)
+        for title, pair in COMPARED.items():
+            if (found := measured.difference(*pair)) is not None:
+                differences.append({"set": name, "difference": title, "seeds": found[0], **_named("dice", found[1])})
+    for content, file in ((rows, "study.csv"), (differences, "study_differences.csv")):
+        table = pl.DataFrame(content, infer_schema_length=None)
+        table.write_csv(tables / file, float_precision=5)
+        with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=220, fmt_str_lengths=60, float_precision=3):
+            print(table)
+
+
+def _named(name: str, found: Interval | None) -> dict[str, float | None]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found or (None, None, None), strict=True))
 
 
 if __name__ == "__main__":
