@@ -46,8 +46,8 @@ def parameters(seed: int) -> dict[str, Any]:
         "augmentation": {"flips": [0, 1]},
         "model": "raw/none",
         "base": {
-            "network": {"name": "UNet", "arguments": {"channels": [8, 16, 32], "strides": [2, 2]}, "multiple": 4},
-            "optimisation": {"steps": 250, "learning_rate": 3e-3, "evaluate_every": 50, "patience": 3},
+            "network": {"name": "UNet", "arguments": {"channels": [16, 32, 64], "strides": [2, 2]}, "multiple": 4},
+            "optimisation": {"steps": 250, "learning_rate": 2e-3, "evaluate_every": 50, "patience": 3},
             "batch": 8,
             "members": 2,
             "folds": 2,
@@ -72,7 +72,7 @@ def parameters(seed: int) -> dict[str, Any]:
             for name in RUNS
         },
         "training": {
-            "optimisation": {"steps": 150, "learning_rate": 1e-3, "schedule": "cosine", "evaluate_every": 50},
+            "optimisation": {"steps": 200, "learning_rate": 5e-4, "schedule": "cosine", "evaluate_every": 100},
             "images": 4,
             "labelled": 4,
             "views": {"modality": "mri"},
