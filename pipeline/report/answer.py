@@ -221,6 +221,7 @@ def _comparison_note(run: Run, arms: list[ComparedArm], rivals: Rivals) -> str:
             if count > 1
             else "One arm was compared."
         )
+    if any(one.arm.research for one in arms):
         parts.append(f"An arm marked '{RESEARCH}' learned from truth of the pool.")
     if unmeasured := arms[0].arm.metrics["unmeasured"]:
         parts.append(f"Not measured: {unmeasured} test cases whose truth is unknown everywhere.")
