@@ -35,4 +35,6 @@ def stages_and_knobs(params: Params) -> Iterator[tuple[str, str, object]]:
     yield "validate", "validate", (params.evaluation, compute)
     # Whether a student is a candidate depends on properties of the classes of its objective and its judge.
     yield "promote", "promote", (params.promotion, params.students, params.pairs, params.consensus, params.judges)
-    yield "report", "report", ()
+    # Families of arms and passes of proposals are properties of the classes.
+    used = (params.propose, params.students, params.consensus, params.judges)
+    yield "report", "report", used

@@ -19,6 +19,9 @@ from stages import FOLDER, stage
 @click.option("--base", type=FOLDER, default="models/base", show_default=True)
 @click.option("--promoted", type=FOLDER, default="models/promoted", show_default=True)
 @click.option("--students", type=FOLDER, default="models/students", show_default=True)
+@click.option("--notes", type=FOLDER, default="data/notes.json", show_default=True)
+@click.option("--out-of-fold", type=FOLDER, default="data/out_of_fold", show_default=True)
+@click.option("--validation", type=FOLDER, default="validation", show_default=True)
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(cases: Path, panel: Path, proposals: Path, out: Path, params_file: Path, **folders: Path) -> None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 FITTED_FILE = "fitted.json"
 """File beside the proposals with the fitted thresholds of every sampler `mean`."""
 
+TRIED_FILE = "thresholds.parquet"
+"""File beside the out-of-fold proposals with the Dice of every threshold that was tried."""
+
 Fit = tuple[float, ...]
 """One threshold per foreground class."""
 
@@ -90,10 +93,7 @@ def fit_thresholds(
     notes: dict[str, str] = {}
     patients = tried["group"].n_unique()
     for name in samplers_to_fit(samplers):
-        rows = tried.filter(pl.col("sampler") == name).sort("case_id", "class", "threshold")
-        per_case = rows["class"].n_unique() * len(THRESHOLDS)
-        cases = rows.gather_every(per_case)
-        dice = rows["dice"].to_numpy().reshape(len(cases), -1, len(THRESHOLDS))
+        dice, cases = tried_by(tried, name)
         group, fold = cases["group"].to_list(), np.array([fold_of[case_id] for case_id in cases["case_id"]])
         choice = chosen_thresholds(dice, group)
         of_all[name] = choice.thresholds
@@ -112,6 +112,13 @@ def fit_thresholds(
     return FittedThresholds(of_all, of_fold, fold_of, notes, patients)
 
 
+def tried_by(tried: pl.DataFrame, sampler: str) -> tuple[np.ndarray, pl.DataFrame]:
+    """Dice f64 `[case, foreground class, threshold]` of a sampler, and one row of `tried` per case, in order."""
+    rows = tried.filter(pl.col("sampler") == sampler).sort("case_id", "class", "threshold")
+    cases = rows.gather_every(rows["class"].n_unique() * len(THRESHOLDS))
+    return rows["dice"].to_numpy().reshape(len(cases), -1, len(THRESHOLDS)), cases
+
+
 def rows_of(case: Case, sampler: str, dice: np.ndarray) -> list[dict[str, Any]]:
     """Rows of `schema.THRESHOLDS` of one case from its Dice f64 `[foreground class, threshold]`."""
     return [
@@ -123,4 +130,4 @@ def rows_of(case: Case, sampler: str, dice: np.ndarray) -> list[dict[str, Any]]:
 
 def write_tried(tried: pl.DataFrame, out: Path, block: object) -> None:
     """Write `thresholds.parquet`."""
-    write_table(tried, schema.THRESHOLDS, out / "thresholds.parquet", block)
+    write_table(tried, schema.THRESHOLDS, out / TRIED_FILE, block)

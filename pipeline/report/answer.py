@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
 from pipeline.measures.numbers import NO_VALUE, Estimate, decimal, percent, points
 from pipeline.promotion.record import Comparison
+from pipeline.report.arms import ComparedArm, Rivals, compared_arms, first_of_family
 from pipeline.report.audit_measures import RESEARCH
-from pipeline.report.blocks import Block, Cell, Note, Section, Table
+from pipeline.report.blocks import Block, Cell, Figure, Note, Section, Table
 from pipeline.report.cells import cell, inline
 from pipeline.report.figures import forest
 from pipeline.report.run import Arm, Run
@@ -18,34 +20,56 @@ from pipeline.segmenter.student_record import anchor_terms
 
 MEASURED = ("gain", "lower bound", "worse")
 """Columns of a student against one base, on validation."""
+OVER_SUPERVISED, OVER_PROPOSAL = "gain over supervised", "gain over fixed proposal"
+"""Columns of a student against the arms that it has to beat."""
 WORST = 6
 """Number of test cases in each list of worst cases."""
 
 
 def answer(run: Run) -> Section:
-    """Test results of all arms, the forest plot of gains, and the preference push on each student."""
-    students = run.arms[1:]
+    """Test results of all arms by family, the forest plot of gains, and the preference push on each student."""
+    rivals = Rivals.of(run)
+    arms = compared_arms(run, rivals)
     blocks: list[Block] = [Note(run.base_notes)] if run.base_notes else []
-    blocks.append(_arms_table(run.arms))
-    if students:
-        gains = {f"{arm.name} (research)" if arm.research else arm.name: arm.gain for arm in students}
-        spoken = "; ".join(f"{name} {inline(gain, signed=True)}" for name, gain in gains.items())
-        blocks += [
-            forest(
-                gains,
-                f"Gain of each student over the base with its 95 % interval, in Dice points: {spoken}.",
-                "Gain over the base with its 95 % interval. A point is filled and coloured if its interval excludes 0.",
-            ),
-            _push_table(run),
-        ]
+    blocks.append(_arms_table(run, arms, rivals))
+    if len(arms) > 1:
+        blocks += [_forest(arms, rivals), _further_table(arms), _push_table(run)]
     else:
         blocks.append(Note(["params.yaml has no students, so there is nothing to compare with the base."]))
+        blocks.append(_further_table(arms))
+    rival = f"'{rivals.supervised.name}'" if rivals.supervised else "the base"
     how = (
         "Dice is the mean over the patients of the test split, in points (100 is perfect). Brackets hold the 95 % "
-        "interval. A gain is bold and has an arrow if its interval excludes 0. Among many arms, some intervals exclude "
-        "0 by chance."
+        f"interval. An arm is better only if the interval of its gain over {rival} lies above 0. The gains of a better "
+        "arm are bold with \N{BLACK UP-POINTING TRIANGLE}. A gain whose interval lies below 0 is bold with "
+        "\N{BLACK DOWN-POINTING TRIANGLE}."
     )
     return Section("answer", "Results of training on preferences", how, blocks)
+
+
+def _forest(arms: list[ComparedArm], rivals: Rivals) -> Figure:
+    """Forest plot of the gains over the base and over each rival."""
+    students = [compared for compared in arms if compared.arm.student]
+    panels = {"over the base": {_title(one): one.over_base for one in students}}
+    if rivals.supervised:
+        panels[f"over '{rivals.supervised.name}'"] = {_title(one): one.over_supervised for one in students}
+    if rivals.proposal:
+        panels[f"over '{rivals.proposal.name}'"] = {_title(one): one.over_proposal for one in students}
+    spoken = ". ".join(
+        f"Gain {over}: " + "; ".join(f"{name} {inline(gain, signed=True)}" for name, gain in gains.items() if gain)
+        for over, gains in panels.items()
+    )
+    return forest(
+        panels,
+        {_title(one) for one in students if one.better},
+        f"Gains of all arms with their 95 % intervals, in Dice points. {spoken}.",
+        "Gains in test Dice with their 95 % intervals. A blue filled point is a gain above 0 of a better arm. A red "
+        "filled point has an interval below 0. All other points are open.",
+    )
+
+
+def _title(compared: ComparedArm) -> str:
+    return f"{compared.name} (research)" if compared.arm.research else compared.name
 
 
 def promotion(run: Run) -> Section:
@@ -110,45 +134,128 @@ def gap_recovered(gain: float | None, full: Estimate | None) -> float | None:
     return gain / full.mean
 
 
-def _arms_table(arms: list[Arm]) -> Table:
-    ceiling = next((arm for arm in arms if arm.student and arm.student.objective.kind == "full"), None)
+def _arms_table(run: Run, arms: list[ComparedArm], rivals: Rivals) -> Table:
+    ceiling = next((one.arm for one in arms if one.arm.student and one.arm.student.objective.kind == "full"), None)
     full = ceiling.gain if ceiling else None
-    unit = arms[0].metrics["distance_unit"]
-    f1 = _has_f1(arms)
-    rows = [
-        [Cell(arm.name, tag=RESEARCH if arm.research else ""), *_results(arm, full, arm is ceiling, f1), *_recipe(arm)]
-        for arm in arms
-    ]
+    rows = []
+    for one in arms:
+        student = one.arm.student is not None
+        passes = run.passes(one.arm)
+        gap = None if one.arm is ceiling or not student else gap_recovered(one.arm.gain.mean, full)
+        rows.append(
+            [
+                Cell(one.name, tag=RESEARCH if one.arm.research else ""),
+                Cell(decimal(passes, 0), why="unknown" if passes is None else ""),
+                cell(Estimate.read(one.arm.metrics["dice"])),
+                _gain(one.over_base, one.better),
+                *([_gain(one.over_supervised, one.better)] if rivals.supervised else []),
+                *([_gain(one.over_proposal, one.better)] if rivals.proposal else []),
+                percent(gap),
+                f"{one.arm.metrics['cases_worse']} of {one.arm.metrics['cases']}" if student else NO_VALUE,
+                *_recipe(one.arm),
+            ]
+        )
     recipe = ("pair set", "judge", "objective", "anchor")
     columns = [
-        *("arm", "test Dice, sustained", "gain over base", "gap recovered", "peak", "drop"),
-        *("NSD", f"HD95, {unit}", f"ASSD, {unit}", *(["F1"] if f1 else []), "cases worse", "missed", "invented"),
-        *recipe,
+        *("arm", "passes", "test Dice, sustained", "gain over base"),
+        *([OVER_SUPERVISED] if rivals.supervised else []),
+        *([OVER_PROPOSAL] if rivals.proposal else []),
+        *("gap recovered", "cases worse", *recipe),
     ]
     if ceiling is None:
-        gap = "left out, because no arm has the objective full"
+        gap_text = "Left out, because no arm has the objective full."
     elif gap_recovered(0.0, full) is None:
-        gap = f"left out, because the gain of '{ceiling.name}' is not shown to be above 0"
+        gap_text = f"Left out, because the gain of '{ceiling.name}' is not shown to be above 0."
     else:
-        gap = f"the gain as a share of the gain of '{ceiling.name}'"
-    note = (
-        "Sustained: mean over the last fifth of a student's checkpoints. Peak: Dice at the student's best validation "
-        f"step. Drop: peak minus sustained. Gap recovered: {gap}. NSD: share of surface within "
-        f"{arms[0].metrics['nsd_tolerance']:g} {unit}, in points. HD95, ASSD: distances between surfaces; lower is "
-        "better. Cases worse: cases that lost more Dice than evaluation.worse_by "
-        f"({arms[0].metrics['worse_by']:g}). Missed: masks of a case and class that are empty although the truth is "
-        "not. Invented: masks that are not empty although the truth is. "
-        f"An arm marked '{RESEARCH}' learned from truth of the pool."
-    )
-    if f1:
-        note += (
-            " F1: F1 of connected components, in points. A predicted component matches a true component if their IoU "
-            f"is above {arms[0].metrics['component_overlap']:g}. Objects that touch are one component."
-        )
-    if unmeasured := arms[0].metrics["unmeasured"]:
-        note += f" Not measured: {unmeasured} test cases whose truth is unknown everywhere."
+        gap_text = f"Gain over the base as a share of the gain of '{ceiling.name}'."
+    meanings = {
+        "passes": "Forward passes of a network that one prediction needs. Compare arms with equal numbers of passes. A "
+        "dash: unknown, as for masks of other tools.",
+        "test Dice, sustained": "Mean over the last fifth of a student's checkpoints.",
+        "gap recovered": gap_text,
+        "cases worse": "Cases that lost more Dice than evaluation.worse_by "
+        f"({arms[0].arm.metrics['worse_by']:g}) against the base.",
+    }
     words = frozenset(columns.index(name) for name in recipe)
-    return Table("Test results of all arms", columns, rows, words, note=note)
+    groups = first_of_family(arms)
+    note = _comparison_note(run, arms, rivals)
+    return Table("Test results of all arms", columns, rows, words, note=note, groups=groups, meanings=meanings)
+
+
+def _gain(gain: Estimate | None, better: bool) -> Cell | str:
+    """Cell of a gain. A gain above 0 is marked only for an arm that is better."""
+    if gain is None:
+        return NO_VALUE
+    found = cell(gain, signed=True)
+    return found if better or found.sign < 0 else replace(found, sign=0)
+
+
+def _comparison_note(run: Run, arms: list[ComparedArm], rivals: Rivals) -> str:
+    """What the arms are compared with, how many there are, and what an interval does not say."""
+    count = len(arms) - 1
+    parts = []
+    if rivals.supervised:
+        parts.append(f"'{rivals.supervised.name}' is training continued on the labels, with as many steps.")
+    elif count:
+        parts.append(
+            "The run has no arm of continued training, so a gain may come from longer training alone. Add the student "
+            "'supervised: {pairs: none, objective: {kind: supervised}}'."
+        )
+    if rivals.proposal:
+        taken = run.record(rivals.proposal.name).proposal
+        several = sum(_kind(one.arm) == "proposal" for one in arms) > 1
+        parts.append(
+            f"The fixed proposal is '{rivals.proposal.name}'"
+            + (f" ({taken})" if taken else "")
+            + (", the best such arm on validation." if several else ".")
+        )
+    elif count:
+        parts.append(
+            "The run has no arm of a fixed proposal. Add the student 'best_proposal: {pairs: none, objective: "
+            "{kind: proposal}}', and test to propose.splits."
+        )
+    if count:
+        parts.append(
+            f"{count} arms were compared. The intervals of single arms are not corrected for this number: among many "
+            "arms, some intervals lie above 0 by chance."
+            if count > 1
+            else "One arm was compared."
+        )
+    if any(one.arm.research for one in arms):
+        parts.append(f"An arm marked '{RESEARCH}' learned from truth of the pool.")
+    if unmeasured := arms[0].arm.metrics["unmeasured"]:
+        parts.append(f"Not measured: {unmeasured} test cases whose truth is unknown everywhere.")
+    return " ".join(parts)
+
+
+def _kind(arm: Arm) -> str | None:
+    return arm.student.objective.kind if arm.student else None
+
+
+def _further_table(arms: list[ComparedArm]) -> Table:
+    """Peak, drop, surface distances, F1 and empty masks of all arms."""
+    first = arms[0].arm.metrics
+    unit, f1 = first["distance_unit"], _has_f1([one.arm for one in arms])
+    columns = [
+        *("arm", "peak", "drop", "NSD", f"HD95, {unit}", f"ASSD, {unit}", *(["F1"] if f1 else [])),
+        *("missed", "invented"),
+    ]
+    meanings = {
+        "peak": "Dice at the student's best validation step.",
+        "drop": "Peak minus sustained.",
+        "NSD": f"Share of surface within {first['nsd_tolerance']:g} {unit}, in points.",
+        f"HD95, {unit}": "95th percentile of the distances between surfaces; lower is better.",
+        f"ASSD, {unit}": "Average symmetric distance between surfaces; lower is better.",
+        "missed": "Masks of a case and class that are empty although the truth is not.",
+        "invented": "Masks of a case and class that are not empty although the truth is.",
+    }
+    if f1:
+        meanings["F1"] = (
+            "F1 of connected components, in points. A predicted component matches a true component if their IoU is "
+            f"above {first['component_overlap']:g}. Objects that touch are one component."
+        )
+    rows = [[one.name, *_further(one.arm, f1)] for one in arms]
+    return Table("Further test results of all arms", columns, rows, meanings=meanings)
 
 
 def _has_f1(arms: list[Arm]) -> bool:
@@ -192,22 +299,16 @@ def objective_text(knobs: dict[str, Any]) -> str:
     return f"{knobs['kind']} by {ranker}: {text}"
 
 
-def _results(arm: Arm, full: Estimate | None, is_full: bool, f1: bool) -> list[Cell | str]:
-    metrics = arm.metrics
-    dice, nsd, hd95, assd = (Estimate.read(metrics[name]) for name in ("dice", "nsd", "hd95", "assd"))
-    student = arm.student is not None
-    gap = None if is_full or not student else gap_recovered(arm.gain.mean, full)
+def _further(arm: Arm, f1: bool) -> list[Cell | str]:
+    metrics, student = arm.metrics, arm.student is not None
+    nsd, hd95, assd = (Estimate.read(metrics[name]) for name in ("nsd", "hd95", "assd"))
     return [
-        cell(dice),
-        cell(arm.gain, signed=True) if student else NO_VALUE,
-        percent(gap),
         points(metrics["peak"]) if student else NO_VALUE,
         points(metrics["drop"], signed=True) if student else NO_VALUE,
         cell(nsd),
         cell(hd95, 1, 1),
         cell(assd, 1, 2),
         *([cell(Estimate.read(metrics["f1"]))] if f1 else []),
-        f"{metrics['cases_worse']} of {metrics['cases']}" if student else NO_VALUE,
         str(metrics["empty"]["missed"]),
         str(metrics["empty"]["invented"]),
     ]

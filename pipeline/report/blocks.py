@@ -34,6 +34,8 @@ class Table:
     folded: bool = False
     """Whether the table is closed until the reader opens it."""
     note: str = ""
+    groups: Mapping[int, str] = field(default_factory=dict)
+    """Title of a group of rows by the index of its first row."""
     meanings: Mapping[str, str] = field(default_factory=dict)
     """Meaning of columns by title, a sentence each. The page shows them over the titles and in a folded list."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -75,25 +75,31 @@ def embed(drawn: Drawing, alt: str, caption: str, pixels: bool = False) -> Figur
     return Figure(source, alt, caption, round(drawn.get_figwidth() * DPI))
 
 
-def forest(gains: Mapping[str, Estimate], alt: str, caption: str) -> Figure:
-    """Forest plot of gains in points with their intervals, one row per gain from top to bottom.
+def forest(
+    panels: Mapping[str, Mapping[str, Estimate | None]], better: Collection[str], alt: str, caption: str
+) -> Figure:
+    """Forest plot of gains in points with their intervals: one panel per rival, one row per arm from top to bottom.
 
-    A point is filled if its interval excludes 0.
+    A gain above 0 is marked for the arms in `better` only. A gain whose interval is below 0 is marked for every arm.
     """
-    with drawing(8.5, 0.9 + 0.36 * len(gains)) as drawn:
-        axes = drawn.subplots()
-        axes.axvline(0, color="black", linewidth=1)
-        for row, gain in enumerate(gains.values()):
-            if gain.mean is None:
-                continue
-            colour = {1: BLUE, -1: RED, 0: GREY}[gain.sign]
-            if gain.low is not None and gain.high is not None:
-                axes.plot([100 * gain.low, 100 * gain.high], [row, row], color=colour, linewidth=2)
-            axes.plot(100 * gain.mean, row, "o", color=colour, markerfacecolor=colour if gain.sign else "white")
-        axes.set_yticks(range(len(gains)), list(gains))
-        axes.set_ylim(len(gains) - 0.5, -0.5)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("gain in test Dice over the base, points")
+    names = list(next(iter(panels.values())))
+    with drawing(3.2 + 3.0 * len(panels), 0.9 + 0.36 * len(names)) as drawn:
+        axes = list(drawn.subplots(1, len(panels), squeeze=False, sharey=True).flat)
+        for at, (title, gains) in zip(axes, panels.items(), strict=True):
+            at.axvline(0, color="black", linewidth=1)
+            for row, (name, gain) in enumerate(gains.items()):
+                if gain is None or gain.mean is None:
+                    continue
+                sign = gain.sign if gain.sign < 0 or name in better else 0
+                colour = {1: BLUE, -1: RED, 0: GREY}[sign]
+                if gain.low is not None and gain.high is not None:
+                    at.plot([100 * gain.low, 100 * gain.high], [row, row], color=colour, linewidth=2)
+                at.plot(100 * gain.mean, row, "o", color=colour, markerfacecolor=colour if sign else "white")
+            at.set_title(title)
+            at.grid(axis="y", visible=False)
+            at.set_xlabel("gain in test Dice, points")
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].set_ylim(len(names) - 0.5, -0.5)
         return embed(drawn, alt, caption)
 
 
@@ -170,6 +176,39 @@ def curves(
             loc="outside lower left",
             ncols=min(6, len(names)),
         )
+        return embed(drawn, alt, caption)
+
+
+class Banded(NamedTuple):
+    """A curve with a band around it and one marked point on it."""
+
+    x: np.ndarray  # f64 [point]
+    y: np.ndarray  # f64 [point]
+    half: np.ndarray  # half the width of the band, f64 [point]; NaN for no band
+    marked: float  # a value of `x`
+
+
+def banded_curves(
+    panels: Mapping[str, Mapping[str, Banded]], names: Sequence[str], xlabel: str, ylabel: str, alt: str, caption: str
+) -> Figure:
+    """Curves by name with their bands and marked points. A name has the same colour in all panels."""
+    with grid(len(panels), 4.6, 3.0, columns=2, legend=0.28 * -(-len(names) // 6)) as (drawn, axes):
+        for at, (title, lines) in zip(axes, panels.items(), strict=False):
+            for name, curve in lines.items():
+                place = list(names).index(name)
+                colour, dashes = LINES[place % len(LINES)], DASHES[place // len(LINES) % len(DASHES)]
+                at.fill_between(
+                    curve.x, curve.y - curve.half, curve.y + curve.half, color=colour, alpha=0.15, linewidth=0
+                )
+                at.plot(curve.x, curve.y, color=colour, linestyle=dashes, linewidth=1.6, label=name)
+                chosen = int(np.flatnonzero(curve.x == curve.marked)[0])
+                at.plot(curve.marked, curve.y[chosen], "o", color=colour, markeredgecolor="black", markersize=8)
+            at.set_title(title)
+            at.set_xlabel(xlabel)
+            at.set_ylabel(ylabel)
+        handles = {handle.get_label(): handle for at in axes for handle in at.get_lines()}
+        shown = [name for name in names if name in handles]
+        drawn.legend([handles[name] for name in shown], shown, loc="outside lower left", ncols=min(6, len(names)))
         return embed(drawn, alt, caption)
 
 

@@ -15,6 +15,7 @@ from pipeline.report.example_pairs import examples
 from pipeline.report.judges import judges
 from pipeline.report.pair_sets import pair_sets
 from pipeline.report.run import Run, RunWarning
+from pipeline.report.thresholds import thresholds
 from pipeline.report.top_picks import picks
 
 SECTIONS = (
@@ -22,6 +23,7 @@ SECTIONS = (
     promotion,
     splits,
     proposals,
+    thresholds,
     judges,
     pair_sets,
     calibration,
@@ -30,6 +32,7 @@ SECTIONS = (
     training,
     worst_cases,
 )
+"""Sections in order. A section that does not apply to a run returns None."""
 
 
 def write_report(run: Run, out: Path) -> None:
@@ -42,7 +45,8 @@ def write_report(run: Run, out: Path) -> None:
         "cases": str(len(run.cases.all)),
         "students": str(len(run.params.students)),
     }
-    page = render([section(run) for section in SECTIONS], facts, run.promotion.reason, run.warnings)
+    sections = [section for make in SECTIONS if (section := make(run)) is not None]
+    page = render(sections, facts, run.promotion.reason, run.warnings)
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(page, encoding="utf-8", newline="\n")
 

@@ -15,6 +15,8 @@ from pipeline.errors import BadInput
 from pipeline.judges.consensus import reads_truth
 from pipeline.measures.numbers import Estimate
 from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
+from pipeline.proposals.fit_thresholds import FITTED_FILE, TRIED_FILE
+from pipeline.proposals.samplers.sampler import Passes, Setup, passes_by_slot
 from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.student_record import STUDENT_FILE, StudentRecord
 from pipeline.store import schema
@@ -24,6 +26,7 @@ from pipeline.store.tables import read_foreign_table, read_table, scan_table
 
 if TYPE_CHECKING:
     from pipeline.params import Params
+    from pipeline.students.objectives.objective import ArmFamily
     from pipeline.students.student import Student
 
 
@@ -40,6 +43,13 @@ class Arm:
     """Whether the arm learned from truth of the pool, which is not available in practice."""
 
     @property
+    def family(self) -> ArmFamily:
+        """Group of the arm. Every arm that learned from truth of the pool is a ceiling."""
+        if self.student is None:
+            return "no training"
+        return "ceilings" if self.research else self.student.objective.family
+
+    @property
     def gain(self) -> Estimate:
         """Gain in sustained test Dice over the base."""
         return Estimate.read(self.metrics["gain_over_base"]["dice"])
@@ -47,7 +57,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class RunWarning:
-    """A warning of the audit, its pair set, and the students that train on this pair set."""
+    """A warning of the audit with its pair set and the students that train on this pair set, or a note of the check."""
 
     text: str
     pairs: str | None = None
@@ -72,6 +82,10 @@ class Run:
     """Folder of the trained judges and of their error maps."""
     base: Path = Path("models/base")
     promoted: Path = Path("models/promoted")
+    notes: Path = Path("data/notes.json")
+    """Notes of the check. Runs of older versions have no such file."""
+    out_of_fold: Path = Path("data/out_of_fold")
+    validation: Path = Path("validation")
 
     @cached_property
     def panel(self) -> pl.LazyFrame:
@@ -82,8 +96,11 @@ class Run:
         """The base first, then the students in the order of `params.yaml`."""
         found = [Arm("base", read_json(self.metrics / "base.json"))]
         for name, student in self.params.students.items():
-            judge = self.params.pairs[student.pairs].judge
-            truth = student.objective.kind == "full" or self.reads_truth(judge)
+            pairs = self.params.pairs[student.pairs]
+            judge = pairs.judge
+            # The truth of labelled cases is available in practice.
+            ordered = self.reads_truth(judge) and pairs.split != "labelled"
+            truth = student.objective.family == "ceilings" or ordered
             found.append(Arm(name, read_json(self.metrics / f"{name}.json"), student, judge, truth))
         return found
 
@@ -156,15 +173,52 @@ class Run:
 
     @cached_property
     def warnings(self) -> list[RunWarning]:
-        """Warnings of the audit, in the order of `summary.json`."""
-        return [RunWarning(w["text"], w["pairs"], self.trained_on(w["pairs"])) for w in self.summary["warnings"]]
+        """Notes of the check, then warnings of the audit in the order of `summary.json`."""
+        notes = read_json(self.notes) if self.notes.is_file() else []
+        audited = [RunWarning(w["text"], w["pairs"], self.trained_on(w["pairs"])) for w in self.summary["warnings"]]
+        return [*map(RunWarning, notes), *audited]
 
     def trained_on(self, pairs: str | None) -> tuple[str, ...]:
         """Names of the students that train on a pair set."""
         return tuple(name for name, student in self.params.students.items() if student.pairs == pairs)
 
     def evaluated(self, name: str) -> pl.DataFrame:
+        """Metrics of an arm on the test cases."""
         return read_table(self.evaluation / f"{name}.parquet", schema.EVALUATION)
+
+    def validated(self, name: str) -> pl.DataFrame:
+        """Metrics of an arm on the validation cases."""
+        return read_table(self.validation / f"{name}.parquet", schema.EVALUATION)
+
+    @cached_property
+    def _passes(self) -> list[Passes | None]:
+        """Forward passes that the proposal in each slot needs."""
+        models = read_json(self.base / MODELS)
+        members, snapshots = (*models["members"], *models["folds"]), tuple(models["snapshots"])
+        setup = Setup(len(self.cases.class_names), self.params.base is not None, members, snapshots)
+        return passes_by_slot(self.params.propose.samplers, setup)
+
+    def passes(self, arm: Arm) -> int | None:
+        """Number of forward passes that a prediction of the arm needs. None if unknown, as for masks of other tools."""
+        if arm.student is None:
+            return None if self.params.base is None else 1
+        slot = self.record(arm.name).slot
+        if slot is None:
+            return 1
+        found = self._passes[slot]
+        return None if found is None else len(found)
+
+    @cached_property
+    def fitted(self) -> dict[str, Any]:
+        """Content of `fitted.json` by sampler. Empty without a sampler that fits thresholds."""
+        file = self.proposals.folder / FITTED_FILE
+        return read_json(file) if file.is_file() else {}
+
+    @cached_property
+    def tried(self) -> pl.DataFrame | None:
+        """Dice of every threshold on labelled cases out of fold. None if no threshold was tried."""
+        file = self.out_of_fold / TRIED_FILE
+        return read_table(file, schema.THRESHOLDS) if file.is_file() else None
 
     def curve(self, name: str, words: tuple[str, ...] = ()) -> pl.DataFrame:
         """Content of `history/NAME.csv`. All columns but `words` are f64."""

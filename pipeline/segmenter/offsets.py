@@ -67,6 +67,29 @@ def dice_at_thresholds(overlaps: np.ndarray) -> np.ndarray:
     return dice_from_counts(overlaps).reshape(-1, len(THRESHOLDS))
 
 
+class Curve(NamedTuple):
+    """Mean Dice over patients at every threshold of a class, and how far the difference to the best can be chance."""
+
+    mean: np.ndarray  # f64 [threshold]
+    error: np.ndarray
+    """Standard error of the difference to the best threshold over the same patients, f64 `[threshold]`. The patients
+    are the same because Dice differs more between patients than between thresholds. NaN for a single patient."""
+
+    @property
+    def within(self) -> np.ndarray:
+        """Whether a threshold is within one standard error of the best, bool `[threshold]`."""
+        return self.mean.max() - self.mean <= self.error + 1e-12
+
+
+def threshold_curve(dice: np.ndarray, groups: Sequence[str]) -> Curve:
+    """Curve of a class from the Dice f64 `[case, threshold]` of cases and their patients."""
+    means = np.stack([group_means(values, groups) for values in dice.T])  # [threshold, patient]
+    mean, count = means.mean(1), means.shape[1]
+    if count < 2:
+        return Curve(mean, np.full(len(mean), np.nan))
+    return Curve(mean, (means[mean.argmax()] - means).std(1, ddof=1) / np.sqrt(count))
+
+
 class Choice(NamedTuple):
     """Thresholds chosen on cases with labels."""
 
@@ -79,9 +102,8 @@ def chosen_thresholds(dice: np.ndarray, groups: Sequence[str], fewest: int = FEW
     """Threshold of every class from the Dice f64 `[case, foreground class, threshold]` of cases and their patients.
 
     The threshold of a class is the value nearest to one half whose mean Dice is within one standard error of the best
-    (Breiman et al., Classification and Regression Trees, 1984, section 3.4.3). Means are over patients. The standard
-    error is that of the difference to the best threshold over the same patients, because Dice differs more between
-    patients than between thresholds. Below `fewest` patients all thresholds are one half.
+    (Breiman et al., Classification and Regression Trees, 1984, section 3.4.3). Means are over patients. Below `fewest`
+    patients all thresholds are one half.
     """
     count = len(set(groups))
     if count < fewest:
@@ -90,9 +112,7 @@ def chosen_thresholds(dice: np.ndarray, groups: Sequence[str], fewest: int = FEW
     # From one half outwards: a threshold further away must be better.
     order = sorted(range(len(THRESHOLDS)), key=lambda at: (abs(THRESHOLDS[at] - HALF), THRESHOLDS[at]))
     thresholds = []
-    for of_class in dice.transpose(1, 2, 0):
-        means = np.stack([group_means(values, groups) for values in of_class])  # [threshold, patient]
-        loss = means[means.mean(1).argmax()] - means
-        within = loss.mean(1) <= loss.std(1, ddof=1) / np.sqrt(count) + 1e-12
+    for of_class in dice.swapaxes(0, 1):
+        within = threshold_curve(of_class, groups).within
         thresholds.append(THRESHOLDS[next(at for at in order if within[at])])
     return Choice(tuple(thresholds), count, None)

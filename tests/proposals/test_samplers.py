@@ -20,8 +20,9 @@ from pipeline.measures.overlap import first_equal
 from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.consensus import ConsensusSampler
 from pipeline.proposals.samplers.ensemble import Ensemble
-from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup
+from pipeline.proposals.samplers.sampler import BASE_PASS, CaseModels, Draw, Setup, passes_by_slot
 from pipeline.proposals.samplers.snapshots import Snapshots
+from pipeline.segmenter.sliding import PLAIN
 from tests.fixtures.networks import Constant, case_of, given, models, noise, sampler_of, segmenter_of, small
 
 KINDS = get_args(get_args(Sampler)[0])
@@ -173,6 +174,30 @@ def test_every_sampler_says_what_it_lacks_before_any_work(kind):
 
 
 @every_kind
+def test_every_sampler_names_the_passes_that_its_draws_need(kind, monkeypatch):
+    """As many as the networks make beside slot 0. Masks of a tool come from an unknown number."""
+    sampler, case = configured(kind), contract_case(2, 3)
+    made: dict[Any, int] = {}
+    logits = CaseModels.logits
+
+    def counted(self: CaseModels, key: Any, make: Any, view: Any) -> torch.Tensor:
+        found = logits(self, key, make, view)
+        made[key] = len(found) // 3
+        return found
+
+    monkeypatch.setattr(CaseModels, "logits", counted)
+    draws = list(sampler.draw("name", case))
+    made.pop((id(case.segmenter.network), PLAIN), None)
+    passes = sampler.forward_passes("name", setup_of(case), [frozenset({BASE_PASS})])
+    assert len(passes) == len(draws)
+    if sampler.kind == "imported":
+        assert set(passes) == {None}
+        return
+    assert all(passes)
+    assert len(frozenset().union(*passes) - {BASE_PASS}) == sum(made.values())
+
+
+@every_kind
 @pytest.mark.parametrize("label", [0, 1])
 def test_every_sampler_copes_with_an_empty_and_a_full_slot_0(kind, label):
     """The base says one class everywhere: masks of the right shape, no error."""
@@ -182,6 +207,32 @@ def test_every_sampler_copes_with_an_empty_and_a_full_slot_0(kind, label):
     if sampler.kind == "mc_dropout":
         pytest.skip("needs layers to drop, and this network has none")
     assert all(draw.mask.shape == (6, 8) for draw in sampler.draw("name", case))
+
+
+# ---- forward passes --------------------------------------------------------------------------------------------
+
+
+def test_passes_of_proposals_that_share_them():
+    """Base 1, two members 1 each, their mean 3; flips 1 each, their mean 3; a mean of 3 models and 2 views 6, of which
+    the base, the members and one flip of the base were made before; all of these together 7."""
+    samplers = {
+        "thresholds": sampler_of("threshold", thresholds=[0.3]),
+        "ensemble": sampler_of("ensemble"),
+        "flips": sampler_of("tta", flips=[[0], [1]]),
+        "all": sampler_of("mean", flips=[[1]], fitted=False),
+        "outline": sampler_of("morphology", erode=[1], dilate=[], largest_component=False, fill_holes=False),
+        "consensus": sampler_of("consensus"),
+    }
+    found = passes_by_slot(samplers, setup_of())
+    assert [len(passes or ()) for passes in found] == [1, 1, 1, 1, 3, 1, 1, 3, 6, 1, 7, 5]
+
+
+def test_passes_of_masks_of_a_tool_are_unknown():
+    """So are those of a vote with such masks. The mean probability has the passes of the networks alone."""
+    imported = sampler_of("imported", **EXAMPLES["imported"])
+    samplers = {"tool": imported, "consensus": sampler_of("consensus")}
+    assert passes_by_slot(samplers, setup_of()) == [{"base"}, None, None, None, {"base"}]
+    assert passes_by_slot(samplers, setup_of(base=False)) == [None] * 4
 
 
 # ---- ensemble --------------------------------------------------------------------------------------------------

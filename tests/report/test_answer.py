@@ -61,11 +61,12 @@ def test_arms_show_dice_in_points_with_signed_gains(built: Built) -> None:
     assert student["test Dice, sustained"].text == "65.0"
     gain = student["gain over base"]
     assert (gain.text, gain.interval, gain.sign) == ("+20.0", "[+20.0, +20.0]", 1)
-    assert (student["peak"].text, student["drop"].text) == ("66.0", "+1.0")
     assert (student["pair set"].text, student["judge"].text) == ("mined", "agreement")
     assert student["objective"].text == f"cdpo (e 0.2) {TIMES} region"
     assert student["anchor"].text == "supervised 1"
     assert student["cases worse"].text == "0 of 4"
+    further = row_of(table(answer(built.run), "Further test results of all arms"), "rn_cdpo")
+    assert (further["peak"].text, further["drop"].text) == ("66.0", "+1.0")
 
 
 def test_a_gain_whose_interval_includes_zero_is_not_marked(built: Built) -> None:
@@ -86,7 +87,92 @@ def test_gap_recovered_is_left_out_where_full_supervision_is_not_shown_to_gain(t
     made = build(tmp_path, gains={**GAINS, "full": (0.5, -0.2, 0.4, -0.1)})
     arms = table(answer(made.run), "Test results of all arms")
     assert {row_of(arms, name)["gap recovered"].text for name in ("base", *STUDENTS)} == {"—"}
-    assert "is not shown to be above 0" in arms.note
+    assert "is not shown to be above 0" in arms.meanings["gap recovered"]
+
+
+# ---- rivals ------------------------------------------------------------------------------------------------------
+
+PROPOSALS = {
+    "ensemble": {"pairs": "none", "objective": {"kind": "proposal", "pick": "ensemble mean"}},
+    "first": {"pairs": "none", "objective": {"kind": "proposal", "pick": "ensemble member_1"}},
+}
+ALL = {**STUDENTS, "sft": {"pairs": "mined", "objective": {"kind": "sft"}, "anchor": None}, **PROPOSALS}
+RIVALRY: dict[str, tuple[float, ...]] = {
+    **GAINS,
+    "supervised": (0.3, 0.3, 0.3, 0.3),
+    "rn_cdpo": (0.2, 0.2, 0.2, 0.2),
+    "sft": (0.35, 0.35, 0.35, 0.35),
+    "ensemble": (0.1, 0.1, 0.1, 0.1),
+    "first": (0.15, 0.15, 0.15, 0.15),
+}
+
+
+@pytest.fixture(scope="module")
+def rivalry(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Of two fixed proposals, `ensemble` is better on validation and `first` on test."""
+    validated = {"ensemble": (0.9,) * 4, "first": (0.1,) * 4}
+    return build(tmp_path_factory.mktemp("rivalry"), students=ALL, gains=RIVALRY, validated=validated)
+
+
+def test_arms_come_in_the_groups_of_their_families(rivalry: Built) -> None:
+    """An arm whose judge reads the truth of the pool is a ceiling, whatever its objective."""
+    arms = table(answer(rivalry.run), "Test results of all arms")
+    assert [row[0].text for row in arms.cells] == [
+        *("base", "ensemble", "first", "supervised", "sft", "rn_cdpo", "full", "oracle_dpo"),
+    ]
+    groups = {0: "No training", 3: "Labels only", 4: "Imitation", 5: "Preference", 6: "Ceilings"}
+    assert arms.groups == groups
+
+
+def test_an_arm_below_continued_training_is_never_marked_as_good(rivalry: Built) -> None:
+    """rn_cdpo gains 20 over the base and loses 10 to supervised (30); sft gains 5 over supervised."""
+    arms = table(answer(rivalry.run), "Test results of all arms")
+    student = row_of(arms, "rn_cdpo")
+    assert (student["gain over base"].text, student["gain over base"].sign) == ("+20.0", 0)
+    assert (student["gain over supervised"].text, student["gain over supervised"].sign) == (f"{MINUS}10.0", -1)
+    good = row_of(arms, "sft")
+    assert (good["gain over base"].sign, good["gain over supervised"].text) == (1, "+5.0")
+    assert good["gain over supervised"].sign == 1
+    itself = row_of(arms, "supervised")
+    assert (itself["gain over base"].sign, itself["gain over supervised"].text) == (0, "—")
+
+
+def test_the_best_fixed_proposal_is_chosen_on_validation(rivalry: Built) -> None:
+    """`first` is better on test, so it gains 5 over the rival; sft gains 35 - 10 = 25."""
+    arms = table(answer(rivalry.run), "Test results of all arms")
+    found = {name: row_of(arms, name)["gain over fixed proposal"].text for name in ("ensemble", "first", "sft", "base")}
+    assert found["ensemble"] == "—"
+    assert found["first"] == "+5.0"
+    assert found["sft"] == "+25.0"
+    assert found["base"] == f"{MINUS}10.0"
+    assert "The fixed proposal is 'ensemble' (ensemble mean), the best such arm on validation." in arms.note
+    assert "7 arms were compared" in arms.note
+
+
+def test_passes_of_a_prediction_are_those_of_its_network_or_of_its_proposal(rivalry: Built) -> None:
+    """Base and two members for the mean of the ensemble, one network for all others."""
+    arms = table(answer(rivalry.run), "Test results of all arms")
+    passes = {row[0].text: row_of(arms, row[0].text)["passes"].text for row in arms.cells}
+    assert passes == {**dict.fromkeys(["base", *ALL], "1"), "ensemble": "3"}
+
+
+def test_without_continued_training_the_base_decides_and_the_page_says_how_to_get_rivals(tmp_path: Path) -> None:
+    students = {name: student for name, student in STUDENTS.items() if name != "supervised"}
+    found = answer(build(tmp_path, students=students).run)
+    arms = table(found, "Test results of all arms")
+    assert not {"gain over supervised", "gain over fixed proposal"} & set(arms.columns)
+    assert row_of(arms, "rn_cdpo")["gain over base"].sign == 1
+    assert "gain over the base lies above 0" in found.how
+    assert "objective: {kind: supervised}" in arms.note
+    assert "objective: {kind: proposal}" in arms.note
+
+
+def test_a_pair_set_of_labelled_cases_uses_no_truth_of_the_pool(built: Built) -> None:
+    """The offline form of MAPO: the oracle orders masks of labelled cases."""
+    pairs = dict(built.run.params.pairs)
+    pairs["ceiling"] = pairs["ceiling"].model_copy(update={"split": "labelled"})
+    run = replace(built.run, params=built.run.params.model_copy(update={"pairs": pairs}))
+    assert {arm.name: arm.family for arm in run.arms}["oracle_dpo"] == "preference"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +282,7 @@ def run_of(f1: float | None, unmeasured: int = 0) -> Run:
     ]
     metrics = summary(pl.DataFrame(rows, schema=schema.EVALUATION.columns), None, KNOBS, unmeasured)
     cases = SimpleNamespace(class_names=["background", "nucleus", "gland"])
-    return cast(Run, SimpleNamespace(base_notes=[], arms=[Arm("base", metrics)], cases=cases))
+    return cast(Run, SimpleNamespace(base_notes=[], arms=[Arm("base", metrics)], cases=cases, passes=lambda arm: 1))
 
 
 def tables(section: Section) -> dict[str, Table]:
@@ -205,25 +291,25 @@ def tables(section: Section) -> dict[str, Table]:
 
 def test_f1_is_a_column_and_a_table_where_it_was_measured() -> None:
     run = run_of(0.25)
-    arms = tables(answer(run))["Test results of all arms"]
+    arms = tables(answer(run))["Further test results of all arms"]
     assert [cell.text for cell in arms.cells[0]][list(arms.columns).index("F1")] == "25.0"
-    assert "IoU is above 0.6" in arms.note
+    assert "IoU is above 0.6" in arms.meanings["F1"]
     by_class = tables(worst_cases(run))["F1 of components by class, points"]
     assert by_class.rows == [["base", "25.0", "25.0"]]
 
 
 def test_f1_is_nowhere_where_it_was_not_measured() -> None:
     run = run_of(None)
-    arms = tables(answer(run))["Test results of all arms"]
+    arms = tables(answer(run))["Further test results of all arms"]
     assert "F1" not in arms.columns
-    assert "F1" not in arms.note
+    assert "F1" not in arms.meanings
     assert not any("F1" in caption for caption in tables(worst_cases(run)))
 
 
 @pytest.mark.parametrize("f1", [None, 0.25])
 def test_only_the_recipe_is_set_as_words(f1: float | None) -> None:
-    arms = tables(answer(run_of(f1)))["Test results of all arms"]
-    assert {len(row) for row in arms.rows} == {len(arms.columns)}
+    arms, further = list(tables(answer(run_of(f1))).values())
+    assert all(len(row) == len(found.columns) for found in (arms, further) for row in found.rows)
     assert [arms.columns[place] for place in sorted(arms.words)] == ["pair set", "judge", "objective", "anchor"]
 
 

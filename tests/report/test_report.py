@@ -19,8 +19,10 @@ from pipeline.report.blocks import Section, Table
 from pipeline.report.calibration import calibration
 from pipeline.report.curves import training
 from pipeline.report.judges import judges
+from pipeline.report.page import write_report
 from pipeline.report.pair_sets import pair_sets
 from pipeline.report.run import Run
+from pipeline.store.manifest import write_json
 from stages.report import main
 from tests.fixtures.reporting import JUDGES, NO_PAIRS, PAIRS, Built, build, plain_audit
 
@@ -79,7 +81,7 @@ def test_vector_pictures_hold_no_references_to_elsewhere(page: str) -> None:
 def test_every_picture_is_described_and_every_header_cell_has_a_scope(page: str) -> None:
     tags = Tags(page).found
     assert all(attributes["alt"] for tag, attributes in tags if tag == "img")
-    assert all(attributes["scope"] in ("col", "row") for tag, attributes in tags if tag == "th")
+    assert all(attributes["scope"] in ("col", "row", "rowgroup") for tag, attributes in tags if tag == "th")
 
 
 def test_case_ids_are_text(page: str) -> None:
@@ -112,6 +114,16 @@ def test_warnings_of_the_audit_come_before_any_result_and_name_the_students_that
     assert 'nothing mined<span class="concerns">No student trains on this pair set</span>' in head
     assert "<li>few cases</li>" in head
     assert "<li>a plain one</li>" in head
+
+
+def test_notes_of_the_check_are_among_the_warnings(built: Built, page: str, tmp_path: Path) -> None:
+    """Older runs have no notes."""
+    assert "too &lt;few&gt;" not in page
+    write_json(tmp_path / "notes.json", ["propose.samplers.mean: too <few> patients"])
+    run = replace(built.run, notes=tmp_path / "notes.json")
+    write_report(run, tmp_path / "reports")
+    found = (tmp_path / "reports/index.html").read_text()
+    assert "<li>propose.samplers.mean: too &lt;few&gt; patients</li>" in found[: found.index('id="answer"')]
 
 
 def test_the_header_names_the_data_and_their_limits(page: str) -> None:

@@ -21,7 +21,7 @@ from pipeline.students.imitation import Target
 from pipeline.students.objectives import Objective
 from pipeline.students.objectives.distill import Distill
 from pipeline.students.objectives.mean_teacher import MeanTeacher
-from pipeline.students.objectives.objective import ObjectiveKnobs
+from pipeline.students.objectives.objective import ArmFamily, ObjectiveKnobs
 from pipeline.students.objectives.pseudo_label import PseudoLabel
 from pipeline.students.objectives.sft import ImitateChosen
 from tests.fixtures.preferences import bars, batch, statistics
@@ -87,6 +87,17 @@ def test_every_objective_is_knobs_that_pickle(kind):
     assert knobs.teacher_decay is None or 0 < knobs.teacher_decay < 1
     with pytest.raises(ValidationError, match="wrong_knob"):
         TypeAdapter(Objective).validate_python({"kind": kind, **EXAMPLES[kind], "wrong_knob": 1})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_objective_belongs_to_the_family_of_what_it_learns_from(kind):
+    knobs = example(kind)
+    assert knobs.family in get_args(ArmFamily)
+    assert (knobs.family == "ceilings") == ("pool" in knobs.labels_from)
+    assert (knobs.family == "no training") == (knobs.feeds == "nothing")
+    assert (knobs.family == "preference") == hasattr(knobs, "link")
+    if knobs.family == "labels only":
+        assert "pool" not in knobs.learns_from
 
 
 @pytest.mark.parametrize("kind", [name for name, made in KINDS.items() if made.feeds in ("pairs", "pool")])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Passes, Setup, drawn
 from pipeline.store.schema import UNKNOWN
 
 
@@ -23,6 +23,17 @@ class ConsensusSampler(Knobs):
 
     def settings(self, name: str, setup: Setup) -> list[str]:
         return list(self.of)
+
+    def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
+        known = [passes for passes in before if passes is not None]
+        # Predictions of single networks count in the mean probability. Imported masks count only without a base.
+        single = [passes for passes in known if len(passes) == 1]
+        all_known = len(known) == len(before)
+        of: dict[str, Passes | None] = {
+            "majority": frozenset().union(*known) if all_known else None,
+            "mean": frozenset().union(*single) if setup.base else None,
+        }
+        return [of[setting] for setting in self.of]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         if not case.draws:

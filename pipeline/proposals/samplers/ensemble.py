@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+from pipeline.proposals.samplers.sampler import BASE_PASS, CaseModels, Draw, Passes, Setup, drawn, pass_of
 
 
 class Ensemble(Knobs):
@@ -46,6 +46,11 @@ class Ensemble(Knobs):
             yield drawn(name, member, found)
         if self.mean:
             yield drawn(name, "mean", total / (1 + len(chosen)), counts=False)
+
+    def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
+        members = [pass_of(member) for member in self.chosen(setup.members)]
+        alone: list[Passes | None] = [frozenset({member}) for member in members]
+        return [*alone, *([frozenset({BASE_PASS, *members})] if self.mean else [])]
 
     def chosen(self, members: tuple[str, ...]) -> list[str]:
         """Names of the members that propose: the names in the knob, or all of `members` but the folds."""

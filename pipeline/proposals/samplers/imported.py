@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,7 +15,7 @@ from pipeline.cases.files.image_file import read_mask
 from pipeline.cases.grid import to_working
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs, Name
-from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Passes, Setup
 from pipeline.store.cases import Case
 from pipeline.store.schema import UNKNOWN
 
@@ -146,6 +146,9 @@ class Imported(Knobs):
                     f"{', ...' if len(absent) > _SHOWN else ''}; add them{advice}"
                 )
         return list(self.sources)
+
+    def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
+        return [None] * len(self.sources)
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         for source, masks in self.sources.items():

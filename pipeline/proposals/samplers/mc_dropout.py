@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Passes, Setup, drawn, pass_of
 from pipeline.seeding import torch_generator
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ class MCDropout(Knobs):
             logits = case.logits((name, start), with_dropout, PLAIN)
             for (setting, _), of_pass in zip(part, logits.chunk(len(part)), strict=True):
                 yield drawn(name, setting, probability(of_pass).cpu())
+
+    def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
+        return [frozenset({pass_of(name, setting)}) for setting, _ in self._sweep()]
 
     def _sweep(self) -> list[tuple[str, float]]:
         """Setting and rate of every pass."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +10,16 @@ from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+from pipeline.proposals.samplers.sampler import (
+    BASE_PASS,
+    CaseModels,
+    Draw,
+    Passes,
+    Setup,
+    drawn,
+    flip_of,
+    pass_of,
+)
 from pipeline.proposals.samplers.threshold import above, setting_of, with_offsets
 
 if TYPE_CHECKING:
@@ -75,6 +84,11 @@ class Mean(Knobs):
         if self.fitted:
             thresholds = case.fitted[name] if isinstance(self.fitted, bool) else self.fitted
             yield drawn(name, "fitted", mean, False, partial(mask_at, thresholds=thresholds))
+
+    def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
+        views = ["", *map(flip_of, self.flips)]
+        of_mean = frozenset(pass_of(m, v) for m in (BASE_PASS, *self.chosen(setup.members)) for v in views)
+        return [of_mean] * (1 + len(self.thresholds) + len(self.offsets) + bool(self.fitted))
 
     def probability(self, case: CaseModels) -> Tensor:
         """Mean class probabilities f32 `[class, *space]` over all models and flips."""

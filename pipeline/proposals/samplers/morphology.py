@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Passes, Setup
 from pipeline.store.schema import UNKNOWN
 
 Radius = Annotated[float, Field(gt=0)]
@@ -53,6 +53,9 @@ class Morphology(Knobs):
             *(["fill_holes"] if self.fill_holes else []),
             *(f"drop_component={rank}" for rank in self.drop_component),
         ]
+
+    def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
+        return [before[0]] * len(self.settings(name, setup))
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         if not case.draws:

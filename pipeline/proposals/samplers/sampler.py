@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from pipeline.segmenter.sliding import Sliding, View
 
 
+Passes = frozenset[str]
+"""Names of the forward passes that a proposal needs. Passes of one case with equal names are the same pass."""
+BASE_PASS = "base"
+"""Name of the pass of the base on the image as it is, which slot 0 needs."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """Models, cases and imported files that samplers draw from. All are known before an image is read."""
@@ -256,6 +262,31 @@ class Sampler(Protocol):
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         """One draw per setting, in the order of `settings`."""
         ...
+
+    def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
+        """Forward passes that each draw needs, in the order of `settings`.
+
+        `before` has those of the earlier slots, slot 0 first. None: the number is unknown, as for masks of other tools.
+        """
+        ...
+
+
+def passes_by_slot(samplers: Mapping[str, Sampler], setup: Setup) -> list[Passes | None]:
+    """Forward passes that the proposal in each slot needs. None where the number is unknown."""
+    found: list[Passes | None] = [frozenset({BASE_PASS})] if setup.base else []
+    for name, sampler in samplers.items():
+        found += sampler.forward_passes(name, setup, found)
+    return found
+
+
+def pass_of(model: str, view: str = "") -> str:
+    """Name of the pass of a model, `base` or a member by name, on the image as it is or in a view such as `flip=0`."""
+    return f"{model} {view}" if view else model
+
+
+def flip_of(axes: Sequence[int]) -> str:
+    """Name of the view that is flipped along these spatial axes."""
+    return f"flip={''.join(map(str, sorted(axes)))}"
 
 
 def drawn(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Passes, Setup, drawn, pass_of
 
 
 class Snapshots(Knobs):
@@ -20,6 +20,9 @@ class Snapshots(Knobs):
         if not setup.snapshots:
             raise BadInput(f"propose.samplers.{name}: sampler 'snapshots' needs base.snapshots of at least 1, found 0")
         return list(setup.snapshots)
+
+    def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
+        return [frozenset({pass_of(snapshot)}) for snapshot in setup.snapshots]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         for snapshot, model in case.snapshots.items():

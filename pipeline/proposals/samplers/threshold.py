@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Passes, Setup, drawn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,9 @@ class Threshold(Knobs):
                     f"{beyond if offsets else offsets}; correct the entry"
                 )
         return [*(f"p>={threshold:g}" for threshold in self.thresholds), *map(setting_of, self.offsets)]
+
+    def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
+        return [before[0]] * (len(self.thresholds) + len(self.offsets))
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         probability = case.base_probability()

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
-from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+from pipeline.proposals.samplers.sampler import (
+    BASE_PASS,
+    CaseModels,
+    Draw,
+    Passes,
+    Setup,
+    drawn,
+    flip_of,
+    pass_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +49,15 @@ class TTA(Knobs):
             *(f"intensity={factor:g}" for factor in self.intensity),
             *(["mean"] if self.mean else []),
         ]
+
+    def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
+        views = [
+            *map(flip_of, self.flips),
+            *(f"turn={turn}" for turn in self.quarter_turns),
+            *(f"intensity={factor:g}" for factor in self.intensity),
+        ]
+        varied: list[Passes | None] = [frozenset({pass_of(BASE_PASS, view)}) for view in views]
+        return [*varied, *([frozenset({BASE_PASS}.union(*filter(None, varied)))] if self.mean else [])]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         dimensions = len(case.image.shape) - 1

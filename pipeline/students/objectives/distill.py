@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pipeline.students.objectives.objective import Feed, PoolObjective
+from pipeline.students.objectives.objective import ArmFamily, Feed, PoolObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,7 @@ class Distill(PoolObjective):
     """
 
     kind: Literal["distill"]
+    family: ClassVar[ArmFamily] = "imitation"
     feeds: ClassVar[Feed] = "pool"
     needs_probability: ClassVar[bool] = True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipeline.students.imitation import Target
-from pipeline.students.objectives.objective import Feed, PoolObjective
+from pipeline.students.objectives.objective import ArmFamily, Feed, PoolObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,7 @@ class Imitate(PoolObjective, Target):
     """
 
     kind: Literal["imitate"]
+    family: ClassVar[ArmFamily] = "imitation"
     feeds: ClassVar[Feed] = "pool"
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipeline.segmenter.knobs import Consistency
-from pipeline.students.objectives.objective import Feed, PoolObjective
+from pipeline.students.objectives.objective import ArmFamily, Feed, PoolObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,7 @@ class MeanTeacher(PoolObjective):
     """
 
     kind: Literal["mean_teacher"]
+    family: ClassVar[ArmFamily] = "imitation"
     feeds: ClassVar[Feed] = "pool"
     consistency: Consistency = Consistency()
     """Decay of the moving average, weight of the term, and noise on the images of the student."""

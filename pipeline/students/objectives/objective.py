@@ -26,11 +26,24 @@ Feed = Literal["pairs", "pool", "labelled", "truth", "nothing"]
 """
 
 
+ArmFamily = Literal["no training", "labels only", "imitation", "preference", "ceilings"]
+"""Families of arms, in the order of the report.
+
+- `no training`: the base, or a proposal, or the base at other thresholds.
+- `labels only`: training on labelled cases, without any pool image.
+- `imitation`: training on pool images towards masks or probabilities that count as the truth.
+- `preference`: training on pairs of masks by a preference loss.
+- `ceilings`: training on the truth of the pool, which is not available in practice.
+"""
+
+
 class ObjectiveKnobs(Knobs, ABC):
     """Base class of all objectives. An objective does the work of its arm in `train`."""
 
     feeds: ClassVar[Feed]
     """The cases that the objective learns from."""
+    family: ClassVar[ArmFamily]
+    """Family of the arm. An arm whose judge reads the truth of the pool is a ceiling, whatever its objective."""
     has_weights: ClassVar[bool] = True
     """Whether the student has weights of its own. An arm that takes a proposal of every case has none."""
 

@@ -16,7 +16,7 @@ from pipeline.students.links import Link
 from pipeline.students.links.ipo import IPO
 from pipeline.students.links.noisy import NoisyLink
 from pipeline.students.links.sigmoid import Sigmoid
-from pipeline.students.objectives.objective import Feed, PoolObjective
+from pipeline.students.objectives.objective import ArmFamily, Feed, PoolObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,7 @@ Normaliser = Literal["none", "region", "sqrt_region", "image", "voxel"]
 class PairObjective(PoolObjective):
     """`link(beta * delta / N(D))` on pairs of masks. RN-DPO is N(D) = |D| (Kalisch et al., arXiv 2601.23222)."""
 
+    family: ClassVar[ArmFamily] = "preference"
     link: Link = Sigmoid()
     """Loss from the margin h. `sigmoid` is the link of DPO and RN-DPO."""
     normaliser: Normaliser = "region"

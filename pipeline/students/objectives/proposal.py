@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.errors import BadInput
 from pipeline.measures.intervals import mean_over_groups
 from pipeline.measures.overlap import dice_to
-from pipeline.students.objectives.objective import Feed, ObjectiveKnobs
+from pipeline.students.objectives.objective import ArmFamily, Feed, ObjectiveKnobs
 
 if TYPE_CHECKING:
     from pipeline.store.proposals import Data
@@ -23,6 +23,7 @@ class Proposal(ObjectiveKnobs):
     """
 
     kind: Literal["proposal"]
+    family: ClassVar[ArmFamily] = "no training"
     feeds: ClassVar[Feed] = "nothing"
     has_weights: ClassVar[bool] = False
     pick: str = "best"

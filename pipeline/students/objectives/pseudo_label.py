@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.students.objectives.objective import Feed, PoolObjective
+from pipeline.students.objectives.objective import ArmFamily, Feed, PoolObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,7 @@ class PseudoLabel(PoolObjective):
     """DiceCE between the student and the most probable class of the base on the same image (Lee 2013)."""
 
     kind: Literal["pseudo_label"]
+    family: ClassVar[ArmFamily] = "imitation"
     feeds: ClassVar[Feed] = "pool"
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Least probability of the base's class. Less certain voxels count in no term; 0 takes all voxels."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pipeline.students.objectives.objective import Feed, ObjectiveKnobs
+from pipeline.students.objectives.objective import ArmFamily, Feed, ObjectiveKnobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +17,7 @@ class Supervised(ObjectiveKnobs):
     """DiceCE on the labelled cases, from the base, with the steps and step sizes of all students."""
 
     kind: Literal["supervised"]
+    family: ClassVar[ArmFamily] = "labels only"
     feeds: ClassVar[Feed] = "labelled"
 
     def train(self, start: Start) -> Arm:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.measures.intervals import mean_over_groups
 from pipeline.measures.overlap import dice_to
-from pipeline.students.objectives.objective import Feed, ObjectiveKnobs
+from pipeline.students.objectives.objective import ArmFamily, Feed, ObjectiveKnobs
 
 if TYPE_CHECKING:
     from pipeline.compute import Compute
@@ -26,6 +26,7 @@ class TunedThreshold(ObjectiveKnobs):
     """The base with an offset on the logit of every foreground class, tuned by mean Dice over validation patients."""
 
     kind: Literal["threshold"]
+    family: ClassVar[ArmFamily] = "no training"
     feeds: ClassVar[Feed] = "nothing"
     offsets: Annotated[tuple[float, ...], Field(min_length=1)] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
     """Offsets to compare for every class, in logits; 0 is always compared too. The threshold t of a binary task is the

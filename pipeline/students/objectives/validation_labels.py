@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from pipeline.students.objectives.extra_labels import ExtraLabels
+from pipeline.students.objectives.objective import ArmFamily
 
 if TYPE_CHECKING:
     from pipeline.students.start import Arm, Start
@@ -19,6 +20,7 @@ class ValidationLabels(ExtraLabels):
     """
 
     kind: Literal["validation_labels"]
+    family: ClassVar[ArmFamily] = "labels only"
     split: ClassVar[str] = "validation"
 
     @model_validator(mode="after")

@@ -1,0 +1,83 @@
+"""The arms of a run by family, each against the base, continued training and the best fixed proposal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from pipeline.evaluation.evaluate import BOOTSTRAP_SEED, gain_per_case, mean_over_patients, means_per_case
+from pipeline.measures.intervals import bootstrap_interval
+from pipeline.measures.numbers import Estimate
+from pipeline.report.run import Arm, Run
+from pipeline.students.objectives.objective import ArmFamily
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Arms that every arm is compared with, beside the base. None: the run has no such arm."""
+
+    supervised: Arm | None
+    """Continued training on the labels, with as many steps as the other arms."""
+    proposal: Arm | None
+    """Fixed proposal with the highest Dice on validation."""
+
+    @classmethod
+    def of(cls, run: Run) -> Rivals:
+        """Rivals of a run. Of several arms with the same objective, the best on validation is the rival."""
+        return cls(_best(run, "supervised"), _best(run, "proposal"))
+
+
+@dataclass(frozen=True)
+class ComparedArm:
+    """An arm with its gains in sustained test Dice. A gain is None over an arm that the run lacks, and over itself."""
+
+    arm: Arm
+    over_base: Estimate | None
+    over_supervised: Estimate | None
+    over_proposal: Estimate | None
+    better: bool
+    """Whether the gain over the rival that decides has an interval above 0. Continued training decides, or the base in
+    a run without continued training."""
+
+    @property
+    def name(self) -> str:
+        return self.arm.name
+
+
+def compared_arms(run: Run, rivals: Rivals) -> list[ComparedArm]:
+    """All arms, the base first, in the order of the families and then of `params.yaml`."""
+    order = get_args(ArmFamily)
+    arms = sorted(run.arms, key=lambda arm: order.index(arm.family))
+    return [_compared(run, arm, rivals) for arm in arms]
+
+
+def _compared(run: Run, arm: Arm, rivals: Rivals) -> ComparedArm:
+    over_base = arm.gain if arm.student else None
+    over_supervised, over_proposal = (_gain(run, arm, rival) for rival in (rivals.supervised, rivals.proposal))
+    decides = over_base if rivals.supervised is None else over_supervised
+    better = decides is not None and decides.mean is not None and decides.mean > 0 and decides.sign == 1
+    return ComparedArm(arm, over_base, over_supervised, over_proposal, better)
+
+
+def _gain(run: Run, arm: Arm, rival: Arm | None) -> Estimate | None:
+    """Sustained test Dice of an arm minus that of its rival, over the same patients, with its 95 % interval."""
+    if rival is None or arm.name == rival.name:
+        return None
+    gain = gain_per_case(run.evaluated(arm.name), run.evaluated(rival.name))
+    draws = run.params.evaluation.bootstrap
+    return Estimate(*bootstrap_interval(gain["dice"].to_numpy(), gain["group"].to_list(), draws, BOOTSTRAP_SEED))
+
+
+def _best(run: Run, kind: str) -> Arm | None:
+    """Arm of an objective with the highest mean Dice over validation patients, or the first of several equally high."""
+    arms = [arm for arm in run.arms if arm.student is not None and arm.student.objective.kind == kind]
+    if len(arms) < 2:
+        return arms[0] if arms else None
+    return max(arms, key=lambda arm: mean_over_patients(means_per_case(run.validated(arm.name)), "dice"))
+
+
+def first_of_family(arms: Sequence[ComparedArm]) -> dict[int, str]:
+    """Title of each family by the index of its first arm."""
+    families = [compared.arm.family for compared in arms]
+    return {families.index(family): family.capitalize() for family in dict.fromkeys(families)}
