@@ -42,7 +42,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "entropy": [{}, {"region": "interior", "band": 1}],
     "error_map": [TINY_ERROR_MAP, {**TINY_ERROR_MAP, "given_mask": True, "networks": 1}],
     "expected_dice": [{}],
-    "fixed": [{"proposal": "base"}, {}],
+    "fixed": [{}, {"proposal": "base"}],
     "likelihood": [{}],
     "oracle": [{}],
     "pairwise": [{}, {"samplers": False, "weigh": "equal"}],
