@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pipeline.errors import BadInput
 from pipeline.judges.judge import JudgeKnobs
 from pipeline.params import Params
+from pipeline.proposals.fit_regions import regions_to_fit
 from pipeline.proposals.fit_thresholds import samplers_to_fit
 from pipeline.segmenter.base import TEACHER, fold_names
 from pipeline.segmenter.knobs import Base
@@ -121,6 +122,17 @@ def _notes(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator[str
             f"propose.samplers.{next(iter(fits))}: {patients} labelled patients are fewer than {FEWEST}, so the "
             "threshold is not fitted and stays .5"
         )
+    for name, sampler in regions_to_fit(params.propose.samplers).items():
+        if not folds:
+            yield (
+                f"propose.samplers.{name}: the base has no folds, so no model of regions is fitted and the mask is "
+                f"that of '{sampler.fixed}'; set base.folds"
+            )
+        elif patients < FEWEST:
+            yield (
+                f"propose.samplers.{name}: {patients} labelled patients are fewer than {FEWEST}, so no model of "
+                f"regions is fitted and the mask is that of '{sampler.fixed}'"
+            )
 
 
 def _judges_of(params: Params, name: str) -> list[str]:

@@ -93,3 +93,12 @@ def test_a_threshold_that_is_not_fitted_is_noted(tmp_path):
     few = ["labelled"] * 4 + SPLITS[8:]
     (line,) = found(tmp_path / "b", splits=few, propose=propose, base={**TINY["base"], "folds": 2, "fold_members": 1})
     assert "4 labelled patients are fewer than 8" in line
+
+
+def test_regions_that_are_not_composed_are_noted(tmp_path):
+    propose = {"imports": "raw/none", "samplers": {"regions": {"kind": "regions", "fixed": "base"}}}
+    (line,) = found(tmp_path / "a", propose=propose)
+    assert "the base has no folds, so no model of regions is fitted and the mask is that of 'base'" in line
+    few = ["labelled"] * 4 + SPLITS[8:]
+    (line,) = found(tmp_path / "b", splits=few, propose=propose, base={**TINY["base"], "folds": 2, "fold_members": 1})
+    assert "4 labelled patients are fewer than 8, so no model of regions" in line

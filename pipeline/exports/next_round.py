@@ -19,6 +19,7 @@ from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
 from pipeline.proposals.fit_thresholds import FITTED_FILE, samplers_to_fit
 from pipeline.proposals.samplers.ensemble import Ensemble
 from pipeline.proposals.samplers.mean import Mean
+from pipeline.proposals.samplers.regions import RegionsSampler
 from pipeline.proposals.samplers.snapshots import Snapshots
 from pipeline.segmenter.architecture import ARCHITECTURE
 from pipeline.segmenter.models import Model
@@ -166,6 +167,9 @@ def _without_models(content: Any, params: Params, made: NextRound) -> Iterator[s
         if isinstance(sampler, Snapshots):
             del samplers[name]
             yield f"propose.samplers.{name}: the new base has no snapshots"
+        elif isinstance(sampler, RegionsSampler):
+            del samplers[name]
+            yield f"propose.samplers.{name}: a model of regions is fitted on folds, and the new base has none"
         elif isinstance(sampler, Ensemble) and not made.members:
             del samplers[name]
             yield f"propose.samplers.{name}: no student of the promoted recipe started from another member"

@@ -104,8 +104,8 @@ def draw_case(
     """
     counts = Counts(slots, case.classes)
     if slabs is None or case.source_masks is not None:
-        _draw(case, samplers)
-        found = np.stack([draw.mask for draw in case.draws])
+        draw(case, samplers)
+        found = np.stack([one.mask for one in case.draws])
         target.write(case.where, found, _steps(case))
         if case.source_masks is not None:
             target.write_source(case.source_masks)
@@ -120,13 +120,13 @@ def draw_case(
         {
             "case_id": case.case_id,
             "proposal": slot,
-            "sampler": draw.sampler,
-            "setting": draw.setting,
+            "sampler": one.sampler,
+            "setting": one.setting,
             "voxels": counts.voxels[slot].tolist(),
             "dice_to_base": float(dice[slot]),
             "duplicate_of": counts.duplicate_of(slot),
         }
-        for slot, draw in enumerate(draws)
+        for slot, one in enumerate(draws)
     ]
     return rows, counts.disagreement
 
@@ -165,10 +165,10 @@ def _draw_slabs(
         # A slab is a shard of the arrays and is written at once. Bands are thinner, to bound float32 probabilities.
         for start, end in bands_of(first, stop, space, slabs.axis):
             band = case.at(start, end)
-            _draw(band, samplers)
+            draw(band, samplers)
             inside: list[Any] = [slice(None)] * len(shape)
             inside[slabs.axis] = slice(start - first, end - first)
-            found[(slice(None), *inside)] = np.stack([draw.mask for draw in band.draws])
+            found[(slice(None), *inside)] = np.stack([one.mask for one in band.draws])
             likely[(slice(None), *inside)] = _steps(band)
             draws = band.draws
         target.write(where, found, likely)
@@ -176,12 +176,13 @@ def _draw_slabs(
     return draws
 
 
-def _draw(case: CaseModels, samplers: Mapping[str, Sampler]) -> None:
-    if case.base is not None:
+def draw(case: CaseModels, samplers: Mapping[str, Sampler]) -> None:
+    """Draw slot 0, unless it is drawn, and the proposals of all samplers, and keep them in the case."""
+    if case.base is not None and not case.draws:
         case.keep(drawn(BASE_SAMPLER, BASE_SAMPLER, case.predict(case.base)))
     for name, sampler in samplers.items():
-        for draw in sampler.draw(name, case):
-            case.keep(draw)
+        for one in sampler.draw(name, case):
+            case.keep(one)
 
 
 def _steps(case: CaseModels) -> np.ndarray:

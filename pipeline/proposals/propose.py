@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -12,7 +12,8 @@ import polars as pl
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Limits, Runtime, Shard, publish, run, shards_of, workspace
 from pipeline.knobs import NOTHING, Knobs, Name
-from pipeline.proposals.draw_case import BASE_SAMPLER, CaseArrays, bands, draw_case
+from pipeline.proposals.draw_case import BASE_SAMPLER, CaseArrays, bands, draw, draw_case
+from pipeline.proposals.fit_regions import SEEN, FittedRegions, fit_regions, nothing_composed, regions_to_fit, row_of
 from pipeline.proposals.fit_thresholds import (
     FittedThresholds,
     fit_thresholds,
@@ -25,6 +26,7 @@ from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.ensemble import Ensemble
 from pipeline.proposals.samplers.imported import Imported
 from pipeline.proposals.samplers.mean import Mean
+from pipeline.proposals.samplers.regions import RegionsSampler
 from pipeline.proposals.samplers.sampler import CaseModels, Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
 from pipeline.segmenter.augmentation import SwapLabels
@@ -33,6 +35,7 @@ from pipeline.store import schema
 from pipeline.store.arrays import Slabs, cases_per_shard, create_array, open_array, shard_cases
 from pipeline.store.cases import Case, CaseStore
 from pipeline.store.manifest import MANIFEST, check_manifest, write_manifest
+from pipeline.store.proposals import proposal_name
 from pipeline.store.schema import ArraySchema
 from pipeline.store.tables import write_table
 
@@ -53,6 +56,13 @@ class Propose(Knobs):
     """Folder of all imported masks. DVC watches the folder. `raw/none` if no masks are imported."""
 
 
+class Fitted(NamedTuple):
+    """What is fitted on labelled cases out of fold."""
+
+    thresholds: FittedThresholds
+    regions: FittedRegions
+
+
 MEASURED = ("validation", "test")
 """Splits whose proposals are measured on the source's grid."""
 
@@ -64,29 +74,34 @@ def propose(
     out: Path,
     runtime: Runtime,
     swap_labels: SwapLabels = (),
-    fitted: FittedThresholds | None = None,
+    fitted: Fitted | None = None,
 ) -> None:
-    """Write the proposals of every case of `knobs.splits`: `proposals.parquet`, the arrays and the fitted thresholds.
+    """Write the proposals of every case of `knobs.splits`: `proposals.parquet`, the arrays and what was fitted.
 
-    `fitted` is the result of `propose_out_of_fold`. Without it, all thresholds are one half. Raises `BadInput` naming
-    every case that failed, after all other cases have finished. A rerun draws the missing shards only.
+    `fitted` is the result of `propose_out_of_fold`. Without it, all thresholds are one half, and no sampler composes
+    regions. Raises `BadInput` naming every case that failed, after all other cases have finished. A rerun draws the
+    missing shards only.
     """
     from pipeline.segmenter.models import family
 
     check_manifest(base)
     if fitted is None:
-        fitted = not_fitted(knobs.samplers, len(cases.class_names), _NO_FOLDS)
+        thresholds = not_fitted(knobs.samplers, len(cases.class_names), _NO_FOLDS)
+        fitted = Fitted(thresholds, nothing_composed(knobs.samplers, _NO_REGIONS))
     proposed_for = tuple(cases.split(*knobs.splits))
-    plan = _Plan(cases, proposed_for, family(base), {}, knobs, swap_labels, fitted.of_pool())
+    plan = _Plan(
+        cases, proposed_for, family(base), {}, knobs, swap_labels, fitted.thresholds.of_pool(), fitted.regions.of_pool()
+    )
     _write_proposals("propose", plan, base, out, runtime)
 
 
 _NO_FOLDS = "the base has no folds, so every model has seen the labelled cases: the threshold is .5; set base.folds"
+_NO_REGIONS = "the base has no folds, so no model of regions is fitted; set base.folds"
 
 
 def propose_out_of_fold(
     cases: CaseStore, base: Path, knobs: Propose, out: Path, runtime: Runtime, swap_labels: SwapLabels = ()
-) -> FittedThresholds | None:
+) -> Fitted | None:
     """Write proposals of every labelled case, drawn from models that have not seen the case.
 
     Learned judges train on these proposals. Samplers draw from the model of the fold instead of the base, and from the
@@ -95,7 +110,8 @@ def propose_out_of_fold(
     no array.
 
     The thresholds of samplers `mean` are fitted first, on the same models. `thresholds.parquet` has the Dice of every
-    threshold. Returns the thresholds, or None without folds.
+    threshold. Models of samplers `regions` are fitted next, on the proposals of the labelled cases with a known label.
+    Returns what was fitted, or None without folds.
     """
     from pipeline.segmenter.models import family, fold_families
 
@@ -108,10 +124,14 @@ def propose_out_of_fold(
     labelled = tuple(case for case in cases.split("labelled") if case.case_id in families)
     first = families[labelled[0].case_id]
     of_folds = knobs.model_copy(update={"samplers": _of_folds(knobs.samplers, first), "splits": ("labelled",)})
-    plan = _Plan(cases, labelled, first, families, of_folds, swap_labels)
+    plan = _Plan(cases, labelled, first, families, of_folds, swap_labels).without_lost_regions()
+    if regions_to_fit(knobs.samplers):
+        # A fixed proposal that the pool lacks is a mistake, which is found before any case is drawn.
+        _Plan(cases, tuple(cases.split(*knobs.splits)), family(base), {}, knobs, swap_labels).slots()
     plan = replace(plan, fitted=_fitted(plan, knobs.samplers, family(base), base, out, runtime))
+    plan = replace(plan, regions=_fitted_regions(plan, knobs.samplers, base, runtime))
     _write_proposals("out_of_fold", plan, base, out, runtime)
-    return plan.fitted
+    return Fitted(plan.fitted, plan.regions)
 
 
 def _of_folds(samplers: dict[str, Sampler], family: Family) -> dict[str, Sampler]:
@@ -152,6 +172,36 @@ def _fitted(
     return fit_thresholds(tried, means, fold_of, lacking)
 
 
+def _fitted_regions(plan: _Plan, samplers: dict[str, Sampler], base: Path, runtime: Runtime) -> FittedRegions:
+    """Models of regions fitted on the labelled cases of a plan out of fold. `samplers` are those of the pool."""
+    composing = regions_to_fit(plan.knobs.samplers)
+    lost = {name: one for name, one in samplers.items() if name not in composing}
+    unfitted = nothing_composed(lost, "the models of the folds do not draw the fixed proposal, so no model is fitted")
+    if not composing:
+        return unfitted
+    _refuse_large(plan.cases, plan.knobs.samplers, plan.slots())
+    block = (plan.knobs.samplers, plan.swap_labels, runtime.compute, runtime.seed, plan.fitted)
+    fold_of = {case_id: models.base.name for case_id, models in plan.families.items() if models.base is not None}
+    with workspace("fit_regions", __name__, block, [plan.cases.folder / MANIFEST, base / MANIFEST]) as work:
+        known = {case.case_id for case in plan.cases.known("labelled")}
+        shards = shards_of([case for case in plan.proposed_for if case.case_id in known], 1)
+        seen = run(_SeeingRegions(plan, runtime), shards, work, runtime.execution, "fit regions")
+    voters = {name: plan.voters(name) for name in composing}
+    found = fit_regions(seen, composing, voters, fold_of, runtime.seed)
+    return replace(found, gains={**found.gains, **unfitted.gains})
+
+
+def _refuse_large(cases: CaseStore, samplers: dict[str, Sampler], slots: int) -> None:
+    """Raise `BadInput` if cases are so large that they are drawn in bands, and a sampler needs whole cases."""
+    composing = regions_to_fit(samplers)
+    if composing and Slabs.of(cases.padded, slots + len(cases.class_names)) is not None:
+        raise BadInput(
+            f"propose.samplers.{next(iter(composing))}: sampler 'regions' needs whole cases, found cases padded to "
+            f"{cases.padded} voxels, which {slots} proposals make too large to be drawn whole; remove this sampler or "
+            "others, or set a coarser preprocess.spacing"
+        )
+
+
 @dataclass(frozen=True)
 class _Plan:
     """Cases that get proposals, with the models and samplers that make the proposals."""
@@ -163,6 +213,7 @@ class _Plan:
     knobs: Propose
     swap_labels: SwapLabels
     fitted: FittedThresholds = field(default_factory=FittedThresholds)
+    regions: FittedRegions = field(default_factory=FittedRegions)
 
     @property
     def setup(self) -> Setup:
@@ -196,7 +247,30 @@ class _Plan:
                 "propose.samplers: expected at least two proposals per case, found one imported mask; add a source or "
                 "a sampler"
             )
+        for name, sampler in regions_to_fit(samplers).items():
+            sampler.fixed_at(name, self.names_before(name))
         return slots
+
+    def names_before(self, name: str, composed: bool = True) -> list[str]:
+        """Names of the proposals that come before a sampler, with or without those of samplers `regions`."""
+        setup = self.setup
+        names = [BASE_SAMPLER] if setup.base else []
+        for earlier, sampler in self.knobs.samplers.items():
+            if earlier == name:
+                break
+            if composed or not isinstance(sampler, RegionsSampler):
+                names += [proposal_name(earlier, setting) for setting in sampler.settings(earlier, setup)]
+        return names
+
+    def without_lost_regions(self) -> _Plan:
+        """The plan without samplers `regions` whose fixed proposal is not drawn."""
+        lost = [n for n, one in regions_to_fit(self.knobs.samplers).items() if one.fixed not in self.names_before(n)]
+        samplers = {name: sampler for name, sampler in self.knobs.samplers.items() if name not in lost}
+        return replace(self, knobs=self.knobs.model_copy(update={"samplers": samplers}))
+
+    def voters(self, name: str) -> list[str]:
+        """Names of the proposals that vote for the regions of a sampler. Composed masks do not vote."""
+        return self.names_before(name, composed=False)
 
     def on_source_grid(self, case: Case) -> bool:
         """Whether the proposals of a case are wanted on the source's grid too."""
@@ -239,6 +313,7 @@ class _Plan:
             self.swap_labels,
             self.knobs.imports,
             self.fitted.of(case.case_id),
+            self.regions.of(case.case_id),
             source_masks=[] if self.on_source_grid(case) else None,
         )
 
@@ -269,6 +344,34 @@ class _TryingThresholds:
         return pl.DataFrame(rows, schema=schema.THRESHOLDS.columns)
 
 
+@dataclass(frozen=True)
+class _SeeingRegions:
+    """The task of a labelled case: its regions with features and truth, by models that have not seen the case."""
+
+    plan: _Plan
+    runtime: Runtime
+
+    def __call__(self, shard: Shard) -> pl.DataFrame:
+        import torch
+
+        # One thread for any number of workers, because the number of threads changes results in the last bits.
+        torch.set_num_threads(1)
+        cases, rows = self.plan.cases, []
+        classes = len(cases.class_names)
+        for case in shard.members:
+            models = self.plan.models(case, None, self.runtime)
+            samplers: dict[str, Sampler] = {}
+            for name, sampler in self.plan.knobs.samplers.items():
+                if isinstance(sampler, RegionsSampler):
+                    draw(models, samplers)
+                    samplers = {}
+                    fixed = models.draws[sampler.fixed_at(name, self.plan.names_before(name))].mask
+                    seen = sampler.seen(name, models, self.plan.voters(name))
+                    rows.append(row_of(case, name, cases.label(case), fixed, seen, classes))
+                samplers[name] = sampler
+        return pl.DataFrame(rows, schema=SEEN)
+
+
 def _write_proposals(stage: str, plan: _Plan, base: Path, out: Path, runtime: Runtime) -> None:
     cases, knobs = plan.cases, plan.knobs
     n_cases, padded, classes = len(cases.all), cases.padded, len(cases.class_names)
@@ -277,7 +380,8 @@ def _write_proposals(stage: str, plan: _Plan, base: Path, out: Path, runtime: Ru
     source_voxels = int(np.prod(source)) if source else 0
     size = cases_per_shard(n_cases, voxels * (slots + classes) + source_voxels * slots)
     slabs = Slabs.of(padded, slots + classes)
-    block = (knobs, plan.swap_labels, runtime.compute, runtime.seed, plan.fitted)
+    _refuse_large(cases, knobs.samplers, slots)
+    block = (knobs, plan.swap_labels, runtime.compute, runtime.seed, plan.fitted, plan.regions)
     inputs = [cases.folder / MANIFEST, base / MANIFEST, *plan.imported_files()]
     shapes: dict[ArraySchema, tuple[int, ...]] = {
         schema.MASKS: (n_cases, slots, *padded),
@@ -307,6 +411,7 @@ def _write_proposals(stage: str, plan: _Plan, base: Path, out: Path, runtime: Ru
             publish(work / f"{array.name}.zarr", out / f"{array.name}.zarr")
         write_table(rows, schema.PROPOSALS, out / "proposals.parquet", block)
         plan.fitted.save(out)
+        plan.regions.save(out)
         write_manifest(out, block)
 
 

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     import zarr
 
 
+def proposal_name(sampler: str, setting: str) -> str:
+    """Name of a proposal: sampler and setting, such as `ensemble mean`. Equal names are named once: `base`."""
+    return sampler if sampler == setting else f"{sampler} {setting}"
+
+
 @dataclass(frozen=True)
 class ProposalStore:
     """The folder that `propose` writes: `proposals.parquet`, masks, mean probability and disagreement."""
@@ -57,10 +62,10 @@ class ProposalStore:
 
     @cached_property
     def names(self) -> list[str]:
-        """Sampler and setting of every slot, such as `ensemble mean`. Equal names are named once: `base`."""
+        """Name of every slot."""
         # A slot has the same sampler and setting in every case, so one row per slot names all slots.
         rows = self.table.unique("proposal", keep="first").sort("proposal").select("sampler", "setting").iter_rows()
-        return [sampler if sampler == setting else f"{sampler} {setting}" for sampler, setting in rows]
+        return [proposal_name(sampler, setting) for sampler, setting in rows]
 
     def slot(self, name: str) -> int:
         """Slot of a sampler and setting. Raises `BadInput` with the known names for another name."""

@@ -38,6 +38,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "morphology": {"open": [1], "close": [1], "drop_component": [1]},
     "imported": {"sources": {"tool": {"path": "tool"}, "other": {"path": "tool", "values": {"1": 1}}}},
     "consensus": {},
+    "regions": {"fixed": "base"},
 }
 """Knobs that make each kind draw; a new kind needs a line here."""
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -17,6 +17,7 @@ from pipeline.store.cases import Case, Values, Where
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.proposals.regions import RegionModel
     from pipeline.segmenter.segmenter import Segmenter
     from pipeline.segmenter.sliding import Sliding, View
 
@@ -112,6 +113,8 @@ class CaseModels:
     imports: Path = Path()
     fitted: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Fitted thresholds, one per foreground class, by the name of the sampler `mean`."""
+    regions: Mapping[str, RegionModel] = field(default_factory=dict)
+    """Fitted models by the name of the sampler `regions`, for the samplers that compose."""
     draws: list[Draw] = field(default_factory=list)
     band: tuple[int, int] | None = None
     """First row and last row (exclusive) of the band. Bands are drawn in order. None: the whole case is drawn."""
