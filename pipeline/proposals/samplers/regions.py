@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 from pipeline.proposals.regions import Options, Regions, composed
-from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup, drawn
+from pipeline.proposals.samplers.sampler import CaseModels, Draw, Passes, Setup, drawn
 from pipeline.store.proposals import proposal_name
 
 
@@ -32,6 +32,11 @@ class RegionsSampler(Knobs):
     def settings(self, name: str, setup: Setup) -> list[str]:
         setup.needs_base(name)
         return ["composed"]
+
+    def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
+        # All earlier proposals vote, and the mean probability is of predictions that are among them.
+        known = [passes for passes in before if passes is not None]
+        return [frozenset().union(*known) if len(known) == len(before) else None]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         import torch
