@@ -49,7 +49,7 @@ def parameters(validation: int, pool: int, steps: int) -> dict[str, Any]:
     params: dict[str, Any] = YAML(typ="safe").load(Path(__file__).parent.parent / "params.yaml")
     params["data"]["cases"] = 16 + validation + pool + 12
     params["splits"] = {"labelled": 16, "validation": validation, "pool": pool, "test": "rest"}
-    params["base"] |= {"members": 1, "folds": 0}
+    params["base"] |= {"members": 1, "folds": 0, "fold_members": 0}
     params["base"]["optimisation"] |= {"steps": steps, "patience": None, "evaluate_every": steps // 2}
     params["judges"] = JUDGES
     params |= {"consensus": {}, "tables": {}, "students": {}}

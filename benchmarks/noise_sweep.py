@@ -62,7 +62,7 @@ def parameters(seed: int) -> dict[str, Any]:
     """The shipped parameters with these judges, their pairs and their students."""
     params: dict[str, Any] = YAML(typ="safe").load(Path(__file__).parent.parent / "params.yaml")
     params["seed"] = seed
-    params["base"]["members"] = 1
+    params["base"] |= {"members": 1, "fold_members": 1}
     params["judges"] = {name: {"kind": "synthetic", **knobs} for name, knobs in JUDGES.items()}
     params["consensus"] = {}
     strategy = {"kind": "top_bottom", "min_disagreement": 16, "max_pairs_per_case": 4}

@@ -30,6 +30,8 @@ JUDGES: dict[str, dict[str, Any]] = {
 INVERTED = "inverted"
 """A score table with the true Dice turned round: the worst judge that there is."""
 RUNS = (INVERTED, *JUDGES)
+HONEST = {"supervised": 10.0, "imitate": {"proposal": "mean fitted", "weight": 10.0}}
+"""Anchor of the student of the honest judge: the shipped recipe."""
 HARM, GAIN, WORSE_BY = -0.002, 0.01, 0.02
 """Test Dice over the base below which a promoted student did harm, test Dice from which a student should be promoted,
 and the loss of Dice from which a patient counts as worse."""
@@ -37,10 +39,18 @@ and the loss of Dice from which a patient counts as worse."""
 
 def parameters(seed: int) -> dict[str, Any]:
     """All knobs of a seed. Data, base, proposals and students draw from the seed."""
-    supervised = {"supervised": 1.0}
     return {
         "seed": seed,
-        "data": {"kind": "phantom", "path": "raw/none", "cases": 560, "size": [32, 32], "noise": 0.3, "seed": seed},
+        "data": {
+            "kind": "phantom",
+            "path": "raw/none",
+            "cases": 560,
+            "size": [32, 32],
+            "noise": 0.4,
+            "bias": 0.3,
+            "empty": 0.0,
+            "seed": seed,
+        },
         "preprocess": {"normalise": "zscore"},
         "splits": {"labelled": 20, "pool": 100, "validation": 40, "test": 400, "seed": seed},
         "augmentation": {"flips": [0, 1]},
@@ -81,7 +91,7 @@ def parameters(seed: int) -> dict[str, Any]:
             name: {
                 "pairs": name,
                 "objective": {"kind": "preference", "beta": 3.0},
-                "anchor": {**supervised, "imitate": {"proposal": "mean fitted"}} if name == "honest" else supervised,
+                "anchor": HONEST if name == "honest" else {"supervised": 1.0},
             }
             for name in RUNS
         },
