@@ -28,7 +28,7 @@ def check(params: Params, cases: CaseStore) -> list[str]:
     ]
     if problems:
         raise BadInput.all(f"params.yaml: {problem}" for problem in problems)
-    return list(_notes(params, splits))
+    return list(_notes(params, len({case.group for case in cases.known("labelled")})))
 
 
 def _of_splits(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator[str]:
@@ -56,14 +56,14 @@ def _of_base(params: Params, labelled: Sequence[Case]) -> Iterator[str]:
 def _of_judges(params: Params) -> Iterator[str]:
     if isinstance(params.base, Base) and params.base.folds > 1:
         return
+    advice = "set base.folds to at least 2, or remove" if isinstance(params.base, Base) else "remove"
     for name, judge in params.judges.items():
         if isinstance(judge, JudgeKnobs) and judge.learns:
             users = [f"pairs.{pairs}" for pairs, one in params.pairs.items() if name in _judges_of(params, one.judge)]
             users += [f"consensus.{entry}" for entry, one in params.consensus.items() if name in one.judges]
             yield (
                 f"judges.{name}: kind '{judge.kind}' learns from proposals of models that have not seen a labelled "
-                "case, found a base without folds; set base.folds to at least 2, or remove the judge"
-                + (f" and {', '.join(users)}" if users else "")
+                f"case, found a base without folds; {advice} the judge" + (f" and {', '.join(users)}" if users else "")
             )
 
 
@@ -108,25 +108,28 @@ def _of_students(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterat
             yield f"{key}.start: expected one of {known}, found '{student.start}'"
 
 
-def _notes(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator[str]:
+def _notes(params: Params, patients: int) -> Iterator[str]:
+    """Notes on samplers that are not fitted. `patients` is the number of labelled patients with a known voxel."""
     fits = samplers_to_fit(params.propose.samplers)
-    patients = len({case.group for case in splits["labelled"]})
     folds = isinstance(params.base, Base) and params.base.folds > 1
-    if fits and not folds:
-        yield (
-            f"propose.samplers.{next(iter(fits))}: the base has no folds, so the threshold is not fitted and stays .5; "
-            "set base.folds"
-        )
-    elif fits and patients < FEWEST:
-        yield (
-            f"propose.samplers.{next(iter(fits))}: {patients} labelled patients are fewer than {FEWEST}, so the "
-            "threshold is not fitted and stays .5"
-        )
+    trained = isinstance(params.base, Base)
+    for name in fits:
+        if not folds:
+            way_out = "set base.folds" if trained else "give `fitted` as numbers if you know better ones"
+            yield (
+                f"propose.samplers.{name}: the base has no folds, so the threshold is not fitted and stays .5; "
+                f"{way_out}"
+            )
+        elif patients < FEWEST:
+            yield (
+                f"propose.samplers.{name}: {patients} labelled patients are fewer than {FEWEST}, so the threshold is "
+                "not fitted and stays .5"
+            )
     for name, sampler in regions_to_fit(params.propose.samplers).items():
         if not folds:
             yield (
                 f"propose.samplers.{name}: the base has no folds, so no model of regions is fitted and the mask is "
-                f"that of '{sampler.fixed}'; set base.folds"
+                f"that of '{sampler.fixed}'" + ("; set base.folds" if trained else "")
             )
         elif patients < FEWEST:
             yield (

@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from pipeline.proposals.samplers.snapshots import Snapshots
 from pipeline.segmenter.architecture import ARCHITECTURE
 from pipeline.segmenter.models import Model
 from pipeline.segmenter.seen import Seen
+from pipeline.segmenter.student_record import StudentRecord
 from pipeline.store.cases import INPUT
 from pipeline.students.imitation import MEAN
 
@@ -64,8 +67,12 @@ def next_round(project: Path, folder: Path) -> NextRound:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: expected a folder that is new or empty, found other content; name another folder")
     made = NextRound(promoted, _members(params, promoted))
+    _refuse_offsets(project, made)
     content, notes = _params(project, folder, params, made)
     made.removed = notes
+    # Checked before a file is written, so that a refused round leaves no folder behind.
+    with tempfile.TemporaryDirectory() as scratch:
+        _write_params(content, Path(scratch))
     _copy_code(project, folder)
     _copy_models(project, folder / MODEL, params, made)
     first = params.promotion.first_base
@@ -113,7 +120,23 @@ def _members(params: Params, promoted: str) -> dict[str, str]:
     # The promoted student is the base now, so the student that started from the base takes the name of its start.
     if "base" in same:
         same[best.start] = same.pop("base")
-    return same
+    # Names of folds belong to trained bases.
+    numbers = (f"member_{number}" for number in count(1))
+    free = (name for name in numbers if name not in same)
+    return {next(free) if start.startswith("fold_") else start: name for start, name in same.items()}
+
+
+def _refuse_offsets(project: Path, made: NextRound) -> None:
+    """Raise `BadInput` if the base or a member of the new round would lose the offsets of its student."""
+    for name in (made.base, *made.members.values()):
+        folder = project / "models/students" / name
+        record = StudentRecord.of(folder)
+        if record is not None and any(record.offsets or ()):
+            raise BadInput(
+                f"{folder}: expected a student without offsets of its own, found {list(record.offsets or ())}; a base "
+                "has no offsets, so the next round would start from another model than the promoted one; remove "
+                f"`offsets` from students.{name} and run `dvc repro`"
+            )
 
 
 def _copy_models(project: Path, out: Path, params: Params, made: NextRound) -> None:

@@ -106,16 +106,15 @@ def decide(
         for name, objection in objections.items()
     }
     # `max` takes the first of equal bounds.
-    passed = [name for name in candidates if failures[name] is None]
-    best = max(passed, key=lambda name: _weakest_bound(compared[name]), default=None)
+    order = sorted(candidates, key=lambda name: -_weakest_bound(compared[name]))
+    best = next((name for name in order if failures[name] is None), None)
     if best is not None:
         reason = f"Student '{best}' may replace the base: {_achievement(compared[best], len(candidates), patients)}."
+    elif not order:
+        why = "none of the students is a candidate" if objections else "there are no students"
+        reason = f"No student may replace the base: {why}."
     else:
-        nearest = max(candidates, key=lambda name: _weakest_bound(compared[name]), default=None)
-        if nearest is None:
-            why = "none of the students is a candidate" if objections else "there are no students"
-        else:
-            why = f"student '{nearest}' came nearest, and {failures[nearest]}" if bounds else few
+        why = f"student '{order[0]}' came nearest, and {failures[order[0]]}" if bounds else few
         reason = f"No student may replace the base: {why}."
     considered = [
         Considered(
@@ -159,7 +158,7 @@ def _comparisons(gains: np.ndarray, bounds: np.ndarray | None, worse_by: float) 
 def _failure(compared: list[Comparison], knobs: Promotion, worse_by: float) -> str | None:
     """Why a candidate must not replace the base, in words; None if it may."""
     for found, base in zip(compared, BASES, strict=False):
-        if found.lower_bound is None or found.lower_bound <= 0:
+        if found.lower_bound is None or not found.lower_bound > 0:
             return f"the lower bound of its gain over {base} is {_points(found.lower_bound)} Dice points, not above 0"
         if found.share_worse > knobs.max_worse + TOLERANCE:
             return (

@@ -131,15 +131,18 @@ def draw_case(
     return rows, counts.disagreement
 
 
-def bands(case: CaseModels, slabs: Slabs | None) -> Iterator[CaseModels]:
-    """Parts of a case that together cover the case: bands of a large case, or else the case itself."""
+def bands(case: CaseModels, slabs: Slabs | None, scratch: Path) -> Iterator[CaseModels]:
+    """Parts of a case that together cover the case: bands of a large case, or else the case itself.
+
+    Sliding windows are stored below `scratch`.
+    """
     from pipeline.segmenter.sliding import bands_of
 
     if slabs is None:
         yield case
         return
     space = case.image.shape[1:]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
         case.disk = OnDisk(Path(folder), slabs.axis)
         for start, stop in bands_of(0, space[slabs.axis], space, slabs.axis):
             yield case.at(start, stop)

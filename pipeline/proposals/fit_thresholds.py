@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.proposals.samplers.mean import Mean
-from pipeline.segmenter.offsets import FEWEST, HALF, THRESHOLDS, chosen_thresholds
+from pipeline.segmenter.offsets import HALF, THRESHOLDS, chosen_thresholds
 from pipeline.store import schema
 from pipeline.store.cases import Case
 from pipeline.store.manifest import write_json
@@ -100,8 +100,8 @@ def fit_thresholds(
         for one in of_fold:
             outside = np.flatnonzero(fold != one)
             # Too few patients are too few for every fold. Otherwise a fold is fitted on the patients that it leaves.
-            fewest = 2 if choice.note is None else FEWEST + patients
-            of_fold[one][name] = chosen_thresholds(dice[outside], [group[at] for at in outside], fewest).thresholds
+            found = chosen_thresholds(dice[outside], [group[at] for at in outside], fewest=2)
+            of_fold[one][name] = found.thresholds if choice.note is None else choice.thresholds
         if choice.note is not None:
             notes[name] = choice.note
         elif lacking.get(name):

@@ -162,7 +162,9 @@ def _fitted(
     with workspace("fit_thresholds", __name__, block, [plan.cases.folder / MANIFEST, base / MANIFEST]) as work:
         known = {case.case_id for case in plan.cases.known("labelled")}
         shards = shards_of([case for case in plan.proposed_for if case.case_id in known], 1)
-        tried = run(_TryingThresholds(plan, means, runtime), shards, work, runtime.execution, "fit thresholds")
+        task = _TryingThresholds(plan, means, runtime, work)
+        limits = Limits(_bytes_whole(plan.cases, 1))
+        tried = run(task, shards, work, runtime.execution, "fit thresholds", limits)
         write_tried(tried, out, block)
     lacking = {
         name: [m for m in mean.chosen(tuple(of_pool.members)) if m not in plan.family.members]
@@ -185,10 +187,16 @@ def _fitted_regions(plan: _Plan, samplers: dict[str, Sampler], base: Path, runti
     with workspace("fit_regions", __name__, block, [plan.cases.folder / MANIFEST, base / MANIFEST]) as work:
         known = {case.case_id for case in plan.cases.known("labelled")}
         shards = shards_of([case for case in plan.proposed_for if case.case_id in known], 1)
-        seen = run(_SeeingRegions(plan, runtime), shards, work, runtime.execution, "fit regions")
+        limits = Limits(_bytes_whole(plan.cases, plan.slots()))
+        seen = run(_SeeingRegions(plan, runtime), shards, work, runtime.execution, "fit regions", limits)
     voters = {name: plan.voters(name) for name in composing}
     found = fit_regions(seen, composing, voters, fold_of, runtime.seed)
     return replace(found, gains={**found.gains, **unfitted.gains})
+
+
+def _bytes_whole(cases: CaseStore, masks: int) -> int:
+    """Bytes of a case that is drawn whole, with `masks` masks and the float32 probabilities of a few predictions."""
+    return int(np.prod(cases.padded)) * (2 * masks + 24 * len(cases.class_names))
 
 
 def _refuse_large(cases: CaseStore, samplers: dict[str, Sampler], slots: int) -> None:
@@ -325,6 +333,7 @@ class _TryingThresholds:
     plan: _Plan
     means: dict[str, Mean]
     runtime: Runtime
+    work: Path
 
     def __call__(self, shard: Shard) -> pl.DataFrame:
         import torch
@@ -338,7 +347,8 @@ class _TryingThresholds:
             for name, mean in self.means.items():
                 models = self.plan.models(case, slabs, self.runtime)
                 counts = [
-                    overlaps_at_thresholds(mean.probability(part), label[part.where]) for part in bands(models, slabs)
+                    overlaps_at_thresholds(mean.probability(part), label[part.where])
+                    for part in bands(models, slabs, self.work)
                 ]
                 rows += rows_of(case, name, dice_at_thresholds(np.sum(counts, axis=0)))
         return pl.DataFrame(rows, schema=schema.THRESHOLDS.columns)
@@ -380,7 +390,9 @@ def _write_proposals(stage: str, plan: _Plan, base: Path, out: Path, runtime: Ru
     source_voxels = int(np.prod(source)) if source else 0
     size = cases_per_shard(n_cases, voxels * (slots + classes) + source_voxels * slots)
     slabs = Slabs.of(padded, slots + classes)
-    _refuse_large(cases, knobs.samplers, slots)
+    # A sampler that composes nothing copies the fixed proposal, which works in bands too.
+    if plan.regions.of_all:
+        _refuse_large(cases, knobs.samplers, slots)
     block = (knobs, plan.swap_labels, runtime.compute, runtime.seed, plan.fitted, plan.regions)
     inputs = [cases.folder / MANIFEST, base / MANIFEST, *plan.imported_files()]
     shapes: dict[ArraySchema, tuple[int, ...]] = {

@@ -245,7 +245,8 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
 class Composed:
     """Estimated shares of the regions of a case, and the thresholds that decide which regions are foreground."""
 
-    share: np.ndarray  # f64 [class, region], sums to 1 over the classes
+    share: np.ndarray
+    """f64 `[class, region]`: the share of the likeliest foreground class of a region, and the rest as background."""
     thresholds: tuple[float, ...]  # one per foreground class
 
     def labels(self) -> np.ndarray:
@@ -290,4 +291,9 @@ def composed(options: Options, share: np.ndarray, outside: Sequence[float]) -> C
         last = int(dice(right, voxels + truth).argmax())
         beyond = -levels[last + 1] if last + 1 < len(levels) else 0.0
         thresholds.append(float(np.clip((beyond - levels[last]) / 2, 1e-6, 1 - 1e-6)))
-    return Composed(found, tuple(thresholds))
+    # A region has the share of its likeliest class alone, so that the rule of `mask_at` is share >= threshold.
+    only = np.zeros_like(found)
+    at = np.arange(count)
+    only[likeliest, at] = found[likeliest, at]
+    only[0] = 1 - only[1:].sum(0)
+    return Composed(only, tuple(thresholds))

@@ -54,12 +54,13 @@ def overlaps_at_thresholds(probability: Tensor, label: np.ndarray) -> np.ndarray
     """
     foreground = len(probability) - 1
     tried = []
+    # One mask at a time: all masks together would be the largest array of a case.
     for label_of in range(foreground):
         for threshold in THRESHOLDS:
             thresholds = [HALF] * foreground
             thresholds[label_of] = threshold
-            tried.append(mask_at(probability, thresholds))
-    return overlaps_to(label, np.stack(tried), len(probability))
+            tried.append(overlaps_to(label, mask_at(probability, thresholds)[None], len(probability)))
+    return np.concatenate(tried, axis=2)
 
 
 def dice_at_thresholds(overlaps: np.ndarray) -> np.ndarray:
@@ -107,7 +108,7 @@ def chosen_thresholds(dice: np.ndarray, groups: Sequence[str], fewest: int = FEW
     """
     count = len(set(groups))
     if count < fewest:
-        note = f"expected at least {fewest} labelled patients to fit a threshold on, found {count}: the threshold is .5"
+        note = f"expected at least {fewest} patients with labels to fit a threshold, found {count}: the threshold is .5"
         return Choice((HALF,) * dice.shape[1], count, note)
     # From one half outwards: a threshold further away must be better.
     order = sorted(range(len(THRESHOLDS)), key=lambda at: (abs(THRESHOLDS[at] - HALF), THRESHOLDS[at]))

@@ -133,7 +133,7 @@ class LabelledCases:
         rows = [row for row in zip(self.cases, self.images, self.labels, strict=True) if is_known(row[2])]
         if not rows:
             raise BadInput(
-                f"validation: expected a label with at least one known voxel, found {schema.UNKNOWN} (unknown) "
+                f"expected a label with at least one known voxel, found {schema.UNKNOWN} (unknown) "
                 f"everywhere in all {len(self.cases)} cases; correct their labels"
             )
         return LabelledCases(*zip(*rows, strict=True))

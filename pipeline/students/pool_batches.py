@@ -20,6 +20,7 @@ from pipeline.seeding import numpy_generator, seed_of, torch_generator
 from pipeline.segmenter.augmentation import Augmentation, flip
 from pipeline.segmenter.crops import Spots, anywhere, around
 from pipeline.segmenter.loop import Average
+from pipeline.segmenter.models import unseen_labelled
 from pipeline.segmenter.segmenter import Segmenter
 from pipeline.segmenter.sliding import pad_to
 from pipeline.store import schema
@@ -262,10 +263,13 @@ def pool_and_held_out(objective: PoolObjective, start: Start) -> tuple[PoolBatch
             members = sorted([*members, *unpaired], key=lambda case: case.case)
     else:
         members = cases.split("pool")
+    # Labelled cases on which offsets are fitted afterwards are kept from training.
+    held_out = unseen_labelled(start.base) if student.offsets == "held_out" else set()
+    members = [case for case in members if case.case_id not in held_out]
     probability = objective.needs_probability or any(target.soft for target in targets)
     if probability or targets:
         _check_proposals(start, members, targets)
-    members, kept = _split_groups(start, members)
+    members, kept = _split_groups(start, members, set(pairs["case_id"]))
     # Loaded anew: training changes the policy in place.
     reference = Segmenter(start.base.load(start.compute.device), start.base.architecture, start.compute)
 
@@ -315,12 +319,16 @@ def _check_proposals(start: Start, members: list[Case], targets: Sequence[Target
             proposals.slot(target.proposal)  # raises for a name that no proposal has
 
 
-def _split_groups(start: Start, members: list[Case]) -> tuple[list[Case], list[Case]]:
-    """Cases to train on, and cases that are kept from training: none for a student without `stopping`."""
+def _split_groups(start: Start, members: list[Case], paired: set[str]) -> tuple[list[Case], list[Case]]:
+    """Cases to train on, and cases that are kept from training: none for a student without `stopping`.
+
+    Groups that are kept have pairs (`paired`), if the student learns from pairs: `patience` is measured on pairs.
+    """
     stopping = start.student.stopping
     if stopping is None:
         return members, []
-    groups = sorted({case.group for case in members})
+    wanted = paired if start.student.objective.feeds == "pairs" else {case.case_id for case in members}
+    groups = sorted({case.group for case in members if case.case_id in wanted})
     count = max(1, round(stopping.held_out * len(groups)))
     # At least one group must remain to train on.
     if count >= len(groups):

@@ -126,6 +126,8 @@ class PoolImages:
 
         def count() -> Tensor:
             masks = self.masks(case, where)
+            if not len(masks.chosen):
+                return torch.zeros(masks.chosen.shape)
             every = torch.from_numpy(self.proposals.masks(case, self.proposals.distinct(case), where))
             shares = []
             for chosen, rejected in zip(*masks, strict=True):
@@ -136,9 +138,15 @@ class PoolImages:
         return self._kept("errors", case, where, count)
 
     def target(self, target: Target, case: Case, where: Where | None) -> Tensor:
-        """Label map u8 `[*space]` that a student imitates; 255 where the student imitates nothing."""
+        """Label map u8 `[*space]` that a student imitates; 255 where the student imitates nothing.
+
+        Labelled images with pairs are not imitated on, because their labels are known.
+        """
 
         def read() -> Tensor:
+            if case.split != "pool":
+                space = [part.stop - part.start for part in where or case.space]
+                return torch.full(space, schema.UNKNOWN, dtype=torch.uint8)
             if target.proposal == MEAN:
                 # max in place of argmax, which is ten times slower over the first axis.
                 mask = self.probability(case, where).max(0).indices.to(torch.uint8)

@@ -10,8 +10,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.errors import BadInput
-from pipeline.exports.next_round import next_round
-from pipeline.params import load_params
+from pipeline.exports.next_round import _members, next_round
+from pipeline.params import Params, load_params
 from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
 from pipeline.store import schema
 from pipeline.store.manifest import write_json
@@ -132,6 +132,25 @@ def test_no_headroom_stops(first: Path, tmp_path: Path) -> None:
     set_headroom(first, "no headroom shown: a test")
     with pytest.raises(BadInput, match="no headroom shown: a test; another round has nothing to learn from"):
         next_round(first, tmp_path / "new")
+
+
+def test_offsets_of_a_student_are_not_lost(first: Path, tmp_path: Path) -> None:
+    """A base has no offsets, so a student with offsets would start the round as another model."""
+    promote(first, "one")
+    set_headroom(first, "headroom left: a test")
+    record = first / "models/students/one/student.json"
+    before = record.read_text()
+    write_json(record, {**json.loads(before), "offsets": [0.5, 0.0]})
+    with pytest.raises(BadInput, match=r"one: expected a student without offsets of its own, found \[0.5, 0.0\]"):
+        next_round(first, tmp_path / "new")
+    record.write_text(before)
+    assert not (tmp_path / "new").exists()
+
+
+def test_members_that_started_from_folds_get_names_of_members() -> None:
+    content = {**PARAMS["students"], "three": {**ANCHORED, "start": "fold_1"}}
+    params = Params.model_validate_json(json.dumps(with_changes(**{**PARAMS, "students": content})))
+    assert _members(params, "one") == {"member_1": "two", "member_2": "three"}
 
 
 def test_a_folder_with_content_is_refused(first: Path, tmp_path: Path) -> None:

@@ -198,6 +198,19 @@ def test_a_model_composes():
     assert not found.counts
 
 
+def test_with_three_classes_the_labels_are_the_searched_regions():
+    """A region is of its likeliest class where its share reaches the threshold of the class, and background else."""
+    generator = np.random.default_rng(3)
+    for _ in range(50):
+        region, label = np.repeat(np.arange(12), 2), np.tile([1, 2], 12)
+        options = Options(region, label, np.repeat(generator.integers(1, 60, 12), 2), np.zeros((24, 1)))
+        share = generator.dirichlet([1, 1, 1], 12)[:, 1:]
+        found = composed(options, share.ravel(), (0.1, 0.2))
+        likeliest = share.argmax(1)
+        taken = share.max(1) >= np.array(found.thresholds)[likeliest]
+        assert found.labels().tolist() == np.where(taken, likeliest + 1, 0).tolist()
+
+
 @pytest.mark.parametrize(("space", "classes"), [((6, 8), 2), ((6, 8), 3), ((4, 5, 6), 2), ((4, 5, 6), 3)])
 def test_a_model_composes_images_and_volumes(space, classes):
     """Two random draws vote. The same mask again after pickling; its probabilities sum to 1 and give its mask."""

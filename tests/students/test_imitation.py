@@ -11,16 +11,26 @@ from pydantic import ValidationError
 
 from pipeline.errors import BadInput
 from pipeline.measures.overlap import dice_to
+from pipeline.segmenter.knobs import Optimisation
 from pipeline.segmenter.losses import dice_ce
 from pipeline.segmenter.strong_views import StrongViews
+from pipeline.store import schema
+from pipeline.store.tables import read_table
 from pipeline.students.imitation import PoolTerm, Target, imitation_loss
+from pipeline.students.links.cdpo import ConservativeDPO
 from pipeline.students.objectives.imitate import Imitate
 from pipeline.students.objectives.preference import Preference
 from pipeline.students.objectives.sft import ImitateChosen
 from pipeline.students.objectives.supervised import Supervised
-from pipeline.students.student import Anchor, Student
+from pipeline.students.pool_images import PoolImages
+from pipeline.students.student import Anchor, Student, Training
+from tests.fixtures.networks import segmenter_of
 from tests.fixtures.preferences import bars, batch
 from tests.fixtures.students import Setting, made
+
+
+def training() -> Training:
+    return Training(optimisation=Optimisation(steps=1, learning_rate=1e-3))
 
 
 @pytest.fixture
@@ -58,7 +68,10 @@ def test_an_unknown_proposal_is_refused_with_the_known_names(setting):
         setting.train(Imitate(kind="imitate", proposal="mean fitted"), [])
 
 
-@pytest.mark.parametrize("objective", [Preference(kind="preference"), ImitateChosen(kind="sft")])
+VOTES = Preference(kind="preference", normaliser="voxel", link=ConservativeDPO(e="votes"))
+
+
+@pytest.mark.parametrize("objective", [Preference(kind="preference"), ImitateChosen(kind="sft"), VOTES])
 def test_a_term_on_the_pool_learns_from_images_without_pairs(setting, objective):
     """One of two pool cases has pairs; with the term both are drawn, and a batch without pairs is no error."""
     anchor = Anchor(supervised=0.0, imitate=PoolTerm(proposal="s 2"))
@@ -67,6 +80,18 @@ def test_a_term_on_the_pool_learns_from_images_without_pairs(setting, objective)
     alone = Anchor(supervised=0.0)
     setting.train(objective, [(2, 0, 1)], anchor=alone, out="alone")
     assert setting.record("alone")["images"] == 1
+
+
+def test_labelled_images_with_pairs_are_not_imitated_on(setting):
+    """Pairs of labelled case 0 alone: the pool cases are drawn for the term, and the labelled case has no target."""
+    anchor = Anchor(supervised=0.0, imitate=PoolTerm(proposal="s 2"))
+    setting.train(Preference(kind="preference"), [(0, 0, 1)], anchor=anchor)
+    assert setting.record()["images"] == 3
+    pairs = read_table(setting.folder / "pairs/mined.parquet", schema.PAIRS)
+    images = PoolImages(setting.data, pairs, segmenter_of(setting.base.load(), (8, 8)), training())
+    labelled, pool = (images.target(anchor.imitate.target, setting.cases.all[case], None) for case in (0, 2))
+    assert (labelled == schema.UNKNOWN).all()
+    assert (pool != schema.UNKNOWN).all()
 
 
 def test_the_same_views_for_every_arm(setting, monkeypatch):
@@ -104,7 +129,7 @@ def test_offsets_of_a_student_are_those_of_its_last_weights(setting):
     setting.train(Imitate(kind="imitate"), [], student={"offsets": "validation"})
     record = setting.record()
     assert (record["offsets"], record["thresholds"]) == ([0.0], [0.5])
-    assert record["threshold_note"].startswith("expected at least 8 labelled patients")
+    assert record["threshold_note"].startswith("expected at least 8 patients with labels")
 
 
 def test_held_out_offsets_need_a_fold():
