@@ -10,7 +10,7 @@ import polars as pl
 
 from pipeline.measures.numbers import NO_VALUE, Estimate, decimal, percent, points
 from pipeline.promotion.record import Comparison
-from pipeline.report.arms import ComparedArm, Rivals, compared_arms, first_of_family
+from pipeline.report.arms import ComparedArm, Rivals, best_on_validation, compared_arms, first_of_family
 from pipeline.report.audit_measures import RESEARCH
 from pipeline.report.blocks import Block, Cell, Figure, Note, Section, Table
 from pipeline.report.cells import cell, inline
@@ -352,10 +352,9 @@ def _push_table(run: Run) -> Table:
 
 def worst_cases(run: Run) -> Section:
     """Test cases with the largest losses and the lowest Dice of the best practical student, and results per class."""
-    practical = [arm for arm in run.arms[1:] if not arm.research]
+    best = best_on_validation(run, [arm for arm in run.arms[1:] if not arm.research])
     blocks: list[Block] = []
-    if practical:
-        best = max(practical, key=lambda arm: arm.metrics["dice"]["mean"])
+    if best is not None:
         key = ["case_id", "group"]
         both = (
             run.evaluated(best.name)
@@ -365,7 +364,11 @@ def worst_cases(run: Run) -> Section:
             .with_columns((pl.col("dice") - pl.col("base")).alias("change"))
         )
         blocks = [
-            Note([f"'{best.name}' is shown: it has the highest Dice of all students that need no truth of the pool."]),
+            Note(
+                [
+                    f"'{best.name}' is shown: of all students that need no truth of the pool, its Dice on validation is highest."
+                ]
+            ),
             _cases_table("Largest losses against the base", both.sort("change", "case_id")),
             _cases_table("Lowest Dice", both.sort("dice", "case_id")),
         ]

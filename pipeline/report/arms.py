@@ -71,7 +71,13 @@ def _gain(run: Run, arm: Arm, rival: Arm | None) -> Estimate | None:
 
 def _best(run: Run, kind: str) -> Arm | None:
     """Arm of an objective with the highest mean Dice over validation patients, or the first of several equally high."""
-    arms = [arm for arm in run.arms if arm.student is not None and arm.student.objective.kind == kind]
+    return best_on_validation(
+        run, [arm for arm in run.arms if arm.student is not None and arm.student.objective.kind == kind]
+    )
+
+
+def best_on_validation(run: Run, arms: Sequence[Arm]) -> Arm | None:
+    """Arm with the highest mean Dice over validation patients, or the first of several equally high; None of none."""
     if len(arms) < 2:
         return arms[0] if arms else None
     return max(arms, key=lambda arm: mean_over_patients(means_per_case(run.validated(arm.name)), "dice"))
