@@ -59,7 +59,9 @@ def _of_judges(params: Params) -> Iterator[str]:
     advice = "set base.folds to at least 2, or remove" if isinstance(params.base, Base) else "remove"
     for name, judge in params.judges.items():
         if isinstance(judge, JudgeKnobs) and judge.learns:
-            users = [f"pairs.{pairs}" for pairs, one in params.pairs.items() if name in _judges_of(params, one.judge)]
+            sets = [pairs for pairs, one in params.pairs.items() if name in _judges_of(params, one.judge)]
+            users = [f"pairs.{pairs}" for pairs in sets]
+            users += [f"students.{student}" for student, one in params.students.items() if one.pairs in sets]
             users += [f"consensus.{entry}" for entry, one in params.consensus.items() if name in one.judges]
             yield (
                 f"judges.{name}: kind '{judge.kind}' learns from proposals of models that have not seen a labelled "

@@ -60,7 +60,10 @@ def _rows(file: Path, table: CaseTable) -> dict[str, dict[str, str]]:
             header = list(content.fieldnames or [])
             cells = list(content)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{file}: expected a CSV file in UTF-8 ({error}); correct `case_table.file`") from error
+        raise BadInput(
+            f"{file}: expected a CSV file in UTF-8 ({error}); correct `case_table.file`, or remove "
+            "`case_table` if every case is its own patient"
+        ) from error
     if missing := [column for column in (table.case, *columns.values()) if column not in header]:
         raise BadInput(f"{file}: expected the columns {missing}, found {header}; correct `case_table`")
     counts = Counter(row[table.case] for row in cells)

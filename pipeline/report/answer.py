@@ -364,11 +364,7 @@ def worst_cases(run: Run) -> Section:
             .with_columns((pl.col("dice") - pl.col("base")).alias("change"))
         )
         blocks = [
-            Note(
-                [
-                    f"'{best.name}' is shown: of all students that need no truth of the pool, its Dice on validation is highest."
-                ]
-            ),
+            Note([f"'{best.name}' is shown: on validation it is best of all students that need no truth of the pool."]),
             _cases_table("Largest losses against the base", both.sort("change", "case_id")),
             _cases_table("Lowest Dice", both.sort("dice", "case_id")),
         ]

@@ -103,7 +103,8 @@ class Base(Knobs):
                 raise ValueError(f"others.{name}: the base stage uses this name itself; choose another")
         most = self.members if self.folds else 0
         if self.fold_members > most:
-            raise ValueError(f"fold_members: expected at most {most} (members of folds), found {self.fold_members}")
+            reason = "members" if self.folds else "folds is 0, so there are no members of folds"
+            raise ValueError(f"fold_members: expected at most {most} ({reason}), found {self.fold_members}")
         return self
 
 

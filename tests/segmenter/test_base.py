@@ -111,9 +111,12 @@ def test_a_labelled_case_teaches_no_model_of_its_own_fold(tmp_path):
 
 
 def test_members_of_folds_are_members():
-    with pytest.raises(ValidationError, match=r"fold_members: expected at most 0 \(members of folds\), found 1"):
+    with pytest.raises(
+        ValidationError,
+        match=r"fold_members: expected at most 0 \(folds is 0, so there are no members of folds\), found 1",
+    ):
         knobs(members=1, fold_members=1)
-    with pytest.raises(ValidationError, match=r"fold_members: expected at most 1 \(members of folds\), found 2"):
+    with pytest.raises(ValidationError, match=r"fold_members: expected at most 1 \(members\), found 2"):
         knobs(members=1, folds=2, fold_members=2)
 
 
