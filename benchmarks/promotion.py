@@ -30,8 +30,8 @@ JUDGES: dict[str, dict[str, Any]] = {
 INVERTED = "inverted"
 """A score table with the true Dice turned round: the worst judge that there is."""
 RUNS = (INVERTED, *JUDGES)
-HONEST = {"supervised": 10.0, "imitate": {"proposal": "mean fitted", "weight": 10.0}}
-"""Anchor of the student of the honest judge: the shipped recipe."""
+HONEST = {"supervised": 3.3, "imitate": {"proposal": "mean fitted", "weight": 3.3}}
+"""Anchor of the student of the honest judge. Preferences weigh .3, as chosen on a seed that is not counted."""
 HARM, GAIN, WORSE_BY = -0.002, 0.01, 0.02
 """Test Dice over the base below which a promoted student did harm, test Dice from which a student should be promoted,
 and the loss of Dice from which a patient counts as worse."""
@@ -82,7 +82,7 @@ def parameters(seed: int) -> dict[str, Any]:
             for name in RUNS
         },
         "training": {
-            "optimisation": {"steps": 200, "learning_rate": 5e-4, "schedule": "cosine", "evaluate_every": 100},
+            "optimisation": {"steps": 400, "learning_rate": 5e-4, "schedule": "cosine", "evaluate_every": 200},
             "images": 4,
             "labelled": 4,
             "views": {"modality": "mri"},
