@@ -261,9 +261,7 @@ def test_a_label_that_is_unknown_everywhere_is_left_out():
     measured = validation_measures(segmenter, LabelledCases(rows, [image] * 2, [unknown, truth]))
     assert measured["validation_dice"] == pytest.approx(2 / 3)
     assert measured == validation_measures(segmenter, LabelledCases(rows[1:], [image], [truth]))
-    with pytest.raises(
-        BadInput, match=r"expected a label .* found 255 \(unknown\) everywhere in all 2 cases"
-    ):
+    with pytest.raises(BadInput, match=r"expected a label .* found 255 \(unknown\) everywhere in all 2 cases"):
         segmenter.dice(LabelledCases(rows, [image] * 2, [unknown] * 2))
 
 
