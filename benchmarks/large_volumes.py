@@ -90,7 +90,8 @@ def _base() -> Callable[[], Any]:
 
 def _propose(splits: tuple[str, ...]) -> Callable[[], Any]:
     from benchmarks.proposals import RUNTIME
-    from pipeline.proposals.propose import Propose, propose
+    from pipeline.proposals.knobs import Propose
+    from pipeline.proposals.propose import propose
     from pipeline.proposals.samplers.ensemble import Ensemble
     from pipeline.proposals.samplers.mc_dropout import MCDropout
     from pipeline.proposals.samplers.tta import TTA

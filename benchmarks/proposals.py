@@ -22,7 +22,8 @@ from pipeline.cases.readers.phantom import Phantom
 from pipeline.cases.splits import Splits
 from pipeline.compute import Compute
 from pipeline.execution import Execution, Runtime
-from pipeline.proposals.propose import Propose, propose
+from pipeline.proposals.knobs import Propose
+from pipeline.proposals.propose import propose
 from pipeline.proposals.samplers.mc_dropout import MCDropout
 from pipeline.proposals.samplers.tta import TTA
 from pipeline.segmenter.architecture import Architecture

@@ -9,7 +9,7 @@ from pipeline.judges.judge import JudgeKnobs
 from pipeline.params import Params
 from pipeline.proposals.fit_regions import regions_to_fit
 from pipeline.proposals.fit_thresholds import samplers_to_fit
-from pipeline.segmenter.base import TEACHER, fold_names
+from pipeline.segmenter.base import folds_objection, model_names
 from pipeline.segmenter.knobs import Base
 from pipeline.segmenter.offsets import FEWEST
 from pipeline.store.cases import Case, CaseStore
@@ -21,7 +21,6 @@ def check(params: Params, cases: CaseStore) -> list[str]:
     splits = {split: cases.split(split) for split in ("labelled", "pool", "validation", "test")}
     problems = [
         *_of_splits(params, splits),
-        *_of_base(params, splits["labelled"]),
         *_of_judges(params),
         *_of_pairs(params, splits),
         *_of_students(params, splits),
@@ -35,6 +34,8 @@ def _of_splits(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator
     needed = ["validation", "test"] if params.base is not None else []
     if isinstance(params.base, Base):
         needed.insert(0, "labelled")
+    if isinstance(params.base, Base) and (objection := folds_objection(params.base, splits["labelled"])):
+        yield objection
     for split in needed:
         if not splits[split]:
             yield f"splits.{split}: expected at least one case, found none; the base is trained or measured there"
@@ -43,14 +44,6 @@ def _of_splits(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator
                 f"splits.{split}: expected cases with a mask, found {len(without)} without (first: '{without[0]}'); "
                 "add the masks, or move the cases to the pool"
             )
-
-
-def _of_base(params: Params, labelled: Sequence[Case]) -> Iterator[str]:
-    if not isinstance(params.base, Base):
-        return
-    groups = len({case.group for case in labelled})
-    if params.base.folds == 1 or params.base.folds > groups:
-        yield f"base.folds: expected 0 or 2 to {groups} (labelled patients), found {params.base.folds}"
 
 
 def _of_judges(params: Params) -> Iterator[str]:
@@ -106,7 +99,7 @@ def _of_students(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterat
             for split in ("validation", "test"):
                 if split not in params.propose.splits:
                     yield f"{key}: expected proposals of split '{split}'; add '{split}' to propose.splits"
-        if isinstance(params.base, Base) and student.start not in (known := _starts(params.base)):
+        if isinstance(params.base, Base) and student.start not in (known := model_names(params.base)):
             yield f"{key}.start: expected one of {known}, found '{student.start}'"
 
 
@@ -147,10 +140,3 @@ def _judges_of(params: Params, name: str) -> list[str]:
 
 def _is_research(params: Params, name: str) -> bool:
     return name in params.judges and params.judges[name].research
-
-
-def _starts(base: Base) -> list[str]:
-    """Names of the models that a student may start from."""
-    seeds = [f"member_{number}" for number in range(1, base.members + 1)]
-    teacher = [TEACHER] if base.mean_teacher else []
-    return ["base", *seeds, *base.others, *teacher, *fold_names(base)]

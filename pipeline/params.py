@@ -25,7 +25,7 @@ from pipeline.knobs import NOTHING, Knobs, Name
 from pipeline.pairs.mine import PairSet
 from pipeline.pairs.strategies.none import NoPairs
 from pipeline.promotion.knobs import Promotion
-from pipeline.proposals.propose import Propose
+from pipeline.proposals.knobs import Propose
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.imported import AnyBase
 from pipeline.segmenter.imported.program import ImportedProgram

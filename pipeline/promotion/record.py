@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import BadInput
 from pipeline.promotion.knobs import Promotion
-from pipeline.store.manifest import write_json
+from pipeline.store.manifest import read_record, write_json
 
 PROMOTION_FILE = "promotion.json"
 
@@ -58,18 +57,7 @@ class PromotionRecord(_Frozen):
     @classmethod
     def of(cls, folder: Path) -> PromotionRecord | None:
         """Record in the folder of a promotion. None without a record. Raises `BadInput` for other content."""
-        path = folder / PROMOTION_FILE
-        if not path.is_file():
-            return None
-        try:
-            return cls.model_validate_json(path.read_text())
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise BadInput(
-                f"{path}: expected the record of a promotion, found an error at {where}: {first['msg']}; run `dvc "
-                "repro promote` again"
-            ) from error
+        return read_record(cls, folder / PROMOTION_FILE, "the record of a promotion", "run `dvc repro promote` again")
 
     def save(self, folder: Path) -> None:
         """Write `promotion.json`."""

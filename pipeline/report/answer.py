@@ -1,16 +1,12 @@
-"""The answer of a run: the promoted student, the gain of every arm on test, and the worst test cases."""
+"""The answer of a run: test results of every arm, and its gain over the arms that it has to beat."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import polars as pl
-
 from pipeline.measures.numbers import NO_VALUE, Estimate, decimal, percent, points
-from pipeline.promotion.record import Comparison
-from pipeline.report.arms import ComparedArm, Rivals, best_on_validation, compared_arms, first_of_family
+from pipeline.report.arms import ComparedArm, Rivals, compared_arms, first_of_family, has_f1
 from pipeline.report.audit_measures import RESEARCH
 from pipeline.report.blocks import Block, Cell, Figure, Note, Section, Table
 from pipeline.report.cells import cell, inline
@@ -18,12 +14,8 @@ from pipeline.report.figures import forest
 from pipeline.report.run import Arm, Run
 from pipeline.segmenter.student_record import anchor_terms
 
-MEASURED = ("gain", "lower bound", "worse")
-"""Columns of a student against one base, on validation."""
 OVER_SUPERVISED, OVER_PROPOSAL = "gain over supervised", "gain over fixed proposal"
 """Columns of a student against the arms that it has to beat."""
-WORST = 6
-"""Number of test cases in each list of worst cases."""
 
 
 def answer(run: Run) -> Section:
@@ -70,58 +62,6 @@ def _forest(arms: list[ComparedArm], rivals: Rivals) -> Figure:
 
 def _title(compared: ComparedArm) -> str:
     return f"{compared.name} (research)" if compared.arm.research else compared.name
-
-
-def promotion(run: Run) -> Section:
-    """Students with their gain on validation, its lower bound, the share of patients that became worse, and reasons."""
-    record = run.promotion
-    first = any(student.over_first_base for student in record.students)
-    columns = [
-        "arm",
-        "gain",
-        "lower bound",
-        "worse",
-        *(f"{name}, first base" for name in MEASURED if first),
-        "decision",
-    ]
-    rows: list[list[Cell | str]] = []
-    for student in record.students:
-        compared = [student.over_base, *([student.over_first_base] if first else [])]
-        decision = student.reason if student.candidate else f"no candidate: {student.reason}"
-        tag = "promoted" if student.name == record.promoted else ""
-        cells = [cell for found in compared for cell in _comparison(found)]
-        rows.append([Cell(student.name, tag=tag), *cells, decision])
-    caption = f"Students on {record.patients} validation patients, last weights"
-    meanings = {
-        "gain": "Mean over patients of the Dice of the student minus that of the base, in points.",
-        "lower bound": "One-sided 95 % lower bound of the gain, corrected for all candidates together, in points.",
-        "worse": f"Share of the patients that lost more than {points(record.worse_by)} points of Dice. The limit is "
-        f"{percent(record.knobs.max_worse)}.",
-    }
-    blocks: list[Block] = [Note([record.reason])]
-    if rows:
-        blocks.append(Table(caption, columns, rows, frozenset({len(columns) - 1}), meanings=meanings))
-    blocks.append(Note([record.limits]))
-    how = (
-        "Test cases are for reporting alone, so validation chooses the student that may replace the base. A candidate "
-        "needs a lower bound above 0, and few patients that became worse. The largest lower bound decides. A student "
-        "is no candidate if it learned from labels that a user does not have, or from the labels of validation."
-    )
-    return Section("promotion", "Student that may replace the base", how, blocks)
-
-
-def _comparison(found: Comparison | None) -> list[Cell | str]:
-    """Cells of a student against one base."""
-    if found is None:
-        return [NO_VALUE] * len(MEASURED)
-    why = "no candidate, or too few patients" if found.lower_bound is None else ""
-    bound = None if found.lower_bound is None else 100 * found.lower_bound
-    # Two decimals, so that a bound that is not above 0 does not look as if it were.
-    return [
-        decimal(100 * found.gain, 2, signed=True),
-        Cell(decimal(bound, 2, signed=True), why=why),
-        percent(found.share_worse),
-    ]
 
 
 def gap_recovered(gain: float | None, full: Estimate | None) -> float | None:
@@ -235,7 +175,7 @@ def _kind(arm: Arm) -> str | None:
 def _further_table(arms: list[ComparedArm]) -> Table:
     """Peak, drop, surface distances, F1 and empty masks of all arms."""
     first = arms[0].arm.metrics
-    unit, f1 = first["distance_unit"], _has_f1([one.arm for one in arms])
+    unit, f1 = first["distance_unit"], has_f1([one.arm for one in arms])
     columns = [
         *("arm", "peak", "drop", "NSD", f"HD95, {unit}", f"ASSD, {unit}", *(["F1"] if f1 else [])),
         *("missed", "invented"),
@@ -256,11 +196,6 @@ def _further_table(arms: list[ComparedArm]) -> Table:
         )
     rows = [[one.name, *_further(one.arm, f1)] for one in arms]
     return Table("Further test results of all arms", columns, rows, meanings=meanings)
-
-
-def _has_f1(arms: list[Arm]) -> bool:
-    """Whether F1 of components was measured, which is an option of `evaluation:`."""
-    return all("f1" in arm.metrics for arm in arms)
 
 
 def _recipe(arm: Arm) -> list[Cell | str]:
@@ -348,63 +283,3 @@ def _push_table(run: Run) -> Table:
         "another class than the base."
     )
     return Table("Preference push on each student", columns, rows, note=note)
-
-
-def worst_cases(run: Run) -> Section:
-    """Test cases with the largest losses and the lowest Dice of the best practical student, and results per class."""
-    best = best_on_validation(run, [arm for arm in run.arms[1:] if not arm.research])
-    blocks: list[Block] = []
-    if best is not None:
-        key = ["case_id", "group"]
-        both = (
-            run.evaluated(best.name)
-            .group_by(key)
-            .agg(pl.col("dice").mean())
-            .join(run.evaluated("base").group_by("case_id").agg(pl.col("dice").mean().alias("base")), on="case_id")
-            .with_columns((pl.col("dice") - pl.col("base")).alias("change"))
-        )
-        blocks = [
-            Note([f"'{best.name}' is shown: on validation it is best of all students that need no truth of the pool."]),
-            _cases_table("Largest losses against the base", both.sort("change", "case_id")),
-            _cases_table("Lowest Dice", both.sort("dice", "case_id")),
-        ]
-    else:
-        blocks.append(Note(["There is no student without truth of the pool, so no cases are listed."]))
-    blocks += _class_tables(run)
-    how = (
-        "Look at these cases first: the mean can rise while single patients lose. Dice of a case is the mean over its "
-        "classes, in points. Predictions are not stored, so there are no pictures."
-    )
-    return Section("cases", "Worst cases and single classes", how, blocks)
-
-
-def _cases_table(caption: str, cases: pl.DataFrame) -> Table:
-    rows = [
-        [row["case_id"], row["group"], points(row["base"]), points(row["dice"]), points(row["change"], signed=True)]
-        for row in cases.head(WORST).iter_rows(named=True)
-    ]
-    return Table(caption, ["case", "group", "Dice, base", "Dice, student", "change"], rows, frozenset({1}))
-
-
-def _class_tables(run: Run) -> list[Block]:
-    names = run.cases.class_names
-    unit = run.arms[0].metrics["distance_unit"]
-    labels = sorted(int(label) for label in run.arms[0].metrics["classes"])
-    measures: list[tuple[str, str, Callable[[float | None], str]]] = [
-        ("Dice by class, points", "dice", points),
-        ("Dice by class over the cases that have it, points", "dice_with_truth", points),
-        ("NSD by class, points", "nsd", points),
-        (f"HD95 by class, {unit}", "hd95", lambda value: decimal(value, 2)),
-        (f"ASSD by class, {unit}", "assd", lambda value: decimal(value, 2)),
-    ]
-    if _has_f1(run.arms):
-        measures.append(("F1 of components by class, points", "f1", points))
-    return [
-        Table(
-            caption,
-            ["arm", *(names[label] for label in labels)],
-            [[arm.name, *(write(arm.metrics["classes"][str(label)][measure]) for label in labels)] for arm in run.arms],
-            folded=measure != "dice",
-        )
-        for caption, measure, write in measures
-    ]

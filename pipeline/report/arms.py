@@ -87,3 +87,8 @@ def first_of_family(arms: Sequence[ComparedArm]) -> dict[int, str]:
     """Title of each family by the index of its first arm."""
     families = [compared.arm.family for compared in arms]
     return {families.index(family): family.capitalize() for family in dict.fromkeys(families)}
+
+
+def has_f1(arms: list[Arm]) -> bool:
+    """Whether F1 of components was measured, which is an option of `evaluation:`."""
+    return all("f1" in arm.metrics for arm in arms)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.answer import answer, promotion, worst_cases
+from pipeline.report.answer import answer
 from pipeline.report.blocks import Section
 from pipeline.report.calibration import calibration
 from pipeline.report.cases_and_proposals import proposals, splits
@@ -14,9 +14,11 @@ from pipeline.report.curves import training
 from pipeline.report.example_pairs import examples
 from pipeline.report.judges import judges
 from pipeline.report.pair_sets import pair_sets
+from pipeline.report.promotion import promotion
 from pipeline.report.run import Run, RunWarning
 from pipeline.report.thresholds import thresholds
 from pipeline.report.top_picks import picks
+from pipeline.report.worst_cases import worst_cases
 
 SECTIONS = (
     answer,

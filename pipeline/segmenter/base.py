@@ -106,6 +106,20 @@ def fold_names(knobs: Base) -> list[str]:
     return [f"fold_{i}" for i in range(knobs.folds)]
 
 
+def folds_objection(knobs: Base, labelled: Sequence[Case]) -> str | None:
+    """Why the labelled cases cannot be split into as many folds; None if they can."""
+    groups = len({case.group for case in labelled})
+    if knobs.folds == 1 or knobs.folds > groups:
+        return f"base.folds: expected 0 or 2 to {groups} (labelled patients), found {knobs.folds}"
+    return None
+
+
+def model_names(knobs: Base) -> list[str]:
+    """Names of the models that a student may start from: the base, its members and its folds."""
+    names = _Names.of(knobs)
+    return ["base", *names.members, *names.folds]
+
+
 def _fold_of(labelled: Sequence[Case], folds: int, seed: int) -> dict[str, int]:
     """Fold by labelled case id, with all cases of a group in one fold. Empty without folds."""
     if not folds:
@@ -133,9 +147,8 @@ def _check(cases: CaseStore, knobs: Base, augmentation: Augmentation, compute: C
             raise BadInput(
                 f"base: no case in split '{split}'; set base: null if all masks are imported, or change splits"
             )
-    groups = {case.group for case in cases.split("labelled")}
-    if knobs.folds == 1 or knobs.folds > len(groups):
-        raise BadInput(f"base.folds: expected 0 or 2 to {len(groups)} (labelled groups), found {knobs.folds}")
+    if objection := folds_objection(knobs, cases.split("labelled")):
+        raise BadInput(objection)
 
 
 @dataclass(frozen=True)

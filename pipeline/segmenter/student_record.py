@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import BadInput
-from pipeline.store.manifest import write_json
+from pipeline.store.manifest import read_record, write_json
 
 STUDENT_FILE = "student.json"
 
@@ -85,18 +84,9 @@ class StudentRecord(BaseModel):
     @classmethod
     def of(cls, folder: Path) -> StudentRecord | None:
         """Record in a model folder. None for a model that is no student. Raises `BadInput` for other content."""
-        path = folder / STUDENT_FILE
-        if not path.is_file():
-            return None
-        try:
-            return cls.model_validate_json(path.read_text())
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise BadInput(
-                f"{path}: expected the record of a student, found an error at {where}: {first['msg']}; train the "
-                "student again with `dvc repro`"
-            ) from error
+        return read_record(
+            cls, folder / STUDENT_FILE, "the record of a student", "train the student again with `dvc repro`"
+        )
 
     @property
     def content(self) -> dict[str, Any]:

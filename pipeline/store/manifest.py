@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import BadInput
 from pipeline.store import schema
 
 MANIFEST = "manifest.json"
+
+Record = TypeVar("Record", bound=BaseModel)
 
 
 def sha256(path: Path) -> str:
@@ -24,6 +29,21 @@ def write_json(path: Path, content: object) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
     partial.replace(path)
+
+
+def read_record(kind: type[Record], path: Path, what: str, to_do: str) -> Record | None:
+    """Typed content of a JSON file; None without the file. Raises `BadInput` with the place of other content.
+
+    `what` names the content in the error, and `to_do` says how to make the file again.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return kind.model_validate_json(path.read_text())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise BadInput(f"{path}: expected {what}, found an error at {where}: {first['msg']}; {to_do}") from error
 
 
 def _files(folder: Path) -> list[Path]:

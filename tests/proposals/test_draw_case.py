@@ -14,7 +14,8 @@ from pipeline.compute import Compute
 from pipeline.execution import WORK, Execution, Runtime
 from pipeline.measures.overlap import dice_to, disagreement
 from pipeline.proposals.draw_case import Counts
-from pipeline.proposals.propose import Propose, propose
+from pipeline.proposals.knobs import Propose
+from pipeline.proposals.propose import propose
 from pipeline.seeding import numpy_generator
 from pipeline.segmenter import sliding
 from pipeline.segmenter.architecture import Architecture

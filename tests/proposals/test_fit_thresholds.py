@@ -14,7 +14,8 @@ from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import Execution, Runtime
 from pipeline.proposals.fit_thresholds import FITTED_FILE, fit_thresholds
-from pipeline.proposals.propose import Propose, propose, propose_out_of_fold
+from pipeline.proposals.knobs import Propose
+from pipeline.proposals.propose import propose, propose_out_of_fold
 from pipeline.proposals.samplers.mean import Mean
 from pipeline.proposals.samplers.sampler import Setup
 from pipeline.segmenter.augmentation import Augmentation
@@ -158,5 +159,14 @@ def test_wrong_knobs():
         Mean(kind="mean", members=("x",)).settings("m", setup)
     with pytest.raises(BadInput, match=r"samplers.m.fitted: expected 2 thresholds, one per foreground class"):
         Mean(kind="mean", fitted=(0.5,)).settings("m", setup)
-    with pytest.raises(BadInput, match=r"samplers.m.offsets: expected offsets of the classes 0 to 2, found \{3: 1.0\}"):
+    with pytest.raises(BadInput, match=r"samplers.m.offsets: expected offsets of the classes 0 to 2, found \[3\]"):
         Mean(kind="mean", offsets=({3: 1.0},)).settings("m", setup)
+
+
+def test_flips_of_axes_that_the_case_lacks_are_refused():
+    """Also while thresholds are fitted, which comes before any draw."""
+    case = models(Constant(0.1), np.zeros((1, 4, 4), np.float32))
+    with pytest.raises(
+        BadInput, match=r"sampler 'm': found flips of axes \[2\], expected axes 0 to 1; correct `flips`"
+    ):
+        Mean(kind="mean", flips=((2,),)).probability("m", case)

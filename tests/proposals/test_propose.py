@@ -16,7 +16,8 @@ from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import WORK, Execution, Runtime
 from pipeline.knobs import Knobs
-from pipeline.proposals.propose import Propose, propose, propose_out_of_fold
+from pipeline.proposals.knobs import Propose
+from pipeline.proposals.propose import propose, propose_out_of_fold
 from pipeline.proposals.samplers.ensemble import Ensemble
 from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup
 from pipeline.proposals.samplers.snapshots import Snapshots

@@ -18,7 +18,8 @@ from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import Execution, Runtime
 from pipeline.proposals.fit_regions import REGIONS_FILE, SEEN, fit_regions
-from pipeline.proposals.propose import Propose, propose, propose_out_of_fold
+from pipeline.proposals.knobs import Propose
+from pipeline.proposals.propose import propose, propose_out_of_fold
 from pipeline.proposals.regions import FEATURES, Options, RegionModel, Regions, composed
 from pipeline.proposals.samplers.regions import RegionsSampler
 from pipeline.proposals.samplers.sampler import Draw

@@ -14,9 +14,11 @@ from pipeline.evaluation.evaluate import summary
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.measures.numbers import Estimate
 from pipeline.promotion.record import Comparison
-from pipeline.report.answer import answer, gap_recovered, objective_text, promotion, worst_cases
+from pipeline.report.answer import answer, gap_recovered, objective_text
 from pipeline.report.blocks import Note, Section, Table
+from pipeline.report.promotion import promotion
 from pipeline.report.run import Arm, Run
+from pipeline.report.worst_cases import worst_cases
 from pipeline.segmenter.knobs import MODELS
 from pipeline.store import schema
 from pipeline.store.manifest import write_json

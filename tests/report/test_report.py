@@ -14,14 +14,15 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.errors import BadInput
-from pipeline.report.answer import promotion, worst_cases
 from pipeline.report.blocks import Section, Table
 from pipeline.report.calibration import calibration
 from pipeline.report.curves import training
 from pipeline.report.judges import judges
 from pipeline.report.page import write_report
 from pipeline.report.pair_sets import pair_sets
+from pipeline.report.promotion import promotion
 from pipeline.report.run import Run
+from pipeline.report.worst_cases import worst_cases
 from pipeline.store.manifest import write_json
 from stages.report import main
 from tests.fixtures.reporting import JUDGES, NO_PAIRS, PAIRS, Built, build, plain_audit

@@ -16,7 +16,8 @@ from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import Execution, Runtime
 from pipeline.proposals import propose as proposals
-from pipeline.proposals.propose import Propose, propose
+from pipeline.proposals.knobs import Propose
+from pipeline.proposals.propose import propose
 from pipeline.proposals.samplers.imported import Imported, Masks
 from pipeline.proposals.samplers.morphology import Morphology
 from pipeline.proposals.samplers.threshold import Threshold

@@ -20,7 +20,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with a trained base, in which a case takes long enough to propose for and judge to be killed in."""
     folder = tmp_path_factory.mktemp("resume") / "base"
     checkout(folder, TINY)
-    slow_down(folder / "pipeline/proposals/propose.py", "        family, compute = self.families.get(")
+    slow_down(folder / "pipeline/proposals/plan.py", "        family, compute = self.families.get(")
     slow_down(folder / "pipeline/judges/kinds/agreement.py", "        dice = pairwise_dice(")
     repro(folder, "base")
     return folder

@@ -18,7 +18,8 @@ from pipeline.errors import BadInput
 from pipeline.evaluation.evaluate import EvaluationFiles, evaluate_model
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.execution import Execution, Runtime
-from pipeline.proposals.propose import Propose, propose
+from pipeline.proposals.knobs import Propose
+from pipeline.proposals.propose import propose
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.base import train_base
 from pipeline.segmenter.heads import all_heads

@@ -17,7 +17,8 @@ from pipeline.evaluation.prediction import predictions
 from pipeline.execution import Execution, Runtime
 from pipeline.exports.predict import apply_model, ready_model
 from pipeline.params import load_params
-from pipeline.proposals.propose import Propose, propose
+from pipeline.proposals.knobs import Propose
+from pipeline.proposals.propose import propose
 from pipeline.segmenter.models import Model
 from pipeline.store.proposals import ProposalStore
 from tests.fixtures.chain import TINY, write_params

@@ -16,11 +16,12 @@ from pipeline.proposals.samplers.sampler import (
     Draw,
     Passes,
     Setup,
+    check_flips,
     drawn,
     flip_of,
     pass_of,
 )
-from pipeline.proposals.samplers.threshold import above, setting_of, with_offsets
+from pipeline.proposals.samplers.threshold import check_offsets, cut, cut_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,24 +64,15 @@ class Mean(Knobs):
                 f"propose.samplers.{name}.fitted: expected {setup.classes - 1} thresholds, one per foreground class, "
                 f"found {list(self.fitted)}"
             )
-        for offsets in self.offsets:
-            if not offsets or max(offsets) >= setup.classes:
-                raise BadInput(
-                    f"propose.samplers.{name}.offsets: expected offsets of the classes 0 to {setup.classes - 1}, found "
-                    f"{offsets}; correct the entry"
-                )
-        settings = [f"p>={threshold:g}" for threshold in self.thresholds]
-        return ["all", *settings, *map(setting_of, self.offsets), *(["fitted"] if self.fitted else [])]
+        check_offsets(name, self.offsets, setup.classes)
+        return ["all", *cut_settings(self.thresholds, self.offsets), *(["fitted"] if self.fitted else [])]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         from pipeline.segmenter.offsets import mask_at
 
-        mean = self.probability(case)
+        mean = self.probability(name, case)
         yield drawn(name, "all", mean, counts=False)
-        for threshold in self.thresholds:
-            yield drawn(name, f"p>={threshold:g}", mean, False, partial(above, threshold=threshold))
-        for offsets in self.offsets:
-            yield drawn(name, setting_of(offsets), mean, False, partial(with_offsets, offsets=offsets))
+        yield from cut(name, mean, self.thresholds, self.offsets)
         if self.fitted:
             thresholds = case.fitted[name] if isinstance(self.fitted, bool) else self.fitted
             yield drawn(name, "fitted", mean, False, partial(mask_at, thresholds=thresholds))
@@ -90,8 +82,9 @@ class Mean(Knobs):
         of_mean = frozenset(pass_of(m, v) for m in (BASE_PASS, *self.chosen(setup.members)) for v in views)
         return [of_mean] * (1 + len(self.thresholds) + len(self.offsets) + bool(self.fitted))
 
-    def probability(self, case: CaseModels) -> Tensor:
+    def probability(self, name: str, case: CaseModels) -> Tensor:
         """Mean class probabilities f32 `[class, *space]` over all models and flips."""
+        check_flips(name, self.flips, case)
         models = [case.segmenter, *(case.members[name] for name in self.chosen(tuple(case.members)))]
         total = None
         for model in models:

@@ -282,6 +282,16 @@ def passes_by_slot(samplers: Mapping[str, Sampler], setup: Setup) -> list[Passes
     return found
 
 
+def check_flips(name: str, flips: Sequence[Sequence[int]], case: CaseModels) -> None:
+    """Raise `BadInput` for flips along axes that the case does not have."""
+    dimensions = len(case.image.shape) - 1
+    if beyond := {axis for axes in flips for axis in axes if not 0 <= axis < dimensions}:
+        raise BadInput(
+            f"case '{case.case_id}': sampler '{name}': found flips of axes {sorted(beyond)}, expected axes 0 to "
+            f"{dimensions - 1}; correct `flips`"
+        )
+
+
 def pass_of(model: str, view: str = "") -> str:
     """Name of the pass of a model, `base` or a member by name, on the image as it is or in a view such as `flip=0`."""
     return f"{model} {view}" if view else model

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Offsets = Sequence[Mapping[int, float]]
+"""Entries of offsets on the logits of classes, keyed by class. One proposal per entry."""
+
+
 class Threshold(Knobs):
     """One proposal per threshold of the foreground probability, and one proposal per entry of logit offsets.
 
@@ -35,23 +39,42 @@ class Threshold(Knobs):
 
     def settings(self, name: str, setup: Setup) -> list[str]:
         setup.needs_base(name)
-        for offsets in self.offsets:
-            if not offsets or (beyond := [label for label in offsets if label >= setup.classes]):
-                raise BadInput(
-                    f"propose.samplers.{name}.offsets: expected offsets of the classes 0 to {setup.classes - 1}, found "
-                    f"{beyond if offsets else offsets}; correct the entry"
-                )
-        return [*(f"p>={threshold:g}" for threshold in self.thresholds), *map(setting_of, self.offsets)]
+        check_offsets(name, self.offsets, setup.classes)
+        return cut_settings(self.thresholds, self.offsets)
 
     def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
         return [before[0]] * (len(self.thresholds) + len(self.offsets))
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
-        probability = case.base_probability()
-        for threshold in self.thresholds:
-            yield drawn(name, f"p>={threshold:g}", probability, False, partial(above, threshold=threshold))
-        for offsets in self.offsets:
-            yield drawn(name, setting_of(offsets), probability, False, partial(with_offsets, offsets=offsets))
+        yield from cut(name, case.base_probability(), self.thresholds, self.offsets)
+
+
+def check_offsets(name: str, offsets: Offsets, classes: int) -> None:
+    """Raise `BadInput` for an entry without offsets, or with an offset of a class that does not exist."""
+    for entry in offsets:
+        if not entry or (beyond := [label for label in entry if label >= classes]):
+            raise BadInput(
+                f"propose.samplers.{name}.offsets: expected offsets of the classes 0 to {classes - 1}, found "
+                f"{beyond if entry else entry}; correct the entry"
+            )
+
+
+def cut_settings(thresholds: Sequence[float], offsets: Offsets) -> list[str]:
+    """Names of the proposals at these thresholds and offsets, in the order of `cut`."""
+    return [*(f"p>={threshold:g}" for threshold in thresholds), *map(_setting, offsets)]
+
+
+def cut(name: str, probability: Tensor, thresholds: Sequence[float], offsets: Offsets) -> Iterator[Draw]:
+    """One draw per threshold, and one per entry of offsets, of class probabilities f32 `[class, *space]`.
+
+    The draws do not count in the mean probability of the case.
+    """
+    rules = [
+        *(partial(above, threshold=threshold) for threshold in thresholds),
+        *(partial(with_offsets, offsets=entry) for entry in offsets),
+    ]
+    for setting, rule in zip(cut_settings(thresholds, offsets), rules, strict=True):
+        yield drawn(name, setting, probability, False, rule)
 
 
 def above(probability: Tensor, threshold: float) -> np.ndarray:
@@ -75,6 +98,6 @@ def with_offsets(probability: Tensor, offsets: Mapping[int, float]) -> np.ndarra
     return (logits + added.view(-1, *([1] * (logits.ndim - 1)))).max(0).indices.to(torch.uint8).numpy()
 
 
-def setting_of(offsets: Mapping[int, float]) -> str:
+def _setting(offsets: Mapping[int, float]) -> str:
     """Name of the proposal with these offsets, which are keyed by class."""
     return "logit " + " ".join(f"{label}:{offset:+g}" for label, offset in sorted(offsets.items()))

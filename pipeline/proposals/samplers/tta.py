@@ -15,6 +15,7 @@ from pipeline.proposals.samplers.sampler import (
     Draw,
     Passes,
     Setup,
+    check_flips,
     drawn,
     flip_of,
     pass_of,
@@ -60,12 +61,7 @@ class TTA(Knobs):
         return [*varied, *([frozenset({BASE_PASS}.union(*filter(None, varied)))] if self.mean else [])]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
-        dimensions = len(case.image.shape) - 1
-        if beyond := {axis for axes in self.flips for axis in axes if not 0 <= axis < dimensions}:
-            raise BadInput(
-                f"case '{case.case_id}': sampler '{name}': found flips of axes {sorted(beyond)}, expected axes 0 to "
-                f"{dimensions - 1}; correct `flips`"
-            )
+        check_flips(name, self.flips, case)
         total, count = case.base_probability(), 1
         for setting, probability in self._varied(name, case):
             total, count = total + probability, count + 1

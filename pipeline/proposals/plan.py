@@ -1,0 +1,161 @@
+"""Which cases get proposals, by which models and samplers: everything that is known before a case is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import BadInput
+from pipeline.execution import Runtime
+from pipeline.proposals.draw_case import BASE_SAMPLER
+from pipeline.proposals.fit_regions import FittedRegions, regions_to_fit
+from pipeline.proposals.fit_thresholds import FittedThresholds
+from pipeline.proposals.knobs import Propose
+from pipeline.proposals.samplers.ensemble import Ensemble
+from pipeline.proposals.samplers.imported import Imported
+from pipeline.proposals.samplers.mean import Mean
+from pipeline.proposals.samplers.regions import RegionsSampler
+from pipeline.proposals.samplers.sampler import CaseModels, Setup
+from pipeline.proposals.samplers.snapshots import Snapshots
+from pipeline.segmenter.augmentation import SwapLabels
+from pipeline.store.arrays import Slabs
+from pipeline.store.cases import Case, CaseStore
+from pipeline.store.proposals import proposal_name
+
+if TYPE_CHECKING:
+    from pipeline.segmenter.models import Family
+
+MEASURED = ("validation", "test")
+"""Splits whose proposals are measured on the source's grid."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cases that get proposals, with the models and samplers that make the proposals."""
+
+    cases: CaseStore
+    proposed_for: tuple[Case, ...]
+    family: Family
+    families: dict[str, Family]  # by case id, for out-of-fold proposals; other cases use `family`
+    knobs: Propose
+    swap_labels: SwapLabels
+    fitted: FittedThresholds = field(default_factory=FittedThresholds)
+    regions: FittedRegions = field(default_factory=FittedRegions)
+
+    @property
+    def setup(self) -> Setup:
+        return Setup(
+            len(self.cases.class_names),
+            self.family.base is not None,
+            tuple(self.family.members),
+            tuple(self.family.snapshots),
+            self.proposed_for,
+            self.knobs.imports,
+        )
+
+    def slots(self) -> int:
+        """Number of proposals per case. Raises `BadInput` if a sampler lacks a model or a mask."""
+        setup, samplers = self.setup, self.knobs.samplers
+        if BASE_SAMPLER in samplers:
+            raise BadInput(f"propose.samplers: the name '{BASE_SAMPLER}' belongs to slot 0; choose another name")
+        if not setup.base and (not samplers or next(iter(samplers.values())).kind != "imported"):
+            raise BadInput(
+                "propose.samplers: expected a first sampler of kind 'imported', because base is null, found the kinds "
+                f"{[sampler.kind for sampler in samplers.values()]}; import masks, or configure `base`"
+            )
+        slots = setup.base + sum(len(sampler.settings(name, setup)) for name, sampler in samplers.items())
+        if setup.base and slots < 2:
+            raise BadInput(
+                "propose.samplers: expected at least two proposals per case, found the base prediction alone; add a "
+                "sampler"
+            )
+        if slots < 2:
+            raise BadInput(
+                "propose.samplers: expected at least two proposals per case, found one imported mask; add a source or "
+                "a sampler"
+            )
+        for name, sampler in regions_to_fit(samplers).items():
+            sampler.fixed_at(name, self.names_before(name))
+        return slots
+
+    def names_before(self, name: str, composed: bool = True) -> list[str]:
+        """Names of the proposals that come before a sampler, with or without those of samplers `regions`."""
+        setup = self.setup
+        names = [BASE_SAMPLER] if setup.base else []
+        for earlier, sampler in self.knobs.samplers.items():
+            if earlier == name:
+                break
+            if composed or not isinstance(sampler, RegionsSampler):
+                names += [proposal_name(earlier, setting) for setting in sampler.settings(earlier, setup)]
+        return names
+
+    def without_lost_regions(self) -> Plan:
+        """The plan without samplers `regions` whose fixed proposal is not drawn."""
+        lost = [n for n, one in regions_to_fit(self.knobs.samplers).items() if one.fixed not in self.names_before(n)]
+        samplers = {name: sampler for name, sampler in self.knobs.samplers.items() if name not in lost}
+        return replace(self, knobs=self.knobs.model_copy(update={"samplers": samplers}))
+
+    def voters(self, name: str) -> list[str]:
+        """Names of the proposals that vote for the regions of a sampler. Composed masks do not vote."""
+        return self.names_before(name, composed=False)
+
+    @property
+    def fold_of(self) -> dict[str, str]:
+        """Name of the fold model of every labelled case with proposals out of fold."""
+        return {case_id: family.base.name for case_id, family in self.families.items() if family.base is not None}
+
+    def refuse_large(self) -> None:
+        """Raise `BadInput` if cases are so large that they are drawn in bands, and a sampler needs whole cases."""
+        composing, slots = regions_to_fit(self.knobs.samplers), self.slots()
+        if composing and Slabs.of(self.cases.padded, slots + len(self.cases.class_names)) is not None:
+            raise BadInput(
+                f"propose.samplers.{next(iter(composing))}: sampler 'regions' needs whole cases, found cases padded to "
+                f"{self.cases.padded} voxels, which {slots} proposals make too large to be drawn whole; remove this "
+                "sampler or others, or set a coarser preprocess.spacing"
+            )
+
+    def on_source_grid(self, case: Case) -> bool:
+        """Whether the proposals of a case are wanted on the source's grid too."""
+        return case.split in MEASURED and case.resampled
+
+    def source_space(self) -> tuple[int, ...] | None:
+        """Largest source grid of the cases whose proposals are wanted on that grid. None without such a case."""
+        shapes = [case.original_shape for case in self.proposed_for if self.on_source_grid(case)]
+        return tuple(max(lengths) for lengths in zip(*shapes, strict=True)) if shapes else None
+
+    def imported_files(self) -> list[Path]:
+        """Files of all imported masks."""
+        imported = [sampler for sampler in self.knobs.samplers.values() if isinstance(sampler, Imported)]
+        return [file for sampler in imported for file in sampler.files(self.setup)]
+
+    def with_models_in_use(self) -> Plan:
+        """The plan without members and snapshots that no sampler draws from. So no unused model is loaded."""
+        ensembles = [sampler for sampler in self.knobs.samplers.values() if isinstance(sampler, Ensemble | Mean)]
+        by_snapshots = any(isinstance(sampler, Snapshots) for sampler in self.knobs.samplers.values())
+
+        def used(family: Family) -> Family:
+            names = {name for ensemble in ensembles for name in ensemble.chosen(tuple(family.members))}
+            members = {name: model for name, model in family.members.items() if name in names}
+            return replace(family, members=members, snapshots=family.snapshots if by_snapshots else {})
+
+        families = {case_id: used(family) for case_id, family in self.families.items()}
+        return replace(self, family=used(self.family), families=families)
+
+    def models(self, case: Case, slabs: Slabs | None, runtime: Runtime) -> CaseModels:
+        """The case with the models that it may be predicted by, in memory or, if large, left on disk."""
+        family, compute = self.families.get(case.case_id, self.family), runtime.compute
+        return CaseModels(
+            case,
+            self.cases.image(case) if slabs is None else self.cases.volume(case),
+            len(self.cases.class_names),
+            family.base.segmenter(compute) if family.base else None,
+            {name: model.segmenter(compute) for name, model in family.members.items()},
+            {name: model.segmenter(compute) for name, model in family.snapshots.items()},
+            runtime.seed,
+            self.swap_labels,
+            self.knobs.imports,
+            self.fitted.of(case.case_id),
+            self.regions.of(case.case_id),
+            source_masks=[] if self.on_source_grid(case) else None,
+        )
