@@ -29,6 +29,8 @@ from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.student_record import StudentRecord
 from pipeline.store.cases import INPUT
 from pipeline.students.imitation import MEAN
+from pipeline.students.objectives.objective import PoolObjective
+from pipeline.students.objectives.proposal import Proposal
 
 if TYPE_CHECKING:
     from pipeline.students.student import Student
@@ -167,9 +169,10 @@ def _params(project: Path, folder: Path, params: Params, made: NextRound) -> tup
     content.setdefault("promotion", {})["first_base"] = FIRST_BASE.as_posix()
     _move_paths(content, project, folder)
     notes = list(_without_models(content, params, made))
-    gone = _proposals_gone(project, params, content)
+    # Proposals are named by their sampler first.
+    gone = set(params.propose.samplers) - set(content["propose"]["samplers"])
     notes += _numbers_for_folds(content, params, project)
-    notes += _without_folds(content, params, made, gone, project)
+    notes += _without_folds(content, params, made, gone)
     return content, notes
 
 
@@ -200,11 +203,6 @@ def _without_models(content: Any, params: Params, made: NextRound) -> Iterator[s
             samplers[name]["members"] = [member for member in sampler.members if member in made.members]
 
 
-def _proposals_gone(project: Path, params: Params, content: Any) -> set[str]:
-    """Samplers that were removed; proposals are named by their sampler first."""
-    return set(params.propose.samplers) - set(content["propose"]["samplers"])
-
-
 def _numbers_for_folds(content: Any, params: Params, project: Path) -> Iterator[str]:
     """Fitted thresholds and the best sampler as numbers and names, since the new base has no folds to fit them on."""
     if fits := samplers_to_fit(params.propose.samplers):
@@ -220,7 +218,7 @@ def _numbers_for_folds(content: Any, params: Params, project: Path) -> Iterator[
             yield f"judges.{name}.proposal: '{best}', the best on labelled cases, is carried over"
 
 
-def _without_folds(content: Any, params: Params, made: NextRound, gone: set[str], project: Path) -> Iterator[str]:
+def _without_folds(content: Any, params: Params, made: NextRound, gone: set[str]) -> Iterator[str]:
     """Remove everything that needs folds or a proposal that is gone, and everything that uses what is removed."""
     judges: set[str] = set()
     for name, judge in params.judges.items():
@@ -260,11 +258,12 @@ def _student_gone(student: Student, pairs: set[str], made: NextRound, gone: set[
         return f"the new base has no model '{student.start}'"
     if student.offsets == "held_out":
         return "its offsets need a fold, and a student has no folds"
-    named = [target.proposal for target in getattr(student.objective, "targets", ())]
+    objective = student.objective
+    named = [target.proposal for target in objective.targets] if isinstance(objective, PoolObjective) else []
     if student.anchor is not None and student.anchor.imitate is not None:
         named.append(student.anchor.imitate.proposal)
-    if student.objective.kind == "proposal":
-        named.append(student.objective.pick)
+    if isinstance(objective, Proposal):
+        named.append(objective.pick)
     if lost := [proposal for proposal in named if proposal != MEAN and proposal.split(" ")[0] in gone]:
         return f"proposal '{lost[0]}' is gone"
     return None
