@@ -26,9 +26,9 @@ from benchmarks.stage import stage
 from pipeline.measures.intervals import Interval, crossed_interval
 
 RATES = (2e-4, 5e-4, 1e-3)
-"""Learning rates that every family tries."""
-WEIGHTS = (0.3, 1.0)
-"""Weights that every family tries. What the weight belongs to is the family's own; see `arms`."""
+"""Learning rates of the study."""
+TRIED = ((2e-4, 1.0), (5e-4, 1.0), (1e-3, 1.0), (5e-4, 0.3), (5e-4, 0.1))
+"""Learning rates and weights that every family tries. What the weight belongs to is the family's own; see `family`."""
 
 NETWORK = {"name": "UNet", "arguments": {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 2}}
 SETS: dict[str, dict[str, Any]] = {
@@ -98,6 +98,7 @@ FIXED_ARMS = {
     "mean_of_all": "mean all",
     "mean_fitted": "mean fitted",
     "base_fitted": "one fitted",
+    "regions": "regions composed",
     "majority": "consensus majority",
 }
 """Arms without training: a proposal as it is, by the name of the arm."""
@@ -125,8 +126,8 @@ def full(of: dict[str, Any], steps: int, rate: float) -> dict[str, Any]:
 def family(name: str, weight: float, of: dict[str, Any]) -> dict[str, Any]:
     """The student of a family at a weight, for the choice of learning rate and weight on validation."""
     students: dict[str, Any] = {
-        # The weight of this family is whether labelled images are varied strongly.
-        "supervised": {"pairs": "none", "objective": {"kind": "supervised"}, "labelled_views": weight == 1},
+        # This family has no weight, so tries at a weight below 1 vary the labelled images strongly instead.
+        "supervised": {"pairs": "none", "objective": {"kind": "supervised"}, "labelled_views": weight < 1},
         "distill": pooled({"kind": "distill"}, weight),
         "imitate": pooled({"kind": "imitate", "proposal": "mean fitted"}, weight),
         "mean_teacher": pooled({"kind": "mean_teacher", "consistency": {"weight": 10 * weight}}, 1.0),
@@ -137,16 +138,18 @@ def family(name: str, weight: float, of: dict[str, Any]) -> dict[str, Any]:
     return students[name]
 
 
-FAMILIES = ("supervised", "distill", "imitate", "mean_teacher", "pseudo_label", "preference", "preference_alone")
+FAMILIES = ("supervised", "imitate", "preference", "preference_alone", "distill", "mean_teacher", "pseudo_label")
+
+
+def try_name(name: str, rate: float, weight: float) -> str:
+    """Name of the arm that tries a family at a learning rate and a weight."""
+    return f"tune_{name}_{rate:g}_{weight:g}".replace("-", "").replace(".", "")
 
 
 def tried(of: dict[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
     """Learning rate and student by name, of the choice on validation."""
     return {
-        f"tune_{name}_{rate:g}_{weight:g}".replace("-", "").replace(".", ""): (rate, family(name, weight, of))
-        for name in FAMILIES
-        for rate in RATES
-        for weight in WEIGHTS
+        try_name(name, rate, weight): (rate, family(name, weight, of)) for name in FAMILIES for rate, weight in TRIED
     }
 
 
@@ -172,8 +175,8 @@ def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict
             add(plain, "supervised", student)
         add("imitate_fitted", "imitate")
         weight = chosen["imitate"][1]
-        add("imitate_mean", "imitate", pooled({"kind": "imitate", "proposal": "mean all"}, weight))
-        # The recipe of early versions: flips alone, a tenth of the learning rate, pairs of agreement.
+        for name, proposal in (("mean", "mean all"), ("regions", "regions composed")):
+            add(f"imitate_{name}", "imitate", pooled({"kind": "imitate", "proposal": proposal}, weight))
         for pick in ("judge", "oracle"):
             paired(pick, "imitate", "alone")
             paired(pick, "rn_dpo", "fitted")
@@ -224,6 +227,7 @@ def parameters(of: dict[str, Any], seed: int, data: Path, students: dict[str, di
                 "ensemble": {"kind": "ensemble"},
                 "mean": {"kind": "mean", "flips": flips, "thresholds": [0.2, 0.35, 0.65, 0.8]},
                 "one": {"kind": "mean", "members": [], "flips": []},
+                "regions": {"kind": "regions"},
                 "consensus": {"kind": "consensus", "of": ["majority"]},
             },
         },
@@ -363,14 +367,13 @@ def choose(out: Path) -> None:
     found: dict[str, list[float]] = {}
     rows = []
     for name in FAMILIES:
-        for rate in RATES:
-            for weight in WEIGHTS:
-                arm = f"tune_{name}_{rate:g}_{weight:g}".replace("-", "").replace(".", "")
-                gains = []
-                for of in ("polyps", "nuclei"):
-                    history = pl.read_csv(out / of / f"seed_0/history/{arm}.csv")["validation_dice"].to_numpy()
-                    gains.append(float(history[-2:].mean() - history[0]))
-                rows.append((name, rate, weight, *gains, float(np.mean(gains))))
+        for rate, weight in TRIED:
+            gains = []
+            for of in ("polyps", "nuclei"):
+                history = pl.read_csv(out / of / f"seed_0/history/{try_name(name, rate, weight)}.csv")
+                dice = history["validation_dice"].to_numpy()
+                gains.append(float(dice[-2:].mean() - dice[0]))
+            rows.append((name, rate, weight, *gains, float(np.mean(gains))))
     table = pl.DataFrame(rows, schema=["family", "rate", "weight", "polyps", "nuclei", "mean"], orient="row")
     for name in FAMILIES:
         best = table.filter(pl.col("family") == name).sort("mean", descending=True).row(0, named=True)
