@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pipeline.audit.judges import BIN_SIZES, audit_bins, audit_judge, headroom, validation_scores
 from pipeline.audit.pair_sets import audit_pairs, calibrate_pairs, try_pairs, voxel_shares
-from pipeline.audit.verdicts import headroom_verdict, judge_verdict, nothing_known, warnings
+from pipeline.audit.verdicts import Validation, headroom_verdict, judge_verdict, nothing_known, warnings
 from pipeline.knobs import Knobs, Name
 from pipeline.pairs.calibration import Calibration, Isotonic, PairCalibration, knots
 from pipeline.pairs.mine import PairSet
@@ -67,7 +67,7 @@ def run_audit(
     sets = {name: pairs for name, pairs in pair_sets.items() if not isinstance(pairs.strategy, NoPairs)}
     if not len(validation):
         judges, sets = {}, {}
-    rows, groups = validation.lazy(), validation["group"].n_unique()
+    rows, of = validation.lazy(), _validation(validation, data)
     calibrated = {
         name: calibrate_pairs(pairs, rows, data.proposals, knobs.calibration, seed) for name, pairs in sets.items()
     }
@@ -76,7 +76,7 @@ def run_audit(
     of_judges = [audit_judge(name, scores, knobs.folds, knobs.failure_below, knobs.bootstrap, seed) for name in judges]
     for row in of_judges:
         mine = [one for one in of_strategies if one["judge"] == row["judge"]]
-        row["verdict"] = judge_verdict(row, mine, groups, judges[str(row["judge"])])
+        row["verdict"] = judge_verdict(row, mine, of.groups, judges[str(row["judge"])])
     judge_table = pl.DataFrame(of_judges, schema=schema.AUDIT_JUDGES.columns)
     pair_table = pl.DataFrame(of_pairs, schema=schema.AUDIT_PAIRS.columns)
     for table, frame, file in (
@@ -92,13 +92,21 @@ def run_audit(
     write_json(
         out / "summary.json",
         {
-            "validation_cases": len(scores.case),
-            "groups": groups,
-            "headroom": {**room, "verdict": headroom_verdict(room, groups)},
+            "validation_cases": of.cases,
+            "groups": of.groups,
+            "headroom": {**room, "verdict": headroom_verdict(room, of.groups)},
             "calibration": {name: part.summary for name, part in calibrated.items()},
-            "warnings": warnings(judge_table, pair_table, groups, notes) if len(validation) else nothing_known(),
+            "warnings": warnings(judge_table, pair_table, of, notes) if len(validation) else nothing_known(),
         },
     )
+
+
+def _validation(panel: pl.DataFrame, data: Data) -> Validation:
+    """Numbers of the validation cases of the panel."""
+    known = set(panel["case_id"])
+    labels = (data.cases.label(case) for case in data.cases.split("validation") if case.case_id in known)
+    empty = sum(not ((label > 0) & (label != schema.UNKNOWN)).any() for label in labels)
+    return Validation(len(known), panel["group"].n_unique(), empty)
 
 
 def _pair_measures(

@@ -95,7 +95,7 @@ def audit_pairs(table: pl.DataFrame, voxels: pl.DataFrame, draws: int, seed: int
     difference = weighted_interval(*ratio, groups, draws, seed, minus=(wrong, np.ones_like(wrong)))
     out |= named("weighted_noise", weighted) | named("noise_difference", difference)
     out |= named("weighted_voxel_noise", weighted_interval(lost, known, groups, draws, seed))
-    return out | {"verdict": noise_verdict(out, found["group"].n_unique()) if len(found) else None}
+    return out | {"verdict": noise_verdict(out) if len(found) else None}
 
 
 def with_truth(table: pl.DataFrame, panel: pl.LazyFrame) -> pl.DataFrame:

@@ -1,7 +1,7 @@
 """Verdicts of the audit in plain language, per judge and pair set, and the warnings to users.
 
 The rules look at the ends of 95 % intervals. An effect that the cases are too few to show is called "not shown".
-- Fewer than `LEAST` patients: no interval is believed and no interval is given, so nothing is shown.
+- A measure that rests on fewer than `LEAST` patients has no interval, so nothing is shown by it.
 - No headroom: the upper end of the headroom is below `HEADROOM`. The verdict on a judge then leaves out the lift.
 - Headroom of all proposals: left if the lower end reaches `HEADROOM`, not shown if only the upper end does.
 - The top pick beats the base if the lower end of the lift is above 0. It is worse if the upper end is below 0, and
@@ -16,15 +16,14 @@ The rules look at the ends of 95 % intervals. An effect that the cases are too f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
+from pipeline.measures.intervals import LEAST
+
 HEADROOM = 0.005
 """Headroom in Dice that a judge needs to be of use: true Dice of the best proposal minus true Dice of the base."""
-LEAST = 5
-"""Number of patients that a 95 % interval by resampling needs. For four normal values even the extremes hold the mean
-in only 85 of 100 cases, for two values in 50."""
 FEW = 10
 """Number of patients below which a verdict names the number of its patients."""
 
@@ -33,12 +32,19 @@ AuditWarning = dict[str, str | None]
 """Keys `pairs`, the pair set of the warning (null if the warning is about all pair sets), and `text`."""
 
 
+class Validation(NamedTuple):
+    """Numbers of labelled validation cases with proposals."""
+
+    cases: int
+    groups: int  # patients
+    empty: int  # cases without foreground in the truth
+
+
 def judge_verdict(row: AuditRow, strategies: Sequence[AuditRow], groups: int, research: bool) -> str:
     """Verdict on one judge, from its row of `AUDIT_JUDGES` and its rows of `AUDIT_STRATEGIES`.
 
     `groups`: number of validation patients. `research`: whether the judge reads the truth of the cases that it scores.
     """
-    row, strategies = _believed(row, groups), [_believed(one, groups) for one in strategies]
     said = ["research only, it knows the truth"] if research else []
     if not row["cases"]:
         return "; ".join([*said, "nothing is known: it scored no two distinct proposals of any validation case"])
@@ -63,7 +69,6 @@ def headroom_verdict(row: AuditRow, groups: int) -> str:
     The headroom is what a student of a perfect judge could gain, and the most that another round from this base could
     gain. `groups`: number of validation patients.
     """
-    row = _believed(row, groups)
     low, high = row["headroom_low"], row["headroom_high"]
     best = f"the best proposals are {points_text(row, 'headroom')} Dice points above the base"
     if row["headroom"] is None:
@@ -88,8 +93,12 @@ def _against_base(row: AuditRow) -> str:
 
 
 def _against_fixed(row: AuditRow) -> str:
-    than = {1: "more than", -1: "less than", 0: "not shown to differ from"}[_sign(row, "lift_over_fixed")]
-    return f"{than} always taking '{row['fixed_sampler']}' ({100 * (row['lift'] - row['lift_over_fixed']):+.1f})"
+    """The sampler that is best on all patients may be another one than those that were best without one fold each."""
+    than = {1: "better than", -1: "worse than", 0: "not shown to differ from"}[_sign(row, "lift_over_fixed")]
+    return (
+        f"{than} the sampler that is best on other patients ({points_text(row, 'lift_over_fixed')} Dice points; on all "
+        f"patients '{row['fixed_sampler']}' is best)"
+    )
 
 
 def _noise(strategies: Sequence[AuditRow]) -> str:
@@ -115,30 +124,35 @@ def _advice(row: AuditRow, strategies: Sequence[AuditRow]) -> str:
     return "do not train on it without an anchor" + (f", nor on its {' or '.join(doubtful)} pairs" if doubtful else "")
 
 
-def noise_verdict(row: AuditRow, groups: int) -> str:
+def noise_verdict(row: AuditRow) -> str:
     """Objective that the noise favours, by the interval of the noise weighted by |D| minus the noise per pair."""
-    return {1: "RN-DPO", -1: "DPO", 0: "undecided"}[_sign(_believed(row, groups), "noise_difference")]
+    return {1: "RN-DPO", -1: "DPO", 0: "undecided"}[_sign(row, "noise_difference")]
 
 
 def warnings(
-    judges: pl.DataFrame, pairs: pl.DataFrame, groups: int, notes: Mapping[str, str | None]
+    judges: pl.DataFrame, pairs: pl.DataFrame, cases: Validation, notes: Mapping[str, str | None]
 ) -> list[AuditWarning]:
     """Warnings that a user must know before training. The report repeats them.
 
-    `judges`, `pairs`: tables `AUDIT_JUDGES` and `AUDIT_PAIRS`. `groups`: number of validation patients. `notes`: notes
-    on the calibration by pair set.
+    `judges`, `pairs`: tables `AUDIT_JUDGES` and `AUDIT_PAIRS`. `notes`: notes on the calibration by pair set.
     """
     found: list[AuditWarning] = []
-    if groups < FEW:
+    if cases.groups < FEW:
         found.append(
             _warned(
                 None,
-                f"validation has {_patients(groups)}: so few show little, fewer than {LEAST} nothing; label more "
+                f"validation has {_patients(cases.groups)}: so few show little, fewer than {LEAST} nothing; label more "
                 "validation cases before believing a judge",
             )
         )
-    known = {row["judge"]: _believed(row, groups) for row in judges.iter_rows(named=True)}
-    for row in (_believed(row, groups) for row in pairs.iter_rows(named=True)):
+    if cases.empty:
+        text = (
+            f"{cases.empty} of {cases.cases} validation cases have no foreground: true Dice is 1 there for an empty "
+            "mask and 0 for any other, so few such cases may decide lift, headroom and noise"
+        )
+        found.append(_warned(None, text))
+    known = {row["judge"]: row for row in judges.iter_rows(named=True)}
+    for row in pairs.iter_rows(named=True):
         name, judge = row["pairs"], known.get(row["judge"])
         if not row["mined"]:
             text = f"pair set '{name}': nothing could be mined on validation, so nothing is known about it"
@@ -189,13 +203,6 @@ def _estimate(row: AuditRow, measure: str, form: str, unit: str) -> str:
         return "unknown"
     said = f"{100 * value:{form}}{unit}"
     return said if low is None or high is None else f"{said} [{100 * low:{form}}, {100 * high:{form}}]"
-
-
-def _believed(row: AuditRow, groups: int) -> AuditRow:
-    """The row, without the ends of its intervals if they rest on fewer than `LEAST` patients."""
-    if groups >= LEAST:
-        return row
-    return {name: None if name.endswith(("_low", "_high")) else value for name, value in row.items()}
 
 
 def _sign(row: AuditRow, measure: str) -> int:

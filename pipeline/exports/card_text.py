@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.audit.verdicts import LEAST
+from pipeline.measures.intervals import LEAST
 from pipeline.segmenter.student_record import anchor_terms
 from pipeline.store import schema
 
@@ -141,7 +141,6 @@ def _results(facts: dict[str, Any]) -> list[str]:
     if metrics is None:
         return ["Not evaluated: the accuracy of the masks is unknown."]
     unit = metrics["distance_unit"]
-    few = metrics["groups"] < LEAST
     stated = facts["data"]["groups_stated"]
     of = f"of {metrics['groups']} patients or groups" if stated else "(no patients stated)"
     rows = [
@@ -152,8 +151,8 @@ def _results(facts: dict[str, Any]) -> list[str]:
     ]
     gain = metrics.get("gain_over_base", {})
     for key, title in (("dice", "Dice"), ("nsd", "NSD"), ("hd95", f"HD95 ({unit})"), ("assd", f"ASSD ({unit})")):
-        rows.append(f"| {title} | {_estimate(metrics[key], few)} | {_estimate(gain.get(key), few, sign=True)} |")
-    if few:
+        rows.append(f"| {title} | {_estimate(metrics[key])} | {_estimate(gain.get(key), sign=True)} |")
+    if metrics["groups"] < LEAST:
         rows += [
             "",
             f"No interval is given, since intervals of fewer than {LEAST} {'patients' if stated else 'cases'} are not "
@@ -251,11 +250,11 @@ def _knobs(knobs: dict[str, Any]) -> str:
     return listed if kind is None else f"{kind} ({listed})" if listed else str(kind)
 
 
-def _estimate(found: dict[str, float | None] | None, few: bool, sign: bool = False) -> str:
+def _estimate(found: dict[str, float | None] | None, sign: bool = False) -> str:
     if found is None or found["mean"] is None:
         return "-"
     form = "+.3f" if sign else ".3f"
-    if few or found["low"] is None:
+    if found["low"] is None:
         return f"{found['mean']:{form}}"
     return f"{found['mean']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
 

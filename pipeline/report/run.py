@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pipeline.audit.verdicts import LEAST
 from pipeline.errors import BadInput
 from pipeline.judges.consensus import reads_truth
 from pipeline.measures.numbers import Estimate
@@ -152,19 +151,8 @@ class Run:
         return read_json(self.pairs / f"{name}.drops.json")
 
     def audited(self, file: str, table: schema.TableSchema) -> pl.DataFrame:
-        """A table of the audit. With fewer than `LEAST` patients the ends of intervals are null, as in the verdicts."""
-        found = read_table(self.audit / f"{file}.parquet", table)
-        if self.patients >= LEAST:
-            return found
-        return found.with_columns(
-            pl.lit(None, pl.Float64).alias(c) for c in found.columns if c.endswith(("_low", "_high"))
-        )
-
-    @cached_property
-    def patients(self) -> int:
-        """Number of groups of the labelled validation cases with proposals."""
-        known = self.panel.filter((pl.col("split") == "validation") & pl.col("true_dice").is_not_null())
-        return known.select(pl.col("group").n_unique()).collect().item()
+        """A table of the audit."""
+        return read_table(self.audit / f"{file}.parquet", table)
 
     @cached_property
     def summary(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pipeline.store.cases import CaseStore
 from pipeline.store.proposals import Data, ProposalStore
 from pipeline.store.tables import read_table, write_table
 from tests.fixtures.auditing import PAIR_SCORES, PAIRED, TOP_BOTTOM, stores
-from tests.fixtures.builders import panel_of
+from tests.fixtures.builders import bars, panel_of
 
 KNOBS = Audit(bootstrap=200)
 
@@ -155,6 +155,14 @@ def test_validation_cases_without_a_truth_are_left_out(tmp_path):
     assert (summary["validation_cases"], summary["calibration"]["p"]["cases"]) == (2, 2)
     row = tables_of(tmp_path)["pairs"].row(0, named=True)
     assert (row["mined"], row["noise_rate"]) == (2, 0)
+
+
+def test_cases_without_foreground_are_counted(tmp_path):
+    """Foreground of unknown truth is none."""
+    label = np.where(bars([8])[0] > 0, schema.UNKNOWN, 0).astype(np.uint8)
+    cases, proposals = stores(tmp_path, PAIRED, label=label)
+    said = [warning["text"] for warning in audited(tmp_path, cases, proposals, {})["warnings"]]
+    assert any(text.startswith("4 of 4 validation cases have no foreground") for text in said)
 
 
 @pytest.mark.parametrize(

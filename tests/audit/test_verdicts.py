@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.audit.verdicts import (
     AuditWarning,
+    Validation,
     headroom_verdict,
     judge_verdict,
     noise_verdict,
@@ -34,7 +35,8 @@ GOOD: dict[str, Any] = {
     **ends("headroom", 0.05, 0.04, 0.06),
 }
 BEATS = "top pick beats the base by +0.8 [+0.3, +1.3] Dice points"
-LESS = "less than always taking 'ensemble mean' (+1.1)"
+OTHERS, BEST = "the sampler that is best on other patients", "on all patients 'ensemble mean' is best"
+LESS = f"worse than {OTHERS} (-0.3 [-0.5, -0.1] Dice points; {BEST})"
 WRONG = "29 % [20, 38] of its top_bottom pairs are wrong"
 ANCHORED = "do not train on it without an anchor"
 
@@ -61,7 +63,7 @@ def test_numbers_with_their_intervals():
         ((0.02, 0.005, 0.03), 9, "headroom left: the best proposals are +2.0 [+0.5, +3.0] Dice points above the base"),
         ((0.003, 0.001, 0.0049), 9, "no headroom shown: the best proposals are +0.3 [+0.1, +0.5] Dice points"),
         ((0.004, 0.001, 0.006), 9, "headroom not shown: the best proposals are +0.4 [+0.1, +0.6] Dice points"),
-        ((0.02, 0.01, 0.03), 4, "headroom unknown: the best proposals are +2.0 Dice points above the base, on 4 pat"),
+        ((0.02, None, None), 4, "headroom unknown: the best proposals are +2.0 Dice points above the base, on 4 pat"),
         ((None, None, None), 0, "headroom unknown: no validation case with a label has proposals"),
     ],
 )
@@ -95,9 +97,9 @@ def test_a_judge_that_is_not_shown_to_beat_the_base(lift, said):
 @pytest.mark.parametrize(
     ("over", "said"),
     [
-        ((0.002, 0.001, 0.003), "more than always taking 'ensemble mean' (+0.6)"),
-        ((0.002, -0.001, 0.005), "not shown to differ from always taking 'ensemble mean' (+0.6)"),
-        ((-0.003,), "not shown to differ from always taking 'ensemble mean' (+1.1)"),
+        ((0.002, 0.001, 0.003), f"better than {OTHERS} (+0.2 [+0.1, +0.3] Dice points; {BEST})"),
+        ((0.002, -0.001, 0.005), f"not shown to differ from {OTHERS} (+0.2 [-0.1, +0.5] Dice points; {BEST})"),
+        ((-0.003,), f"not shown to differ from {OTHERS} (-0.3 Dice points; {BEST})"),
     ],
 )
 def test_against_the_best_fixed_sampler(over, said):
@@ -156,10 +158,12 @@ def test_few_patients_are_said_to_be_few():
     assert verdict(groups=10) == verdict()
 
 
-def test_of_four_patients_nothing_is_shown():
-    assert verdict(groups=4) == (
-        "top pick is not shown to beat the base (+0.8 Dice points), not shown to differ from always taking "
-        "'ensemble mean' (+1.1); 29 % of its top_bottom pairs are wrong; measured on 4 patients or exams only; "
+def test_without_intervals_nothing_is_shown():
+    """As of four patients."""
+    few = ends("lift", 0.008) | ends("lift_over_fixed", -0.003) | ends("headroom", 0.05)
+    assert verdict(tried("top_bottom", 0.29, None, None), groups=4, **few) == (
+        f"top pick is not shown to beat the base (+0.8 Dice points), not shown to differ from {OTHERS} (-0.3 Dice "
+        f"points; {BEST}); 29 % of its top_bottom pairs are wrong; measured on 4 patients or exams only; "
         "do not train on it, its pairs are not clearly better than a coin's"
     )
 
@@ -168,31 +172,32 @@ def test_of_four_patients_nothing_is_shown():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "groups", "said"),
+    ("low", "high", "said"),
     [
-        (0.01, 0.2, 9, "RN-DPO"),
-        (-0.2, -0.01, 9, "DPO"),
-        (-0.1, 0.2, 9, "undecided"),
-        (0.0, 0.2, 9, "undecided"),
-        (None, None, 9, "undecided"),
-        (0.01, 0.2, 4, "undecided"),
+        (0.01, 0.2, "RN-DPO"),
+        (-0.2, -0.01, "DPO"),
+        (-0.1, 0.2, "undecided"),
+        (0.0, 0.2, "undecided"),
+        (None, None, "undecided"),
     ],
 )
-def test_whom_the_noise_favours(low, high, groups, said):
-    assert noise_verdict(ends("noise_difference", 0.1, low, high), groups) == said
+def test_whom_the_noise_favours(low, high, said):
+    assert noise_verdict(ends("noise_difference", 0.1, low, high)) == said
 
 
 CLEAN = ends("noise_rate", 0.2, 0.1, 0.3)
 
 
-def warned(judge: dict[str, Any], pairs: dict[str, Any], groups: int = 40, **notes: str | None) -> list[AuditWarning]:
+def warned(
+    judge: dict[str, Any], pairs: dict[str, Any], groups: int = 40, empty: int = 0, **notes: str | None
+) -> list[AuditWarning]:
     """One judge `j` and one pair set `p`, null but for what is given."""
     rows = (
         ({"judge": "j", "cases": 4, "abstained": 0.0}, judge, schema.AUDIT_JUDGES),
         ({"pairs": "p", "judge": "j", "strategy": "top_base", "mined": 9}, pairs, schema.AUDIT_PAIRS),
     )
     one, two = (pl.DataFrame([dict.fromkeys(t.columns) | row | given], schema=t.columns) for row, given, t in rows)
-    return warnings(one, two, groups, notes)
+    return warnings(one, two, Validation(50, groups, empty), notes)
 
 
 def of_p(text: str) -> AuditWarning:
@@ -239,11 +244,13 @@ def test_few_patients_are_a_warning_about_all():
     }
 
 
-def test_of_four_patients_neither_lift_nor_noise_is_shown():
-    first, lift, noise = (warning["text"] for warning in warned(GOOD, CLEAN, groups=1))
-    assert str(first).startswith("validation has 1 patient or exam:")
-    assert "not shown to beat the base (lift +0.8 Dice points)" in str(lift)
-    assert "20 % of its validation pairs are ordered wrongly" in str(noise)
+def test_cases_without_foreground_are_a_warning_about_all():
+    (empty,) = warned(GOOD, CLEAN, empty=3)
+    assert empty == {
+        "pairs": None,
+        "text": "3 of 50 validation cases have no foreground: true Dice is 1 there for an empty mask and 0 for any "
+        "other, so few such cases may decide lift, headroom and noise",
+    }
 
 
 def test_nothing_known_is_one_warning():

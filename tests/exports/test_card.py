@@ -45,7 +45,7 @@ def commit_of_checkout() -> str | None:
     ).stdout.strip()
 
 
-def estimate(mean: float, low: float, high: float) -> dict[str, float]:
+def estimate(mean: float, low: float | None = None, high: float | None = None) -> dict[str, float | None]:
     return {"mean": mean, "low": low, "high": high}
 
 
@@ -150,7 +150,8 @@ def test_the_card_of_a_student(tmp_path):
 
 
 def test_intervals_of_few_patients_are_left_out(tmp_path):
-    write_json(tmp_path / "m/rn_dpo.json", METRICS | {"groups": 4})
+    few = METRICS | {"groups": 4, "dice": estimate(0.8), "gain_over_base": {"dice": estimate(0.012)}}
+    write_json(tmp_path / "m/rn_dpo.json", few)
     text = card_text(facts(tmp_path, RECORD))
     assert "| Dice | 0.800 | +0.012 |" in text
     assert "No interval is given, since intervals of fewer than 5 patients are not reliable." in text

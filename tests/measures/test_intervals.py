@@ -20,12 +20,17 @@ from pipeline.measures.intervals import (
 )
 from pipeline.seeding import numpy_generator
 
+FIVE = list("abcde")
+"""The fewest patients that have an interval. Of their resamples, a share of .00095 is left out at either end. Three of
+one kind are drawn alone in .6^5 = .078 of the resamples, two of another kind in .4^5 = .010: both are ends."""
+
 
 def test_degenerate_intervals():
-    """One patient with cases 1 and 2 has a mean and no spread; nothing at all has no mean."""
+    """One patient with cases 1 and 2 has a mean and no spread; nothing at all has no mean. Four are too few."""
     assert bootstrap_interval([1.0, 2.0], ["a", "a"], 100, 0) == Interval(1.5, None, None)
     assert bootstrap_interval([], [], 100, 0) == Interval(None, None, None)
-    assert bootstrap_interval([3.0, 3.0], ["a", "b"], 100, 0) == Interval(3.0, 3.0, 3.0)
+    assert bootstrap_interval([3.0] * 4, FIVE[:4], 100, 0) == Interval(3.0, None, None)
+    assert bootstrap_interval([3.0] * 5, FIVE, 100, 0) == Interval(3.0, 3.0, 3.0)
     assert weighted_interval([1.0], [4.0], ["a"], 100, 0) == Interval(0.25, None, None)
     assert weighted_interval([0.0, 0.0], [0.0, 0.0], ["a", "b"], 100, 0) == Interval(None, None, None)
     assert weighted_interval([], [], [], 100, 0) == Interval(None, None, None)
@@ -44,8 +49,9 @@ def test_a_share_that_is_nought_or_one_is_not_certain():
 
 
 def test_mean_is_over_patients_and_not_over_cases():
-    """Patient a with cases 0, 0, 0 and b with 1: 1/2, not 1/4."""
-    assert bootstrap_interval([0, 0, 0, 1], ["a", "a", "a", "b"], 500, 0) == Interval(0.5, 0.0, 1.0)
+    """Patients a, b and c with cases 0, 0, 0 and d and e with 1: 2/5, not 2/11."""
+    values, groups = [0] * 9 + [1] * 2, list("abc" * 3 + "de")
+    assert bootstrap_interval(values, groups, 2000, 0) == Interval(0.4, 0.0, 1.0)
 
 
 def test_interval_is_seeded():
@@ -62,27 +68,33 @@ def test_blocks_of_resamples_cover_all_draws(monkeypatch):
     assert bootstrap_interval(values, groups, 500, 0) == whole
 
 
+PATIENT = list("aabbccde")
+WRONG, WEIGHT = [10, 0] * 3 + [0, 0], [10, 30] * 3 + [60, 60]
+
+
 def test_ratio_of_sums():
-    """Wrong |D| 10 of 10 + 30 in patient a, 0 of 60 in b: 10/100. Resamples: 10/40, 10/100 or 0."""
-    found = weighted_interval([10, 0, 0], [10, 30, 60], ["a", "a", "b"], 2000, 0)
-    assert found == pytest.approx(Interval(0.1, 0.0, 0.25))
+    """Wrong |D| 10 of 10 + 30 in each of a, b and c, 0 of 60 in d and e: 30/240. Resamples from 0/60 to 10/40."""
+    found = weighted_interval(WRONG, WEIGHT, PATIENT, 2000, 0)
+    assert found == pytest.approx(Interval(0.125, 0.0, 0.25))
 
 
 def test_difference_of_two_ratios_shares_its_resamples():
-    """e_D = 10/100 against e = 1/3. Only a: 1/4 - 1/2; only b: 0 - 0."""
-    found = weighted_interval([10, 0, 0], [10, 30, 60], ["a", "a", "b"], 2000, 0, minus=([1, 0, 0], [1, 1, 1]))
-    assert found == pytest.approx(Interval(0.1 - 1 / 3, -0.25, 0.0))
+    """e_D = 30/240 against e = 3/8. k of a, b, c: 10 k / (40 k + 60 (5 - k)) - k / (k + 5), lowest for k = 4."""
+    found = weighted_interval(WRONG, WEIGHT, PATIENT, 2000, 0, minus=([1, 0] * 3 + [0, 0], [1] * 8))
+    assert found == pytest.approx(Interval(-0.25, 40 / 220 - 4 / 9, 0.0))
 
 
 def test_resamples_without_weight_are_left_out():
-    """Patient c has no weight: draws of c alone have no ratio, all others give 1/2."""
-    assert weighted_interval([1, 2, 0], [2, 4, 0], ["a", "b", "c"], 500, 0) == Interval(0.5, 0.5, 0.5)
+    """Patient f has no weight: draws of f alone have no ratio, all others give 1/2."""
+    found = weighted_interval([1, 2, 3, 1, 1, 0], [2, 4, 6, 2, 2, 0], [*FIVE, "f"], 500, 0)
+    assert found == Interval(0.5, 0.5, 0.5)
 
 
 def test_patients_without_weight_show_no_spread():
     """Of a alone there is a ratio: however many others have none, nothing is known about the spread."""
     assert weighted_interval([1, 0, 0], [2, 0, 0], ["a", "b", "c"], 500, 0) == Interval(0.5, None, None)
-    assert weighted_interval([1, -1, 0], [2, 0, 0], ["a", "b", "c"], 500, 0).low is not None, "a gain is weight"
+    gains = [1, -1, 1, -1, 1]
+    assert weighted_interval(gains, [2, 0, 0, 0, 0], FIVE, 500, 0).low is not None, "a gain is weight"
 
 
 # ---- a statistic of weighted cases ------------------------------------------------------------------------------
@@ -94,8 +106,8 @@ def mean_of(values):
 
 
 def test_a_statistic_is_resampled_by_patient():
-    """Cases 0, 0, 1 of a, a, b: 1/3. Draws of a alone give 0, of b alone 1, of both 1/3."""
-    assert resampled_interval(mean_of([0, 0, 1]), ["a", "a", "b"], 500, 0) == pytest.approx((1 / 3, 0, 1))
+    """Cases 0, 0 of each of a, b and c, 1 of d and of e: 2/8. Draws of the first alone give 0, of the others 1."""
+    assert resampled_interval(mean_of([0] * 6 + [1, 1]), PATIENT, 2000, 0) == pytest.approx((0.25, 0, 1))
 
 
 def test_the_mean_as_a_statistic_is_that_of_interval():
@@ -107,8 +119,8 @@ def test_the_mean_as_a_statistic_is_that_of_interval():
 
 
 def test_draws_without_a_value_are_left_out():
-    """Only draws with case b have a value, 5; of a alone there is none."""
-    found = resampled_interval(lambda times: np.where(times[:, 1] > 0, 5.0, np.nan), ["a", "b"], 100, 0)
+    """Only draws with case b have a value, 5."""
+    found = resampled_interval(lambda times: np.where(times[:, 1] > 0, 5.0, np.nan), FIVE, 100, 0)
     assert found == Interval(5.0, 5.0, 5.0)
 
 
@@ -116,7 +128,7 @@ def test_a_statistic_without_value_or_spread():
     assert resampled_interval(mean_of([]), [], 100, 0) == Interval(None, None, None)
     assert resampled_interval(lambda times: np.full(len(times), np.nan), ["a"], 9, 0) == Interval(None, None, None)
     assert resampled_interval(mean_of([1, 3]), ["a", "a"], 100, 0) == Interval(2.0, None, None)
-    assert resampled_interval(mean_of([1, 3]), ["a", "b"], 100, 0, telling=1) == Interval(2.0, None, None)
+    assert resampled_interval(mean_of([1, 3, 2, 2, 2]), FIVE, 100, 0, telling=4) == Interval(2.0, None, None)
 
 
 def test_the_rarer_class_widens():
@@ -133,21 +145,22 @@ def test_the_rarer_class_widens():
 
 def test_tail():
     """Five patients: the 2.5 % quantile of t with 4 degrees of freedom is -2.7764, times sqrt(5/4) is -3.1042, below
-    which a normal variable lies with probability .000954. Many patients: .025. One: there is no spread."""
+    which a normal variable lies with probability .000954. Many patients: .025. Four: too few."""
     assert tail(5) == pytest.approx(0.000954, abs=1e-6)
     assert tail(10**6) == pytest.approx(0.025, abs=1e-6)
+    assert tail(4) is None
     assert tail(1) is None
 
 
 def test_fewer_patients_are_further_out():
-    tails = [x for n in range(2, 200) if (x := tail(n)) is not None]
-    assert len(tails) == 198
+    tails = [x for n in range(5, 200) if (x := tail(n)) is not None]
+    assert len(tails) == 195
     assert all(few < more < 0.025 for few, more in pairwise(tails))
 
 
-def test_two_patients_give_all_that_they_can():
-    """All of the resamples: .0, .5 and 1."""
-    assert bootstrap_interval([0, 1], ["a", "b"], 500, 0) == Interval(0.5, 0.0, 1.0)
+def test_five_patients_give_all_that_they_can():
+    """The lowest and the highest of the resamples."""
+    assert bootstrap_interval([0, 0, 0, 1, 1], FIVE, 2000, 0) == Interval(0.4, 0.0, 1.0)
 
 
 def test_ends_are_the_outer_fortieths():
