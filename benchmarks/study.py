@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ SETS: dict[str, dict[str, Any]] = {
 }
 """Knobs of each data set. Paths of data are below `--data`."""
 
+TUNED = ("polyps", "nuclei")
+"""Data sets whose validation chooses learning rates and weights."""
 FLIPS = {2: [[0], [1], [0, 1]], 3: [[0]]}
 PICKS = {"judge": "pairwise", "fixed": "fixed", "oracle": "oracle"}
 """Judges whose top pick is preferred to the base, by the name of the pair set."""
@@ -146,10 +149,10 @@ def try_name(name: str, rate: float, weight: float) -> str:
     return f"tune_{name}_{rate:g}_{weight:g}".replace("-", "").replace(".", "")
 
 
-def tried(of: dict[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
+def tried(of: dict[str, Any], families: Sequence[str]) -> dict[str, tuple[float, dict[str, Any]]]:
     """Learning rate and student by name, of the choice on validation."""
     return {
-        try_name(name, rate, weight): (rate, family(name, weight, of)) for name in FAMILIES for rate, weight in TRIED
+        try_name(name, rate, weight): (rate, family(name, weight, of)) for name in families for rate, weight in TRIED
     }
 
 
@@ -326,14 +329,15 @@ def main() -> None:
 @click.option("--arms", "which", type=click.Choice(["none", "tune", "core", "more"]), required=True)
 @click.option("--data", type=PATH, required=True, help="Folder of the three data sets.")
 @click.option("--out", type=PATH, required=True)
-def run(name: str, seed: int, which: str, data: Path, out: Path) -> None:
+@click.option("--family", "families", type=click.Choice(FAMILIES), multiple=True, default=FAMILIES, help="To tune.")
+def run(name: str, seed: int, which: str, data: Path, out: Path, families: tuple[str, ...]) -> None:
     """Everything of one seed up to these arms; what is there already is kept."""
     of, chosen = SETS[name], out / "chosen.json"
     data = data.resolve()
     if which == "none":
         wanted: dict[str, tuple[float, dict[str, Any]]] = {}
     elif which == "tune":
-        wanted = tried(of)
+        wanted = tried(of, families)
     else:
         wanted = arms(of, json.loads(chosen.read_text()), which)
     folder = out / name / f"seed_{seed}"
@@ -362,20 +366,26 @@ def run(name: str, seed: int, which: str, data: Path, out: Path) -> None:
 def choose(out: Path) -> None:
     """Learning rate and weight of each family: the highest Dice on validation, late in training, mean over data sets.
 
-    Validation of polyps and nuclei chooses; hippocampus takes what they chose.
+    Validation of polyps and nuclei chooses; hippocampus takes what they chose. A family that is not tried whole is left
+    out.
     """
     found: dict[str, list[float]] = {}
     rows = []
-    for name in FAMILIES:
+    tried_families = [
+        name
+        for name in FAMILIES
+        if all((out / of / f"seed_0/history/{try_name(name, *each)}.csv").is_file() for of in TUNED for each in TRIED)
+    ]
+    for name in tried_families:
         for rate, weight in TRIED:
             gains = []
-            for of in ("polyps", "nuclei"):
+            for of in TUNED:
                 history = pl.read_csv(out / of / f"seed_0/history/{try_name(name, rate, weight)}.csv")
                 dice = history["validation_dice"].to_numpy()
                 gains.append(float(dice[-2:].mean() - dice[0]))
             rows.append((name, rate, weight, *gains, float(np.mean(gains))))
     table = pl.DataFrame(rows, schema=["family", "rate", "weight", "polyps", "nuclei", "mean"], orient="row")
-    for name in FAMILIES:
+    for name in tried_families:
         best = table.filter(pl.col("family") == name).sort("mean", descending=True).row(0, named=True)
         found[name] = [best["rate"], best["weight"]]
     table.write_csv(out / "tried.csv")
