@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.cases.case_table import described
+from pipeline.cases.duplicates import duplicates, duplicates_text, pixel_hash, with_duplicates_grouped
 from pipeline.cases.files.nifti import ENDINGS
 from pipeline.cases.grid import to_working
 from pipeline.cases.nnunet_split import with_given_split
@@ -75,10 +76,12 @@ class _PrepareShard:
         failures.raise_any()
         for array, block in blocks.items():
             open_array(self.folder, array, "r+")[first : first + count] = block
-        return pl.DataFrame(rows, schema={**schema.CASES.columns, **dict.fromkeys(_FLAGS, pl.Boolean())})
+        columns = {**schema.CASES.columns, **dict.fromkeys(_FLAGS, pl.Boolean()), "pixels": pl.String()}
+        return pl.DataFrame(rows, schema=columns)
 
     def _case(self, planned: _Planned, place: int, blocks: dict[schema.ArraySchema, np.ndarray]) -> dict[str, Any]:
-        """Read a case into its place in the blocks. Returns the row of the case table and three flags of the label.
+        """Read a case into its place in the blocks. Returns the row of the case table, three flags of the label, and
+        the hash `pixels` of the image.
 
         `foreground`: the label holds a class above 0. `only_ignore`: the label holds 255, and 0 elsewhere. `lost`: the
         label is 255 everywhere on the working grid.
@@ -100,6 +103,7 @@ class _PrepareShard:
             "site": source.site,
             "sources": files,
             "sha256": [sha256(self.reader.path / file) for file in files],
+            "pixels": pixel_hash(image),
             "only_ignore": label is not None
             and bool((label == schema.UNKNOWN).any() and (label == schema.UNKNOWN)[label > 0].all()),
             "lost": lost,
@@ -117,6 +121,8 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     sources = described(reader.scan(), reader.path, reader.case_table)
     sources = with_given_split(sources, splits.given, reader.path)
     _check_axes(sources, reader)
+    if splits.duplicates == "group":
+        sources = with_duplicates_grouped(sources, reader, execution)
     orientation = one_orientation(sources) if preprocess.orientation is None else preprocess.orientation
     assigned, notes = assign(sources, splits)
     for note in notes:
@@ -147,6 +153,8 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
             Limits(_WORKING_COPIES * size * case_bytes),
         )
         notes += _label_notes(rows, reader.path)
+        repeated = duplicates(dict(rows.select("case_id", "pixels").iter_rows()))
+        notes += _duplicate_notes(repeated, assigned, splits, reader.path)
         _clear(out)
         for array in arrays:
             publish(work / f"{array.name}.zarr", out / f"{array.name}.zarr")
@@ -161,6 +169,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
             "orientation": orientation,
             "convert": getattr(reader, "channels", None),
             "files": _family(plan),
+            "duplicates": repeated,
         }
         write_json(out / "cases.json", info)
         write_manifest(out, made_by)
@@ -201,6 +210,24 @@ def _label_notes(rows: pl.DataFrame, data_root: Path) -> list[str]:
     for note in notes:
         print(note, file=sys.stderr)
     return notes
+
+
+def _duplicate_notes(
+    repeated: Sequence[Sequence[str]], assigned: Mapping[str, str], splits: Splits, data_root: Path
+) -> list[str]:
+    """Note on images that are there more than once; the note is printed too. Raises `BadInput` if they are refused."""
+    if not repeated:
+        return []
+    found = duplicates_text(repeated, assigned)
+    if splits.duplicates == "refuse":
+        raise BadInput(
+            f"{data_root}: expected every image once (splits.duplicates: refuse), found that {found}; remove the "
+            "copies, or set splits.duplicates: group"
+        )
+    way_out = "" if splits.duplicates == "group" else "; set splits.duplicates: group, or remove the copies"
+    note = f"duplicates: {found}{way_out}"
+    print(note, file=sys.stderr)
+    return [note]
 
 
 def case_of(row: int, split: str, source: Source, preprocess: Preprocess) -> Case:

@@ -43,6 +43,10 @@ class Splits(Knobs):
     """Cases that audit the judges, calibrate `p_correct` and stop training."""
     test: Size
     """Cases that measure the students."""
+    duplicates: Literal["warn", "refuse", "group"] = "warn"
+    """What to do with images of the same pixels under several case ids. `warn` says how many there are, and how many
+    are in more than one split. `refuse` stops. `group` makes one group of them, which is in one split, and reads every
+    image once more."""
     seed: int = 0
     """Seed of the assignment. Another seed assigns other patients."""
     given: GivenSplit | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from pipeline.cases.duplicates import crossing, duplicates_text
 from pipeline.errors import BadInput
 from pipeline.judges.consensus import reads_truth
 from pipeline.measures.numbers import Estimate
@@ -161,8 +162,10 @@ class Run:
 
     @cached_property
     def warnings(self) -> list[RunWarning]:
-        """Notes of the check, then warnings of the audit in the order of `summary.json`."""
+        """Images in several splits, notes of the check, then warnings of the audit in the order of `summary.json`."""
         notes = read_json(self.notes) if self.notes.is_file() else []
+        if crossed := crossing(self.cases.info["duplicates"], splits := {c.case_id: c.split for c in self.cases.all}):
+            notes = [f"{duplicates_text(crossed, splits)}: what is measured there was seen in training", *notes]
         audited = [RunWarning(w["text"], w["pairs"], self.trained_on(w["pairs"])) for w in self.summary["warnings"]]
         return [*map(RunWarning, notes), *audited]
 

@@ -70,6 +70,7 @@ def test_phantom_store_holds_what_the_reader_draws() -> None:
         "channel_names": ["intensity"],
         "kind": "phantom",
         "notes": [],
+        "duplicates": [],
         "preprocess": {"normalise": "zscore", "orientation": None, "spacing": None, "resize": None},
         "orientation": None,
         "convert": None,

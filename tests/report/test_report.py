@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -23,6 +24,7 @@ from pipeline.report.pair_sets import pair_sets
 from pipeline.report.promotion import promotion
 from pipeline.report.run import Run
 from pipeline.report.worst_cases import worst_cases
+from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import write_json
 from stages.report import main
 from tests.fixtures.reporting import JUDGES, NO_PAIRS, PAIRS, Built, build, plain_audit
@@ -125,6 +127,19 @@ def test_notes_of_the_check_are_among_the_warnings(built: Built, page: str, tmp_
     write_report(run, tmp_path / "reports")
     found = (tmp_path / "reports/index.html").read_text()
     assert "<li>propose.samplers.mean: too &lt;few&gt; patients</li>" in found[: found.index('id="answer"')]
+
+
+def test_images_in_several_splits_are_the_first_warning(built: Built, tmp_path: Path) -> None:
+    """Copies within a split are none: they are in the notes on the cases."""
+    cases = tmp_path / "cases"
+    shutil.copytree(built.run.cases.folder, cases)
+    by_split = {case.split: case.case_id for case in built.run.cases.all}
+    copies = [[by_split["test"], by_split["pool"]]]
+    write_json(cases / "cases.json", built.run.cases.info | {"duplicates": copies})
+    write_report(replace(built.run, cases=CaseStore(cases)), tmp_path / "reports")
+    found = (tmp_path / "reports/index.html").read_text()
+    said = f"as 2 cases, e.g. &#39;{by_split['test']}&#39; (test) and &#39;{by_split['pool']}&#39; (pool)"
+    assert said in found[: found.index('id="answer"')]
 
 
 def test_the_header_names_the_data_and_their_limits(page: str) -> None:
