@@ -26,11 +26,9 @@ from pydantic import Field
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
+from pipeline.lock import WORK, alone
 from pipeline.source_code import code_of
 from pipeline.store.manifest import sha256
-
-WORK = Path(".work")
-"""Folder of the finished shards of unfinished stages. Deleted on success, ignored by git and DVC."""
 
 
 class Execution(Knobs):
@@ -129,18 +127,20 @@ def fingerprint(module: str, knobs: object, inputs: Sequence[Path]) -> str:
 def workspace(stage: str, module: str, knobs: object, inputs: Sequence[Path]) -> Iterator[Path]:
     """Folder for finished shards, kept if the stage fails or is killed, deleted if the stage succeeds.
 
-    Work of the same stage under another `fingerprint` cannot be resumed and is deleted.
+    Work of the same stage under another `fingerprint` cannot be resumed and is deleted. Raises `BadInput` if another
+    process does the same stage, for whatever output.
     """
     key = fingerprint(module, knobs, inputs)
     root = WORK / stage
-    if root.is_dir():
-        for other in root.iterdir():
-            if other.name != key:
-                shutil.rmtree(other)
-    folder = root / key
-    (folder / "done").mkdir(parents=True, exist_ok=True)
-    yield folder
-    shutil.rmtree(root)
+    with alone(root):
+        if root.is_dir():
+            for other in root.iterdir():
+                if other.name != key:
+                    shutil.rmtree(other)
+        folder = root / key
+        (folder / "done").mkdir(parents=True, exist_ok=True)
+        yield folder
+        shutil.rmtree(root)
 
 
 def publish(source: Path, target: Path) -> None:

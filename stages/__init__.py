@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.errors import BadInput
+from pipeline.lock import alone
 
 FOLDER = click.Path(path_type=Path)
 
@@ -31,7 +33,13 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def stage(function: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: `guarded`, with the option `--params` for the file of the knobs."""
+    """Decorator: `guarded`, with the option `--params` for the file of the knobs, and a lock on the output `out`."""
+
+    @functools.wraps(function)
+    def run(out: Path | None, **kwargs: Any) -> None:
+        with alone(out) if out else nullcontext():
+            function(out=out, **kwargs)
+
     return click.option(
         "--params", "params_file", type=FOLDER, default="params.yaml", show_default=True, help="Knobs of all stages."
-    )(guarded(function))
+    )(guarded(run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -249,14 +250,20 @@ def _further(arm: Arm, f1: bool) -> list[Cell | str]:
     ]
 
 
+def _aimed(link: Mapping[str, Any] | None) -> str:
+    """What a link without one aimed shift for all pairs aims at."""
+    if link is None:
+        return NO_VALUE
+    each = {"calibrated": "per pair", "votes": "per voxel"}.get(link.get("e", ""))
+    return each if each and link["kind"] == "cdpo" else "unbounded"
+
+
 def _push_table(run: Run) -> Table:
     rows: list[list[Cell | str]] = []
     for arm in run.arms[1:]:
         record = run.record(arm.name)
         objective = record.objective
-        aimed: str = decimal(record.aimed_shift, 2)
-        if "link" in objective and record.aimed_shift is None:
-            aimed = "unbounded"
+        aimed = decimal(record.aimed_shift, 2) if record.aimed_shift is not None else _aimed(objective.get("link"))
         rows.append(
             [
                 arm.name,
@@ -278,8 +285,9 @@ def _push_table(run: Run) -> Table:
     note = (
         "D: voxels on which chosen and rejected differ. Beta on its own scale: factor of the summed log-ratio divided "
         "by the normaliser, without matching. Aimed shift: mean change of the logits on D at which the link is "
-        "satisfied. Base margin on D: median difference of the base's two largest logits. An aimed shift far below the "
-        "base margin cannot flip decisions of the base. Flipped share: share of D on which the student predicts "
+        "satisfied; with error rates of the pairs or voxels each has its own. Base margin on D: median difference of "
+        "the base's two largest logits. An aimed shift far below the base margin cannot flip decisions of the base. "
+        "Flipped share: share of D on which the student predicts "
         "another class than the base."
     )
     return Table("Preference push on each student", columns, rows, note=note)

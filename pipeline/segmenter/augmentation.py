@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain, combinations
 from typing import TYPE_CHECKING
 
@@ -63,7 +63,7 @@ SwapLabels = tuple[tuple[int, int, int], ...]
 """(axis, class, class): sided classes that change places when an image is flipped along that axis."""
 
 
-def swapped_classes(probability: Tensor, swap_labels: SwapLabels, axes: Sequence[int]) -> Tensor:
+def swapped_classes(probability: Tensor, swap_labels: SwapLabels, axes: Collection[int]) -> Tensor:
     """Probabilities `[class, *space]` that were flipped along `axes`, with the sided classes in their new places."""
     order = list(range(len(probability)))
     for axis, first, second in swap_labels:

@@ -40,6 +40,14 @@ class View:
         """Window in the view. The window turns with the image, so that every view is cut where the case is cut."""
         return (*window[:-2], window[-1], window[-2]) if self.turns % 2 else tuple(window)
 
+    def mirrored(self, dimensions: int) -> set[int]:
+        """Axes of the image whose ends change places without a turn, so that sided classes change places as well.
+
+        Two quarter turns are flips of the last two axes. Flips along an axis that is turned twice cancel out. An odd
+        number of turns mixes two axes, so neither of them is mirrored by the turn.
+        """
+        return set(self.flips) ^ ({dimensions - 2, dimensions - 1} if self.turns == 2 else set())
+
     def backwards(self, dimensions: int) -> set[int]:
         """Axes of the image that run backwards in the view."""
         # A quarter turn swaps the last two axes and reverses one of them; a flip of a reversed axis cancels out.

@@ -102,10 +102,16 @@ def test_intensity():
 
 
 class Sided(nn.Module):
-    """Class 1 in the bright voxels of the first half of the first axis, class 2 in those of the second half."""
+    """Class 1 in the bright voxels of the first half of an axis, class 2 in those of the second half."""
+
+    def __init__(self, axis: int = 0) -> None:
+        super().__init__()
+        self.axis = axis
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        left = (torch.arange(image.shape[2]) < image.shape[2] / 2).view(1, 1, -1, 1).expand_as(image)
+        length = image.shape[2 + self.axis]
+        shape = [length if axis == 2 + self.axis else 1 for axis in range(image.ndim)]
+        left = (torch.arange(length) < length / 2).view(shape).expand_as(image)
         bright = image > 0
         return torch.cat([~bright, bright & left, bright & ~left], dim=1).float() * 10
 
@@ -125,3 +131,28 @@ def test_sided_classes_change_places_in_a_flip_and_back():
     case.swap_labels = ((1, 1, 2),)
     (draw,) = sampler.draw("flips", case)
     assert draw.mask[:, 0].tolist() == [2, 0, 0, 2, 1, 0, 1, 0], "of another axis"
+
+
+@pytest.mark.parametrize("space", [(8, 2), (3, 8, 2)])
+def test_sided_classes_change_places_in_a_half_turn(space):
+    """The half turn of an image whose rows are all equal is its flip along the first axis of the plane."""
+    row = np.array([1, -1, -1, 1, 1, -1, 1, -1], np.float32)
+    image = np.broadcast_to(row[:, None], space)[None].copy()
+    case = models(Sided(axis=len(space) - 2), image)
+    (draw,) = tta(quarter_turns=(2,)).draw("t", case)
+    assert draw.mask.reshape(-1, 8, 2)[0, :, 0].tolist() == [2, 0, 0, 2, 1, 0, 1, 0], "no class has a side"
+    case.swap_labels = ((len(space) - 2, 1, 2),)
+    (draw,) = tta(quarter_turns=(2,)).draw("t", case)
+    assert np.array_equal(draw.mask, case.draws[0].mask)
+
+
+@pytest.mark.parametrize("turn", [1, 3])
+def test_an_odd_turn_of_sided_classes_is_refused(turn):
+    """In 3D an axis outside the plane of the turns may have sides."""
+    case = models(seeded(lambda: nn.Conv3d(1, 3, 1)), noise((4, 6, 6)))
+    case.swap_labels = ((0, 1, 2),)
+    assert len(list(tta(quarter_turns=(turn,)).draw("t", case))) == 1
+    case.swap_labels = ((0, 1, 2), (2, 1, 2))
+    said = rf"propose.samplers.t.quarter_turns: expected only 2 .* the turned plane \(\[2\]\), found \[{turn}\]"
+    with pytest.raises(BadInput, match=said):
+        list(tta(quarter_turns=(2, turn)).draw("t", case))

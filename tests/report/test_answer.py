@@ -210,6 +210,21 @@ def test_unbounded_links_are_told_from_objectives_without_a_link(built: Built) -
     assert row_of(pushed, "rn_cdpo")["flipped share"].text == "25 %"
 
 
+@pytest.mark.parametrize(
+    ("link", "normaliser", "said"),
+    [
+        ({"kind": "cdpo", "e": "calibrated"}, "region", "per pair"),
+        ({"kind": "cdpo", "e": "votes"}, "voxel", "per voxel"),
+        ({"kind": "robust", "e": "calibrated"}, "region", "unbounded"),
+    ],
+)
+def test_error_rates_of_pairs_and_voxels_give_each_a_shift(tmp_path: Path, link, normaliser, said) -> None:
+    objective = {"kind": "preference", "link": link, "normaliser": normaliser}
+    students = {**STUDENTS, "rn_cdpo": {**STUDENTS["rn_cdpo"], "objective": objective}}
+    pushed = table(answer(build(tmp_path, students=students).run), "Preference push on each student")
+    assert row_of(pushed, "rn_cdpo")["aimed shift"].text == said
+
+
 def test_worst_cases_are_of_the_best_practical_student(tmp_path: Path) -> None:
     """supervised gains .2 on average, so it is shown; t2 loses most (-.1), and 'x' has the lowest Dice (.3 + .1)."""
     made = build(tmp_path, gains={**GAINS, "supervised": (0.1, 0.6, -0.1, 0.3), "rn_cdpo": (0.0, 0.0, 0.0, 0.0)})

@@ -84,12 +84,14 @@ class Mean(Knobs):
 
     def probability(self, name: str, case: CaseModels) -> Tensor:
         """Mean class probabilities f32 `[class, *space]` over all models and flips."""
+        from pipeline.segmenter.sliding import View
+
         check_flips(name, self.flips, case)
         models = [case.segmenter, *(case.members[name] for name in self.chosen(tuple(case.members)))]
         total = None
         for model in models:
             for axes in ((), *self.flips):
-                found = case.predict_flipped(model, axes) if axes else case.predict(model)
+                found = case.predict(model, View(flips=tuple(axes)))
                 total = found if total is None else total + found
         assert total is not None
         return total / (len(models) * (1 + len(self.flips)))

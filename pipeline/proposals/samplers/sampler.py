@@ -183,13 +183,14 @@ class CaseModels:
         """Class probabilities f32 `[class, *space]` of the drawn box.
 
         With `view` the network sees a varied image, and the probabilities are brought back to the grid of the case.
+        Sided classes change places along with a mirrored axis.
         """
         from pipeline.segmenter.logits import probability
         from pipeline.segmenter.sliding import PLAIN
 
         view = view or PLAIN
-        found = self.logits((id(model.network), view), lambda: model, view)
-        return probability(found).cpu()
+        found = probability(self.logits((id(model.network), view), lambda: model, view)).cpu()
+        return swapped_classes(found, self.swap_labels, view.mirrored(len(self.image.shape) - 1))
 
     def whole_mask(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
         """Mask u8 `[*space]` of the drawn box, cut from the mask of the whole case that `make` returns."""
@@ -218,16 +219,6 @@ class CaseModels:
             return mask
 
         return np.array(disk.mask("slot 0", predicted))
-
-    def predict_flipped(self, model: Segmenter, axes: Sequence[int]) -> Tensor:
-        """Class probabilities f32 `[class, *space]` of the image flipped along `axes`, brought back to the drawn box.
-
-        Sided classes change places along with the flip.
-        """
-        from pipeline.segmenter.sliding import View
-
-        found = self.predict(model, View(flips=tuple(axes)))
-        return swapped_classes(found, self.swap_labels, axes)
 
     def base_probability(self) -> Tensor:
         """Class probabilities f32 `[class, *space]` of slot 0."""

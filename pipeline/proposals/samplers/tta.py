@@ -36,7 +36,9 @@ class TTA(Knobs):
     change places along with the flip."""
     quarter_turns: tuple[Literal[1, 2, 3], ...] = ()
     """Numbers of rotations by 90 degrees in the plane of the last two axes, one proposal each. The window turns with
-    the image, so a network of fixed input size needs a window that is square in this plane for 1 and 3."""
+    the image, so a network of fixed input size needs a window that is square in this plane for 1 and 3. Two turns
+    mirror both axes, so sided classes change places. One and three turns are refused where an axis of the plane has
+    sided classes."""
     intensity: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Factors by which the normalised image is multiplied, one proposal each."""
     mean: bool = True
@@ -62,6 +64,7 @@ class TTA(Knobs):
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         check_flips(name, self.flips, case)
+        self._check_turns(name, case)
         total, count = case.base_probability(), 1
         for setting, probability in self._varied(name, case):
             total, count = total + probability, count + 1
@@ -69,13 +72,25 @@ class TTA(Knobs):
         if self.mean:
             yield drawn(name, "mean", total / count, counts=False)
 
+    def _check_turns(self, name: str, case: CaseModels) -> None:
+        """Raise `BadInput` for an odd turn in a plane with sided classes: left and right would be top and bottom."""
+        dimensions = len(case.image.shape) - 1
+        turned = {dimensions - 2, dimensions - 1}
+        sided = sorted({axis for axis, _, _ in case.swap_labels} & turned)
+        odd = [turn for turn in self.quarter_turns if turn % 2]
+        if sided and odd:
+            raise BadInput(
+                f"propose.samplers.{name}.quarter_turns: expected only 2 where augmentation.swap_labels names an axis "
+                f"of the turned plane ({sided}), found {odd}; remove the odd turns"
+            )
+
     def _varied(self, name: str, case: CaseModels) -> Iterator[tuple[str, Tensor]]:
         """Setting and class probabilities f32 `[class, *space]` of each varied image, brought back to the drawn box."""
         from pipeline.segmenter.sliding import View
 
         base = case.segmenter
         for axes in self.flips:
-            yield f"flip={''.join(map(str, axes))}", case.predict_flipped(base, axes)
+            yield f"flip={''.join(map(str, axes))}", case.predict(base, View(flips=axes))
         for turn in self.quarter_turns:
             yield f"turn={turn}", _turned(name, case, View(turns=turn))
         for factor in self.intensity:
