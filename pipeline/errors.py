@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -15,3 +17,14 @@ class BadInput(ValueError):
     def all(cls, messages: Iterable[str]) -> BadInput:
         """One error from several messages, one line per message."""
         return cls("\n".join(messages))
+
+
+def disk_full(error: BaseException) -> str | None:
+    """What to do about an error of a full disk or a used-up quota. None for any other error.
+
+    Libraries that write files raise errors of their own, which only repeat the text of the system.
+    """
+    text = str(error)
+    if not any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT)):
+        return None
+    return f"the disk is full ({text.splitlines()[0]}); free some space and run again, finished work is kept"

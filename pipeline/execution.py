@@ -24,11 +24,14 @@ import polars as pl
 from pydantic import Field
 
 from pipeline.compute import Compute
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, disk_full
 from pipeline.knobs import Knobs
 from pipeline.lock import WORK, alone
 from pipeline.source_code import code_of
 from pipeline.store.manifest import sha256
+
+PASSING = "passing_"
+"""First part of the names of folders in a workspace that go before their shard is done."""
 
 
 class Execution(Knobs):
@@ -95,7 +98,7 @@ class CaseFailures:
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             at = f"{Path(where.filename).name}:{where.lineno}"
-            self.messages.append(f"case '{case_id}': {type(error).__name__}: {error} ({at})")
+            self.messages.append(disk_full(error) or f"case '{case_id}': {type(error).__name__}: {error} ({at})")
 
     def raise_any(self) -> None:
         """Raise one `BadInput` with all recorded failures. Without a failure nothing is raised."""
@@ -127,7 +130,8 @@ def fingerprint(module: str, knobs: object, inputs: Sequence[Path]) -> str:
 def workspace(stage: str, module: str, knobs: object, inputs: Sequence[Path]) -> Iterator[Path]:
     """Folder for finished shards, kept if the stage fails or is killed, deleted if the stage succeeds.
 
-    Work of the same stage under another `fingerprint` cannot be resumed and is deleted. Raises `BadInput` if another
+    Work of the same stage under another `fingerprint` cannot be resumed and is deleted, and so is work with a damaged
+    file, as a loss of power may leave. Raises `BadInput` if another
     process does the same stage, for whatever output.
     """
     key = fingerprint(module, knobs, inputs)
@@ -138,9 +142,43 @@ def workspace(stage: str, module: str, knobs: object, inputs: Sequence[Path]) ->
                 if other.name != key:
                     shutil.rmtree(other)
         folder = root / key
+        if (file := _damaged(folder)) is not None:
+            print(f"{stage}: {file} is damaged, so the unfinished work is not used; starting anew", file=sys.stderr)
+            shutil.rmtree(folder)
         (folder / "done").mkdir(parents=True, exist_ok=True)
         yield folder
         shutil.rmtree(root)
+
+
+def _damaged(folder: Path) -> Path | None:
+    """A file of unfinished work that is shorter than it was when a shard was finished, or cannot be read; else None.
+
+    Files of unfinished work grow and are never made shorter.
+    """
+    for done in sorted((folder / "done").glob("*.arrow")):
+        try:
+            pl.read_ipc(done)
+            sizes = json.loads(done.with_suffix(".json").read_text())
+        except (OSError, ValueError, pl.exceptions.PolarsError):
+            return done
+        for name, size in sizes.items():
+            file = folder / name
+            if not file.is_file() or file.stat().st_size < size:
+                return file
+    return None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Size in bytes of every file in a folder of unfinished work, but of the rows of shards and of passing files."""
+    found = {}
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "done" and not name.startswith(PASSING)]
+        for name in names:
+            # Another shard writes at the same time. A file that is being written has this ending until it is whole.
+            if not name.endswith(".partial"):
+                file = Path(root) / name
+                found[file.relative_to(folder).as_posix()] = file.stat().st_size
+    return found
 
 
 def publish(source: Path, target: Path) -> None:
@@ -187,7 +225,8 @@ def run(
 ) -> pl.DataFrame:
     """Run `task` on every shard that is not done; return the rows of all shards in shard order.
 
-    A shard is done if `folder/done/INDEX.arrow` exists. The file is renamed into place after the task returns.
+    A shard is done if `folder/done/INDEX.arrow` exists. The file is renamed into place after the task returns. Beside
+    it, `INDEX.json` holds the sizes of all files of the workspace at that time.
     `unit` is the user's word for shards in messages. Raises `BadInput` with every failure after all other shards have
     finished.
     """
@@ -227,15 +266,19 @@ class _Guarded:
     def __call__(self, shard: Shard) -> str:
         try:
             rows = self.task(shard)
+            self._finish(shard, rows)
         except BadInput as error:
             return str(error)
-        except Exception:  # a failure in one task must not stop the other shards
-            return f"shard {shard.index}: {traceback.format_exc()}"
+        except Exception as error:  # a failure in one task must not stop the other shards
+            return disk_full(error) or f"shard {shard.index}: {traceback.format_exc()}"
+        return ""
+
+    def _finish(self, shard: Shard, rows: pl.DataFrame) -> None:
         path = _done(self.done, shard)
         partial = path.with_suffix(".partial")
         rows.write_ipc(partial)
+        path.with_suffix(".json").write_text(json.dumps(_sizes(self.done.parent)))
         partial.rename(path)
-        return ""
 
 
 def _outcomes(

@@ -11,25 +11,33 @@ from typing import Any
 
 import click
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, disk_full
 from pipeline.lock import alone
 
 FOLDER = click.Path(path_type=Path)
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: print the message of a `BadInput` on standard error and exit with code 2."""
+    """Decorator: print the message of a `BadInput` or of a full disk on standard error and exit with code 2."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
         except BadInput as error:
-            for line in str(error).splitlines():
-                click.echo(f"error: {line}", err=True)
-            sys.exit(2)
+            _end(str(error))
+        except Exception as error:
+            if (full := disk_full(error)) is None:
+                raise
+            _end(full)
 
     return run
+
+
+def _end(message: str) -> None:
+    for line in message.splitlines():
+        click.echo(f"error: {line}", err=True)
+    sys.exit(2)
 
 
 def stage(function: Callable[..., None]) -> Callable[..., None]:

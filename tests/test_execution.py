@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,18 @@ from pydantic import ValidationError
 
 from pipeline import execution
 from pipeline.errors import BadInput
-from pipeline.execution import CaseFailures, Execution, Limits, Shard, fingerprint, publish, run, shards_of, workspace
+from pipeline.execution import (
+    PASSING,
+    CaseFailures,
+    Execution,
+    Limits,
+    Shard,
+    fingerprint,
+    publish,
+    run,
+    shards_of,
+    workspace,
+)
 
 SHARDS = shards_of(list("abcdefg"), 2)
 
@@ -247,8 +259,38 @@ def test_a_workspace_stays_on_failure_and_is_found_again(inputs):
 
 
 def _finish_and_fail(folder: Path) -> None:
-    (folder / "done" / "000000.arrow").touch()
+    """A shard that writes a file of its own, and a failure of the stage."""
+
+    def task(shard: Shard) -> pl.DataFrame:
+        (folder / "array").mkdir()
+        (folder / "array/0").write_bytes(bytes(100))
+        (folder / f"{PASSING}rows").mkdir()
+        (folder / f"{PASSING}rows/0").touch()
+        return pl.DataFrame({"member": shard.members})
+
+    run(task, SHARDS[:1], folder, quiet(), "squares")
+    shutil.rmtree(folder / f"{PASSING}rows")
     raise BadInput("half way")
+
+
+@pytest.mark.parametrize(
+    ("file", "left"),
+    [
+        *((file, left) for file in ("array/0", "done/000000.json", "done/000000.arrow") for left in (0, 50)),
+        *((file, None) for file in ("array/0", "done/000000.json")),
+    ],
+)
+def test_work_with_a_damaged_file_starts_anew(inputs, file, left, capsys):
+    """A file that is shorter than it was, or is gone, as after a loss of power."""
+    with pytest.raises(BadInput, match="half way"), workspace("stage", "pipeline.seeding", "knobs", inputs) as folder:
+        _finish_and_fail(folder)
+    if left is None:
+        (folder / file).unlink()
+    else:
+        os.truncate(folder / file, min(left, (folder / file).stat().st_size - 1))
+    with workspace("stage", "pipeline.seeding", "knobs", inputs) as again:
+        assert [path.name for path in again.rglob("*")] == ["done"]
+    assert "is damaged, so the unfinished work is not used; starting anew" in capsys.readouterr().err
 
 
 def test_work_for_other_knobs_or_inputs_is_removed(inputs):

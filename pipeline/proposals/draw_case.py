@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pipeline.execution import PASSING
 from pipeline.measures.overlap import dice_from_counts, disagreement, overlaps_to
 from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.sampler import CaseModels, Draw, OnDisk, drawn
@@ -112,7 +113,7 @@ def draw_case(
         counts.add(found)
         draws = case.draws
     else:
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        with tempfile.TemporaryDirectory(dir=scratch, prefix=PASSING) as folder:
             case.disk = OnDisk(Path(folder), slabs.axis)
             draws = _draw_slabs(case, samplers, counts, target, slabs)
     dice = counts.dice_to_base
@@ -142,7 +143,7 @@ def bands(case: CaseModels, slabs: Slabs | None, scratch: Path) -> Iterator[Case
         yield case
         return
     space = case.image.shape[1:]
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=PASSING) as folder:
         case.disk = OnDisk(Path(folder), slabs.axis)
         for start, stop in bands_of(0, space[slabs.axis], space, slabs.axis):
             yield case.at(start, stop)

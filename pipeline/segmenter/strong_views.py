@@ -42,7 +42,8 @@ class Ranges(NamedTuple):
 RANGES: dict[Modality | None, Ranges] = {
     None: Ranges(),
     "photograph": Ranges(channel_gain=0.2),
-    "microscopy": Ranges(gamma=0.8, gain=0.4),
+    # Cells are a few voxels wide on a working grid, so a blurred cell has lost the shape that its mask shows.
+    "microscopy": Ranges(gamma=0.8, gain=0.4, blur=0.0, zoom=0.0),
     "ultrasound": Ranges(blur=1.0),
     # Coils make a smooth factor over the image.
     "mri": Ranges(bias_field=0.1),

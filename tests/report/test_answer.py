@@ -66,7 +66,7 @@ def test_arms_show_dice_in_points_with_signed_gains(built: Built) -> None:
     assert (student["pair set"].text, student["judge"].text) == ("mined", "agreement")
     assert student["objective"].text == f"cdpo (e 0.2) {TIMES} region"
     assert student["anchor"].text == "supervised 1"
-    assert student["cases worse"].text == "0 of 4"
+    assert student["cases worse"].text == "0 of 5"
     further = row_of(table(answer(built.run), "Further test results of all arms"), "rn_cdpo")
     assert (further["peak"].text, further["drop"].text) == ("66.0", "+1.0")
 
@@ -75,7 +75,7 @@ def test_a_gain_whose_interval_includes_zero_is_not_marked(built: Built) -> None
     """Gains +.1 -.1 +.1 -.1: mean 0, and two of four patients lose more than two points."""
     student = row_of(table(answer(built.run), "Test results of all arms"), "supervised")
     assert (student["gain over base"].text, student["gain over base"].sign) == ("0.0", 0)
-    assert student["cases worse"].text == "2 of 4"
+    assert student["cases worse"].text == "2 of 5"
 
 
 def test_gap_recovered_is_the_share_of_full_supervision_s_gain(built: Built) -> None:
@@ -86,7 +86,7 @@ def test_gap_recovered_is_the_share_of_full_supervision_s_gain(built: Built) -> 
 
 
 def test_gap_recovered_is_left_out_where_full_supervision_is_not_shown_to_gain(tmp_path: Path) -> None:
-    made = build(tmp_path, gains={**GAINS, "full": (0.5, -0.2, 0.4, -0.1)})
+    made = build(tmp_path, gains={**GAINS, "full": (0.5, -0.2, 0.4, -0.1, 0.15)})
     arms = table(answer(made.run), "Test results of all arms")
     assert {row_of(arms, name)["gap recovered"].text for name in ("base", *STUDENTS)} == {"—"}
     assert "is not shown to be above 0" in arms.meanings["gap recovered"]
@@ -101,18 +101,18 @@ PROPOSALS = {
 ALL = {**STUDENTS, "sft": {"pairs": "mined", "objective": {"kind": "sft"}, "anchor": None}, **PROPOSALS}
 RIVALRY: dict[str, tuple[float, ...]] = {
     **GAINS,
-    "supervised": (0.3, 0.3, 0.3, 0.3),
-    "rn_cdpo": (0.2, 0.2, 0.2, 0.2),
-    "sft": (0.35, 0.35, 0.35, 0.35),
-    "ensemble": (0.1, 0.1, 0.1, 0.1),
-    "first": (0.15, 0.15, 0.15, 0.15),
+    "supervised": (0.3,) * 5,
+    "rn_cdpo": (0.2,) * 5,
+    "sft": (0.35,) * 5,
+    "ensemble": (0.1,) * 5,
+    "first": (0.15,) * 5,
 }
 
 
 @pytest.fixture(scope="module")
 def rivalry(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Of two fixed proposals, `ensemble` is better on validation and `first` on test."""
-    validated = {"ensemble": (0.9,) * 4, "first": (0.1,) * 4}
+    validated = {"ensemble": (0.9,) * 5, "first": (0.1,) * 5}
     return build(tmp_path_factory.mktemp("rivalry"), students=ALL, gains=RIVALRY, validated=validated)
 
 
@@ -227,7 +227,7 @@ def test_error_rates_of_pairs_and_voxels_give_each_a_shift(tmp_path: Path, link,
 
 def test_worst_cases_are_of_the_best_practical_student(tmp_path: Path) -> None:
     """supervised gains .2 on average, so it is shown; t2 loses most (-.1), and 'x' has the lowest Dice (.3 + .1)."""
-    made = build(tmp_path, gains={**GAINS, "supervised": (0.1, 0.6, -0.1, 0.3), "rn_cdpo": (0.0, 0.0, 0.0, 0.0)})
+    made = build(tmp_path, gains={**GAINS, "supervised": (0.1, 0.6, -0.1, 0.3, 0.2), "rn_cdpo": (0.0,) * 5})
     found = worst_cases(made.run)
     assert found.blocks[0].lines[0].startswith("'supervised' is shown")  # type: ignore[union-attr]
     losses = table(found, "Largest losses against the base").cells
@@ -254,15 +254,15 @@ def test_objectives_are_named_by_link_and_normaliser(knobs: dict[str, Any], expe
 
 
 def test_all_students_are_listed_with_their_gain_and_the_reason(built: Built) -> None:
-    """rn_cdpo gains .2 in each case. Four patients give no bound, and supervised loses .1 in two of them."""
+    """rn_cdpo gains .2 in each case. Five patients give no bound, and supervised loses .1 in two of them."""
     found = promotion(built.run)
     (students,) = (block for block in found.blocks if isinstance(block, Table))
     assert {row[0].text for row in students.cells} == set(STUDENTS)
     student = row_of(students, "rn_cdpo")
     assert (student["gain"].text, student["lower bound"].text, student["worse"].text) == ("+20.00", "—", "0 %")
     assert student["lower bound"].why == "no candidate, or too few patients"
-    assert student["decision"].text == "validation has 4 patients, fewer than promotion.min_patients (15)"
-    assert row_of(students, "supervised")["worse"].text == "50 %"
+    assert student["decision"].text == "validation has 5 patients, fewer than promotion.min_patients (15)"
+    assert row_of(students, "supervised")["worse"].text == "40 %"
     assert row_of(students, "full")["decision"].text == ("no candidate: objective 'full' uses the labels of split pool")
     last = found.blocks[-1]
     assert isinstance(last, Note)

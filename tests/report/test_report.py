@@ -151,7 +151,7 @@ def test_the_header_names_the_data_and_their_limits(page: str) -> None:
 def test_the_first_line_says_whether_a_student_was_promoted(page: str) -> None:
     """The four patients are too few."""
     head = page[: page.index('<dl class="facts">')]
-    why = "validation has 4 patients, fewer than promotion.min_patients (15)"
+    why = "validation has 5 patients, fewer than promotion.min_patients (15)"
     assert f"<strong>No student may replace the base: {why}.</strong>" in head
 
 
