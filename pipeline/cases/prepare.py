@@ -118,11 +118,12 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     `BadInput` with every bad case. `out` is written only if all cases are good.
     """
     class_names, channel_names = _names(reader)
-    sources = described(reader.scan(), reader.path, reader.case_table)
+    sources, on_table = described(reader.scan(), reader.path, reader.case_table)
     sources = with_given_split(sources, splits.given, reader.path)
     _check_axes(sources, reader)
     orientation = one_orientation(sources) if preprocess.orientation is None else preprocess.orientation
-    assigned, notes = assign(sources, splits)
+    assigned, on_splits = assign(sources, splits)
+    notes = [*on_table, *on_splits]
     for note in notes:
         print(note, file=sys.stderr)
     plan = _planned(sources, assigned, preprocess)

@@ -273,6 +273,19 @@ def test_labels_that_resampling_leaves_without_a_known_voxel_are_noted(tmp_path:
     assert _label_notes(rows[:1], tmp_path) == []
 
 
+def test_notes_on_the_case_table_are_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The report reads them from `cases.json`."""
+    root = write_folders(tmp_path / "raw")
+    write_table(root, "case_id,patient", "case_00,NA", "case_01,nan", "case_02,7", "case_03,7.0")
+    reader = Folders(path=root, case_table=CaseTable(file="cases.csv", group="patient"))
+    cases = prepared(reader)
+    first, second = cases.info["notes"][:2]
+    assert "column 'patient': 2 cells such as 'NA' (row 2) are read as unknown" in first
+    assert "'7' (row 4) and '7.0' (row 5) may be one patient written in two ways" in second
+    assert capsys.readouterr().err.splitlines()[:2] == [first, second]
+    assert {case.group for case in cases.all if case.case_id in ("case_00", "case_01")} == {"case_00", "case_01"}
+
+
 @pytest.mark.parametrize("name", ["Ignore", "ignore", "IGNORE", " Ignore ", "ignored", "ignore_label"])
 @pytest.mark.parametrize("kind", ["nnunet", "decathlon", "folders"])
 def test_a_class_that_sounds_like_ignore_is_asked_about(name: str, kind: str, tmp_path: Path) -> None:
