@@ -121,9 +121,9 @@ def _refuse_other_format(path: Path) -> None:
     if head.startswith(b"PAR1"):
         raise BadInput(f"{path}: {_CSV}, found a Parquet file; name it .parquet")
     found = next((kind for magic, kind in _FORMATS.items() if head.startswith(magic)), None)
-    # No text in UTF-8 holds zeros; UTF-16 without a mark of its own has one in every other byte.
+    # No text in UTF-8 holds bytes of 0. UTF-16 without a mark of its own has one for every letter.
     if found or b"\0" in head:
-        raise BadInput(f"{path}: {_CSV}, found {found or 'text in UTF-16'}; {_SAVE}")
+        raise BadInput(f"{path}: {_CSV}, found {found or 'text in UTF-16, or a damaged file'}; {_SAVE}")
 
 
 def _frame(rows: Iterator[tuple[int, list[str]]], path: Path, row: str | None) -> pl.DataFrame:

@@ -73,8 +73,9 @@ def workbook(file: Path) -> bytes:
     ("content", "kind"),
     [
         (TEXT.encode("utf-16"), "text in UTF-16"),
-        (TEXT.encode("utf-16-le"), "text in UTF-16"),
-        (TEXT.encode("utf-16-be"), "text in UTF-16"),
+        (TEXT.encode("utf-16-le"), "text in UTF-16, or a damaged file"),
+        (TEXT.encode("utf-16-be"), "text in UTF-16, or a damaged file"),
+        (TEXT.encode() + bytes(20), "text in UTF-16, or a damaged file"),
         (b"\xfe\xff" + TEXT.encode("utf-16-be"), "text in UTF-16"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(20), r"a workbook \(\.xls\)"),
         (gzip.compress(TEXT.encode()), "a compressed file"),
