@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import csv
-from collections import Counter
-from collections.abc import Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
+
+import polars as pl
 
 from pipeline.cases.files.checks import check_case_id, inside
 from pipeline.cases.readers.reader import CaseTable, Source
 from pipeline.errors import BadInput
 from pipeline.store.schema import SPLITS
+from pipeline.store.tables import read_foreign_table
+
+_UNKNOWN = frozenset(("na", "n/a", "#n/a", "<na>", "nan", "null", "none", "unknown", "missing", "-", "?", "."))
+"""Words, in lower case, with which programs and people write that a patient or site is unknown."""
+_ROW = "row of the file"
+"""Name of the column with the number of a row, which no table of a user has."""
 
 
-def described(sources: Sequence[Source], root: Path, table: CaseTable | None) -> list[Source]:
-    """Cases sorted by case id, with group, split and site from the table.
+def described(sources: Sequence[Source], root: Path, table: CaseTable | None) -> tuple[list[Source], list[str]]:
+    """Cases sorted by case id, with group, split and site from the table, and notes on doubtful cells of the table.
 
-    A missing row, column or cell keeps the value from the reader. Raises `BadInput` for an unsafe or repeated case id,
-    and for a table with missing columns, repeated or unknown cases, or a split that does not exist.
+    A missing row, column or cell keeps the value from the reader, and so does a group or site that is a word for
+    unknown, such as `NA`. Raises `BadInput` for an unsafe or repeated case id, and for a table with missing columns,
+    repeated or unknown cases, or a split that does not exist.
     """
     first: dict[str, Source] = {}
     for source in sources:
@@ -29,56 +39,103 @@ def described(sources: Sequence[Source], root: Path, table: CaseTable | None) ->
                 "rename one of them"
             )
         first[source.case_id] = source
-    rows = {} if table is None else _rows(inside(root, table.file, "case_table.file"), table)
-    if table is not None and (unknown := sorted(set(rows) - set(first))):
+    if table is None:
+        return [first[case_id] for case_id in sorted(first)], []
+    frame = _frame(inside(root, table.file, "case_table.file"), table)
+    if len(unknown := frame.filter(~pl.col("case_id").is_in(list(first)))):
+        row, case_id = unknown.row(0)[:2]
         raise BadInput(
             f"{root / table.file}: expected cases of the data set, found {len(unknown)} unknown in column "
-            f"'{table.case}', e.g. '{unknown[0]}'; remove these rows, or add the files"
+            f"'{table.case}', e.g. '{case_id}' in row {row}; remove these rows, or add the files"
         )
-    return [_merged(first[case_id], rows.get(case_id, {})) for case_id in sorted(first)]
+    notes = []
+    for field, column in (("group", table.group), ("site", table.site)):
+        if column is not None:
+            notes += _doubts(frame, field, f"{table.file}: column '{column}'")
+            is_known = ~pl.col(field).str.to_lowercase().is_in(list(_UNKNOWN))
+            frame = frame.with_columns(pl.when(is_known).then(field))
+    rows = {row["case_id"]: row for row in frame.iter_rows(named=True)}
+    return [_merged(first[case_id], rows.get(case_id, {})) for case_id in sorted(first)], notes
 
 
-def _merged(source: Source, row: dict[str, str]) -> Source:
+def _merged(source: Source, row: Mapping[str, str | None]) -> Source:
     return replace(
         source,
-        group=row.get("group", source.group),
-        split=row.get("split", source.split),
-        site=row.get("site", source.site),
+        group=row.get("group") or source.group,
+        split=row.get("split") or source.split,
+        site=row.get("site") or source.site,
     )
 
 
-def _rows(file: Path, table: CaseTable) -> dict[str, dict[str, str]]:
-    """Values of `group`, `split` and `site` in the table, by case id. Empty cells are left out."""
-    columns = {
-        field: column
-        for field, column in (("group", table.group), ("split", table.split), ("site", table.site))
-        if column is not None
-    }
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            content = csv.DictReader(lines)
-            header = list(content.fieldnames or [])
-            cells = list(content)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+def _frame(file: Path, table: CaseTable) -> pl.DataFrame:
+    """Number of the row, and `case_id`, `group`, `split` and `site` as text, without the columns that are not named."""
+    if not file.is_file():
         raise BadInput(
-            f"{file}: expected a CSV file in UTF-8 ({error}); correct `case_table.file`, or remove "
-            "`case_table` if every case is its own patient"
-        ) from error
-    if missing := [column for column in (table.case, *columns.values()) if column not in header]:
-        raise BadInput(f"{file}: expected the columns {missing}, found {header}; correct `case_table`")
-    counts = Counter(row[table.case] for row in cells)
-    if repeated := [case for case, count in counts.items() if count > 1]:
-        raise BadInput(
-            f"{file}: expected one row per case, found {counts[repeated[0]]} for '{repeated[0]}'; keep one of them"
+            f"{file}: expected a CSV file in UTF-8, found none; correct `case_table.file`, or remove `case_table` if "
+            "every case is its own patient"
         )
-    rows = {
-        row[table.case]: {field: text for field, column in columns.items() if (text := (row[column] or "").strip())}
-        for row in cells
-    }
-    for case, row in rows.items():
-        if row.get("split", SPLITS[0]) not in SPLITS:
+    content = read_foreign_table(file, _ROW)
+    named = {"case_id": table.case, "group": table.group, "split": table.split, "site": table.site}
+    columns = {field: column for field, column in named.items() if column is not None}
+    if missing := [column for column in columns.values() if column not in content.columns]:
+        raise BadInput(f"{file}: expected the columns {missing}, found {content.columns[1:]}; correct `case_table`")
+    frame = content.select(_ROW, *(pl.col(column).cast(pl.String).alias(field) for field, column in columns.items()))
+    where: dict[str | None, int] = {}
+    for number, case_id in frame.select(_ROW, "case_id").iter_rows():
+        if case_id is None:
             raise BadInput(
-                f"{file}: case '{case}': column '{table.split}' expected {', '.join(SPLITS)} or nothing, "
-                f"found '{row['split']}'; correct the cell"
+                f"{file}: row {number}, column '{table.case}': expected the id of a case, found an empty cell; correct "
+                "or remove the row"
             )
-    return rows
+        if case_id in where:
+            raise BadInput(
+                f"{file}: expected one row per case, found rows {where[case_id]} and {number} for '{case_id}'; keep "
+                "one of them"
+            )
+        where[case_id] = number
+    if "split" in frame.columns and len(wrong := frame.filter(~pl.col("split").is_in(SPLITS))):
+        row = wrong.row(0, named=True)
+        raise BadInput(
+            f"{file}: row {row[_ROW]}: case '{row['case_id']}': column '{table.split}' expected {', '.join(SPLITS)} or "
+            f"nothing, found '{row['split']}'; correct the cell"
+        )
+    return frame
+
+
+def _doubts(frame: pl.DataFrame, field: str, where: str) -> list[str]:
+    """Notes on words for unknown, and on values that may be one value written in two ways."""
+    what = {"group": "patient", "site": "site"}[field]
+    written: dict[str, dict[str, int]] = defaultdict(dict)
+    words: list[tuple[int, str]] = []
+    for number, value in frame.select(_ROW, field).drop_nulls().iter_rows():
+        if value.lower() in _UNKNOWN:
+            words.append((number, value))
+        else:
+            written[_meant(value)].setdefault(value, number)
+    notes = []
+    if words:
+        number, word = words[0]
+        effect = ", and each of these cases is a patient of its own" if field == "group" else ""
+        notes.append(
+            f"{where}: {len(words)} cells such as '{word}' (row {number}) are read as unknown{effect}; fill in the "
+            f"{what} if it is known"
+        )
+    if doubtful := [list(ways.items()) for ways in written.values() if len(ways) > 1]:
+        (one, first), (other, second) = doubtful[0][:2]
+        others = f" ({len(doubtful)} such {what}s)" if len(doubtful) > 1 else ""
+        effect = ", which may be in different splits" if field == "group" else ""
+        notes.append(
+            f"{where}: '{one}' (row {first}) and '{other}' (row {second}) may be one {what} written in two ways, and "
+            f"are read as two{effect}{others}; write each {what} in one way"
+        )
+    return notes
+
+
+def _meant(value: str) -> str:
+    """The same text for values that a reader would take for one: `7` and `007`, `P7` and `p7`."""
+    text = " ".join(unicodedata.normalize("NFKC", value).casefold().split())
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return text
+    return str(number.normalize()) if number.is_finite() else text

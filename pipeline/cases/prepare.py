@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,9 @@ from pipeline.store.tables import write_table
 
 _FLAGS = ("foreground", "only_ignore", "lost")
 """Flags of the label of a case, for the notes. The case table has no such column."""
+
+_IGNORE = re.compile(r"ignored?([ _-]?(label|class|region))?")
+"""Names, in lower case, of a class that is most likely no class, but voxels that nobody labelled."""
 
 _WORKING_COPIES = 3
 """Memory of a shard in work, in multiples of the raw bytes of its cases.
@@ -118,13 +122,14 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     `BadInput` with every bad case. `out` is written only if all cases are good.
     """
     class_names, channel_names = _names(reader)
-    sources = described(reader.scan(), reader.path, reader.case_table)
+    sources, on_table = described(reader.scan(), reader.path, reader.case_table)
     sources = with_given_split(sources, splits.given, reader.path)
     _check_axes(sources, reader)
     if splits.duplicates == "group":
         sources = with_duplicates_grouped(sources, reader, execution)
     orientation = one_orientation(sources) if preprocess.orientation is None else preprocess.orientation
-    assigned, notes = assign(sources, splits)
+    assigned, on_splits = assign(sources, splits)
+    notes = [*on_table, *on_splits]
     for note in notes:
         print(note, file=sys.stderr)
     plan = _planned(sources, assigned, preprocess)
@@ -292,6 +297,12 @@ def _names(reader: Reader) -> tuple[list[str], list[str]]:
         raise BadInput(
             f"{reader.path}: expected 2 to {schema.UNKNOWN} classes with different names, background first, found "
             f"{classes}; correct them"
+        )
+    if doubtful := [name for name in classes if _IGNORE.fullmatch(name.strip().lower())]:
+        raise BadInput(
+            f"{reader.path}: expected names of classes, found '{doubtful[0]}'; voxels of no known class are "
+            f"{schema.UNKNOWN}, or in nnU-Net's dataset.json the label 'ignore': store them so, or rename the class if "
+            "it is one"
         )
     return classes, channels
 

@@ -6,7 +6,9 @@ library compute the same.
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,14 @@ Files with any other ending are refused. An image of an unsupported format would
 """
 _WIDE_MODES = ("I", "F")
 _LUMA = np.array([19595, 38470, 7471]) / 65536
-_IN_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+_IN_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+"""Millimetres of a unit of space by its code in a NIfTI header: unknown (read as mm), metre, millimetre, micron."""
+_SPACE = 7  # bits of the unit of space; the other bits are of the unit of time
+_EDGE_TOLERANCE = 0.01
+"""Tolerated difference of a voxel edge from its length in the sform, as a share. Headers round .9765625 to .98."""
+_LEAST_VOLUME = 1e-3
+"""Least volume of a voxel over the product of its edges. Sheared volumes have a volume above one half."""
+_PIECE = 1 << 20
 _CLIP = (0.5, 99.5)
 _UNIT = 255.0
 
@@ -29,19 +38,81 @@ _UNIT = 255.0
 
 
 def nifti_edges(nifti: Any, axes: int) -> tuple[float, ...]:
-    """Voxel edges in mm of the first `axes` axes of an opened NIfTI file. A file without a unit is in mm."""
-    unit = _IN_MM[nifti.header.get_xyzt_units()[0]]
+    """Voxel edges in mm of the first `axes` axes of an opened NIfTI file. A file without a unit is in mm.
+
+    Raises `ValueError` for an undefined unit, for edges in the file that are not finite and above 0, and for edges that
+    differ from the sform by more than 1 %.
+    """
+    unit = int(nifti.header["xyzt_units"]) & _SPACE
+    if unit not in _IN_MM:
+        raise ValueError(
+            "expected the unit 0 (unknown, read as mm), 1 (m), 2 (mm) or 3 (micron) in `xyzt_units`, found "
+            f"{unit}; correct the header"
+        )
+    edges = _stored_edges(nifti)[:axes]
+    if not all(0 < edge < np.inf for edge in edges):
+        raise ValueError(f"expected voxel edges above 0, found {_listed(edges)}; correct `pixdim` in the header")
+    if nifti.header["sform_code"] > 0:
+        columns = np.linalg.norm(nifti.affine[:3, :axes], axis=0)
+        if not all(abs(edge - column) <= _EDGE_TOLERANCE * column for edge, column in zip(edges, columns, strict=True)):
+            raise ValueError(
+                f"expected the same voxel edges twice in the header, found {_listed(edges)} in `pixdim` and "
+                f"{_listed(columns)} in the sform; correct the wrong one, or set sform_code to 0 if the sform is wrong"
+            )
     # Six digits, because headers hold float32: 0.8 would otherwise be 0.800000011920929.
-    return tuple(float(f"{zoom * unit:.6g}") for zoom in nifti.header.get_zooms()[:axes])
+    return tuple(float(f"{edge * _IN_MM[unit]:.6g}") for edge in edges)
 
 
-def nifti_affine(nifti: Any) -> tuple[float, ...] | None:
+def nifti_affine(nifti: Any, axes: int = 3) -> tuple[float, ...] | None:
     """Affine of an opened NIfTI file as 16 numbers, row by row.
 
-    None if `sform_code` and `qform_code` are 0, because the directions of the axes are then unknown.
+    None if `sform_code` and `qform_code` are 0, because the directions of the axes are then unknown. Raises
+    `ValueError` for numbers that are not finite, and if the first `axes` axes do not have `axes` directions.
     """
-    oriented = nifti.header["sform_code"] > 0 or nifti.header["qform_code"] > 0
-    return tuple(float(value) for value in nifti.affine.ravel()) if oriented else None
+    sform, qform = (int(nifti.header[f"{form}_code"]) for form in ("sform", "qform"))
+    if not (sform > 0 or qform > 0):
+        return None
+    affine = nifti.affine
+    columns = affine[:3, :axes]
+    volume = np.sqrt(max(0.0, np.linalg.det(columns.T @ columns))) if np.isfinite(affine).all() else 0.0
+    if not volume > _LEAST_VOLUME * np.prod(np.linalg.norm(columns, axis=0)):
+        form = "sform" if sform > 0 else "qform"
+        qform_too = f" and a qform_code of {qform}; set sform_code to 0 to use the qform" if sform > 0 < qform else ""
+        raise ValueError(
+            f"expected {'three' if axes == 3 else 'two'} directions in the {form}, found {affine[:3].tolist()} with "
+            f"{form}_code {sform or qform}{qform_too or '; correct the header'}"
+        )
+    return tuple(float(value) for value in affine.ravel())
+
+
+def nifti_voxels(file: Path) -> np.ndarray:
+    """Voxels `[*axes]` of a NIfTI file as stored, with its scale factor applied.
+
+    A compressed file is read to its end, where its checksum is. Raises `OSError`, `EOFError`, `ValueError` or
+    `zlib.error` for a damaged file.
+    """
+    import nibabel
+
+    nifti: Any = nibabel.load(file)
+    if file.suffix.lower() != ".gz":
+        return np.asanyarray(nifti.dataobj)
+    with gzip.open(file) as stream:
+        # The library alone would stop behind the last voxel, so the checksum would never be compared.
+        voxels = np.asanyarray(type(nifti).from_stream(stream).dataobj)
+        while stream.read(_PIECE):
+            pass
+    return voxels
+
+
+def _stored_edges(nifti: Any) -> list[float]:
+    """`pixdim` of all axes as in the file. An opened file has 1 where the file has 0, and no negative edges."""
+    with nifti.file_map["image"].get_prepare_fileobj("rb") as stream:
+        header = type(nifti.header).from_fileobj(stream, check=False)
+    return [float(edge) for edge in header["pixdim"][1:]]
+
+
+def _listed(edges: Sequence[float] | np.ndarray) -> str:
+    return f"({', '.join(f'{edge:g}' for edge in edges)})"
 
 
 def pixels(picture: Any) -> np.ndarray:

@@ -28,6 +28,7 @@ from pipeline.cases.voxels import (
     converted,
     nifti_affine,
     nifti_edges,
+    nifti_voxels,
     on_working_grid,
     pixels,
     to_ras,
@@ -242,7 +243,8 @@ def _grids(file: Path, spec: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int
 
         nifti: Any = nibabel.load(file)
         shape = _space(nifti, spec)
-        edges, affine = nifti_edges(nifti, len(shape)), nifti_affine(nifti)
+        with _named(file):
+            edges, affine = nifti_edges(nifti, len(shape)), nifti_affine(nifti, len(shape))
     else:
         from PIL import Image
 
@@ -292,7 +294,7 @@ def _channels(file: Path, spec: dict[str, Any]) -> np.ndarray:
             import nibabel
 
             nifti: Any = nibabel.load(file)
-            values = np.asanyarray(nifti.dataobj).astype(np.float32)
+            values = nifti_voxels(file).astype(np.float32)
             return np.ascontiguousarray(np.moveaxis(values.reshape(*_space(nifti, spec), -1), -1, 0))
         from PIL import Image
 
@@ -300,13 +302,14 @@ def _channels(file: Path, spec: dict[str, Any]) -> np.ndarray:
             return pixels(picture)
 
 
-def _refuse_other_affine(file: Path, first: Path) -> None:
+def _refuse_other_affine(file: Path, first: Path, axes: int) -> None:
     """Refuse a channel on another grid than the first channel. Rounding of headers is tolerated."""
     if file == first or _kind(file) != "nifti":
         return
     import nibabel
 
-    found, expected = (nifti_affine(nibabel.load(path)) for path in (file, first))
+    with _named(file):
+        found, expected = (nifti_affine(nibabel.load(path), axes) for path in (file, first))
     off = np.inf if found is None or expected is None else float(np.abs(np.subtract(found, expected)).max())
     if found != expected and not off <= _AFFINE_TOLERANCE:
         raise ValueError(f"{file}: expected the affine of {first.name}, found a difference of {off:g}; resample it")
@@ -319,7 +322,7 @@ def _voxels(files: list[Path], spec: dict[str, Any]) -> np.ndarray:
         parts.append(_channels(file, spec))
         if parts[-1].shape[1:] != parts[0].shape[1:]:
             raise ValueError(f"{file}: expected the shape {parts[0].shape[1:]} of {files[0].name}, found another")
-        _refuse_other_affine(file, files[0])
+        _refuse_other_affine(file, files[0], spec["dimensions"])
     image = np.concatenate(parts)
     if spec["convert"] is not None and len(image) in (1, 3):
         image = converted(image, spec["convert"])

@@ -292,7 +292,14 @@ def _write_params(content: Mapping[str, Any], folder: Path) -> None:
 
 
 def _commit(folder: Path) -> None:
-    """Make the folder a git repository, which DVC asks for."""
+    """Make the folder a git repository, which DVC asks for. Raises `BadInput` if git is missing or refuses."""
     identity = ("-c", "user.name=segpref", "-c", "user.email=segpref@localhost")
     for command in (("init", "-q"), ("add", "-A"), (*identity, "commit", "-q", "-m", "Next round")):
-        subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
+        try:
+            subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+            raise BadInput(
+                f"{folder}: expected a git repository, which DVC needs, found an error of git: {said}; the round is "
+                "complete: run `git init && git add -A && git commit -m start` there"
+            ) from error

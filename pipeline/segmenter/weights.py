@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
@@ -49,20 +51,75 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def load_state(network: nn.Module, found: Mapping[str, Tensor], path: str) -> nn.Module:
     """Load a state from the file `path` into a network and return the network.
 
-    Raises `BadInput` with names and shapes for a state of another network.
+    Raises `BadInput` with names and shapes for a state of another network, and with names for weights that are not
+    finite or not floats.
     """
     expected = network.state_dict()
-    wrong = [f"missing '{name}' {tuple(expected[name].shape)}" for name in expected.keys() - found.keys()]
-    wrong += [f"unexpected '{name}' {tuple(found[name].shape)}" for name in found.keys() - expected.keys()]
-    wrong += [
-        f"'{name}' expected {tuple(expected[name].shape)}, found {tuple(found[name].shape)}"
-        for name in expected.keys() & found.keys()
-        if expected[name].shape != found[name].shape
-    ]
-    if wrong:
-        raise BadInput(f"{path}: weights of another network: " + "; ".join(sorted(wrong)[:10]))
+    if wrong := _differences(expected, found):
+        raise BadInput(f"{path}: weights of another network: " + "; ".join([*wrong, *_prefix(expected, found)]))
+    for name, value in found.items():
+        if kind := _no_floats(value, expected[name].is_floating_point()):
+            raise BadInput(
+                f"{path}: '{name}': expected floats, found {kind}; save the weights of the network that was trained, "
+                "before they are quantised or masked"
+            )
+        # Numbers that only float64 can hold are infinite in the network.
+        as_loaded = value.to(expected[name].dtype) if expected[name].is_floating_point() else value
+        if lost := int((~as_loaded.isfinite()).sum()):
+            raise BadInput(
+                f"{path}: '{name}': expected finite numbers, found {lost} of {value.numel()} NaN or infinite; train or "
+                "fetch the weights again"
+            )
     network.load_state_dict(dict(found))
     return network
+
+
+def _no_floats(value: Tensor, expected: bool) -> str:
+    """Kind of a tensor that holds no numbers one by one, or no floats where floats are expected; else empty."""
+    if value.is_meta:
+        return "a tensor without numbers"
+    if value.layout is not torch.strided:
+        return "a sparse tensor"
+    return str(value.dtype) if expected and not value.is_floating_point() else ""
+
+
+_SHOWN = 4
+"""Number of differences of one kind that a message shows."""
+
+
+def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Differences of names and shapes. The first of each kind are shown, so that no kind hides another."""
+    shapes = [
+        f"'{name}' expected {tuple(expected[name].shape)}, found {tuple(found[name].shape)}"
+        for name in sorted(expected.keys() & found.keys())
+        if expected[name].shape != found[name].shape
+    ]
+    missing = [f"missing '{name}' {tuple(expected[name].shape)}" for name in sorted(expected.keys() - found.keys())]
+    further = [f"unexpected '{name}' {tuple(found[name].shape)}" for name in sorted(found.keys() - expected.keys())]
+    wrong = []
+    for kind, all_of_kind in (("of other shapes", shapes), ("missing", missing), ("unexpected", further)):
+        wrong += all_of_kind[:_SHOWN]
+        if more := len(all_of_kind[_SHOWN:]):
+            wrong.append(f"{more} more {kind}")
+    return wrong
+
+
+def _prefix(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Advice on a prefix of the names in a file that the names of the network lack. Empty without such a prefix."""
+    first = min(expected)
+    # Before all names of the network, beside which a file may hold further names; or else before all names of the file.
+    before = [name.removesuffix(first) for name in found if name.endswith(f".{first}")]
+    prefix = next((one for one in before if all(f"{one}{name}" in found for name in expected)), None)
+    if prefix is None:
+        levels = zip(*(name.split(".")[:-1] for name in found), strict=False)
+        shared = takewhile(lambda level: len(set(level)) == 1, levels)
+        prefix = "".join(f"{level[0]}." for level in shared)
+    if not prefix or any(name.startswith(prefix) for name in expected):
+        return []
+    return [
+        f"the names of the file begin with '{prefix}', which the network does not have: save the weights under names "
+        f"without it, {{name.removeprefix('{prefix}'): value for name, value in state.items()}}"
+    ]
 
 
 # Per thread, because hooks and modes of a network are not safe to share.

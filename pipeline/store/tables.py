@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
@@ -68,17 +71,90 @@ def read_table(path: Path, table: TableSchema) -> pl.DataFrame:
     return scan_table(path, table).select(list(table.columns)).collect()
 
 
-def read_foreign_table(path: Path) -> pl.DataFrame:
+def read_foreign_table(path: Path, row: str | None = None) -> pl.DataFrame:
     """A table made by another tool: Parquet if the suffix is `.parquet`, else CSV with a header and text columns.
 
-    Raises `BadInput` for a missing or unreadable file.
+    Cells of a CSV file are stripped of spaces, and empty cells are null. Empty rows, and columns without a name, are
+    left out. `row` names a further column with the number of each row as a spreadsheet counts: the header of a CSV file
+    is row 1. Raises `BadInput` for a missing or unreadable file, for files of other formats by the name of the format,
+    for other separators than commas, for a column that is there twice, and for rows of other lengths than the header.
     """
     if not path.is_file():
         raise BadInput(f"{path}: no such file; paths are relative to the folder of params.yaml")
-    try:
-        return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
-    except pl.exceptions.PolarsError as error:
-        raise BadInput(f"{path}: not a readable Parquet or CSV file: {error}") from error
+    if path.suffix == ".parquet":
+        try:
+            frame = pl.read_parquet(path)
+        except pl.exceptions.PolarsError as error:
+            raise BadInput(f"{path}: not a readable Parquet file: {error}") from error
+        return frame if row is None else frame.with_row_index(row, offset=1)
+    _refuse_other_format(path)
+    with path.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.reader(lines, strict=True)
+        try:
+            return _frame(enumerate(reader, start=1), path, row)
+        except csv.Error as error:
+            raise BadInput(f"{path}: {_CSV}, found {error} in line {reader.line_num}; {_SAVE}") from error
+        except UnicodeDecodeError as error:
+            # The error knows its place in a piece of the file only.
+            before, _, _ = path.read_bytes().decode("utf-8", errors="replace").partition("\ufffd")
+            found = f"the byte {error.object[error.start]:#04x} in line {before.count(chr(10)) + 1}"
+            raise BadInput(f"{path}: {_CSV}, found {found}; {_SAVE}") from error
+
+
+_CSV = "expected a CSV file in UTF-8"
+_SAVE = "save it as CSV in UTF-8 (`CSV UTF-8` in a spreadsheet), with commas between the columns and decimal points"
+_FORMATS = {
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+    b"PK\x03\x04": "a workbook (.xlsx) or another ZIP archive",
+    b"\xd0\xcf\x11\xe0": "a workbook (.xls)",
+    b"\x1f\x8b": "a compressed file",
+}
+"""Kinds of files that are taken for CSV files, by their first bytes."""
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "'|'"}
+_ROWS = 100_000
+
+
+def _refuse_other_format(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if head.startswith(b"PAR1"):
+        raise BadInput(f"{path}: {_CSV}, found a Parquet file; name it .parquet")
+    found = next((kind for magic, kind in _FORMATS.items() if head.startswith(magic)), None)
+    # No text in UTF-8 holds bytes of 0. UTF-16 without a mark of its own has one for every letter.
+    if found or b"\0" in head:
+        raise BadInput(f"{path}: {_CSV}, found {found or 'text in UTF-16, or a damaged file'}; {_SAVE}")
+
+
+def _frame(rows: Iterator[tuple[int, list[str]]], path: Path, row: str | None) -> pl.DataFrame:
+    """Table of the rows of a CSV file, each with its number. The first row that is not empty is the header."""
+    filled = ((number, [cell.strip() for cell in cells]) for number, cells in rows if any(map(str.strip, cells)))
+    _, header = next(filled, (0, []))
+    if not header:
+        raise BadInput(f"{path}: {_CSV} with a header, found an empty file; {_SAVE}")
+    text = ",".join(header)
+    for mark, name in _SEPARATORS.items():
+        if text.count(mark) > text.count(","):
+            raise BadInput(f"{path}: expected commas between the columns, found {name} in {text!r:.80}; {_SAVE}")
+    names = [name for name in header if name]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadInput(
+            f"{path}: expected different names of columns, found '{twice[0]}' twice; rename or remove one of them"
+        )
+    places = [place for place, name in enumerate(header) if name]
+    schema = {**({} if row is None else {row: pl.Int64()}), **dict.fromkeys(names, pl.String())}
+    parts = [pl.DataFrame(schema=schema)]
+    while block := list(islice(filled, _ROWS)):
+        for number, cells in block:
+            if len(cells) != len(header):
+                raise BadInput(
+                    f"{path}: row {number}: expected {len(header)} cells as in the header, found {len(cells)} "
+                    f"({', '.join(cells):.80}); correct the row"
+                )
+        columns = {header[place]: [cells[place] or None for _, cells in block] for place in places}
+        numbers = {} if row is None else {row: [number for number, _ in block]}
+        parts.append(pl.DataFrame({**numbers, **columns}, schema=schema))
+    return pl.concat(parts)
 
 
 def made_by(path: Path) -> str:

@@ -117,11 +117,11 @@ def test_decathlon_names_truncated_and_foreign_files(tmp_path: Path) -> None:
     whole = (tmp_path / "imagesTr/vol_00.nii.gz").read_bytes()
     (tmp_path / "imagesTr/vol_00.nii.gz").write_bytes(whole[: len(whole) // 2])
     reader = Decathlon(path=tmp_path)
-    first = reader.scan()[0]
     with pytest.raises(
-        BadInput, match=r"vol_00.nii.gz: case 'vol_00': expected .* voxels, found a truncated or damaged"
+        BadInput,
+        match=r"vol_00.nii.gz: case 'vol_00': expected .*, found a truncated or damaged file .* fetch it again",
     ):
-        reader.read(first)
+        reader.scan()
     (tmp_path / "imagesTr/vol_00.nii.gz").write_bytes(b"not a volume")
     (tmp_path / "imagesTr/vol_01.nii.gz").unlink()
     (tmp_path / "imagesTr/vol_02.nii.gz").write_bytes(bytes(128) + b"DICM" + bytes(64))
@@ -148,6 +148,23 @@ def test_decathlon_names_truncated_and_foreign_files(tmp_path: Path) -> None:
         ({"test": ["a.nii.gz"], "modality": {"0": "T1", "1": "T2"}}, r"expected 2 channels .* found shape \(4, 4, 4\)"),
         ({"test": ["four.nii.gz"]}, r"with 1 channels, found shape \(4, 4, 4, 3\)"),
         ({"test": ["complex.nii.gz"]}, "expected real numbers, found type complex64"),
+        ({"test": "a.nii.gz"}, r"`test` expected a list of cases, found 'a.nii.gz'; correct the list"),
+        ({"training": {"a": "a.nii.gz"}}, r"`training` expected a list of cases, found \{"),
+        (
+            {"training": [{"image": "a.nii.gz", "label": ["a.nii.gz", "four.nii.gz"]}]},
+            r"`training` expected one file under `label` of 'a.nii.gz', found \['a.nii.gz', 'four.nii.gz'\]; save the "
+            "classes in one file",
+        ),
+        ({"training": [{"image": "a.nii.gz", "label": 1}]}, "expected one file under `label` of 'a.nii.gz', found 1"),
+        (
+            {"training": [{"image": ["a.nii.gz", "b.nii.gz"]}]},
+            r"expected one file under `image`, found \['a.nii.gz', 'b.nii.gz'\]; save the channels as the last axis",
+        ),
+        (
+            {"test": [{"image": "a.nii.gz", "label": "a.nii.gz"}]},
+            r"`test` expected images alone, which join the pool, found the label 'a.nii.gz'; move the case to "
+            "`training`, and set its split in the case table",
+        ),
     ],
 )
 def test_decathlon_index_faults(content: dict, message: str, tmp_path: Path) -> None:
@@ -158,6 +175,84 @@ def test_decathlon_index_faults(content: dict, message: str, tmp_path: Path) -> 
     reader = Decathlon(path=tmp_path)
     with pytest.raises(BadInput, match=message):
         reader.class_names(), reader.channel_names(), reader.scan()
+
+
+@pytest.mark.parametrize("key", ["validation", "testing", "val", "fold_1", "Training"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"image": "imagesTr/vol_00.nii.gz", "label": "labelsTr/vol_00.nii.gz"}],
+        ["./imagesTr/vol_00.nii"],
+        {"folds": [{"val": ["imagesTr/vol_00.nii.gz"]}]},
+    ],
+)
+def test_a_list_of_cases_that_nobody_reads_is_refused_by_its_name(key: str, value: object, tmp_path: Path) -> None:
+    """As MONAI's lists of cases have them. The cases would vanish."""
+    reader = Decathlon(path=write_decathlon(tmp_path, cases=3))
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({**index, key: value}))
+    with pytest.raises(
+        BadInput,
+        match=rf"dataset.json: expected cases under `training` and `test` alone, found files under `{key}`; move the "
+        "cases to `training`, and set their splits in the case table",
+    ):
+        reader.scan()
+
+
+def test_other_keys_and_empty_lists_mean_nothing(tmp_path: Path) -> None:
+    reader = Decathlon(path=write_decathlon(tmp_path, cases=3, pool=1))
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    more = {"validation": [], "testing": None, "tensorImageSize": "3D", "description": "from a.nii.gz", "release": [1]}
+    (tmp_path / "dataset.json").write_text(json.dumps({**index, **more, "numTraining": 2, "numTest": 1}))
+    assert len(reader.scan()) == 3
+
+
+@pytest.mark.parametrize("empty", ["training", "test"])
+def test_a_list_that_is_null_is_empty(empty: str, tmp_path: Path) -> None:
+    reader = Decathlon(path=write_decathlon(tmp_path, cases=3, pool=1))
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    for nothing in ({empty: None}, {}):
+        rest = {key: value for key, value in index.items() if key != empty}
+        (tmp_path / "dataset.json").write_text(json.dumps({**rest, **nothing}))
+        assert len(reader.scan()) == {"training": 1, "test": 2}[empty]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"numTraining": 3}, r"`numTraining` expected 3 cases under `training`, found 2; add the missing cases, or"),
+        ({"numTraining": 1}, r"`numTraining` expected 1 cases under `training`, found 2"),
+        ({"numTest": 0}, r"`numTest` expected 0 cases under `test`, found 1"),
+        ({"numTraining": "2"}, r"`numTraining` expected a number without quotes, found '2'; correct it"),
+        ({"numTraining": [2]}, r"`numTraining` expected a number without quotes, found \[2\]"),
+    ],
+)
+def test_numbers_of_cases_that_disagree(content: dict, message: str, tmp_path: Path) -> None:
+    reader = Decathlon(path=write_decathlon(tmp_path, cases=3, pool=1))
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({**index, **content}))
+    with pytest.raises(BadInput, match=f"dataset.json: {message}"):
+        reader.scan()
+
+
+def test_files_of_macos_count_or_do_not(tmp_path: Path) -> None:
+    reader = Decathlon(path=write_decathlon(tmp_path, cases=2))
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    index["training"].append({"image": "imagesTr/._vol_00.nii.gz", "label": "labelsTr/._vol_00.nii.gz"})
+    for number in (2, 3):
+        (tmp_path / "dataset.json").write_text(json.dumps({**index, "numTraining": number}))
+        assert len(reader.scan()) == 2
+
+
+def test_an_index_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    """The first list of cases would vanish."""
+    reader = Decathlon(path=write_decathlon(tmp_path, cases=2))
+    text = (tmp_path / "dataset.json").read_text()
+    (tmp_path / "dataset.json").write_text(text[:-1] + ', "training": []}')
+    with pytest.raises(BadInput, match=r"dataset.json: expected every key once, found 'training' twice; remove one"):
+        reader.scan()
+    (tmp_path / "dataset.json").write_text("\ufeff" + text)
+    assert len(reader.scan()) == 2
 
 
 def test_decathlon_without_a_readable_index(tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def test_a_missing_label_is_the_pool_and_the_number_may_count_either(tmp_path: P
         assert labels == ["labelsTr/case_00.png", None, "labelsTr/case_02.png"]
     with pytest.raises(BadInput, match=r"`numTraining` expected 4 cases in imagesTr, found 3 \(2 with label\); fetch"):
         change(tmp_path, numTraining=4).scan()
+    with pytest.raises(BadInput, match=r"`numTraining` expected a number without quotes, found '3'; correct it"):
+        change(tmp_path, numTraining="3").scan()
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,13 @@ def test_a_missing_label_is_the_pool_and_the_number_may_count_either(tmp_path: P
         ),
         ({"labels": {"background": 0, "ball": 1, "ignore": 1}}, "'ignore' with the highest, found"),
         ({"labels": {"background": 0, "ball": True}}, "`labels` expected names with the values 0, 1"),
+        (
+            {"labels": {"background": "0", "ball": "1"}},
+            r"`labels` expected numbers without quotes, found \{'background': '0', 'ball': '1'\}; remove the quotes",
+        ),
+        ({"labels": {"background": 0, "ball": "1"}}, "`labels` expected numbers without quotes, found"),
+        ({"labels": {"background": 0, "ball": 1, "ignore": "2"}}, "`labels` expected numbers without quotes, found"),
+        ({"labels": {"background": 0, "ball": [1]}}, r"found the regions 'ball'; regions"),
         ({"labels": None}, "`labels` expected names with the values 0, 1, .* found None"),
         ({"file_ending": ".mha"}, r"`file_ending` expected one of \.nii\.gz, .* found '\.mha'; convert the files"),
         ({"file_ending": ".jpg"}, "found '.jpg'; convert"),

@@ -17,6 +17,7 @@ from pipeline.cases.prepare import _label_notes, prepare
 from pipeline.cases.preprocess import Preprocess
 from pipeline.cases.readers.decathlon import Decathlon
 from pipeline.cases.readers.folders import Folders
+from pipeline.cases.readers.nnunet import NnUNet
 from pipeline.cases.readers.phantom import Phantom
 from pipeline.cases.readers.reader import CaseTable
 from pipeline.cases.splits import Splits
@@ -27,7 +28,15 @@ from pipeline.store.arrays import open_array
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import MANIFEST, check_manifest, sha256
 from pipeline.store.tables import made_by
-from tests.fixtures.phantoms import disc, poison_labels, write_decathlon, write_folders, write_nifti, write_table
+from tests.fixtures.phantoms import (
+    disc,
+    poison_labels,
+    write_decathlon,
+    write_folders,
+    write_nifti,
+    write_nnunet,
+    write_table,
+)
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 ALONE = Execution(scheduler="synchronous", workers=1, progress="none")
@@ -263,6 +272,46 @@ def test_labels_that_resampling_leaves_without_a_known_voxel_are_noted(tmp_path:
     (note,) = _label_notes(rows, tmp_path)
     assert note.startswith("labels: 1 cases hold only 255 (ignore) on the working grid, e.g. 'b'")
     assert _label_notes(rows[:1], tmp_path) == []
+
+
+def test_notes_on_the_case_table_are_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The report reads them from `cases.json`."""
+    root = write_folders(tmp_path / "raw")
+    write_table(root, "case_id,patient", "case_00,NA", "case_01,nan", "case_02,7", "case_03,7.0")
+    reader = Folders(path=root, case_table=CaseTable(file="cases.csv", group="patient"))
+    cases = prepared(reader)
+    first, second = cases.info["notes"][:2]
+    assert "column 'patient': 2 cells such as 'NA' (row 2) are read as unknown" in first
+    assert "'7' (row 4) and '7.0' (row 5) may be one patient written in two ways" in second
+    assert capsys.readouterr().err.splitlines()[:2] == [first, second]
+    assert {case.group for case in cases.all if case.case_id in ("case_00", "case_01")} == {"case_00", "case_01"}
+
+
+@pytest.mark.parametrize("name", ["Ignore", "ignore", "IGNORE", " Ignore ", "ignored", "ignore_label"])
+@pytest.mark.parametrize("kind", ["nnunet", "decathlon", "folders"])
+def test_a_class_that_sounds_like_ignore_is_asked_about(name: str, kind: str, tmp_path: Path) -> None:
+    """Only `ignore` is nnU-Net's name for voxels of no known class. Any other spelling would be a class to learn."""
+    reader: Any
+    if kind == "nnunet":
+        reader = NnUNet(path=write_nnunet(tmp_path / "raw", cases=6))
+        index = {"background": 0, "ball": 1, name: 2}
+    elif kind == "decathlon":
+        reader = Decathlon(path=write_decathlon(tmp_path / "raw"))
+        index = {"0": "background", "1": "ball", "2": name}
+    else:
+        reader = Folders(path=write_folders(tmp_path / "raw"), classes=("background", "disc", name))
+    if kind != "folders":
+        file = tmp_path / "raw/dataset.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "labels": index}))
+    if kind == "nnunet" and name == "ignore":
+        assert prepared(reader).info["class_names"] == ["background", "ball"]
+        return
+    with pytest.raises(
+        BadInput,
+        match=f"raw: expected names of classes, found '{name}'; voxels of no known class are 255, or in nnU-Net's "
+        "dataset.json the label 'ignore': store them so, or rename the class if it is one",
+    ):
+        prepared(reader)
 
 
 def test_masks_stored_as_0_and_255_are_told_from_ignore(tmp_path: Path) -> None:

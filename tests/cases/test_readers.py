@@ -48,7 +48,7 @@ def test_contract_of_every_reader(kind: str, tmp_path: Path) -> None:
     sources = reader.scan()
     assert reader.kind == kind
     assert len(sources) == 6
-    for source in described(sources, reader.path, reader.case_table):
+    for source in described(sources, reader.path, reader.case_table)[0]:
         image, label = reader.read(source)
         assert len(source.shape) in (2, 3)
         assert (image.dtype, image.shape) == (np.float32, (len(reader.channel_names()), *source.shape))
@@ -164,7 +164,8 @@ def four() -> list[Source]:
 def test_case_table_describes_cases_and_empty_cells_say_nothing(tmp_path: Path) -> None:
     write_table(tmp_path, "\ufeffid,patient,where,part", "a,p1,Oslo,test", "b,p1,,", "c, ,Bonn,")
     table = CaseTable(file="cases.csv", case="id", group="patient", site="where", split="part")
-    found = described(four(), tmp_path, table)
+    found, notes = described(four(), tmp_path, table)
+    assert notes == []
     assert [(s.case_id, s.group, s.site, s.split) for s in found] == [
         ("a", "p1", "Oslo", "test"),
         ("b", "p1", None, None),
@@ -176,10 +177,18 @@ def test_case_table_describes_cases_and_empty_cells_say_nothing(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["case_id,patient", "a,p", "a,q"], "expected one row per case, found 2 for 'a'"),
-        (["case_id,patient", "a,p", "zz,q"], "expected cases of the data set, found 1 unknown .* e.g. 'zz'"),
-        (["case_id;patient", "a;p"], r"expected the columns \['case_id', 'patient'\], found \['case_id;patient'\]"),
-        (["case_id,patient,split", "a,p,train"], "case 'a': column 'split' expected labelled, pool, .* found 'train'"),
+        (["case_id,patient", "a,p", "", "a,q"], r"expected one row per case, found rows 2 and 4 for 'a'; keep one"),
+        (["case_id,patient", "a,p", "zz,q"], "expected cases of the data set, found 1 unknown .* e.g. 'zz' in row 3"),
+        (["case_id,patient", "a,p", ",q"], "row 3, column 'case_id': expected the id of a case, found an empty cell"),
+        (["case_id;patient", "a;p"], "expected commas between the columns, found semicolons in 'case_id;patient'"),
+        (["case_id,Patient", "a,p"], r"expected the columns \['patient'\], found \['case_id', 'Patient'\]; correct"),
+        (["case_id,patient,patient", "a,p,q"], "expected different names of columns, found 'patient' twice"),
+        (["case_id,patient", "a,Smith, John"], "row 2: expected 2 cells as in the header, found 3"),
+        (
+            ["case_id,patient,split", "a,p,train"],
+            "row 2: case 'a': column 'split' expected labelled, pool, .* found 'train'",
+        ),
+        (["case_id,patient,split", "a,p,NA"], "row 2: case 'a': column 'split' expected labelled, .* found 'NA'"),
     ],
 )
 def test_case_table_faults(lines: list[str], message: str, tmp_path: Path) -> None:
@@ -189,8 +198,47 @@ def test_case_table_faults(lines: list[str], message: str, tmp_path: Path) -> No
         described(four(), tmp_path, table)
 
 
+@pytest.mark.parametrize("word", ["NA", "nan", "NaN", "N/A", "#N/A", "<NA>", "null", "None", "unknown", "-", "?", "."])
+def test_unknown_patients_are_not_one_patient(word: str, tmp_path: Path) -> None:
+    """Two cells that say that nothing is known: two cases of their own, and a note that counts them."""
+    write_table(tmp_path, "id,patient,where", f"a,{word},Oslo", f"b, {word} ,{word}", "c,p1,Bonn", "d,,Oslo")
+    table = CaseTable(file="cases.csv", case="id", group="patient", site="where")
+    found, notes = described(four(), tmp_path, table)
+    assert [(s.group, s.site) for s in found] == [(None, "Oslo"), (None, None), ("p1", "Bonn"), (None, "Oslo")]
+    assert notes == [
+        f"cases.csv: column 'patient': 2 cells such as '{word}' (row 2) are read as unknown, and each of these cases "
+        "is a patient of its own; fill in the patient if it is known",
+        f"cases.csv: column 'where': 1 cells such as '{word}' (row 3) are read as unknown; fill in the site if it is "
+        "known",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("7", "7.0"), ("7", "007"), ("1000", "1e3"), ("P7", "p7"), ("A  B", "A B"), ("M\u00fcller", "Mu\u0308ller")],
+)
+def test_a_patient_written_in_two_ways_is_noted(one: str, other: str, tmp_path: Path) -> None:
+    """They stay two patients, because nobody but the user knows. They could be on both sides of a split."""
+    write_table(tmp_path, "case_id,patient", f"a,{one}", f"b,{other}", f"c,{one}", "d,8")
+    found, notes = described(four(), tmp_path, CaseTable(file="cases.csv", group="patient"))
+    assert [source.group for source in found] == [one, other, one, "8"]
+    assert notes == [
+        f"cases.csv: column 'patient': '{one}' (row 2) and '{other}' (row 3) may be one patient written in two ways, "
+        "and are read as two, which may be in different splits; write each patient in one way"
+    ]
+
+
+@pytest.mark.parametrize("cells", [("7", "70"), ("1", "1.5"), ("p1", "p2"), ("7", "7"), ("Ann", "Anna")])
+def test_different_patients_are_not_noted(cells: tuple[str, str], tmp_path: Path) -> None:
+    write_table(tmp_path, "case_id,patient", f"a,{cells[0]}", f"b,{cells[1]}")
+    assert described(four(), tmp_path, CaseTable(file="cases.csv", group="patient"))[1] == []
+
+
 def test_case_table_must_be_a_file_below_the_data(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"cases\.csv: expected a CSV file in UTF-8"):
+    with pytest.raises(BadInput, match=r"cases\.csv: expected a CSV file in UTF-8, found none; correct `case_table"):
+        described(four(), tmp_path, CaseTable(file="cases.csv"))
+    (tmp_path / "cases.csv").write_bytes("case_id\na\n".encode("utf-16"))
+    with pytest.raises(BadInput, match=r"cases\.csv: expected a CSV file in UTF-8, found text in UTF-16; save it as"):
         described(four(), tmp_path, CaseTable(file="cases.csv"))
     with pytest.raises(BadInput, match=r"case_table.file: expected a path below"):
         described(four(), tmp_path, CaseTable(file="../cases.csv"))
@@ -208,14 +256,14 @@ def test_repeated_case_ids_are_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not here")
 def test_real_sets_read(tmp_path: Path) -> None:
     hippocampus = Decathlon(path=DATA / "Task04_Hippocampus", case_table=CaseTable(file="groups.csv", group="group"))
-    sources = described(hippocampus.scan(), hippocampus.path, hippocampus.case_table)
+    sources, _ = described(hippocampus.scan(), hippocampus.path, hippocampus.case_table)
     assert len(sources) == 200
     assert all(source.group for source in sources)
     image, label = hippocampus.read(sources[0])
     assert image.shape == (1, *sources[0].shape)
     assert set(np.unique(label)) == {0, 1, 2}
     polyps = Folders(path=DATA / "kvasir-seg", case_table=CaseTable(file="cases.csv", group="near_duplicate_group"))
-    sources = described(polyps.scan(), polyps.path, polyps.case_table)
+    sources, _ = described(polyps.scan(), polyps.path, polyps.case_table)
     assert len(sources) == 1000
     assert sum(source.group is not None for source in sources) == 8
     image, label = polyps.read(sources[0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -278,6 +280,41 @@ def test_a_bundle_names_the_damaged_file(tmp_path, kept):
     assert any(
         re.search(rf"^{damaged}: expected a whole image .* found \w+: .*; fetch the file again", s) for s in chain
     )
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content, None),
+        (lambda content: content[:-8] + bytes(8), r"found BadGzipFile: CRC check failed"),
+        (lambda content: gzip.compress(with_pixdim(gzip.decompress(content), 0)), "expected voxel edges above 0"),
+        (lambda content: gzip.compress(with_pixdim(gzip.decompress(content), 3)), r"\(3, 1, 1\) in `pixdim` and \(1, "),
+    ],
+)
+def test_predict_and_a_bundle_refuse_damaged_volumes_and_headers(tmp_path, damage, message):
+    """A checksum of other voxels, an edge of 0 that the library mends to 1, and an edge that is not the affine's."""
+    from pipeline.exports.bundle_script import ToWorkingGridd, images_of
+
+    file = tmp_path / "images/a.nii.gz"
+    file.parent.mkdir()
+    nibabel.save(nibabel.Nifti1Image(textured((16, 16, 16)), np.eye(4)), file)
+    file.write_bytes(damage(file.read_bytes()))
+    model = model_folder(tmp_path / "model", (8, 8, 8), orientation="RAS")
+    spec = ready_model(model).input.model_dump(mode="json") | {"dimensions": 3, "offsets": []}
+    if message is None:
+        assert next(map(ToWorkingGridd(spec), images_of(str(file.parent), spec)))["image"].shape == (1, 16, 16, 16)
+        assert apply_model(ready_model(model), file.parent, tmp_path / "out", Compute(), ONE) == (1, 0)
+        return
+    with pytest.raises(ValueError, match=rf"a.nii.gz: expected .*{message}"):
+        list(map(ToWorkingGridd(spec), images_of(str(file.parent), spec)))
+    with pytest.raises(BadInput, match=r"a.nii.gz: case 'a': expected "):
+        apply_model(ready_model(model), file.parent, tmp_path / "out", Compute(), ONE)
+    assert not (tmp_path / "out/a.nii.gz").exists()
+
+
+def with_pixdim(content: bytes, edge: float) -> bytes:
+    """A NIfTI-1 file with another edge of the first axis in its header."""
+    return content[:80] + struct.pack("<f", edge) + content[84:]
 
 
 def test_intensities_that_a_bundle_cannot_prepare_name_their_file(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.errors import BadInput
-from pipeline.exports.next_round import _members, next_round
+from pipeline.exports.next_round import _commit, _members, next_round
 from pipeline.params import Params, load_params
 from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
 from pipeline.store import schema
@@ -118,6 +118,25 @@ def test_the_next_round(first: Path, tmp_path: Path) -> None:
     over_first = PromotionRecord.of(folder / "models/promoted")
     assert over_first is not None
     assert all(one.over_first_base is not None for one in over_first.students)
+
+
+@pytest.mark.parametrize("how", ["no git", "refusing"])
+def test_a_round_that_git_does_not_take_is_named(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without git on this machine, and where a setting of git refuses the commit."""
+    if how == "no git":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        for name, value in (("COUNT", "1"), ("KEY_0", "commit.gpgSign"), ("VALUE_0", "true")):
+            monkeypatch.setenv(f"GIT_CONFIG_{name}", value)
+        monkeypatch.setenv("GNUPGHOME", str(tmp_path))
+    (tmp_path / "round").mkdir()
+    (tmp_path / "round/file").touch()
+    with pytest.raises(
+        BadInput,
+        match=r"round: expected a git repository, which DVC needs, found an error of git: .+; the round is complete: "
+        "run `git init && git add -A && git commit -m start` there",
+    ):
+        _commit(tmp_path / "round")
 
 
 def test_nothing_promoted_is_refused_with_the_reason(first: Path, tmp_path: Path) -> None:

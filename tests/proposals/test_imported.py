@@ -201,6 +201,23 @@ def test_overlapping_classes():
     )
 
 
+@pytest.mark.parametrize("classes", [None, {"organ.nii.gz": 1}])
+def test_a_damaged_mask_is_refused(classes):
+    """A mask whose checksum is of another mask has the right size and values that are classes."""
+    file = "tool/c.nii.gz" if classes is None else "tool/c/organ.nii.gz"
+    nifti(LABEL, file)
+    content = (IMPORTS / file).read_bytes()
+    (IMPORTS / file).write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+    sampler = imported(tool={"path": "tool", "classes": classes})
+    case = case_with()
+    (IMPORTS / file.replace("/c", f"/{case.case_id}", 1)).parent.mkdir(parents=True, exist_ok=True)
+    (IMPORTS / file).rename(IMPORTS / file.replace("/c", f"/{case.case_id}", 1))
+    with pytest.raises(
+        BadInput, match=rf"case '{case.case_id}': expected .* truncated or damaged file .* fetch it again"
+    ):
+        only(sampler, case)
+
+
 @pytest.mark.parametrize(
     ("values", "knobs", "message"),
     [

@@ -199,7 +199,7 @@ def test_a_sheet_of_other_masks_is_refused(tmp_path):
     path = tmp_path / "out" / SHEET
     pl.read_csv(path).with_columns(score=pl.lit(0.5)).write_csv(path)
     cases, anew = stores(tmp_path / "new", [three((5, 5))[::-1]], classes=3)
-    with pytest.raises(BadInput, match=r"case 'c0', proposal 0: the score is of another mask"):
+    with pytest.raises(BadInput, match=r"row 2, column 'mask': expected .* so the score is of another mask"):
         ScoreTable(kind="table", path=path).ready(given(cases, anew, tmp_path))
 
 

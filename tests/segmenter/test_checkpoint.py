@@ -90,6 +90,42 @@ def test_large_cases_are_measured_from_disk(tmp_path, monkeypatch):
     assert row["validation_dice"] == expected
 
 
+@pytest.mark.parametrize(
+    "prefixes", [("module.", "module."), ("_orig_mod.", "module."), ("module.", "_orig_mod."), ("module.",) * 3]
+)
+def test_prefixes_are_taken_off_one_after_the_other(tmp_path, prefixes):
+    state = network().state_dict()
+    torch.save({"".join(prefixes) + name: value for name, value in state.items()}, tmp_path / "model.pt")
+    found, notes = read_state(tmp_path / "model.pt")
+    assert found.keys() == state.keys()
+    assert notes == [f"model.pt: the prefix '{''.join(prefixes)}' was removed from all names"]
+
+
+def test_weights_are_found_under_several_keys(tmp_path):
+    state = network().state_dict()
+    torch.save({"model": {"state_dict": state, "epoch": 3}, "optimizer": {}}, tmp_path / "model.pt")
+    found, notes = read_state(tmp_path / "model.pt")
+    assert found.keys() == state.keys()
+    assert notes == [f"model.pt: the weights were read from the key '{key}'" for key in ("model", "state_dict")]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(torch.nan, "expected finite numbers, found 1 of"), (None, "expected floats, found torch.int64")],
+)
+def test_weights_that_make_no_mask_are_refused_and_nothing_is_written(tmp_path, number, message):
+    """A base of these weights would have a Dice of 0."""
+    state = network().state_dict()
+    last = list(state)[-1]
+    state[last] = state[last].long() if number is None else state[last].clone()
+    if number is not None:
+        state[last].view(-1)[0] = number
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(BadInput, match=rf"model.pt: '{last}': {message}"):
+        imported(tmp_path, discs(tmp_path / "cases"), tmp_path / "model.pt", kind="checkpoint", network=NETWORK)
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_mismatch_names_keys_and_shapes(tmp_path):
     state = network().state_dict()
     first, *_, last = state

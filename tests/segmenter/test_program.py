@@ -98,6 +98,39 @@ def test_programs_that_do_not_fit(tmp_path, knobs, message):
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.parametrize("name", ["model.ts", "model.pt2"])
+def test_a_program_of_weights_that_are_not_finite_is_refused(tmp_path, name):
+    """No file of weights can be checked here, but logits can. A base of such logits would have a Dice of 0."""
+    broken = network()
+    with torch.no_grad():
+        next(broken.parameters()).view(-1)[0] = torch.nan
+    example = torch.zeros(1, 1, 10, 10)
+    if name.endswith("2"):
+        torch.export.save(torch.export.export(broken, (example,)), tmp_path / name)
+    else:
+        torch.jit.trace(broken, example, check_trace=False).save(str(tmp_path / name))
+    with pytest.raises(
+        BadInput, match=r"expected finite logits .*, found .* NaN or infinite; train or fetch the model"
+    ):
+        imported(tmp_path, discs(tmp_path / "cases"), tmp_path / name, kind="program", **WINDOW)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_program_that_normalises_its_window_is_taken(tmp_path):
+    """A window of one intensity has no standard deviation, so the logits of a blank window would be NaN."""
+
+    class Normalised(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network()
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.network((image - image.mean()) / image.std())
+
+    torch.jit.trace(Normalised(), torch.randn(1, 1, 10, 10)).save(str(tmp_path / "m.ts"))
+    imported(tmp_path, discs(tmp_path / "cases"), tmp_path / "m.ts", kind="program", **WINDOW)
+
+
 def test_predict_does_not_load_a_program_unasked(tmp_path, monkeypatch):
     """A folder of a program may be anybody's; with trust it predicts."""
     images = tmp_path / "images"

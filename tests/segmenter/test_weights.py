@@ -18,7 +18,7 @@ from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.knobs import Network
 from pipeline.segmenter.logits import labels, probability
 from pipeline.segmenter.models import Model
-from pipeline.segmenter.weights import load_weights, save_weights
+from pipeline.segmenter.weights import load_state, load_weights, save_weights
 from tests.fixtures.networks import same
 
 
@@ -53,6 +53,108 @@ def test_weights_of_another_network(tmp_path):
         "missing '1.weight' (3,)",
         "unexpected '0.bias' (2,)",
     ]
+
+
+def test_every_kind_of_difference_is_shown(tmp_path):
+    """Twelve missing names would fill the message, and the names that the file has instead would not be seen."""
+    layers = {f"b{row}": nn.Conv2d(1, 1, 1) for row in range(6)}
+    save_weights(nn.ModuleDict({f"a{name}": layer for name, layer in layers.items()}), tmp_path / "w.safetensors")
+    with pytest.raises(BadInput) as error:
+        load_weights(nn.ModuleDict(layers), tmp_path / "w.safetensors")
+    said = str(error.value).split("network: ")[1].split("; ")
+    assert said == [
+        *("missing 'b0.bias' (1,)", "missing 'b0.weight' (1, 1, 1, 1)", "missing 'b1.bias' (1,)"),
+        *("missing 'b1.weight' (1, 1, 1, 1)", "8 more missing"),
+        *("unexpected 'ab0.bias' (1,)", "unexpected 'ab0.weight' (1, 1, 1, 1)", "unexpected 'ab1.bias' (1,)"),
+        *("unexpected 'ab1.weight' (1, 1, 1, 1)", "8 more unexpected"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "more"),
+    [
+        ("net.", {}),
+        ("model.net.", {}),
+        ("net.", {"loss.weight": torch.ones(2)}),  # as in a checkpoint of Lightning
+        ("module.", {"n_averaged": torch.tensor(3)}),  # as of torch's AveragedModel
+    ],
+)
+def test_a_prefix_that_is_not_known_is_named(prefix, more):
+    network = architecture().build(0)
+    state = {f"{prefix}{name}": value for name, value in network.state_dict().items()} | more
+    with pytest.raises(BadInput) as error:
+        load_state(network, state, "w.pt")
+    assert str(error.value).endswith(
+        f"; the names of the file begin with '{prefix}', which the network does not have: save the weights under names "
+        f"without it, {{name.removeprefix('{prefix}'): value for name, value in state.items()}}"
+    )
+
+
+def test_a_prefix_of_another_network_is_named_too():
+    network = architecture().build(0)
+    with pytest.raises(BadInput, match=r"the names of the file begin with 'encoder\.stage\.', which the network"):
+        load_state(network, {"encoder.stage.a": torch.ones(1), "encoder.stage.b": torch.ones(1)}, "w.pt")
+    for state in ({"a.x": torch.ones(1), "b.x": torch.ones(1)}, {"model.other": torch.ones(1)}):
+        with pytest.raises(BadInput) as error:
+            load_state(network, state, "w.pt")
+        assert "begin with" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_weights_that_are_not_finite_are_refused_by_key(tmp_path, number, dtype):
+    network = architecture().build(0)
+    state = {name: value.to(dtype) for name, value in network.state_dict().items()}
+    load_state(network, state, "w.pt")
+    name = list(state)[1]
+    state[name] = state[name].clone()
+    state[name].view(-1)[0] = number
+    with pytest.raises(
+        BadInput, match=rf"w.pt: '{name}': expected finite numbers, found 1 of {state[name].numel()} NaN or infinite; "
+    ):
+        load_state(network, state, "w.pt")
+
+
+def test_numbers_that_only_float64_can_hold_are_refused():
+    network = architecture().build(0)
+    state = {name: value.double() for name, value in network.state_dict().items()}
+    name = next(iter(state))
+    state[name].view(-1)[0] = 1e300
+    with pytest.raises(BadInput, match=rf"'{name}': expected finite numbers, found 1 of"):
+        load_state(network, state, "w.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_weights_of_another_type_are_refused_by_key(dtype):
+    """Quantised weights without their scales, and masks of weights."""
+    network = architecture().build(0)
+    state = {name: value.to(dtype) for name, value in network.state_dict().items()}
+    name = next(iter(state))
+    with pytest.raises(BadInput, match=rf"w.pt: '{name}': expected floats, found {dtype}; save the weights of the"):
+        load_state(network, state, "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [(torch.Tensor.to_sparse, "a sparse tensor"), (lambda value: value.to("meta"), "a tensor without numbers")],
+)
+def test_tensors_that_hold_no_numbers_one_by_one_are_refused(change, kind):
+    network = architecture().build(0)
+    state = network.state_dict()
+    name = next(iter(state))
+    with pytest.raises(BadInput, match=f"w.pt: '{name}': expected floats, found {kind}; save"):
+        load_state(network, {**state, name: change(state[name])}, "w.pt")
+
+
+def test_counters_are_whole_numbers():
+    """Those of a batch normalisation, which some programs write as floats."""
+    network = nn.BatchNorm2d(2)
+    state = network.state_dict()
+    assert load_state(nn.BatchNorm2d(2), state, "w.pt").num_batches_tracked == 0
+    as_floats = {**state, "num_batches_tracked": torch.tensor(7.0)}
+    assert load_state(nn.BatchNorm2d(2), as_floats, "w.pt").num_batches_tracked == 7
+    with pytest.raises(BadInput, match="'running_var': expected finite numbers, found 2 of 2 NaN or infinite"):
+        load_state(nn.BatchNorm2d(2), {**state, "running_var": torch.full((2,), torch.inf)}, "w.pt")
 
 
 def test_weights_under_two_names_are_written_and_read(tmp_path):

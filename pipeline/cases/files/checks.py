@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -51,14 +53,32 @@ def refuse_dicom(path: Path) -> None:
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """Content of a JSON file that describes a data set. Raises `BadInput` for a missing or broken file."""
+    """Content of a JSON file that describes a data set.
+
+    Raises `BadInput` for a missing or broken file, and for a key that is there twice, of which one would be lost.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(key for key, _ in pairs)
+        if twice := [key for key, count in counts.items() if count > 1]:
+            raise BadInput(f"{file}: expected every key once, found '{twice[0]}' twice; remove one of them")
+        return dict(pairs)
+
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadInput(f"{file}: expected the JSON index of the data set ({error}); check `path`") from error
     if not isinstance(content, dict):
         raise BadInput(f"{file}: expected a JSON object, found {type(content).__name__}; check the file")
     return content
+
+
+def stated_number(content: Mapping[str, Any], key: str, file: Path) -> int | None:
+    """A number of cases that an index states, or None. Raises `BadInput` for anything but a whole number."""
+    found = content.get(key)
+    if found is not None and type(found) is not int:
+        raise BadInput(f"{file}: `{key}` expected a number without quotes, found {found!r}; correct it")
+    return found
 
 
 def present(file: Path, case_id: str) -> None:

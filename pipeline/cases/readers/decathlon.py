@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.cases.files import nifti
-from pipeline.cases.files.checks import inside, json_object, present
+from pipeline.cases.files.checks import inside, json_object, present, stated_number
 from pipeline.cases.files.image_file import read_mask
 from pipeline.cases.readers.reader import CaseTable, Source
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures
 from pipeline.knobs import Knobs
 
+_LISTS = {"training": "numTraining", "test": "numTest"}
+"""Keys of `dataset.json` that list cases, each with the key of the number of its cases."""
+
 
 class Decathlon(Knobs):
     """A data set of the Decathlon. Cases under `training` have a label. Cases under `test` belong to the pool.
 
-    Axes are in the order of the file. With several modalities, the last axis of the file is the channels.
+    Files under other keys are refused. Axes are in the order of the file. With several modalities, the last axis of the
+    file is the channels.
     """
 
     kind: Literal["decathlon"] = "decathlon"
@@ -42,10 +47,7 @@ class Decathlon(Knobs):
         sources: list[Source] = []
         failures = CaseFailures()
         for image, label in self._listed():
-            name = PurePosixPath(image).name
-            if name.startswith("._"):  # macOS stores file attributes in files with this prefix
-                continue
-            with failures.of(name):
+            with failures.of(PurePosixPath(image).name):
                 sources.append(self._source(image, label, channels))
         failures.raise_any()
         return sources
@@ -73,17 +75,60 @@ class Decathlon(Knobs):
         )
 
     def _listed(self) -> list[tuple[str, str | None]]:
-        """Paths of image and label of each case, as written in `dataset.json`. The label is None under `test`."""
+        """Paths of image and label of each case, as written in `dataset.json`. The label is None under `test`.
+
+        Raises `BadInput` for files under any other key, whose cases would be lost, and for numbers of cases that
+        disagree with the lists.
+        """
         content = self._content()
-        entries = [*content.get("training", []), *content.get("test", [])]
-        named = [{"image": entry} if isinstance(entry, str) else entry for entry in entries]
-        for entry in named:
-            if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+        for key, value in content.items():
+            if key not in _LISTS and isinstance(value, list | dict) and ".nii" in json.dumps(value).lower():
+                raise BadInput(
+                    f"{self._index}: expected cases under `training` and `test` alone, found files under `{key}`; move "
+                    "the cases to `training`, and set their splits in the case table"
+                )
+        found = {key: self._entries(key, content.get(key)) for key in _LISTS}
+        for key, number in _LISTS.items():
+            # macOS stores file attributes in files with this prefix
+            kept = [entry for entry in found[key] if not PurePosixPath(entry[0]).name.startswith("._")]
+            expected = stated_number(content, number, self._index)
+            if expected not in (None, len(kept), len(found[key])):
+                raise BadInput(
+                    f"{self._index}: `{number}` expected {expected} cases under `{key}`, found {len(kept)}; add the "
+                    "missing cases, or correct the number"
+                )
+            found[key] = kept
+        return [*found["training"], *found["test"]]
+
+    def _entries(self, key: str, entries: Any) -> list[tuple[str, str | None]]:
+        """Paths of image and label of each entry of a list. Null is an empty list."""
+        if not isinstance(entries, list | None):
+            raise BadInput(f"{self._index}: `{key}` expected a list of cases, found {entries!r:.80}; correct the list")
+        pairs = []
+        for entry in entries or []:
+            files = {"image": entry} if isinstance(entry, str) else entry
+            image, label = (files.get("image"), files.get("label")) if isinstance(files, dict) else (None, None)
+            if isinstance(image, list):
+                raise BadInput(
+                    f"{self._index}: `{key}` expected one file under `image`, found {image!r}; save the channels as "
+                    "the last axis of one file, or use the layout of nnU-Net"
+                )
+            if not isinstance(image, str):
                 raise BadInput(
                     f"{self._index}: expected entries with `image` and `label`, found {entry!r}; correct the list"
                 )
-        labelled = len(content.get("training", []))
-        return [(entry["image"], entry.get("label") if row < labelled else None) for row, entry in enumerate(named)]
+            if not isinstance(label, str | None):
+                raise BadInput(
+                    f"{self._index}: `{key}` expected one file under `label` of '{image}', found {label!r}; save the "
+                    "classes in one file"
+                )
+            if label is not None and key == "test":
+                raise BadInput(
+                    f"{self._index}: `test` expected images alone, which join the pool, found the label '{label}'; "
+                    "move the case to `training`, and set its split in the case table"
+                )
+            pairs.append((image, label))
+        return pairs
 
     def _numbered(self, key: str) -> list[str]:
         found = self._content().get(key)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.cases.files import image_file, nifti, picture, tiff
-from pipeline.cases.files.checks import inside, json_object, refuse_dicom, refuse_other_shape
+from pipeline.cases.files.checks import inside, json_object, refuse_dicom, refuse_other_shape, stated_number
 from pipeline.cases.readers.reader import CaseTable, Source
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures
@@ -153,7 +153,7 @@ class NnUNet(Knobs):
 
         `numTraining` may count cases without a label or leave them out.
         """
-        expected = self._content().get("numTraining")
+        expected = stated_number(self._content(), "numTraining", self._index)
         counts = (len(training), sum(source.label is not None for source in training))
         if expected is not None and expected not in counts:
             raise BadInput(
@@ -175,6 +175,10 @@ class NnUNet(Knobs):
         content = self._content()
         found = content.get("labels")
         labels = dict(found) if isinstance(found, dict) else {}
+        if any(isinstance(value, str) and value.isdecimal() for value in labels.values()):
+            raise BadInput(
+                f"{self._index}: `labels` expected numbers without quotes, found {found!r}; remove the quotes"
+            )
         if labels and all(isinstance(name, str) for name in labels.values()):
             raise self._version_1('`labels` as {"0": name} where {name: 0} belongs')
         if regions := sorted(name for name, value in labels.items() if isinstance(value, list)):

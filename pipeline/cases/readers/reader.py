@@ -35,7 +35,8 @@ class CaseTable(Knobs):
     case: str = "case_id"
     """Column with the case id."""
     group: str | None = None
-    """Column with the patient or exam. A case with an empty cell is a group of its own. Null: no column."""
+    """Column with the patient or exam. A case with an empty cell, or a word for unknown such as `NA`, is a group of its
+    own. Null: no column."""
     split: str | None = None
     """Column with labelled, pool, validation or test. `splits` assigns cases with an empty cell. Null: no column."""
     site: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import polars as pl
@@ -15,6 +15,9 @@ from pipeline.judges.score import scored_proposals
 from pipeline.store.cases import CaseStore
 from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_foreign_table
+
+_ROW = "row of the file"
+"""Name of the column with the number of a row, which no table of a user has."""
 
 
 class ScoreTable(JudgeKnobs):
@@ -42,39 +45,17 @@ class ScoreTable(JudgeKnobs):
         """Check the file against the proposals and read the scores.
 
         Raises `BadInput` for missing columns, cells of a wrong type, repeated rows, rows without a proposal, proposals
-        without a row, and scores of masks that changed since their export.
+        without a row, a file without any score, and scores of masks that changed since their export.
         """
         cases, proposals = given.cases, given.proposals
-        frame = read_foreign_table(self.path)
+        frame = read_foreign_table(self.path, _ROW)
         for column in (self.case, self.proposal, self.score):
             if column not in frame.columns:
                 raise BadInput(
-                    f"{self.path}: expected a column '{column}', found {frame.columns}; set the name of the "
+                    f"{self.path}: expected a column '{column}', found {frame.columns[1:]}; set the name of the "
                     "column under tables in params.yaml"
                 )
-        number = pl.col(self.proposal).cast(pl.Float64, strict=False)
-        score = pl.col(self.score).cast(pl.Float64, strict=False)
-        found = frame.select(
-            pl.col(self.case).cast(pl.String).alias("case_id"),
-            # A cast alone would cut 1.5 down to slot 1.
-            pl.when(number == number.round()).then(number).cast(pl.Int32, strict=False).alias("proposal"),
-            score.fill_nan(None).alias("score"),
-            (pl.col(self.score).is_not_null() & score.is_null()).alias("text"),
-            pl.col(self.proposal).cast(pl.String).alias("cell"),
-        )
-        for problem, rows in (
-            ("proposal is not a whole number", found.filter(pl.col("proposal").is_null())),
-            ("score is not a number", found.filter("text")),
-            ("score is infinite", found.filter(pl.col("score").is_infinite())),
-            ("row is repeated", found.filter(pl.struct("case_id", "proposal").is_duplicated())),
-            ("no such proposal", found.join(proposals.table, on=["case_id", "proposal"], how="anti")),
-        ):
-            if len(rows):
-                case_id, cell = rows.select("case_id", "cell").row(0)
-                raise BadInput(
-                    f"{self.path}: {problem}: {len(rows)} rows, first: case '{case_id}', proposal {cell}; correct or "
-                    "remove these rows"
-                )
+        found = self._checked(frame, proposals)
         expected = scored_proposals(cases, proposals)
         absent = expected.join(found, on=["case_id", "proposal"], how="anti")
         if len(absent) and self.missing == "error":
@@ -84,24 +65,91 @@ class ScoreTable(JudgeKnobs):
                 f"proposal {proposal}; add rows, or set missing: abstain to leave these proposals without a score"
             )
         if "mask" in frame.columns:
-            _check_masks(self.path, frame.select(self.case, self.proposal, "mask"), cases, proposals)
+            _check_masks(self.path, found.drop("score").with_columns(frame["mask"]), cases, proposals)
         sign = 1.0 if self.higher_is_better else -1.0
         scores: dict[str, dict[int, float]] = {}
         for case_id, proposal, value in found.select("case_id", "proposal", "score").drop_nulls().iter_rows():
             scores.setdefault(case_id, {})[proposal] = sign * value
         return TableScores(scores)
 
+    def _checked(self, frame: pl.DataFrame, proposals: ProposalStore) -> pl.DataFrame:
+        """Row, `case_id`, `proposal` and `score` of every row. Raises `BadInput` that shows the first wrong cell."""
+        number = pl.col(self.proposal).cast(pl.Float64, strict=False)
+        score = pl.col(self.score).cast(pl.Float64, strict=False)
+        found = frame.select(
+            _ROW,
+            pl.col(self.case).cast(pl.String).alias("case_id"),
+            # A cast alone would cut 1.5 down to slot 1.
+            pl.when((number == number.round()) & (number >= 0))
+            .then(number)
+            .cast(pl.Int32, strict=False)
+            .alias("proposal"),
+            score.fill_nan(None).alias("score"),
+            (pl.col(self.score).is_not_null() & score.is_null()).alias("text"),
+            pl.struct(pl.col(self.case, self.proposal, self.score).cast(pl.String)).alias("cells"),
+        )
+        key = ["case_id", "proposal"]
+        cases_there = proposals.table.select("case_id").unique()
+        for column, expected, rows in (
+            (self.case, "the id of a case", found.filter(pl.col("case_id").is_null())),
+            (
+                self.proposal,
+                "a whole number from 0, the slot of a proposal",
+                found.filter(pl.col("proposal").is_null()),
+            ),
+            (
+                self.score,
+                "a number with a decimal point, such as 0.9, or an empty cell to abstain",
+                found.filter("text"),
+            ),
+            (self.score, "a finite number", found.filter(pl.col("score").is_infinite())),
+            (self.case, "a case with proposals", found.join(cases_there, on="case_id", how="anti")),
+            (self.proposal, "a proposal of case '{case_id}'", found.join(proposals.table, on=key, how="anti")),
+        ):
+            if len(rows):
+                _refuse(self.path, rows, column, expected)
+        if len(again := found.filter(~pl.struct(key).is_first_distinct())):
+            case_id, proposal = again.select(key).row(0)
+            first = found.filter(case_id=case_id, proposal=proposal)[_ROW][0]
+            once = f"one row for proposal {proposal} of case '{case_id}'"
+            _refuse(self.path, again, self.proposal, once, f"row {first} too")
+        if len(found) and found["score"].is_null().all():
+            raise BadInput(
+                f"{self.path}: column '{self.score}': expected scores, found {len(found)} empty cells in all "
+                f"{len(found)} rows; fill in the column"
+            )
+        return found.select(_ROW, *key, "score")
+
+
+def _refuse(path: Path, rows: pl.DataFrame, column: str, expected: str, found: str | None = None) -> NoReturn:
+    """Raise `BadInput` that shows the cell of this column in the first of some rows."""
+    first = rows.row(0, named=True)
+    cell = first["cells"][column]
+    shown = found or ("an empty cell" if cell is None else f"'{cell}'")
+    others = f" ({len(rows)} such rows)" if len(rows) > 1 else ""
+    raise BadInput(
+        f"{path}: row {first[_ROW]}, column '{column}': expected {expected.format(case_id=first['case_id'])}, found "
+        f"{shown}{others}; correct or remove the row"
+    )
+
 
 def _check_masks(path: Path, rows: pl.DataFrame, cases: CaseStore, proposals: ProposalStore) -> None:
     """Raise `BadInput` for a row whose mask hash differs from the hash of the proposal; rows without a hash pass."""
     known = {case.case_id: case for case in cases.all}
-    for (case_id,), group in rows.group_by(rows.columns[0], maintain_order=True):
+    for (case_id,), group in rows.group_by("case_id", maintain_order=True):
         hashes = proposals.mask_hashes(known[str(case_id)])
-        for _, proposal, found in group.iter_rows():
-            if found is not None and found != hashes[int(float(proposal))]:
+        for row, _, proposal, found in group.iter_rows():
+            if found is not None and found != hashes[proposal]:
+                # A spreadsheet takes a hash of digits with at most one `e` for a number.
+                rewritten = any(mark in str(found) for mark in ".+")
+                told = (
+                    "a number that a spreadsheet made of it; open the file with this column as text"
+                    if rewritten
+                    else "so the score is of another mask; export the proposals and score them again"
+                )
                 raise BadInput(
-                    f"{path}: case '{case_id}', proposal {proposal}: the score is of another mask (expected mask "
-                    f"{hashes[int(float(proposal))]}, found {found}); export the proposals and score them again"
+                    f"{path}: row {row}, column 'mask': expected {hashes[proposal]}, the mask of proposal {proposal} "
+                    f"of case '{case_id}', found '{found}', {told}"
                 )
 
 

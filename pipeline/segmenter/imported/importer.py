@@ -145,20 +145,27 @@ def check_fits(architecture: Architecture, cases: CaseStore, where: str) -> None
 
 
 def check_runs(found: ImportedNetwork, compute: Compute, where: str) -> None:
-    """Raise `BadInput` for a network that does not return logits of the expected shape for one blank window."""
+    """Raise `BadInput` for a network that does not return finite logits of the expected shape for a window of noise."""
     architecture = found.architecture
     expected = (1, architecture.outputs, *architecture.window)
-    blank = torch.zeros((1, architecture.channels, *architecture.window), device=compute.device)
-    asked = f"{where}: expected logits {list(expected)} of a window {list(blank.shape)}"
+    # Of noise, because a network that divides by the standard deviation has no logits of a blank window.
+    generator = torch.Generator().manual_seed(0)
+    window = torch.randn((1, architecture.channels, *architecture.window), generator=generator).to(compute.device)
+    asked = f"{where}: expected logits {list(expected)} of a window {list(window.shape)}"
     try:
         with torch.no_grad():
-            logits = found.network.to(compute.device).eval()(blank)
+            logits = found.network.to(compute.device).eval()(window)
     except (RuntimeError, ValueError, TypeError, AssertionError, LookupError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise BadInput(f"{asked}, found an error: {reason}; correct `window` or the number of channels") from error
     shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != list(expected):
         raise BadInput(f"{asked}, found {shape}; correct `head`, `window` or the classes of the data")
+    if wrong := int((~torch.isfinite(logits)).sum()):
+        raise BadInput(
+            f"{where}: expected finite logits of a window of noise, found {wrong} of {logits.numel()} NaN or infinite; "
+            "train or fetch the model again"
+        )
 
 
 def listed(names: Sequence[str]) -> str:

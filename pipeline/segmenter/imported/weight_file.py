@@ -23,28 +23,28 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors of a file by name, and notes on the keys and prefixes that were removed.
 
-    The file is `.safetensors`, or a `state_dict` written by `torch.save`, plain or under one of `NESTED`. A prefix of
-    `PREFIXES` that all names share is removed. Raises `BadInput` for a file that holds more than plain values; no code
-    of the file is run.
+    The file is `.safetensors`, or a `state_dict` written by `torch.save`, plain or under keys of `NESTED`. Prefixes of
+    `PREFIXES` that all names share are removed one after the other. Raises `BadInput` for a file that holds more than
+    plain values; no code of the file is run.
     """
     if not path.is_file():
         raise BadInput(f"{path}: no such file of weights; correct `model`, or base.weights of a bundle")
     found, notes = (read_safetensors(path) if path.suffix == ".safetensors" else _torch(path)), []
-    for key in NESTED:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            notes.append(f"{path.name}: the weights were read from the key '{key}'")
-            break
+    while key := next((key for key in NESTED if isinstance(found, dict) and isinstance(found.get(key), dict)), None):
+        found = found[key]
+        notes.append(f"{path.name}: the weights were read from the key '{key}'")
     if not (isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values())):
         kinds = sorted({type(value).__name__ for value in found.values()}) if isinstance(found, dict) else type(found)
         raise BadInput(
             f"{path}: expected tensors by name, plain or under one of {list(NESTED)}, found {kinds}; save "
             "network.state_dict() with torch.save"
         )
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): value for name, value in found.items()}
-            notes.append(f"{path.name}: the prefix '{prefix}' was removed from all names")
+    removed = ""
+    while prefix := next((one for one in PREFIXES if all(name.startswith(one) for name in found)), None):
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
+        removed += prefix
+    if removed:
+        notes.append(f"{path.name}: the prefix '{removed}' was removed from all names")
     return found, notes
 
 
