@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
+from pathlib import PurePath
+
+_SHOWN = 40
 
 
 class BadInput(ValueError):
@@ -15,3 +20,16 @@ class BadInput(ValueError):
     def all(cls, messages: Iterable[str]) -> BadInput:
         """One error from several messages, one line per message."""
         return cls("\n".join(messages))
+
+    @classmethod
+    def of_long_name(cls, error: OSError) -> BadInput | None:
+        """The error for a name or path that is longer than the file system takes. None for any other `error`."""
+        if error.errno != errno.ENAMETOOLONG:
+            return None
+        path = str(error.filename or "")
+        longest = max(PurePath(path).parts, key=len, default="")
+        return cls(
+            f"{path}: expected names and a path that the file system takes (names: mostly 255 bytes), found "
+            f"{len(os.fsencode(longest))} bytes in '{longest[:_SHOWN]}...' and {len(os.fsencode(path))} in all; "
+            "shorten the names"
+        )

@@ -95,6 +95,9 @@ class CaseFailures:
         except BadInput as error:
             self.messages.append(str(error))
         except Exception as error:
+            if isinstance(error, OSError) and (long := BadInput.of_long_name(error)):
+                self.messages.append(f"case '{case_id}': {long}")
+                return
             where = traceback.extract_tb(error.__traceback__)[-1]
             at = f"{Path(where.filename).name}:{where.lineno}"
             self.messages.append(f"case '{case_id}': {type(error).__name__}: {error} ({at})")

@@ -16,14 +16,20 @@ FOLDER = click.Path(path_type=Path)
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: print the message of a `BadInput` on standard error and exit with code 2."""
+    """Decorator: print the message of a `BadInput` on standard error and exit with code 2.
+
+    Names that the file system does not take are the user's too, wherever they are met.
+    """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-        except BadInput as error:
-            for line in str(error).splitlines():
+        except (BadInput, OSError) as error:
+            found = BadInput.of_long_name(error) if isinstance(error, OSError) else error
+            if found is None:
+                raise
+            for line in str(found).splitlines():
                 click.echo(f"error: {line}", err=True)
             sys.exit(2)
 

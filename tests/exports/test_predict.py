@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +383,24 @@ def test_a_picture_above_the_limit_of_pillow(tmp_path, monkeypatch):
         apply(model, tmp_path / "images", tmp_path / "out")
     with pytest.raises(ValueError, match=message):
         ToWorkingGridd(spec)(found[0])
+
+
+def test_names_longer_than_the_file_system_takes(tmp_path):
+    """Of an image, whose mask has no room for its name in work; and of a path in the command."""
+    model = model_folder(tmp_path / "model", (8, 8))
+    for name in ("é" * 115, "y" * 231):
+        write_png(tmp_path / f"images/{name}.png", (8, 8))
+    with pytest.raises(
+        BadInput, match=r"y.png: expected a case id of at most 230 bytes, found 231, .* rename the file"
+    ):
+        apply(model, tmp_path / "images", tmp_path / "out", probabilities=True)
+    assert mask_of(tmp_path / f"out/{'é' * 115}.png").shape == (8, 8)
+    with pytest.raises(BadInput, match="at most 230 bytes"):
+        apply(model, tmp_path / f"images/{'y' * 231}.png", tmp_path / "alone")
+    for images, out in (("x" * 300, "out"), ("images", "x" * 300), ("/".join(["x" * 200] * 25), "out")):
+        result = CliRunner().invoke(main, [str(model), str(tmp_path / images), str(tmp_path / out)])
+        assert result.exit_code == 2
+        assert re.search(r"^error: .*: expected names and a path that the file system takes", result.output, re.M)
 
 
 def test_documents_beside_images_are_skipped_with_a_warning(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,17 +15,29 @@ from pipeline.store.schema import UNKNOWN
 
 _CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _DICOM_PREAMBLE = 128
+_LONGEST = 230
+"""Bytes of a case id. File systems take 255, and endings and prefixes of files in work are added."""
 _ROUNDING = 1e-4
 _CLASS_NUMBERS = 32
 """Greys below this number look black: they are class numbers, not shades."""
 
 
 def check_case_id(case_id: str, file: object) -> None:
-    """Refuse an unsafe case id. Case ids become file names, keys of tables and text of the report."""
+    """Refuse an unsafe or long case id. Case ids become file names, keys of tables and text of the report."""
+    refuse_long_name(case_id, file)
     if not _CASE_ID.fullmatch(case_id):
         raise BadInput(
             f"{file}: case id {case_id!r} expected letters, digits, '_', '.' or '-', not starting with a dot; "
             "rename the file"
+        )
+
+
+def refuse_long_name(case_id: str, file: object) -> None:
+    """Refuse a case id that is too long for the names of files that are made of it."""
+    if (found := len(os.fsencode(case_id))) > _LONGEST:
+        raise BadInput(
+            f"{file}: expected a case id of at most {_LONGEST} bytes, found {found}, as files are named by it; rename "
+            "the file"
         )
 
 
