@@ -92,6 +92,17 @@ def raw_mode(picture: Any) -> str:
     return str(arguments if isinstance(arguments, str) else arguments[0])
 
 
+def verify(file: Any) -> None:
+    """Compare the checksums of a picture file, before which Pillow stops when it reads pixels.
+
+    Only PNG has checksums. Raises `SyntaxError` or `OSError` for a damaged file.
+    """
+    from PIL import Image
+
+    with Image.open(file) as whole:
+        whole.verify()
+
+
 def pixels(picture: Any) -> np.ndarray:
     """Intensities f32 `[channel, row, column]` of an opened picture as stored. Transparency is dropped."""
     if picture.mode.startswith(_WIDE_MODES):

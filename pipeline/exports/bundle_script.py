@@ -33,6 +33,7 @@ from pipeline.cases.voxels import (
     picture_fault,
     pixels,
     to_ras,
+    verify,
     voxels_at,
     working_axes,
 )
@@ -297,6 +298,7 @@ def _channels(file: Path, spec: dict[str, Any]) -> np.ndarray:
             return np.ascontiguousarray(np.moveaxis(values.reshape(*_space(nifti, spec), -1), -1, 0))
         from PIL import Image
 
+        verify(file)
         with Image.open(file) as picture:
             found = picture_fault(picture)
             values = pixels(picture)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pipeline.cases.files import image_file
+from pipeline.cases.files import image_file, picture
 from pipeline.cases.readers.folders import Folders
 from pipeline.errors import BadInput
 from tests.fixtures.phantoms import disc, save_image
@@ -24,10 +26,10 @@ TURNED = 6
 def palette(indices: np.ndarray, colours: list[int], **knobs: Any) -> Callable[[Path], Path]:
     def save(file: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.new("P", indices.shape[::-1])
-        picture.putdata(indices.ravel().tolist())
-        picture.putpalette(colours)
-        picture.save(file, **knobs)
+        drawn = Image.new("P", indices.shape[::-1])
+        drawn.putdata(indices.ravel().tolist())
+        drawn.putpalette(colours)
+        drawn.save(file, **knobs)
         return file
 
     return save
@@ -371,3 +373,52 @@ def test_a_broken_tag_is_no_traceback(content: bytes, tmp_path: Path) -> None:
             assert "a.png: case 'a': expected" in message
         else:
             assert np.array_equal(found, GREY)
+
+
+# ---- damaged ---------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_in_a_png_is_never_another_picture(tmp_path: Path) -> None:
+    """Pillow stops before the checksums of the pixels; BMP, JPEG and plain TIFF have none."""
+    noise = np.random.default_rng(0).integers(0, 2, (24, 30), dtype=np.uint8)
+    file = write(tmp_path / "a.png", noise)
+    whole = file.read_bytes()
+    end = len(whole) - 12  # a fault of the last, empty chunk is no fault of the picture
+    for bit in range(8 * end):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        for read_file in (picture.image, picture.mask, picture.brightness):
+            with pytest.raises(BadInput, match=r"a.png: case 'a': expected .*(damaged|unreadable|format)"):
+                read_file(file, "a")
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_flipped_bit_in_a_tiff_is_no_traceback(compression: Any, tmp_path: Path) -> None:
+    """The tags are not protected: what is read has whole numbers of rows and columns, or the file is named."""
+    tifffile.imwrite(tmp_path / "a.tif", GREY[:3, :3], compression=compression, metadata=None, **MINISBLACK)
+    whole = (tmp_path / "a.tif").read_bytes()
+    refused = 0
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "a.tif").write_bytes(damaged)
+        for read_file in (image_file.image, lambda *given: image_file.read_mask(*given, None, 200)):
+            try:
+                read_file(tmp_path / "a.tif", "a", image_file.header(tmp_path / "a.tif", "a").shape)
+            except BadInput as error:
+                refused += "a.tif: case 'a': expected" in str(error)
+    assert refused > len(whole)
+
+
+def test_tiff_of_4_bits_says_what_to_do(tmp_path: Path) -> None:
+    """tifffile unpacks 1, 8, 16 and more bits; 4 bits need a library that is not installed."""
+    tags = [(256, 4), (257, 2), (258, 4), (259, 1), (262, 1), (273, 8), (277, 1), (278, 2), (279, 4)]
+    content = b"II*\0" + struct.pack("<I", 12) + bytes([0x01, 0x23, 0x21, 0x10]) + struct.pack("<H", len(tags))
+    content += b"".join(struct.pack("<HHII", number, 4, 1, value) for number, value in tags) + bytes(4)
+    write(tmp_path / "a.tif", content)
+    if find_spec("imagecodecs") is not None:
+        assert image_file.read_mask(tmp_path / "a.tif", "a", (2, 4), None, 4).tolist() == [[0, 1, 2, 3], [2, 1, 1, 0]]
+        return
+    with pytest.raises(BadInput, match=r"a.tif: case 'a': expected .* or depth that is not installed .* and 8 or 16"):
+        image_file.read_mask(tmp_path / "a.tif", "a", (2, 4), None, 4)

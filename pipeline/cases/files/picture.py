@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.cases.files.checks import present, refuse_dicom, refuse_inverted
 from pipeline.cases.files.header import Header
-from pipeline.cases.voxels import GREY_MODES, TOO_LARGE, picture_fault, pixels, raw_mode
+from pipeline.cases.voxels import GREY_MODES, TOO_LARGE, picture_fault, pixels, raw_mode, verify
 from pipeline.errors import BadInput
 
 LOSSY = (".jpg", ".jpeg")
@@ -109,7 +109,9 @@ def _opened(file: Path, case_id: str) -> Any:
 
 
 def _array(picture: Any, file: Path, case_id: str, read: Callable[[Any], np.ndarray] = np.asarray) -> np.ndarray:
+    """What `read` makes of the pixels of a picture, whose checksums and late tags are checked."""
     try:
+        verify(file)
         values = read(picture)
         fault = picture_fault(picture)
     except (OSError, SyntaxError, ValueError, struct.error) as error:

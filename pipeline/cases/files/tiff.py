@@ -33,6 +33,11 @@ _LOSSLESS = (
 )
 """Compressions of tifffile that keep class indices."""
 _ORIENTATION = 274
+_DAMAGE = (
+    *(OSError, EOFError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError),
+    *(ValueError, struct.error, zlib.error),
+)
+"""Errors of tifffile on damaged files: it does not check most tags before it computes with them."""
 
 
 def header(file: Path, case_id: str) -> Header:
@@ -86,22 +91,34 @@ def mask(file: Path, case_id: str) -> np.ndarray:
                 f"{series.axes}); save the index of the class per voxel (overlapping masks are not supported)"
             )
         _refuse_photometric(series, (_GREY, _PALETTE), "class indices where 0 is black", file, case_id)
-        if (compression := series.keyframe.compression.name) not in _LOSSLESS:
+        if (compression := _name(series.keyframe.compression)) not in _LOSSLESS:
             raise BadInput(
                 f"{file}: case '{case_id}': expected class indices in a lossless compression, found {compression}; "
                 "save the mask from its source with deflate or uncompressed"
             )
         values = _ordered(series, file, case_id).reshape(found.shape)
         if series.keyframe.photometric == _PALETTE:
-            refuse_inverted(values, (series.keyframe.colormap.T >> 8).astype(np.uint8), file, case_id)
+            refuse_inverted(values, _colours(series, file, case_id), file, case_id)
         return values
+
+
+def _colours(series: Any, file: Path, case_id: str) -> np.ndarray:
+    """Colour table u8 `[entry, 3]`. A file holds 16 bits per colour."""
+    if (found := series.keyframe.colormap) is None:
+        raise BadInput(f"{file}: case '{case_id}': expected a colour table, found none; fetch the file again")
+    return (np.asarray(found).T >> 8).astype(np.uint8)
 
 
 def _refuse_photometric(series: Any, allowed: tuple[int, ...], expected: str, file: Path, case_id: str) -> None:
     """Refuse a file with a page of another kind of colour."""
     for page in series.pages:
         if (found := page.aspage().photometric) not in allowed:
-            raise BadInput(f"{file}: case '{case_id}': expected {expected}, found {found.name}; convert it")
+            raise BadInput(f"{file}: case '{case_id}': expected {expected}, found {_name(found)}; convert it")
+
+
+def _name(found: Any) -> str:
+    """Name of a tag's value. A value that TIFF does not know is a number without a name."""
+    return str(getattr(found, "name", found))
 
 
 def spacing(beside: Path, case_id: str, axes: int) -> tuple[float, ...] | None:
@@ -141,10 +158,11 @@ def _ordered(series: Any, file: Path, case_id: str) -> np.ndarray:
         values = series.asarray()
         if values.shape != series.shape:
             raise ValueError(f"found {values.shape}")
-    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+    except _DAMAGE as error:
         raise BadInput(
             f"{file}: case '{case_id}': expected {series.shape} voxels, found a truncated or damaged file, or a "
-            f"compression that is not installed ({error}); fetch it again, or save it with deflate or uncompressed"
+            f"compression or depth that is not installed ({error}); fetch it again, or save it with deflate or "
+            "uncompressed, and 8 or 16 bits"
         ) from error
     rank = {axis: place for place, axis in enumerate((*_CHANNEL, *_SLICE, "Y", "X"))}
     return values.transpose(sorted(range(values.ndim), key=lambda axis: rank[series.axes[axis]]))
@@ -167,7 +185,9 @@ def _opened(file: Path, case_id: str) -> Iterator[Any]:
     try:
         opened = tifffile.TiffFile(file)
         series = opened.series
-    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        pages: list[Any] = [page.aspage() for one in series for page in one.pages if page is not None]
+        turns = [page.tags.valueof(_ORIENTATION) for page in pages]
+    except _DAMAGE as error:
         raise BadInput(
             f"{file}: case '{case_id}': expected TIFF, found an unreadable file ({error}); fetch the file again"
         ) from error
@@ -184,10 +204,8 @@ def _opened(file: Path, case_id: str) -> Iterator[Any]:
                 f"{file}: case '{case_id}': expected one image or stack in the file, found {len(series)} of the shapes "
                 f"{[one.shape for one in series]}; save one per file"
             )
-        pages: Any = series[0].pages
-        for page in pages:
-            if fault := turned_fault(page.aspage().tags.valueof(_ORIENTATION)):
-                raise BadInput(f"{file}: case '{case_id}': {fault}")
+        for fault in filter(None, map(turned_fault, turns)):
+            raise BadInput(f"{file}: case '{case_id}': {fault}")
         yield series[0]
 
 
