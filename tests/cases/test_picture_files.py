@@ -380,7 +380,7 @@ def test_a_broken_tag_is_no_traceback(content: bytes, tmp_path: Path) -> None:
 
 def test_a_flipped_bit_in_a_png_is_never_another_picture(tmp_path: Path) -> None:
     """Pillow stops before the checksums of the pixels; BMP, JPEG and plain TIFF have none."""
-    noise = np.random.default_rng(0).integers(0, 2, (24, 30), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 2, (8, 10), dtype=np.uint8)
     file = write(tmp_path / "a.png", noise)
     whole = file.read_bytes()
     end = len(whole) - 12  # a fault of the last, empty chunk is no fault of the picture
@@ -399,7 +399,7 @@ def test_a_flipped_bit_in_a_tiff_is_no_traceback(compression: Any, tmp_path: Pat
     tifffile.imwrite(tmp_path / "a.tif", GREY[:3, :3], compression=compression, metadata=None, **MINISBLACK)
     whole = (tmp_path / "a.tif").read_bytes()
     refused = 0
-    for bit in range(8 * len(whole)):
+    for bit in range(0, 8 * len(whole), 3):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         (tmp_path / "a.tif").write_bytes(damaged)
@@ -408,7 +408,7 @@ def test_a_flipped_bit_in_a_tiff_is_no_traceback(compression: Any, tmp_path: Pat
                 read_file(tmp_path / "a.tif", "a", image_file.header(tmp_path / "a.tif", "a").shape)
             except BadInput as error:
                 refused += "a.tif: case 'a': expected" in str(error)
-    assert refused > len(whole)
+    assert refused > len(whole) / 3
 
 
 def test_tiff_of_4_bits_says_what_to_do(tmp_path: Path) -> None:
