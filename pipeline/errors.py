@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from pathlib import PurePath
+
+_SHOWN = 40
 
 
 class BadInput(ValueError):
@@ -18,13 +21,30 @@ class BadInput(ValueError):
         """One error from several messages, one line per message."""
         return cls("\n".join(messages))
 
+    @classmethod
+    def of(cls, error: Exception) -> BadInput | None:
+        """The error itself, or what a user can do about a full disk or a name that is too long. None for all others."""
+        if isinstance(error, cls):
+            return error
+        return _long_name(error) or _disk_full(error)
 
-def disk_full(error: BaseException) -> str | None:
-    """What to do about an error of a full disk or a used-up quota. None for any other error.
 
-    Libraries that write files raise errors of their own, which only repeat the text of the system.
-    """
+def _long_name(error: Exception) -> BadInput | None:
+    """A name or path that is longer than the file system takes."""
+    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
+        return None
+    path = str(error.filename or "")
+    longest = max(PurePath(path).parts, key=len, default="")
+    return BadInput(
+        f"{path}: expected names and a path that the file system takes (names: mostly 255 bytes), found "
+        f"{len(os.fsencode(longest))} bytes in '{longest[:_SHOWN]}...' and {len(os.fsencode(path))} in all; "
+        "shorten the names"
+    )
+
+
+def _disk_full(error: Exception) -> BadInput | None:
+    """A full disk or a used-up quota. Libraries raise errors of their own, which only repeat the text of the system."""
     text = str(error)
     if not any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT)):
         return None
-    return f"the disk is full ({text.splitlines()[0]}); free some space and run again, finished work is kept"
+    return BadInput(f"the disk is full ({text.splitlines()[0]}); free some space and run again, finished work is kept")

@@ -24,7 +24,7 @@ import polars as pl
 from pydantic import Field
 
 from pipeline.compute import Compute
-from pipeline.errors import BadInput, disk_full
+from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 from pipeline.lock import WORK, alone
 from pipeline.source_code import code_of
@@ -96,9 +96,12 @@ class CaseFailures:
         except BadInput as error:
             self.messages.append(str(error))
         except Exception as error:
+            if found := BadInput.of(error):
+                self.messages.append(f"case '{case_id}': {found}")
+                return
             where = traceback.extract_tb(error.__traceback__)[-1]
             at = f"{Path(where.filename).name}:{where.lineno}"
-            self.messages.append(disk_full(error) or f"case '{case_id}': {type(error).__name__}: {error} ({at})")
+            self.messages.append(f"case '{case_id}': {type(error).__name__}: {error} ({at})")
 
     def raise_any(self) -> None:
         """Raise one `BadInput` with all recorded failures. Without a failure nothing is raised."""
@@ -267,10 +270,8 @@ class _Guarded:
         try:
             rows = self.task(shard)
             self._finish(shard, rows)
-        except BadInput as error:
-            return str(error)
         except Exception as error:  # a failure in one task must not stop the other shards
-            return disk_full(error) or f"shard {shard.index}: {traceback.format_exc()}"
+            return str(BadInput.of(error) or f"shard {shard.index}: {traceback.format_exc()}")
         return ""
 
     def _finish(self, shard: Shard, rows: pl.DataFrame) -> None:

@@ -11,33 +11,30 @@ from typing import Any
 
 import click
 
-from pipeline.errors import BadInput, disk_full
+from pipeline.errors import BadInput
 from pipeline.lock import alone
 
 FOLDER = click.Path(path_type=Path)
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: print the message of a `BadInput` or of a full disk on standard error and exit with code 2."""
+    """Decorator: print the message of a `BadInput` on standard error and exit with code 2.
+
+    A full disk and names that the file system does not take are the user's too, wherever they are met.
+    """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-        except BadInput as error:
-            _end(str(error))
         except Exception as error:
-            if (full := disk_full(error)) is None:
+            if (found := BadInput.of(error)) is None:
                 raise
-            _end(full)
+            for line in str(found).splitlines():
+                click.echo(f"error: {line}", err=True)
+            sys.exit(2)
 
     return run
-
-
-def _end(message: str) -> None:
-    for line in message.splitlines():
-        click.echo(f"error: {line}", err=True)
-    sys.exit(2)
 
 
 def stage(function: Callable[..., None]) -> Callable[..., None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 from dataclasses import dataclass
@@ -230,6 +231,18 @@ def test_failures_of_cases_are_raised_together():
     assert first == "a.nii: expected 3 axes, found 2"
     assert second.startswith("case 'c': IndexError: list index out of range (test_execution.py:")
     CaseFailures().raise_any()
+
+
+def test_a_name_that_the_file_system_does_not_take_is_the_users():
+    failures = CaseFailures()
+    with failures.of("c"):
+        Path("./" + "x" * 300).is_file()
+    with pytest.raises(BadInput) as caught:
+        failures.raise_any()
+    assert re.fullmatch(
+        r"case 'c': x{300}: expected names .* found 300 bytes in 'x{40}...' and 300 in all; shorten the names",
+        str(caught.value),
+    )
 
 
 # ---- workspace -------------------------------------------------------------------------------------------------

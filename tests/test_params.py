@@ -273,6 +273,15 @@ def test_a_mistake_is_named_by_its_key_path(tmp_path, changes, expected):
     assert found[0].startswith(expected)
 
 
+def test_a_name_longer_than_a_file_name_is_a_mistake(tmp_path):
+    """100 letters leave room for the names of the files of an entry."""
+    entry_of = {"kind": "agreement"}
+    load_params(changed(tmp_path, **{f"judges__{'x' * 100}": entry_of}))
+    (found,) = problems(changed(tmp_path, **{f"judges__{'x' * 101}": entry_of}))
+    assert found.startswith("judges.xxx")
+    assert "at most 100 characters" in found
+
+
 def test_all_mistakes_are_reported_together(tmp_path):
     found = problems(changed(tmp_path, seed=GONE, base__batch="many", judges__oracle__kind="truth"))
     assert [line.split(":")[0] for line in found] == ["seed", "base.batch", "judges.oracle.kind"]

@@ -36,6 +36,11 @@ _FLAGS = ("foreground", "only_ignore", "lost")
 _IGNORE = re.compile(r"ignored?([ _-]?(label|class|region))?")
 """Names, in lower case, of a class that is most likely no class, but voxels that nobody labelled."""
 
+_BLACK_AND_WHITE = (
+    "if masks are stored as 0 and 255, set `foreground_above: 127` (layout `folders`), or save class indices"
+)
+"""Advice on labels that hold 255 where a class is meant."""
+
 _WORKING_COPIES = 3
 """Memory of a shard in work, in multiples of the raw bytes of its cases.
 
@@ -157,7 +162,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
             "prepare",
             Limits(_WORKING_COPIES * size * case_bytes),
         )
-        notes += _label_notes(rows, reader.path)
+        notes += _label_notes(rows, reader)
         repeated = duplicates(dict(rows.select("case_id", "pixels").iter_rows()))
         notes += _duplicate_notes(repeated, assigned, splits, reader.path)
         _clear(out)
@@ -191,21 +196,27 @@ def _planned(sources: Sequence[Source], assigned: Mapping[str, str], preprocess:
     ]
 
 
-def _label_notes(rows: pl.DataFrame, data_root: Path) -> list[str]:
+def _label_notes(rows: pl.DataFrame, reader: Reader) -> list[str]:
     """Notes on labels of nothing but background and 255, and on labels of 255 alone; the notes are printed too.
 
-    Raises `BadInput` where no label has foreground.
+    Raises `BadInput` where no label has foreground. The advice fits the knobs of the reader.
     """
+    above = getattr(reader, "foreground_above", None)
     if rows["has_label"].any() and not rows["foreground"].any():
+        if above is not None:
+            raise BadInput(
+                f"{reader.path}: expected foreground in at least one label, found no pixel brighter than "
+                f"{above} (`foreground_above`); lower the number, or correct the masks"
+            )
         raise BadInput(
-            f"{data_root}: expected foreground in at least one label, found only 0 and {schema.UNKNOWN} "
-            "(ignore); for masks stored as 0 and 255 set `foreground_above: 127`"
+            f"{reader.path}: expected foreground in at least one label, found only 0 and {schema.UNKNOWN} "
+            f"(ignore); {_BLACK_AND_WHITE}"
         )
     notes = []
     if doubtful := sorted(rows.filter("only_ignore")["case_id"]):
         notes.append(
-            f"labels: {len(doubtful)} cases hold only background and 255 (ignore), e.g. '{doubtful[0]}'; if the "
-            "masks are stored as 0 and 255, set foreground_above: 127"
+            f"labels: {len(doubtful)} cases hold only background and 255 (ignore), e.g. '{doubtful[0]}'; "
+            f"{_BLACK_AND_WHITE}"
         )
     if lost := sorted(rows.filter("lost")["case_id"]):
         notes.append(

@@ -20,7 +20,17 @@ DOCUMENTS = (".txt", ".md", ".csv", ".tsv", ".json", ".yaml", ".yml", ".xml", ".
 
 Files with any other ending are refused. An image of an unsupported format would otherwise be left without a mask.
 """
+FORMATS = ("PNG", "BMP", "JPEG", "MPO", "WEBP")
+"""Pillow's formats that are read, whatever the ending of the file. MPO is what phones write as JPEG.
+
+GIF is left out, because its writers renumber the colours: a class index would not survive.
+"""
+TOO_LARGE = "expected a picture that Pillow opens, found too many pixels; save it as TIFF, or cut it into tiles"
+"""Message on a picture above Pillow's limit, which is 179 million pixels. TIFF has no such limit."""
 _WIDE_MODES = ("I", "F")
+_WIDE_PIXELS = ";16B"
+_ORIENTATION = 0x0112
+_TURNED = range(2, 9)
 _LUMA = np.array([19595, 38470, 7471]) / 65536
 _IN_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """Millimetres of a unit of space by its code in a NIfTI header: unknown (read as mm), metre, millimetre, micron."""
@@ -113,6 +123,55 @@ def _stored_edges(nifti: Any) -> list[float]:
 
 def _listed(edges: Sequence[float] | np.ndarray) -> str:
     return f"({', '.join(f'{edge:g}' for edge in edges)})"
+
+
+def picture_fault(picture: Any) -> str | None:
+    """Reason why the pixels that Pillow reads would not be the picture, or None. The text ends with what to do.
+
+    Faults are another format, a tag that turns the pixels, several frames, and 16 bits per pixel that Pillow cuts to 8.
+    A PNG may hold its tags after the pixels, and these are seen only when the pixels have been read.
+    """
+    if picture.format not in FORMATS:
+        rename = "rename it to .tif" if picture.format == "TIFF" else "convert it to PNG"
+        return f"expected a file of the format {', '.join(FORMATS)}, found {picture.format}; {rename}"
+    tags_are_read = picture.format != "PNG" or "exif" in picture.info or not picture.tile
+    if tags_are_read and (turned := turned_fault(picture.getexif().get(_ORIENTATION))):
+        return turned
+    if (frames := getattr(picture, "n_frames", 1)) > 1:
+        return f"expected one picture in the file, found {frames} ({picture.format}); save each as a file of its own"
+    if raw_mode(picture).endswith(_WIDE_PIXELS) and not picture.mode.startswith(_WIDE_MODES):
+        return (
+            f"expected 8 bits per channel, or 16 bits of grey without alpha, found 16 bits ({raw_mode(picture)}), of "
+            "which 8 would be lost; save it as TIFF"
+        )
+    return None
+
+
+def turned_fault(orientation: object) -> str | None:
+    """Fault of a picture whose orientation tag has this value, or None if viewers show the pixels as stored."""
+    if orientation not in _TURNED:
+        return None
+    return (
+        f"expected an upright picture, found orientation {orientation} in its tags; rotate the pixels and drop the "
+        "tag, so that image and mask agree"
+    )
+
+
+def raw_mode(picture: Any) -> str:
+    """Pillow's name of the pixels in the file, e.g. `L;2` for 2 bits. Empty once the pixels are read."""
+    arguments = picture.tile[0][3] if picture.tile else ""
+    return str(arguments if isinstance(arguments, str) else arguments[0])
+
+
+def verify(file: Any) -> None:
+    """Compare the checksums of a picture file, before which Pillow stops when it reads pixels.
+
+    Only PNG has checksums. Raises `SyntaxError` or `OSError` for a damaged file.
+    """
+    from PIL import Image
+
+    with Image.open(file) as whole:
+        whole.verify()
 
 
 def pixels(picture: Any) -> np.ndarray:

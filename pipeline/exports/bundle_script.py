@@ -24,21 +24,23 @@ from pipeline.cases.files.mask_file import mask_ending, write_mask
 from pipeline.cases.voxels import (
     DOCUMENTS,
     GREY_MODES,
+    TOO_LARGE,
     back,
     converted,
     nifti_affine,
     nifti_edges,
     nifti_voxels,
     on_working_grid,
+    picture_fault,
     pixels,
     to_ras,
+    verify,
     voxels_at,
     working_axes,
 )
 
 _ENDINGS = {"nifti": (".nii.gz", ".nii"), "pictures": (".png", ".bmp", ".jpg", ".jpeg")}
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
-_EXIF_ORIENTATION = 0x0112
 _AFFINE_TOLERANCE = 1e-3
 
 
@@ -199,6 +201,8 @@ def _named(file: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(f"{file}: "):
             raise
+        if type(error).__name__ == "DecompressionBombError":
+            raise ValueError(f"{file}: {TOO_LARGE} ({error})") from error
         raise ValueError(
             f"{file}: expected a whole image that this bundle can prepare, found {type(error).__name__}: {error}; "
             "fetch the file again, or remove it from the folder"
@@ -249,8 +253,6 @@ def _grids(file: Path, spec: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int
         from PIL import Image
 
         with Image.open(file) as picture:
-            if picture.format == "JPEG" and picture.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-                raise ValueError(f"{file}: expected an upright picture, found an EXIF orientation; rotate the pixels")
             shape = (picture.height, picture.width)
     _check(file, shape, affine, spec)
     orientation = None if knobs["orientation"] is None or affine is None else to_ras(affine)
@@ -298,8 +300,14 @@ def _channels(file: Path, spec: dict[str, Any]) -> np.ndarray:
             return np.ascontiguousarray(np.moveaxis(values.reshape(*_space(nifti, spec), -1), -1, 0))
         from PIL import Image
 
+        verify(file)
         with Image.open(file) as picture:
-            return pixels(picture)
+            found = picture_fault(picture)
+            values = pixels(picture)
+            # A PNG may hold the tag that turns it after the pixels.
+            if fault := found or picture_fault(picture):
+                raise ValueError(f"{file}: {fault}")
+            return values
 
 
 def _refuse_other_affine(file: Path, first: Path, axes: int) -> None:

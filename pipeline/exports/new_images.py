@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.cases.files import image_file, nifti, tiff
-from pipeline.cases.files.checks import refuse_dicom
+from pipeline.cases.files.checks import refuse_dicom, refuse_long_name
 from pipeline.cases.files.header import Header
 from pipeline.cases.voxels import DOCUMENTS
 from pipeline.errors import BadInput
@@ -41,6 +41,7 @@ def new_images(given: Path, channels: int, axes: int, out: Path) -> tuple[list[N
     skipped with a warning. Raises `BadInput` if there is no image.
     """
     if given.is_file():
+        refuse_long_name(_stem(given), given)
         files, failures = _with_siblings(given, channels, axes), list[str]()
     elif given.is_dir():
         files, failures = _images_of(given, out)
@@ -120,7 +121,7 @@ def _images_of(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
             if path.suffix.lower() in DOCUMENTS:
                 print(f"warning: {path}: skipped, is no image", file=sys.stderr)
                 continue
-            image_file.ending_of(path)
+            refuse_long_name(_stem(path), path)
             files.append(path)
         except BadInput as error:
             failures.append(str(error))

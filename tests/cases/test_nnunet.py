@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.cases.readers.nnunet import NnUNet
 from pipeline.errors import BadInput
@@ -52,6 +53,15 @@ def test_a_colour_picture_is_three_channels(tmp_path: Path) -> None:
         BadInput, match=r"case 'case_00': expected 1 channels .* has 3\), found 3 in case_00_0000.png; add"
     ):
         change(tmp_path, channel_names={"0": "grey"}).scan()
+
+
+def test_labels_of_lossy_content_are_refused_whatever_their_name(tmp_path: Path) -> None:
+    write_nnunet(tmp_path, cases=1, ending=".png")
+    reader = NnUNet(path=tmp_path)
+    (source,) = reader.scan()
+    Image.fromarray(disc((20, 24), 3)).save(tmp_path / "labelsTr/case_00.png", format="JPEG")
+    with pytest.raises(BadInput, match=r"case_00.png: case 'case_00': expected class indices .* found JPEG, which"):
+        reader.read(source)
 
 
 def test_classes_are_in_the_order_of_their_values_and_ignore_is_255(tmp_path: Path) -> None:

@@ -269,9 +269,25 @@ def test_labels_that_resampling_leaves_without_a_known_voxel_are_noted(tmp_path:
     rows = pl.DataFrame(
         {"case_id": ["a", "b"], "has_label": True, "foreground": True, "only_ignore": False, "lost": [False, True]}
     )
-    (note,) = _label_notes(rows, tmp_path)
+    reader = Folders(path=tmp_path)
+    (note,) = _label_notes(rows, reader)
     assert note.startswith("labels: 1 cases hold only 255 (ignore) on the working grid, e.g. 'b'")
-    assert _label_notes(rows[:1], tmp_path) == []
+    assert _label_notes(rows[:1], reader) == []
+
+
+def test_advice_is_never_what_is_set_already(tmp_path: Path) -> None:
+    """With `foreground_above`, masks without foreground are too dark; nnU-Net's layout has no such knob."""
+    raw = write_folders(tmp_path / "raw")
+    for file in (raw / "masks").iterdir():
+        Image.fromarray(np.asarray(Image.open(file)) * np.uint8(100)).save(file)
+    with pytest.raises(BadInput, match=r"found no pixel brighter than 127 \(`foreground_above`\); lower the") as caught:
+        prepared(Folders(path=raw, foreground_above=127))
+    assert "set `foreground_above" not in str(caught.value)
+    write_nnunet(tmp_path / "nnunet", ending=".png", unlabelled=1)
+    for file in (tmp_path / "nnunet/labelsTr").iterdir():
+        Image.fromarray(np.asarray(Image.open(file)) * np.uint8(255)).save(file)
+    with pytest.raises(BadInput, match="expected labels 0 to 1, found 255"):
+        prepared(NnUNet(path=tmp_path / "nnunet"))
 
 
 def test_notes_on_the_case_table_are_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

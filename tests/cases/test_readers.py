@@ -157,6 +157,15 @@ def test_unsafe_case_ids_are_refused(case_id: str) -> None:
         check_case_id(case_id, "f.png")
 
 
+def test_a_case_id_leaves_room_for_the_names_of_its_files() -> None:
+    """File systems take 255 bytes; `.partial-`, `.nii.gz` and `.json.partial` are added."""
+    check_case_id("x" * 230, "f.png")
+    with pytest.raises(
+        BadInput, match=r"^f\.png: expected a case id of at most 230 bytes, found 231, .* rename the fi"
+    ):
+        check_case_id("x" * 231, "f.png")
+
+
 def four() -> list[Source]:
     return [Source(case_id, (4, 4), f"{case_id}.png", "l.png") for case_id in ("d", "b", "a", "c")]
 

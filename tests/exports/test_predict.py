@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import NetworkPrediction
 from pipeline.execution import Execution
-from pipeline.exports.bundle_script import images_of
+from pipeline.exports.bundle_script import ToWorkingGridd, images_of
 from pipeline.exports.predict import DONE, PROBABILITY_FOLDER, apply_model, ready_model
 from pipeline.store.cases import CaseStore
 from stages.predict import main
+from tests.fixtures.picture_files import GREY, TAGGED, frames, png, write
 from tests.fixtures.trained import model_folder, textured, write_oblique
 
 ONE = Execution(scheduler="synchronous", workers=1, progress="none")
@@ -331,6 +333,74 @@ def test_one_bad_image_names_itself_and_the_others_are_made(tmp_path, write, mes
     assert "predict: 1 of 3 images failed; finished images are kept" in str(caught.value)
     assert "series: expected an image, found a folder" in str(caught.value)
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii")) == ["a.nii", "c.nii"]
+
+
+FAULTY = {
+    **{kind: (*TAGGED[kind](6), 3 if kind == "webp" else 1, "expected an upright picture") for kind in TAGGED},
+    "phone": ("a.jpg", frames("MPO"), 1, "expected one picture in the file, found 3"),
+    "animated": ("a.png", frames("PNG"), 1, "expected one picture in the file, found 3"),
+    "GIF": ("a.png", lambda file: write(file, GREY, format="GIF"), 3, "found GIF; convert it to PNG"),
+    "16 bits": (
+        "a.png",
+        lambda file: write(file, png(np.full((8, 8, 3), 4001), 16, 2)),
+        3,
+        "expected 8 bits per channel",
+    ),
+    "inverted": (
+        "a.tif",
+        lambda file: tifffile.imwrite(file, GREY, photometric="miniswhite"),
+        1,
+        "bright is large, or RGB, found MINISWHITE",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(FAULTY))
+def test_pictures_that_prepare_refuses(tmp_path, kind):
+    """By predict and by a bundle, whose copy of the reading code is the same. No mask is written."""
+    name, save, channels, message = FAULTY[kind]
+    (tmp_path / "images").mkdir()
+    save(tmp_path / "images" / name)
+    model = model_folder(tmp_path / "model", (8, 8), channels=channels)
+    with pytest.raises(BadInput, match=rf"{name}: case 'a': .*{message}"):
+        apply(model, tmp_path / "images", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [DONE]
+    if name.endswith(".tif"):
+        return
+    spec = ready_model(model).input.model_dump(mode="json") | {"dimensions": 2, "offsets": []}
+    with pytest.raises(ValueError, match=rf"{name}: .*{message}"):
+        list(map(ToWorkingGridd(spec), images_of(str(tmp_path / "images"), spec)))
+
+
+def test_a_picture_above_the_limit_of_pillow(tmp_path, monkeypatch):
+    write_png(tmp_path / "images/a.png", (8, 8))
+    model = model_folder(tmp_path / "model", (8, 8))
+    spec = ready_model(model).input.model_dump(mode="json") | {"dimensions": 2, "offsets": []}
+    found = images_of(str(tmp_path / "images"), spec)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    message = r"a.png: .*found too many pixels; save it as TIFF, or cut it into tiles"
+    with pytest.raises(BadInput, match=message):
+        apply(model, tmp_path / "images", tmp_path / "out")
+    with pytest.raises(ValueError, match=message):
+        ToWorkingGridd(spec)(found[0])
+
+
+def test_names_longer_than_the_file_system_takes(tmp_path):
+    """Of an image, whose mask has no room for its name in work; and of a path in the command."""
+    model = model_folder(tmp_path / "model", (8, 8))
+    for name in ("é" * 115, "y" * 231):
+        write_png(tmp_path / f"images/{name}.png", (8, 8))
+    with pytest.raises(
+        BadInput, match=r"y.png: expected a case id of at most 230 bytes, found 231, .* rename the file"
+    ):
+        apply(model, tmp_path / "images", tmp_path / "out", probabilities=True)
+    assert mask_of(tmp_path / f"out/{'é' * 115}.png").shape == (8, 8)
+    with pytest.raises(BadInput, match="at most 230 bytes"):
+        apply(model, tmp_path / f"images/{'y' * 231}.png", tmp_path / "alone")
+    for images, out in (("x" * 300, "out"), ("images", "x" * 300), ("/".join(["x" * 200] * 25), "out")):
+        result = CliRunner().invoke(main, [str(model), str(tmp_path / images), str(tmp_path / out)])
+        assert result.exit_code == 2
+        assert re.search(r"^error: .*: expected names and a path that the file system takes", result.output, re.M)
 
 
 def test_documents_beside_images_are_skipped_with_a_warning(tmp_path, capsys):

@@ -17,6 +17,7 @@ from pipeline.proposals.samplers.imported import Imported
 from pipeline.proposals.samplers.sampler import CaseModels, Draw, Setup
 from tests.fixtures.builders import rows_of
 from tests.fixtures.networks import Constant, case_of, models, row_of, sampler_of
+from tests.fixtures.phantoms import save_image
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 LABEL = rows_of(["0012", "0012", "0000"])
@@ -95,6 +96,72 @@ def test_other_numbers():
     nifti(np.array([[5, 117, 3, 0]], np.uint8), "a/c0.nii.gz")
     sampler = imported(tool={"path": "a", "values": {"5": 1, "117": 2}})
     assert only(sampler, case_with((1, 4))).tolist() == [[1, 2, 0, 0]]
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.float32, np.float64])
+def test_numbers_of_any_size_and_sign(kind):
+    """FreeSurfer counts to 2035 and beyond; -1 and 1024 are not asked for, 255 is a number like any other."""
+    nifti(np.array([[2035, -1, 1024, -7, 255, 0]], kind), "a/c0.nii.gz")
+    sampler = imported(tool={"path": "a", "values": {"2035": 1, "-7": 2, "70000": 2}})
+    assert only(sampler, case_with((1, 6))).tolist() == [[1, 0, 0, 2, 0, 0]]
+
+
+def test_numbers_of_a_picture_of_16_bits():
+    png(np.array([[2035, 1024, 0, 65535]], np.uint16), "a/c0.png")
+    sampler = imported(tool={"path": "a", "file": "{case_id}.png", "values": {"2035": 1, "65535": 2}})
+    assert only(sampler, case_with((1, 4))).tolist() == [[1, 0, 0, 2]]
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".nii.gz"])
+@pytest.mark.parametrize("inside", [1, 255, 1024])
+def test_a_file_of_one_class_holds_any_other_number(ending, inside):
+    values = (LABEL == 1).astype(np.uint16) * np.uint16(inside)
+    (IMPORTS / "a/c0").mkdir(parents=True)
+    save_image(IMPORTS / f"a/c0/x{ending}", values)
+    sampler = imported(tool={"path": "a", "classes": {f"x{ending}": 2}})
+    assert only(sampler, case_with(affine=None)).tolist() == ((LABEL == 1) * 2).tolist()
+
+
+BRIGHT = {
+    "JPEG": (".jpg", lambda mask: mask * np.uint8(255), {"quality": 95}),
+    "colour JPEG": (".jpg", lambda mask: np.stack([mask * np.uint8(255)] * 3, -1), {"quality": 95}),
+    "RGB": (".png", lambda mask: np.stack([mask * np.uint8(255)] * 3, -1), {}),
+    "1 bit": (".png", lambda mask: mask.astype(bool), {}),
+    "1 bit BMP": (".bmp", lambda mask: mask.astype(bool), {}),
+    "16 bits": (".png", lambda mask: mask * np.uint16(65535), {}),
+    "1 bit TIFF": (".tif", lambda mask: mask.astype(bool), {}),
+    "JPEG of another name": (".png", lambda mask: mask * np.uint8(255), {"format": "JPEG", "quality": 95}),
+}
+
+
+@pytest.mark.parametrize("kind", list(BRIGHT))
+def test_black_and_white_in_any_colour_and_format(kind):
+    """What the layout `folders` takes."""
+    mask = np.kron(LABEL == 1, np.ones((8, 8), np.uint8)).astype(np.uint8)
+    ending, stored, knobs = BRIGHT[kind]
+    (IMPORTS / "a").mkdir()
+    Image.fromarray(stored(mask)).save(IMPORTS / f"a/c0{ending}", **knobs)
+    sampler = imported(tool={"path": "a", "file": f"{{case_id}}{ending}", "foreground_above": 127})
+    assert only(sampler, case_with(mask.shape)).tolist() == mask.tolist()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int16, np.uint16])
+def test_black_and_white_of_nifti_in_any_number(kind):
+    nifti(np.array([[0, 1000, 127, 128]], kind), "a/c0.nii.gz")
+    sampler = imported(tool={"path": "a", "foreground_above": 127})
+    assert only(sampler, case_with((1, 4))).tolist() == [[0, 1, 0, 1]]
+
+
+def test_masks_that_pictures_hide_are_refused_here_too():
+    """Drawn in the alpha channel, or of classes in a lossy format behind `.png`."""
+    png(np.stack([np.full((3, 4), 255)] * 3 + [LABEL * 255], -1).astype(np.uint8), "a/c0.png")
+    bright = imported(tool={"path": "a", "file": "{case_id}.png", "foreground_above": 127})
+    assert "a/c0.png: case 'c0': expected an opaque mask, found alpha from 0 to" in refused(bright, case_with())
+    Image.fromarray(LABEL).save(IMPORTS / "a/c0.png", format="JPEG")
+    classes = imported(tool={"path": "a", "file": "{case_id}.png"})
+    assert "a/c0.png: case 'c0': expected class indices in a lossless format, found JPEG" in refused(
+        classes, case_with()
+    )
 
 
 def test_black_and_white():
@@ -231,7 +298,11 @@ def test_a_damaged_mask_is_refused(classes):
         ([0, 1, 2], {"classes": {"x.nii.gz": 1}}, r"expected 0 and one other value in a file of one class, found \[0"),
         ([1, 2, 2], {"classes": {"x.nii.gz": 1}}, r"expected 0 and one other value in a file of one class, found \[1"),
         ([0, 0.5, 1], {}, r"found 0.5"),
-        ([0, -1, 1], {"values": {"1": 1}}, r"found -1"),
+        ([0, 0.5, 1], {"values": {"1": 1}}, r"expected whole numbers, found 0.5; correct the mask"),
+        ([0, np.nan, 1], {"values": {"1": 1}}, r"expected whole numbers, found nan"),
+        ([0, np.inf, 1], {}, r"expected whole numbers, found inf"),
+        ([0, np.nan, 255], {"foreground_above": 127}, r"expected finite values, found 1 NaN or infinite voxels"),
+        ([0, -1, 1024], {}, r"expected labels 0 to 2 .* found \[-1, 1024\]; set `values`"),
         ([255, 255, 255], {"values": {"255": 255}}, ""),
     ],
 )
@@ -297,8 +368,6 @@ def test_masks_lie_below_the_folder_that_dvc_watches(path):
 def test_values_and_classes_that_cannot_be():
     with pytest.raises(BadInput, match=r"sources.tool: expected classes 0 to 2, found \[3\]; correct the classes"):
         imported(tool={"path": "a", "classes": {"x.nii.gz": 3}}).settings("mine", setup_of())
-    with pytest.raises(BadInput, match=r"sources.tool: expected values 0 to 255, found \[300\]; renumber the masks"):
-        imported(tool={"path": "a", "values": {"300": 1}}).settings("mine", setup_of())
 
 
 @pytest.mark.parametrize(

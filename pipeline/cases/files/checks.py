@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -16,15 +17,29 @@ from pipeline.store.schema import UNKNOWN
 
 _CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _DICOM_PREAMBLE = 128
+_LONGEST = 230
+"""Bytes of a case id. File systems take 255, and endings and prefixes of files in work are added."""
 _ROUNDING = 1e-4
+_CLASS_NUMBERS = 32
+"""Greys below this number look black: they are class numbers, not shades."""
 
 
 def check_case_id(case_id: str, file: object) -> None:
-    """Refuse an unsafe case id. Case ids become file names, keys of tables and text of the report."""
+    """Refuse an unsafe or long case id. Case ids become file names, keys of tables and text of the report."""
+    refuse_long_name(case_id, file)
     if not _CASE_ID.fullmatch(case_id):
         raise BadInput(
             f"{file}: case id {case_id!r} expected letters, digits, '_', '.' or '-', not starting with a dot; "
             "rename the file"
+        )
+
+
+def refuse_long_name(case_id: str, file: object) -> None:
+    """Refuse a case id that is too long for the names of files that are made of it."""
+    if (found := len(os.fsencode(case_id))) > _LONGEST:
+        raise BadInput(
+            f"{file}: expected a case id of at most {_LONGEST} bytes, found {found}, as files are named by it; rename "
+            "the file"
         )
 
 
@@ -96,11 +111,39 @@ def refuse_other_shape(found: tuple[int, ...], expected: tuple[int, ...], file: 
         )
 
 
+def refuse_inverted(values: np.ndarray, colours: np.ndarray, file: Path, case_id: str) -> None:
+    """Refuse a colour table that contradicts the indices of a mask.
+
+    `values`: indices `[*space]`. `colours`: u8 `[entry, 3 or 4]`, red, green, blue and perhaps alpha. Refused are three
+    kinds of table: greys of which index 0 is the brightest, greys that are class numbers in another order, and tables
+    in which index 0 is less transparent than another index. Index 0 may be white beside colours.
+    """
+    shown = np.union1d(np.unique(values), [0, 1])
+    shown = shown[shown < len(colours)]
+    entries = colours[shown].astype(int)
+    grey, alpha = entries[:, 0], entries[:, 3:]
+    greys_only = bool((entries[:, :3] == grey[:, None]).all())
+    white = greys_only and grey[0] == grey.max() > 0
+    renumbered = greys_only and grey.max() < _CLASS_NUMBERS and grey.any() and (grey != shown).any()
+    if white or renumbered or (alpha[:1] > alpha).any():
+        table = ", ".join(f"{index}: {entry}" for index, entry in zip(shown[:4], entries.tolist(), strict=False))
+        raise BadInput(
+            f"{file}: case '{case_id}': expected a colour table in which index 0 is the background, found {table}; "
+            "save the class indices as grey values, without a colour table"
+        )
+
+
 def brighter(values: np.ndarray, above: int, file: Path, case_id: str) -> np.ndarray:
     """Label u8 of the same shape: 1 where `values` exceed `above`, else 0.
 
-    If `above` is at least 1, a mask of 0 and 1 is refused, because its label would be background only.
+    If `above` is at least 1, a mask of 0 and 1 is refused, because its label would be background only. NaN and infinite
+    values are refused.
     """
+    if not np.isfinite(values).all():
+        raise BadInput(
+            f"{file}: case '{case_id}': expected finite values, found {int((~np.isfinite(values)).sum())} NaN or "
+            "infinite voxels; correct the mask"
+        )
     if above >= 1 and values.max(initial=0) == 1:
         raise BadInput(
             f"{file}: case '{case_id}': expected a mask of 0 and 255 (foreground_above: {above}), found 0 and 1; "
@@ -109,17 +152,32 @@ def brighter(values: np.ndarray, above: int, file: Path, case_id: str) -> np.nda
     return (values > above).astype(np.uint8)
 
 
+def rounded(values: np.ndarray) -> np.ndarray:
+    """The values, with those within 1e-4 of a whole number as the whole number: NIfTI's scale factor rounds."""
+    if not np.issubdtype(values.dtype, np.floating):
+        return values
+    whole = np.round(values)
+    return np.where(np.abs(values - whole) < _ROUNDING, whole, values)
+
+
+def whole_numbers(values: np.ndarray, file: Path, case_id: str) -> np.ndarray:
+    """The values of a mask, rounded. Raises `BadInput` for fractions, NaN and infinity."""
+    values = rounded(values)
+    fractions = ~np.isfinite(values) | (values != np.round(values))
+    if fractions.any():
+        wrong = ", ".join(f"{value:g}" for value in np.unique(values[fractions])[:5])
+        raise BadInput(f"{file}: case '{case_id}': expected whole numbers, found {wrong}; correct the mask")
+    return values
+
+
 def class_indices(
     values: np.ndarray, classes: int, file: Path, case_id: str, ignore: int | None = UNKNOWN
 ) -> np.ndarray:
     """Label u8 of the same shape: class indices below `classes`, and 255 for voxels that hold `ignore`.
 
-    Values within 1e-4 of a whole number count as the whole number, because NIfTI's scale factor causes rounding errors.
     Raises `BadInput` for fractions, NaN, infinity and values outside the declared classes.
     """
-    if np.issubdtype(values.dtype, np.floating):
-        whole = np.round(values)
-        values = np.where(np.abs(values - whole) < _ROUNDING, whole, values)
+    values = rounded(values)
     found = np.unique(values)
     wrong = [value for value in found.tolist() if value != ignore and value not in range(classes)]
     if wrong:

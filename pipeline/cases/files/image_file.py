@@ -1,4 +1,7 @@
-"""Images and masks of all supported formats. The ending of the file name decides the format."""
+"""Images and masks of all supported formats.
+
+The ending of the file name decides between NIfTI, TIFF and pictures. What a picture is follows from its content.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cases.files import nifti, picture, tiff
-from pipeline.cases.files.checks import class_indices, refuse_dicom, refuse_other_shape
+from pipeline.cases.files.checks import brighter, class_indices, refuse_dicom, refuse_other_shape
 from pipeline.cases.files.header import Header
 from pipeline.errors import BadInput
 from pipeline.store.schema import UNKNOWN
@@ -53,10 +56,31 @@ def read_mask(
     Raises `BadInput` for another shape, for another affine if `affine` is not None and the file is NIfTI, and for
     values that are not a class.
     """
+    return class_indices(mask_values(file, case_id, shape, affine), classes, file, case_id, ignore)
+
+
+def mask_values(file: Path, case_id: str, shape: tuple[int, ...], affine: tuple[float, ...] | None) -> np.ndarray:
+    """Values `[*space]` of a mask as stored, of any number type. Raises `BadInput` for another grid."""
     ending = ending_of(file)
     if ending in nifti.ENDINGS:
         values = nifti.mask(file, case_id, shape, affine)
     else:
         values = tiff.mask(file, case_id) if ending in tiff.ENDINGS else picture.mask(file, case_id)
     refuse_other_shape(values.shape, shape, file, case_id)
-    return class_indices(values, classes, file, case_id, ignore)
+    return values
+
+
+def bright_mask(
+    file: Path, case_id: str, shape: tuple[int, ...], affine: tuple[float, ...] | None, above: int
+) -> np.ndarray:
+    """Label u8 `[*space]`: 1 where a mask of black and white is brighter than `above`, else 0.
+
+    Raises `BadInput` for another grid, for transparency, and for a mask of class indices.
+    """
+    ending = ending_of(file)
+    if ending in nifti.ENDINGS:
+        values = nifti.mask(file, case_id, shape, affine)
+    else:
+        values = tiff.brightness(file, case_id) if ending in tiff.ENDINGS else picture.brightness(file, case_id)
+    refuse_other_shape(values.shape, shape, file, case_id)
+    return brighter(values, above, file, case_id)

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.cases.files import image_file, picture, tiff
-from pipeline.cases.files.checks import brighter, inside, refuse_dicom, refuse_other_shape
+from pipeline.cases.files.checks import inside, refuse_dicom
 from pipeline.cases.readers.reader import CaseTable, Source
 from pipeline.cases.voxels import converted
 from pipeline.errors import BadInput
@@ -42,8 +42,8 @@ class Folders(Knobs):
     channels: Literal["grey", "rgb"] | None = None
     """Kind that all images are converted to. Null keeps images as stored, and refuses a data set of both kinds."""
     foreground_above: Annotated[int, Field(ge=0)] | None = None
-    """Threshold for masks stored as 0 and 255. Brighter pixels are class 1, all others background. Null: masks hold
-    class indices."""
+    """Threshold for masks stored as 0 and 255, in any colour or format. Brighter pixels are class 1, all others
+    background. Null: masks hold class indices."""
 
     @model_validator(mode="after")
     def _two_classes(self) -> Folders:
@@ -95,10 +95,7 @@ class Folders(Knobs):
     def _mask(self, file: Path, source: Source) -> np.ndarray:
         if self.foreground_above is None:
             return image_file.read_mask(file, source.case_id, source.shape, None, len(self.classes))
-        stack = file.suffix.lower() in tiff.ENDINGS
-        values = tiff.mask(file, source.case_id) if stack else picture.brightness(file, source.case_id)
-        refuse_other_shape(values.shape, source.shape, file, source.case_id)
-        return brighter(values, self.foreground_above, file, source.case_id)
+        return image_file.bright_mask(file, source.case_id, source.shape, None, self.foreground_above)
 
     def _images(self) -> dict[str, str]:
         images = self._stems(self.images)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.cases.files.checks import brighter, inside
-from pipeline.cases.files.image_file import read_mask
+from pipeline.cases.files.checks import inside, whole_numbers
+from pipeline.cases.files.image_file import bright_mask, mask_values
 from pipeline.cases.grid import to_working
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs, Name
@@ -38,11 +38,12 @@ class Masks(Knobs):
     classes: Annotated[dict[str, Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
     """Class of each file in the folder of a case, e.g. `{liver.nii.gz: 1}`, if the source has one file per class, as
     TotalSegmentator writes. Voxels other than 0 are inside. No voxel may be inside two classes."""
-    values: dict[Class, Class] | None = None
-    """Class of each value, for label maps with other numbers. All other values are background. Null: values are
-    classes, and 255 is unknown."""
+    values: dict[int, Class] | None = None
+    """Class of each value, for label maps with other numbers, of any size and sign. All other values are background.
+    Null: values are classes, and 255 is unknown."""
     foreground_above: Class | None = None
-    """Threshold for masks that are stored as 0 and 255. Larger values are class 1, all other values background."""
+    """Threshold for masks that are stored as 0 and 255, in any colour or format. Larger values are class 1, all other
+    values background."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Masks:
@@ -65,7 +66,10 @@ class Masks(Knobs):
         """Label map u8 `[*source]`. Raises `BadInput` for another grid, other values and two classes in one voxel."""
         out = np.zeros(case.original_shape, np.uint8)
         for file, label in self.files(imports, case.case_id).items():
-            values = read_mask(file, case.case_id, case.original_shape, case.affine, UNKNOWN + 1, ignore=None)
+            grid = (case.original_shape, case.affine)
+            if self.foreground_above is not None:
+                return bright_mask(file, case.case_id, *grid, self.foreground_above)
+            values = whole_numbers(mask_values(file, case.case_id, *grid), file, case.case_id)
             if label is None:
                 return self._label(values, file, case.case_id, classes)
             found = np.unique(values)
@@ -85,14 +89,13 @@ class Masks(Knobs):
         return out
 
     def _label(self, values: np.ndarray, file: Path, case_id: str, classes: int) -> np.ndarray:
-        if self.foreground_above is not None:
-            return brighter(values, self.foreground_above, file, case_id)
         if self.values is not None:
-            table = np.zeros(UNKNOWN + 1, np.uint8)
-            table[list(self.values)] = list(self.values.values())
-            return table[values]
-        found = np.unique(values).tolist()
-        if wrong := [value for value in found if value >= classes and value != UNKNOWN]:
+            out = np.zeros(values.shape, np.uint8)
+            for value, label in self.values.items():
+                out[values == value] = label
+            return out
+        found = [int(value) for value in np.unique(values)]
+        if wrong := [value for value in found if value not in range(classes) and value != UNKNOWN]:
             raise BadInput(
                 f"{file}: case '{case_id}': expected labels 0 to {classes - 1} (and {UNKNOWN} for unknown), found "
                 f"{wrong[:5]}; set `values`, or correct the mask"
@@ -102,7 +105,7 @@ class Masks(Knobs):
                 f"{file}: case '{case_id}': expected classes, found only {found}, and {UNKNOWN} means unknown; set "
                 "`foreground_above: 127` if this value is the foreground"
             )
-        return values
+        return values.astype(np.uint8)
 
 
 class Imported(Knobs):
@@ -133,8 +136,6 @@ class Imported(Knobs):
                 raise BadInput(
                     f"{key}.{source}: expected classes 0 to {setup.classes - 1}, found {beyond}; correct the classes"
                 )
-            if beyond := [value for value in masks.values or {} if value > UNKNOWN]:
-                raise BadInput(f"{key}.{source}: expected values 0 to {UNKNOWN}, found {beyond}; renumber the masks")
             absent = [file for case in setup.cases for file in masks.files(setup.imports, case.case_id)]
             absent = [file for file in absent if not file.is_file()]
             first = not setup.base and source == next(iter(self.sources))

@@ -1,0 +1,32 @@
+"""Errors that are a user's to mend, and those that are ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import polars as pl
+import pytest
+
+from pipeline.errors import BadInput
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "masks.zarr/c/0"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        pl.exceptions.ComputeError("No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_said(error):
+    found = BadInput.of(error)
+    assert str(found).startswith("the disk is full (")
+    assert str(found).endswith("; free some space and run again, finished work is kept")
+
+
+def test_bad_input_is_itself_and_our_own_errors_are_none():
+    bad = BadInput("case 'a' is wrong")
+    assert BadInput.of(bad) is bad
+    assert BadInput.of(OSError(errno.ENOENT, os.strerror(errno.ENOENT))) is None
+    assert BadInput.of(ZeroDivisionError("division by zero")) is None
