@@ -390,7 +390,7 @@ def choose(out: Path) -> None:
         found[name] = [best["rate"], best["weight"]]
     table.write_csv(out / "tried.csv")
     (out / "chosen.json").write_text(json.dumps(found, indent=1))
-    print(table.with_columns(100 * pl.col("polyps", "nuclei", "mean")))
+    print(table.with_columns(pl.col("polyps", "nuclei", "mean") * 100))
     print(found)
 
 
