@@ -186,13 +186,22 @@ STUDENT_F1 = STUDENT.with_columns(f1=pl.Series([0.8, 0.6, 0.5, 0.5, 0.0, 0.2]))
 BASE_F1 = BASE.with_columns(f1=pl.Series([0.4, 0.4, 0.5, 0.5, 0.3, 0.3]))
 
 
+def thrice(table: pl.DataFrame) -> pl.DataFrame:
+    """Three patients of each kind, so that there are enough for an interval.
+
+    One resample in 64 has one kind alone, more than the share of .0024 that is left out at either end.
+    """
+    names = [pl.col(name) + str(copy) for copy in range(3) for name in ("case_id", "group")]
+    return pl.concat([table.with_columns(names[2 * copy : 2 * copy + 2]) for copy in range(3)])
+
+
 def test_summary_worked_by_hand():
-    """Cases .8, .6 (patient A: .7) and .4 (B): mean .55. Resamples of two patients are .7, .55 or .4 (1:2:1).
+    """Cases .8, .6 (patient A: .7) and .4 (B): mean .55. Resamples of patients reach from .4 to .7.
 
     Peak: A (.9 + .8) / 2 = .85, B .5: .675. HD95: A 3, B 6: 4.5. |volume error|: A .2, B .4: .3.
     Class 1: A .75, B .2: .475. Class 2: A .65, B .6: .625.
     """
-    found = summary(STUDENT, None, KNOBS)
+    found = summary(thrice(STUDENT), None, KNOBS)
     assert found["dice"] == pytest.approx({"mean": 0.55, "low": 0.4, "high": 0.7})
     assert found["hd95"] == pytest.approx({"mean": 4.5, "low": 3.0, "high": 6.0})
     assert found["dice_with_truth"] == pytest.approx(found["dice"])
@@ -201,7 +210,7 @@ def test_summary_worked_by_hand():
     assert found["worst_5_percent"] == pytest.approx(0.4)
     assert found["classes"]["1"]["dice"] == pytest.approx(0.475)
     assert found["classes"]["2"]["dice"] == pytest.approx(0.625)
-    assert (found["cases"], found["groups"], found["distance_unit"]) == (3, 2, "px")
+    assert (found["cases"], found["groups"], found["distance_unit"]) == (9, 6, "px")
     assert "gain_over_base" not in found
     assert "cases_worse" not in found
 
@@ -211,11 +220,13 @@ def test_gain_over_base_is_paired():
 
     HD95 gains: A (-1 - 3) / 2 = -2, B +1: -.5.
     """
-    found = summary(STUDENT, BASE, KNOBS)
+    found = summary(thrice(STUDENT), thrice(BASE), KNOBS)
     assert found["gain_over_base"]["dice"] == pytest.approx({"mean": 0.0375, "low": -0.025, "high": 0.1})
     assert found["gain_over_base"]["hd95"] == pytest.approx({"mean": -0.5, "low": -2.0, "high": 1.0})
     assert found["gain_over_base"]["nsd"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
-    assert found["cases_worse"] == 1
+    assert found["cases_worse"] == 3
+    few = summary(STUDENT, BASE, KNOBS)["gain_over_base"]["dice"]
+    assert few == {"mean": pytest.approx(0.0375), "low": None, "high": None}, "two patients"
 
 
 def test_a_case_at_exactly_the_margin_is_not_worse():
@@ -282,7 +293,7 @@ def test_f1_is_summarised_as_the_other_metrics():
 
     Gains: .3, 0 (A: .15) and -.2 (B): mean -.025.
     """
-    found = summary(STUDENT_F1, BASE_F1, WITH_F1)
+    found = summary(thrice(STUDENT_F1), thrice(BASE_F1), WITH_F1)
     assert found["f1"] == pytest.approx({"mean": 0.35, "low": 0.1, "high": 0.6})
     assert (found["classes"]["1"]["f1"], found["classes"]["2"]["f1"]) == pytest.approx((0.325, 0.375))
     assert found["gain_over_base"]["f1"] == pytest.approx({"mean": -0.025, "low": -0.2, "high": 0.15})

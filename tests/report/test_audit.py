@@ -137,10 +137,11 @@ def test_dashes_are_explained_by_measure_and_by_judge() -> None:
 
 
 def test_intervals_of_too_few_patients_are_not_shown(tmp_path: Path) -> None:
-    """Five cases of one patient: the table has ends, but verdicts do not believe them, and no gain is marked."""
-    run = made(tmp_path).run
-    object.__setattr__(run, "patients", 1)
-    found = row_of(table(judges(run), "Verdict of the audit on each judge"), "agreement")["lift@1"]
+    """The audit gives no ends then, and no gain is marked."""
+    rows = [row | {"lift_low": None, "lift_high": None} for row in plain_audit(JUDGES, PAIRS).judges]
+    found = row_of(table(judges(made(tmp_path, judges=rows).run), "Verdict of the audit on each judge"), "agreement")[
+        "lift@1"
+    ]
     assert (found.text, found.interval, found.sign) == ("+2.0", "no interval", 0)
 
 
