@@ -243,6 +243,8 @@ def kill_repro(reference: Reference, event: int, out: Path, random: np.random.Ge
         except subprocess.TimeoutExpired:
             found = "running"
             (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
+            # A shell takes note of the end of its processes. DVC believes that one that nobody took note of still runs.
+            process.wait()
         again, said = _to_the_end(folder)
         # A stage that outlived its DVC keeps the pipe of the output open until its end.
         process.communicate()
