@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,11 +163,42 @@ def load_params(path: Path) -> Params:
     try:
         content: Any = YAML(typ="safe").load(path)
         # `default=str` is for dates, the only values of YAML 1.2 that JSON lacks. No knob is a date.
-        return Params.model_validate_json(json.dumps(content, default=str))
+        text = json.dumps(content, default=str)
     except YAMLError as error:
-        raise BadInput(f"{path}: not valid YAML: {error}") from error
+        raise BadInput(f"{path}: not valid YAML: {_broken(error)}") from error
+    except ValueError as error:
+        raise BadInput(
+            f"{path}: not valid YAML: expected entries that end, found an entry that holds itself; remove its alias"
+        ) from error
+    try:
+        return Params.model_validate_json(text)
     except ValidationError as error:
-        raise BadInput.all(f"{path}: {_describe(problem, content)}" for problem in error.errors()) from error
+        raise BadInput.all(f"{path}: {mistake}" for mistake in _mistakes(error, content)) from error
+
+
+def _broken(error: Any) -> str:
+    """A fault of YAML in one line, with its place and what to do."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"found {str(error).splitlines()[0]}; save the file as UTF-8"
+    found = str(error.problem).splitlines()[0]
+    found = found if found.startswith("found ") else f"found an error: {found}"
+    return f"{found} (line {mark.line + 1}, column {mark.column + 1}); correct the line"
+
+
+def _mistakes(error: ValidationError, content: Any) -> Iterator[str]:
+    """One line per mistake. The alternatives of a knob are one mistake."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for problem in error.errors():
+        line = _describe(problem, content)
+        start, found_mark, value = line.rpartition(", found ")
+        where, should, alternative = start.partition(": should be ")
+        if found_mark and should:
+            found.setdefault((where, value), []).append(alternative)
+        else:
+            found[line, ""] = []
+    for (where, value), alternatives in found.items():
+        yield f"{where}: should be {', or '.join(alternatives)}, found {value}" if alternatives else where
 
 
 def _describe(problem: Any, content: Any) -> str:
