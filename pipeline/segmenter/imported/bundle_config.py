@@ -35,7 +35,9 @@ class Config:
         files = [bundle / "configs" / f"inference.{suffix}" for suffix in ("json", "yaml", "yml")]
         found = next((file for file in files if file.is_file()), None)
         if found is None:
-            raise BadInput(f"model: {bundle}: expected the folder of a MONAI bundle, found no {files[0]} or .yaml")
+            raise BadInput(
+                f"model: {bundle}: expected the folder of a MONAI bundle, found no {files[0]} or .yaml; correct `model`"
+            )
         return cls(found, trust)
 
     def plain(self, value: Any, at: str) -> Any:
