@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -79,13 +80,12 @@ def nothing() -> None:
 
 _PICTURES = with_changes(
     data={"kind": "folders", "path": "raw/set"},
-    splits={"labelled": 2, "pool": 0, "validation": 2, "test": "rest"},
+    splits={"labelled": 2, "pool": 1, "validation": 2, "test": "rest"},
     preprocess={"normalise": {"range": [0.0, 1.0], "to": [0.0, 1.0], "clip": False}},
     judges={"agreement": {"kind": "agreement"}},
 )
 """Knobs that leave the intensities as stored."""
 _VOLUMES = {**_PICTURES, "data": {"kind": "decathlon", "path": "raw/set"}, "base": None, "students": {}}
-_TOOL = {"path": "tool", "file": "{case_id}.png"}
 
 
 def _pictures() -> dict[str, Any]:
@@ -114,16 +114,27 @@ def _cases() -> dict[str, Any]:
 def _imports() -> dict[str, Any]:
     """Prepared pictures, no model, and a mask of another tool for each picture."""
     shutil.copytree(write_folders(SET, cases=8) / "masks", "raw/masks/tool")
-    samplers = {"mine": {"kind": "imported", "sources": {"tool": _TOOL}}}
-    propose = {"imports": "raw/masks", "samplers": samplers}
-    return _after({**_PICTURES, "base": None, "students": {}, "propose": propose}, PREPARE, BASE)
+    return _imported({**_PICTURES, "base": None, "students": {}}, "{case_id}.png")
 
 
 def _imported_volumes() -> dict[str, Any]:
     """Prepared volumes, no model, and a mask of another tool for each volume."""
     shutil.copytree(write_decathlon(SET, cases=6) / "labelsTr", "raw/masks/tool")
-    samplers = {"mine": {"kind": "imported", "sources": {"tool": {"path": "tool"}}}}
-    return _after({**_VOLUMES, "propose": {"imports": "raw/masks", "samplers": samplers}}, PREPARE, BASE)
+    return _imported(_VOLUMES, "{case_id}.nii.gz")
+
+
+def _imported(params: dict[str, Any], file: str) -> dict[str, Any]:
+    """Proposals are drawn from the masks, and removed as DVC does before a stage."""
+    shutil.copytree("raw/masks/tool", "raw/masks/second")
+    sources = {name: {"path": name, "file": file} for name in ("tool", "second")}
+    propose = {
+        "imports": "raw/masks",
+        "splits": ["labelled", "pool", "validation", "test"],
+        "samplers": {"mine": {"kind": "imported", "sources": sources}},
+    }
+    _after({**params, "propose": propose}, PREPARE, BASE, PROPOSE)
+    shutil.rmtree("data/proposals")
+    return {**params, "propose": propose}
 
 
 def _run() -> dict[str, Any]:
@@ -202,4 +213,4 @@ def _set(params: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     *path, last = keys
     for key in path:
         params = params.setdefault(key, {})
-    params[last] = value
+    params[last] = copy.deepcopy(value)

@@ -185,7 +185,7 @@ GOOD = [
     _picture(
         "a case table with a byte order mark, CRLF and umlauts",
         _byte_order_mark,
-        {"data.case_table": {"file": "cases.csv", "group": "patient"}},
+        {"data.case_table": {"file": "cases.csv", "group": "patient"}, "splits.pool": 0},
     ),
     _picture(
         "a splits file with a byte order mark",

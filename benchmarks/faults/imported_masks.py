@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,13 @@ from benchmarks.faults.entry import PROPOSE, Bad, nothing
 MASK = "raw/masks/tool/case_03.png"
 VOLUME = "raw/masks/tool/vol_03.nii.gz"
 _TOOL = "propose.samplers.mine.sources.tool"
-_EVERY = {"propose.splits": ["labelled", "pool", "validation", "test"]}
 
 _mask = partial(Bad, kind="Masks of other tools", start="imports", line=PROPOSE)
 _volume = partial(Bad, kind="Masks of other tools", start="imported volumes", line=PROPOSE)
 
 
 def _masks(what: str, make: Make, place: str, **knobs: Any) -> Bad:
-    return _mask(what, make, place, _EVERY | {f"{_TOOL}.{key}": value for key, value in knobs.items()})
-
-
-def _volumes(what: str, make: Make, place: str) -> Bad:
-    return _volume(what, make, place, _EVERY)
+    return _mask(what, make, place, {f"{_TOOL}.{key}": value for key, value in knobs.items()})
 
 
 def _as_jpeg() -> None:
@@ -35,26 +31,26 @@ def _as_jpeg() -> None:
         found.save(MASK, format="JPEG")
 
 
-def _per_class(shared: int) -> Make:
-    """A folder per case with a file per class, of which `shared` rows are in both."""
+def _per_class(overlap: int) -> Make:
+    """A folder per case with a file per class. The files share their first `overlap` slices of class 2."""
 
     def make() -> None:
-        for file in sorted(Path("raw/masks/tool").glob("*.png")):
-            with Image.open(file) as found:
-                mask = np.array(found)
-            folder = Path("raw/masks/parts") / file.stem
+        for file in sorted(Path("raw/masks/tool").glob("*.nii.gz")):
+            image: Any = nibabel.load(file)
+            label = np.asarray(image.dataobj)
+            one = label == 1
+            one[:overlap] |= label[:overlap] == 2
+            folder = Path("raw/masks/parts") / file.name.removesuffix(".nii.gz")
             folder.mkdir(parents=True)
-            Image.fromarray(mask).save(folder / "a.png")
-            other = mask * 0
-            other[: 10 + shared][mask[: 10 + shared] > 0] = 1
-            Image.fromarray(other).save(folder / "b.png")
+            for name, mask in (("a", one), ("b", label == 2)):
+                nibabel.save(nibabel.Nifti1Image(mask.astype(np.uint8), image.affine), folder / f"{name}.nii.gz")
 
     return make
 
 
 def _three_values() -> None:
     _per_class(0)()
-    Image.fromarray(np.arange(480, dtype=np.uint8).reshape(20, 24) % 3).save("raw/masks/parts/case_03/a.png")
+    shutil.copy(VOLUME, "raw/masks/parts/vol_03/a.nii.gz")
 
 
 def _shifted() -> None:
@@ -69,7 +65,7 @@ def _fractions() -> None:
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) * np.float32(0.3), image.affine), VOLUME)
 
 
-_PARTS = {"path": "parts", "file": "{case_id}"}
+_PARTS = {"path": "parts", "classes": {"a.nii.gz": 1, "b.nii.gz": 2}}
 
 IMPORTED = [
     _masks("no mask of a case", remove(MASK), "case_03"),
@@ -83,10 +79,10 @@ IMPORTED = [
     _masks("a class that is not declared", picture(MASK, lambda v: v * 9), "case_03"),
     _masks("values that become an unknown class", nothing, _TOOL, values={"1": 4}),
     _masks("a mask of 0 and 1 with `foreground_above`", nothing, "case_0", foreground_above=127),
-    _masks("one voxel in two classes", _per_class(3), "case_0", classes={"a.png": 1, "b.png": 2}, **_PARTS),
-    _masks("three values in a file of one class", _three_values, "case_03", classes={"a.png": 1, "b.png": 1}, **_PARTS),
+    _volume("one voxel in two classes", _per_class(8), "parts/vol_0", {_TOOL: _PARTS}),
+    _volume("three values in a file of one class", _three_values, "vol_03", {_TOOL: _PARTS}),
     _masks("a file name without `{case_id}`", nothing, _TOOL, file="mask.png"),
     _mask("no folder of imports", nothing, "propose.imports", {"propose.imports": "raw/other"}),
-    _volumes("a volume at another place", _shifted, "vol_03"),
-    _volumes("a volume of fractions", _fractions, "vol_03"),
+    _volume("a volume at another place", _shifted, "vol_03"),
+    _volume("a volume of fractions", _fractions, "vol_03"),
 ]

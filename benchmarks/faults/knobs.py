@@ -15,7 +15,6 @@ _knob = partial(Bad, kind="`params.yaml`: keys and values", start="pictures", li
 _data = partial(Bad, kind="`params.yaml`: knobs that do not fit the data", start="cases", line=CHECK)
 _base = partial(_data, line=BASE)
 _drawn = partial(_data, start="run", line=PROPOSE)
-_TTA = {"propose.samplers": {"tta": {"kind": "tta", "flips": [[0]]}}}
 
 
 def _edited(change: Callable[[str], str]) -> Make:
@@ -29,7 +28,7 @@ OF_FILE = [
     _file("a tab", text(FILE, "seed: 0\ndata:\n\tkind: folders\n"), FILE),
     _file("a key that is there twice", _edited(lambda t: f"{t}\nseed: 4\n"), FILE),
     _file("Latin-1", lambda: Path(FILE).write_bytes("# Größe\nseed: 0\n".encode("latin-1")), FILE),
-    _file("UTF-16", text(FILE, "seed: 0\n", "utf-16"), FILE),
+    _file("one block of all", text(FILE, "seed: 0\n"), FILE),
     _file("an entry that holds itself", text(FILE, "seed: &all\n  again: *all\n"), FILE),
 ]
 
@@ -94,17 +93,17 @@ OF_DATA = [
     ),
     _data("a learned judge without folds", nothing, "judges.learned", {"judges.learned": {"kind": "pairwise"}}),
     _data(
-        "a student of hidden masks of an empty pool",
+        "a student that starts from a member that the base lacks",
         nothing,
-        "params.yaml",
-        {"students.full": {"pairs": "none", "objective": {"kind": "consistency"}}},
+        "students.rn_dpo.start",
+        {"students.rn_dpo.start": "member_9"},
     ),
     _base("flips along an axis that pictures lack", nothing, "augmentation.flips", {"augmentation.flips": [0, 2]}),
     _base(
         "sided classes along an axis that pictures lack",
         nothing,
         "augmentation.swap_labels",
-        {"augmentation.swap_labels": [[2, 0, 1]]},
+        {"augmentation.swap_labels": [[2, 1, 2]]},
     ),
     _base(
         "sided classes that the data lacks",
@@ -120,13 +119,16 @@ OF_DATA = [
         "a sampler that flips an axis that pictures lack",
         nothing,
         "propose.samplers.tta",
-        {**_TTA, "propose.samplers.tta.flips": [[2]]},
+        {"propose.samplers": {"tta": {"kind": "tta", "flips": [[2]]}}},
     ),
     _drawn(
         "a quarter turn with sided classes",
         nothing,
         "propose.samplers.tta",
-        {**_TTA, "propose.samplers.tta.quarter_turns": [1], "augmentation.swap_labels": [[0, 0, 1]]},
+        {
+            "propose.samplers": {"tta": {"kind": "tta", "flips": [], "quarter_turns": [1]}},
+            "augmentation.swap_labels": [[0, 1, 2]],
+        },
     ),
     _drawn(
         "a member that the base lacks",

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from benchmarks.faults.damage import Make, cut, edit_json, raw, remove, text
 from benchmarks.faults.entry import BASE, Bad, nothing
+from pipeline.cases.preprocess import Preprocess
 from tests.fixtures.foreign import NETWORK, Canary, network, write_bundle
 from tests.fixtures.trained import model_folder
 
@@ -67,8 +68,9 @@ def _folder(change: Make = nothing, **knobs: Any) -> Make:
     def make() -> None:
         described = {"class_names": ["background", "foreground"], "channel_names": ["grey"]}
         info = json.loads(Path("data/cases/cases.json").read_text())
-        described |= {key: info[key] for key in ("preprocess", "orientation", "convert", "files")}
-        model_folder(Path(FOLDER), (20, 24), **{"classes": 2, **described, **knobs})
+        described |= {key: info[key] for key in ("orientation", "convert", "files")}
+        preprocess = Preprocess.model_validate_json(json.dumps(info["preprocess"]))
+        model_folder(Path(FOLDER), (20, 24), **{"classes": 2, "preprocess": preprocess, **described, **knobs})
         change()
 
     return make

@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-from benchmarks.faults.damage import cut, edit_json, flip_bit, picture, raw, remove, text
+from benchmarks.faults.damage import cut, flip_bit, picture, raw, remove, text
 from benchmarks.faults.entry import Bad, nothing
 from tests.fixtures.phantoms import save_image
 from tests.fixtures.picture_files import exif, frames, png
@@ -42,8 +42,8 @@ def _volume_of(change: Any) -> Any:
 
 
 def _other_orientation() -> None:
-    remove("model3d/network.json")()
-    model_folder(Path("model3d"), (8, 8, 8), orientation="RAS")
+    """A model of volumes as stored, which were of another orientation."""
+    model_folder(Path("model3d"), (8, 8, 8), orientation="LPI")
 
 
 NEW = [
@@ -81,7 +81,9 @@ NEW = [
         _only(lambda: (remove(A)(), save_image(Path("new/a.nii.gz"), np.zeros((8, 8, 8), np.uint8)))),
         "new/a.nii.gz",
     ),
-    _picture("two images of one name", lambda: Image.fromarray(np.zeros((8, 9), np.uint8)).save("new/a.bmp"), "'a'"),
+    _picture(
+        "two images of one name", _only(lambda: Image.fromarray(np.zeros((8, 9), np.uint8)).save("new/a.bmp")), "'a'"
+    ),
     _volume(
         "a picture for a model of volumes",
         lambda: (remove(VOLUME)(), save_image(Path("volumes/a.png"), np.zeros((8, 8), np.uint8))),
@@ -93,7 +95,7 @@ NEW = [
     _volume(
         "a channel that is missing",
         lambda: (
-            edit_json("model3d/input.json", channel_names=["T1", "T2"])(),
+            text("model3d/input.json", Path("model3d/input.json").read_text().replace('"channel_0"', '"T1", "T2"'))(),
             Path(VOLUME).rename("volumes/a_0000.nii.gz"),
         ),
         "volumes/a_0000.nii.gz",

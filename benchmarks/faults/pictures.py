@@ -56,8 +56,10 @@ def _dicom() -> None:
     raw("raw/set/images/slice7", bytes(128) + b"DICM" + bytes(64))()
 
 
-def _in_alpha(before: np.ndarray) -> np.ndarray:
-    return np.stack([0 * before, 0 * before, 0 * before, 255 * before], axis=-1)
+def _drawn_in_alpha() -> None:
+    """Masks of 0 and 255, one of which is black with its foreground in the alpha channel."""
+    each("raw/set/masks", lambda file: picture(file, lambda v: v * 255))()
+    picture(MASK, lambda v: np.stack([0 * v, 0 * v, 0 * v, v], axis=-1))()
 
 
 def _inverted(file: str) -> None:
@@ -133,11 +135,11 @@ MASKS = [
     _mask("a mask in colour", picture(MASK, lambda v: np.stack([v * 255, 0 * v, 0 * v], -1)), "masks/case_03.png"),
     _mask(
         "a mask drawn in the alpha channel",
-        picture(MASK, _in_alpha),
+        _drawn_in_alpha,
         "masks/case_03.png",
         {"data.foreground_above": 127},
     ),
-    _mask("a mask of 0 and 1 with `foreground_above`", nothing, "masks/case_00.png", {"data.foreground_above": 127}),
+    _mask("a mask of 0 and 1 with `foreground_above`", nothing, "masks/case_0", {"data.foreground_above": 127}),
     _mask("class indices in a JPEG behind `.png`", picture(MASK, lambda v: v, format="JPEG"), "masks/case_03.png"),
     _mask("a colour table in which index 0 is white", lambda: _inverted(MASK), "masks/case_03.png"),
     _mask("a TIFF mask where 0 is white", _mask_tiff("miniswhite"), "masks/case_03.tif"),

@@ -24,17 +24,17 @@ _JUDGE = judge_line("agreement")
 _REPORT = "report --out reports"
 
 
-def _shard(array: str) -> Path:
-    """The largest chunk of an array of a store."""
-    return max((path for path in Path(array).rglob("c/**/*") if path.is_file()), key=lambda path: path.stat().st_size)
+def _shards(array: str) -> list[str]:
+    return sorted(str(path) for path in Path(array).rglob("c/**/*") if path.is_file())
 
 
-def _flipped_shard(array: str) -> Make:
-    return lambda: flip_bit(str(_shard(array)), 0.3)()
+def _flipped(array: str) -> Make:
+    """One bit of every shard is the other way round."""
+    return lambda: [flip_bit(shard, 0.1)() for shard in _shards(array)]
 
 
 def _no_shard(array: str) -> Make:
-    return lambda: remove(str(_shard(array)))()
+    return lambda: remove(_shards(array)[0])()
 
 
 def _other_version() -> None:
@@ -77,7 +77,7 @@ MISSING = [
         "validation",
         line=("promote --validation validation --students models/students --out models/promoted"),
     ),
-    _missing("`report` without results", nothing, "audit", line=_REPORT),
+    _missing("`report` without results", nothing, "metrics", line=_REPORT),
     _missing(
         "`export` without a promoted student", nothing, "models/promoted", line=("export promoted --format safetensors")
     ),
@@ -94,7 +94,7 @@ MISSING = [
         "`export_proposals` without proposals",
         nothing,
         "data/proposals",
-        line=("export_proposals --cases data/cases --proposals data/proposals --out qc"),
+        line=("export_proposals qc --cases data/cases --proposals data/proposals"),
     ),
     _missing("`compare` of a run that is not there", nothing, "other", line="compare other --out compared.html"),
 ]
@@ -118,8 +118,14 @@ STORES = [
         line=_JUDGE,
     ),
     _store("a `cases.json` that is cut off", cut("data/cases/cases.json"), "cases.json", line=PROPOSE),
-    _store("an array with a flipped bit", _flipped_shard("data/cases/images.zarr"), "images", line=PROPOSE),
-    _store("masks with a flipped bit", _flipped_shard("data/proposals/masks.zarr"), "masks", line=_JUDGE),
+    _store("masks with a flipped bit", _flipped("data/proposals/masks.zarr"), "masks.zarr", line=_JUDGE),
+    _store("an array with a flipped bit", _flipped("data/cases/images.zarr"), "images.zarr", line=PROPOSE),
+    _store(
+        "numbers of voxels with a flipped bit",
+        _flipped("data/proposals/disagreement.zarr"),
+        "disagreement.zarr",
+        line=_MINE,
+    ),
     _store("an array without a shard", _no_shard("data/proposals/masks.zarr"), "masks", line=_JUDGE),
     _store("a `models.json` that is cut off", cut("models/base/models.json"), "models.json", line=PROPOSE),
     _store("weights that are cut off", cut("models/base/base.safetensors"), "base.safetensors", line=PROPOSE),

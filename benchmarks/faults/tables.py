@@ -122,7 +122,7 @@ SPLIT = [
     _split("fractions above 1 in all", nothing, "splits", knobs={"splits.labelled": 0.8, "splits.validation": 0.5}),
     _split("a negative size", nothing, "splits.labelled", knobs={"splits.labelled": -1}),
     _split("`rest` twice", nothing, "splits", knobs={"splits.labelled": "rest"}),
-    _split("a split that stays empty", nothing, "splits", knobs={"splits.labelled": 4, "splits.validation": 4}),
+    _split("a split that stays empty", nothing, "splits", knobs={"splits.labelled": 4, "splits.validation": 3}),
     _split("no splits file", nothing, "splits_final.json", knobs=_GIVEN),
     _split(
         "a fold that is not there",
