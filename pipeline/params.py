@@ -187,21 +187,24 @@ def _broken(error: Any) -> str:
 
 
 def _mistakes(error: ValidationError, content: Any) -> Iterator[str]:
-    """One line per mistake. The alternatives of a knob are one mistake."""
+    """One line per mistake. The alternatives of a knob are one mistake, or none if one of them has a known mistake."""
     found: dict[tuple[str, str], list[str]] = {}
     for problem in error.errors():
-        line = _describe(problem, content)
-        start, found_mark, value = line.rpartition(", found ")
-        where, should, alternative = start.partition(": should be ")
-        if found_mark and should:
-            found.setdefault((where, value), []).append(alternative)
-        else:
-            found[line, ""] = []
-    for (where, value), alternatives in found.items():
-        yield f"{where}: should be {', or '.join(alternatives)}, found {value}" if alternatives else where
+        where, text, value = _described(problem, content)
+        found.setdefault((where, value), []).append(text)
+    for (where, value), texts in found.items():
+        key = f"{where}: " if where else ""
+        if not value:
+            yield from (f"{key}{text}" for text in texts)
+        elif (where, "") not in found:
+            first, *others = texts
+            yield (
+                key + ", or ".join([first, *(text.removeprefix("should be ") for text in others)]) + f", found {value}"
+            )
 
 
-def _describe(problem: Any, content: Any) -> str:
+def _described(problem: Any, content: Any) -> tuple[str, str, str]:
+    """Key path of a mistake, what is wrong, and the value as JSON. The value is empty if the text needs no value."""
     # Pydantic puts the kind of a discriminated union into the location. The kind is no key of the file, so the kind is
     # left out.
     keys: list[str] = []
@@ -215,17 +218,18 @@ def _describe(problem: Any, content: Any) -> str:
     where = ".".join(keys) or "the file"
     match problem["type"]:
         case "extra_forbidden":
-            return f"{where}: unknown key; remove it or correct its spelling"
+            return where, "unknown key; remove it or correct its spelling", ""
         case "missing":
-            return f"{where}: missing; add the key"
+            return where, "missing; add the key", ""
         case "value_error":
             # Errors of one block start with the key inside the block; errors of the whole file name the whole path.
-            return f"{where}: {problem['ctx']['error']}" if keys else str(problem["ctx"]["error"])
+            return ".".join(keys), str(problem["ctx"]["error"]), ""
         case "union_tag_invalid":
-            return f"{where}.kind: found '{problem['ctx']['tag']}', expected one of {problem['ctx']['expected_tags']}"
+            tags = f"found '{problem['ctx']['tag']}', expected one of {problem['ctx']['expected_tags']}"
+            return f"{where}.kind", tags, ""
         case "union_tag_not_found":
-            return f"{where}.kind: missing; add the key"
-    return f"{where}: {_SUBJECT.sub('', problem['msg'])}, found {json.dumps(problem['input'], default=str)}"
+            return f"{where}.kind", "missing; add the key", ""
+    return where, _SUBJECT.sub("", problem["msg"]), json.dumps(problem["input"], default=str)
 
 
 def entry(block: Mapping[str, T], name: str, title: str) -> T:

@@ -360,3 +360,8 @@ def test_the_alternatives_of_a_knob_are_one_mistake(tmp_path):
     assert problems(changed(tmp_path, splits__labelled=-1)) == [
         "splits.labelled: should be greater than or equal to 0, or greater than 0, or 'rest', found -1"
     ]
+
+
+def test_the_mistake_in_a_block_is_said_without_the_alternatives_of_the_block(tmp_path):
+    file = changed(tmp_path, preprocess__normalise={"range": [1.0, 0.0]})
+    assert problems(file) == ["preprocess.normalise: expected ranges from low to high, found [1.0, 0.0] to [0.0, 1.0]"]

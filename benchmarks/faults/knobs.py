@@ -37,7 +37,7 @@ OF_KEYS = [
     _knob("an unknown block", nothing, "sampler", {"sampler": {}}),
     _knob("text in place of a number", nothing, "seed", {"seed": "zero"}),
     _knob("a number in place of a list", nothing, "preprocess.resize", {"preprocess.resize": 256}),
-    _knob("`yes` in place of `true`", nothing, "audit", {"audit.bootstrap": "yes"}),
+    _knob("a word in place of a count", nothing, "audit", {"audit.bootstrap": "yes"}),
     _knob("a number that is infinite", nothing, "evaluation.nsd_tolerance", {"evaluation.nsd_tolerance": float("inf")}),
     _knob("an unknown kind", nothing, "judges.mine", {"judges.mine": {"kind": "dice"}}),
     _knob("no kind", nothing, "judges.mine", {"judges.mine": {}}),

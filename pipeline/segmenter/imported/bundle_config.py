@@ -25,7 +25,7 @@ class Config:
         try:
             self.content: Any = json.loads(path.read_text()) if path.suffix == ".json" else _yaml(path)
         except ValueError as error:
-            raise BadInput(f"{path}: not a readable configuration: {error}") from error
+            raise BadInput(f"{path}: not a readable configuration ({error}); correct it, or fetch it again") from error
         if not isinstance(self.content, dict):
             raise BadInput(f"{path}: expected blocks by name, found {type(self.content).__name__}")
 

@@ -64,7 +64,10 @@ class Checkpoint(Knobs):
         from pipeline.segmenter.weights import load_state
 
         if model.suffix not in SUFFIXES:
-            raise BadInput(f"model: {model}: expected a folder with a model, or a file {', '.join(SUFFIXES)}")
+            raise BadInput(
+                f"model: {model}: expected a folder with a model, or a file {', '.join(SUFFIXES)}, found "
+                f"'{model.suffix}'; save network.state_dict() with torch.save"
+            )
         if self.network is None:
             raise BadInput(f"base.network: missing; name the network of the weights in {model}")
         architecture = Architecture.of(self.network, cases.channels, len(cases.class_names), cases.padded)
