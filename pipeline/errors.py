@@ -18,8 +18,8 @@ class BadInput(ValueError):
 
     @classmethod
     def all(cls, messages: Iterable[str]) -> BadInput:
-        """One error from several messages, one line per message."""
-        return cls("\n".join(messages))
+        """One error from several messages, one line per message. A message that several cases raise is said once."""
+        return cls("\n".join(dict.fromkeys(messages)))
 
     @classmethod
     def of(cls, error: Exception) -> BadInput | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,14 +163,48 @@ def load_params(path: Path) -> Params:
     try:
         content: Any = YAML(typ="safe").load(path)
         # `default=str` is for dates, the only values of YAML 1.2 that JSON lacks. No knob is a date.
-        return Params.model_validate_json(json.dumps(content, default=str))
+        text = json.dumps(content, default=str)
     except YAMLError as error:
-        raise BadInput(f"{path}: not valid YAML: {error}") from error
+        raise BadInput(f"{path}: not valid YAML: {_broken(error)}") from error
+    except ValueError as error:
+        raise BadInput(
+            f"{path}: not valid YAML: expected entries that end, found an entry that holds itself; remove its alias"
+        ) from error
+    try:
+        return Params.model_validate_json(text)
     except ValidationError as error:
-        raise BadInput.all(f"{path}: {_describe(problem, content)}" for problem in error.errors()) from error
+        raise BadInput.all(f"{path}: {mistake}" for mistake in _mistakes(error, content)) from error
 
 
-def _describe(problem: Any, content: Any) -> str:
+def _broken(error: Any) -> str:
+    """A fault of YAML in one line, with its place and what to do."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"found {str(error).splitlines()[0]}; save the file as UTF-8"
+    found = str(error.problem).splitlines()[0]
+    found = found if found.startswith("found ") else f"found an error: {found}"
+    return f"{found} (line {mark.line + 1}, column {mark.column + 1}); correct the line"
+
+
+def _mistakes(error: ValidationError, content: Any) -> Iterator[str]:
+    """One line per mistake. The alternatives of a knob are one mistake, or none if one of them has a known mistake."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for problem in error.errors():
+        where, text, value = _described(problem, content)
+        found.setdefault((where, value), []).append(text)
+    for (where, value), texts in found.items():
+        key = f"{where}: " if where else ""
+        if not value:
+            yield from (f"{key}{text}" for text in texts)
+        elif (where, "") not in found:
+            first, *others = texts
+            yield (
+                key + ", or ".join([first, *(text.removeprefix("should be ") for text in others)]) + f", found {value}"
+            )
+
+
+def _described(problem: Any, content: Any) -> tuple[str, str, str]:
+    """Key path of a mistake, what is wrong, and the value as JSON. The value is empty if the text needs no value."""
     # Pydantic puts the kind of a discriminated union into the location. The kind is no key of the file, so the kind is
     # left out.
     keys: list[str] = []
@@ -184,17 +218,18 @@ def _describe(problem: Any, content: Any) -> str:
     where = ".".join(keys) or "the file"
     match problem["type"]:
         case "extra_forbidden":
-            return f"{where}: unknown key; remove it or correct its spelling"
+            return where, "unknown key; remove it or correct its spelling", ""
         case "missing":
-            return f"{where}: missing; add the key"
+            return where, "missing; add the key", ""
         case "value_error":
             # Errors of one block start with the key inside the block; errors of the whole file name the whole path.
-            return f"{where}: {problem['ctx']['error']}" if keys else str(problem["ctx"]["error"])
+            return ".".join(keys), str(problem["ctx"]["error"]), ""
         case "union_tag_invalid":
-            return f"{where}.kind: found '{problem['ctx']['tag']}', expected one of {problem['ctx']['expected_tags']}"
+            tags = f"found '{problem['ctx']['tag']}', expected one of {problem['ctx']['expected_tags']}"
+            return f"{where}.kind", tags, ""
         case "union_tag_not_found":
-            return f"{where}.kind: missing; add the key"
-    return f"{where}: {_SUBJECT.sub('', problem['msg'])}, found {json.dumps(problem['input'], default=str)}"
+            return f"{where}.kind", "missing; add the key", ""
+    return where, _SUBJECT.sub("", problem["msg"]), json.dumps(problem["input"], default=str)
 
 
 def entry(block: Mapping[str, T], name: str, title: str) -> T:

@@ -30,3 +30,7 @@ def test_bad_input_is_itself_and_our_own_errors_are_none():
     assert BadInput.of(bad) is bad
     assert BadInput.of(OSError(errno.ENOENT, os.strerror(errno.ENOENT))) is None
     assert BadInput.of(ZeroDivisionError("division by zero")) is None
+
+
+def test_the_same_message_of_many_cases_is_said_once():
+    assert str(BadInput.all(["a knob is wrong", "case 'b'", "a knob is wrong"])) == "a knob is wrong\ncase 'b'"

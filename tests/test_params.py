@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -329,3 +330,38 @@ def test_an_entry_by_name():
     assert entry({"a": 1}, "a", "judges") == 1
     with pytest.raises(BadInput, match=r"params.yaml: judges has no entry 'b'; the entries are \['a'\]"):
         entry({"a": 1}, "b", "judges")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 1\ndata:\n\tkind: phantom\n", r"found character '\\t' .* \(line 3, column 1\); correct the line"),
+        ("seed: 1\nseed: 2\n", r'found duplicate key "seed" .* \(line 2, column 1\); correct the line'),
+        ("seed: &all\n  again: *all\n", "not valid YAML: expected .*, found an entry that holds itself; remove"),
+    ],
+)
+def test_broken_yaml_is_one_line(tmp_path, text, said):
+    """Every line on the screen begins with the file, so a message has one line."""
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(BadInput) as caught:
+        load_params(tmp_path / "params.yaml")
+    assert "\n" not in str(caught.value)
+    assert "http" not in str(caught.value)
+    assert re.search(said, str(caught.value))
+
+
+def test_text_that_is_not_utf_8(tmp_path):
+    (tmp_path / "params.yaml").write_bytes("# Größe\nseed: 0\n".encode("latin-1"))
+    with pytest.raises(BadInput, match=r"params.yaml: not valid YAML: .*; save the file as UTF-8"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_the_alternatives_of_a_knob_are_one_mistake(tmp_path):
+    assert problems(changed(tmp_path, splits__labelled=-1)) == [
+        "splits.labelled: should be greater than or equal to 0, or greater than 0, or 'rest', found -1"
+    ]
+
+
+def test_the_mistake_in_a_block_is_said_without_the_alternatives_of_the_block(tmp_path):
+    file = changed(tmp_path, preprocess__normalise={"range": [1.0, 0.0]})
+    assert problems(file) == ["preprocess.normalise: expected ranges from low to high, found [1.0, 0.0] to [0.0, 1.0]"]

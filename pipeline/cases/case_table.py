@@ -32,12 +32,12 @@ def described(sources: Sequence[Source], root: Path, table: CaseTable | None) ->
     """
     first: dict[str, Source] = {}
     for source in sources:
-        check_case_id(source.case_id, source.image)
+        check_case_id(source.case_id, root / source.image)
         if other := first.get(source.case_id):
-            raise BadInput(
-                f"{root}: case id '{source.case_id}' is expected once, found for {other.image} and {source.image}; "
-                "rename one of them"
-            )
+            found = f"for {other.image} and {source.image}; rename one of them"
+            if other.image == source.image:
+                found = f"{source.image} twice; remove one entry"
+            raise BadInput(f"{root}: case id '{source.case_id}' is expected once, found {found}")
         first[source.case_id] = source
     if table is None:
         return [first[case_id] for case_id in sorted(first)], []

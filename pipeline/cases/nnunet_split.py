@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.cases.files.checks import inside
+from pipeline.cases.files.checks import inside, json_content
 from pipeline.cases.readers.reader import Source
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
@@ -65,13 +64,9 @@ def with_given_split(sources: Sequence[Source], given: GivenSplit | None, root: 
 
 
 def _fold(file: Path, number: int) -> dict[str, list[str]]:
-    try:
-        folds: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(
-            f"{file}: expected nnU-Net's splits as JSON ({error}); copy splits_final.json there, or correct "
-            "`splits.given.file`"
-        ) from error
+    folds = json_content(
+        file, "nnU-Net's splits as JSON", "copy splits_final.json there, or correct `splits.given.file`"
+    )
     if not isinstance(folds, list) or number >= len(folds):
         found = f"{len(folds)} folds" if isinstance(folds, list) else type(folds).__name__
         raise BadInput(f"{file}: expected a list with fold {number}, found {found}; correct `splits.given.fold`")

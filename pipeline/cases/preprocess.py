@@ -120,7 +120,8 @@ class Preprocess(Knobs):
         hows = self.normalise if isinstance(self.normalise, tuple) else (self.normalise,) * len(image)
         if len(hows) != len(image):
             raise BadInput(
-                f"preprocess.normalise: expected {len(image)} entries, one for each channel, found {len(hows)}"
+                f"preprocess.normalise: expected {len(image)} entries, one for each channel, found {len(hows)}; "
+                "give one for all, or one for each"
             )
         try:
             plain = [how if isinstance(how, str) else how.model_dump() for how in hows]

@@ -56,9 +56,9 @@ class Splits(Knobs):
     def _add_up(self) -> Splits:
         sizes = [getattr(self, name) for name in SPLITS]
         if sizes.count("rest") > 1:
-            raise ValueError("at most one split can be 'rest'")
-        if sum(size for size in sizes if isinstance(size, float)) > 1 + _ROUNDING:
-            raise ValueError("the fractions add up to more than 1")
+            raise ValueError("at most one split can be 'rest', found several; give the others a size")
+        if (whole := sum(size for size in sizes if isinstance(size, float))) > 1 + _ROUNDING:
+            raise ValueError(f"expected fractions that add up to at most 1, found {whole:g}; lower them")
         return self
 
 
@@ -128,8 +128,8 @@ def _given(name: str, members: Sequence[Source]) -> str | None:
     if len(given) > 1:
         found = ", ".join(f"'{case_id}' in {split}" for split, case_id in given.items())
         raise BadInput(
-            f"group '{name}': expected one split, found {found}; put all its cases into one of the given splits "
-            "(cases without label are always pool)"
+            f"splits: group '{name}': expected one split, found {found}; put all its cases into one of the given "
+            "splits (cases without label are always pool)"
         )
     return next(iter(given), None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.student_record import StudentRecord
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
-from pipeline.store.manifest import MANIFEST, sha256
+from pipeline.store.manifest import MANIFEST, read_json, sha256
 from pipeline.store.tables import made_by, read_table
 
 if TYPE_CHECKING:
@@ -205,4 +204,4 @@ def _git(*arguments: str) -> str | None:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path) if path.is_file() else None

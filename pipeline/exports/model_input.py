@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import ValidationError
 
 from pipeline.cases.files import image_file, nifti, picture, tiff
 from pipeline.cases.prepare import case_of, check_voxels
@@ -17,6 +16,7 @@ from pipeline.errors import BadInput
 from pipeline.exports.new_images import NewImage, headers_of
 from pipeline.knobs import Knobs
 from pipeline.store.cases import INPUT, Case
+from pipeline.store.manifest import read_record
 
 
 class ModelInput(Knobs):
@@ -39,13 +39,10 @@ class ModelInput(Knobs):
     def load(cls, folder: Path) -> ModelInput:
         """Content of `input.json` in a model folder. Raises `BadInput` for a missing file and for invalid content."""
         path = folder / INPUT
-        if not path.is_file():
+        found = read_record(cls, path, "the description of a model's input", "run `dvc repro`")
+        if found is None:
             raise BadInput(f"{path}: no such file, so the preparation of images is unknown; run `dvc repro`")
-        try:
-            return cls.model_validate_json(path.read_text())
-        except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            raise BadInput(f"{path}: invalid description of a model's input: {problems}; run `dvc repro`") from error
+        return found
 
     def read(self, image: NewImage, axes: int) -> tuple[Case, np.ndarray]:
         """Case of an image, and its voxels f32 `[channel, *working]`, prepared by the code of the training cases.

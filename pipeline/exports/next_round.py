@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -28,6 +27,7 @@ from pipeline.segmenter.models import Model
 from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.student_record import StudentRecord
 from pipeline.store.cases import INPUT
+from pipeline.store.manifest import read_json
 from pipeline.students.imitation import MEAN
 from pipeline.students.objectives.objective import PoolObjective
 from pipeline.students.objectives.proposal import Proposal
@@ -102,7 +102,7 @@ def _promoted(project: Path) -> str:
 
 def _check_headroom(project: Path) -> None:
     path = project / "audit/summary.json"
-    verdict = json.loads(path.read_text())["headroom"]["verdict"]
+    verdict = read_json(path, "headroom")["headroom"]["verdict"]
     if verdict.startswith("no headroom shown"):
         raise BadInput(f"{path}: {verdict}; another round has nothing to learn from")
 
@@ -206,13 +206,13 @@ def _without_models(content: Any, params: Params, made: NextRound) -> Iterator[s
 def _numbers_for_folds(content: Any, params: Params, project: Path) -> Iterator[str]:
     """Fitted thresholds and the best sampler as numbers and names, since the new base has no folds to fit them on."""
     if fits := samplers_to_fit(params.propose.samplers):
-        fitted = json.loads((project / "data/proposals" / FITTED_FILE).read_text())
+        fitted = read_json(project / "data/proposals" / FITTED_FILE)
         for name in fits:
             content["propose"]["samplers"][name]["fitted"] = fitted[name]["thresholds"]
             yield f"propose.samplers.{name}.fitted: the thresholds {fitted[name]['thresholds']} are carried over"
     for name, judge in params.judges.items():
         if isinstance(judge, Fixed) and judge.learns:
-            ranking = json.loads((project / "models/judges" / name / RANKING_FILE).read_text())
+            ranking = read_json(project / "models/judges" / name / RANKING_FILE)
             best = max(ranking, key=lambda proposal: ranking[proposal])
             content["judges"][name]["proposal"] = best
             yield f"judges.{name}.proposal: '{best}', the best on labelled cases, is carried over"

@@ -23,7 +23,7 @@ from pipeline.segmenter.models import Model
 from pipeline.segmenter.program import FORMATS
 from pipeline.segmenter.student_record import StudentRecord
 from pipeline.store.cases import INPUT
-from pipeline.store.manifest import sha256, write_json
+from pipeline.store.manifest import read_json, sha256, write_json
 
 DONE = ".predict"
 """Folder in the output with one JSON file per finished case: a key of its inputs, and the hashes of its files."""
@@ -198,11 +198,11 @@ def _made_of(key: str, image: NewImage) -> str:
 
 
 def _finished(image: NewImage, key: str, out: Path) -> bool:
-    """Whether the output holds the unchanged files of this model and image."""
-    path = out / DONE / f"{image.case_id}.json"
-    if not path.is_file():
+    """Whether the output holds the unchanged files of this model and image. A damaged record counts as none."""
+    try:
+        done = read_json(out / DONE / f"{image.case_id}.json", "files", "made_of")
+    except BadInput:
         return False
-    done = json.loads(path.read_text())
     files = done["files"].items()
     return done["made_of"] == _made_of(key, image) and all(
         (out / name).is_file() and sha256(out / name) == expected for name, expected in files

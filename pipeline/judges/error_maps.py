@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.judges.judge import Evidence, Scorer
 from pipeline.store import schema
-from pipeline.store.arrays import open_array
+from pipeline.store.arrays import open_array, read_array
 from pipeline.store.cases import Case
 
 ERROR_STEPS = 254
@@ -40,5 +40,5 @@ def error_maps(folder: Path, case: Case) -> np.ndarray:
     NaN where the probability is unknown, and everywhere for a case whose maps the judge did not store. Raises
     `BadInput` if the judge stores no maps at all.
     """
-    steps = np.asarray(open_array(folder, schema.ERROR)[(case.case, slice(None), *case.space)])
+    steps = read_array(open_array(folder, schema.ERROR), (case.case, slice(None), *case.space))
     return np.where(steps == schema.UNKNOWN, np.nan, steps / np.float32(ERROR_STEPS)).astype(np.float32)

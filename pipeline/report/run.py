@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.student_record import STUDENT_FILE, StudentRecord
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
+from pipeline.store.manifest import read_json
 from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_foreign_table, read_table, scan_table
 
@@ -215,10 +215,3 @@ class Run:
         """Content of `history/NAME.csv`. All columns but `words` are f64."""
         frame = read_foreign_table(self.history / f"{name}.csv")
         return frame.with_columns(pl.exclude(words).cast(pl.Float64))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file of a stage. Raises `BadInput` for a missing file."""
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; run the stage that writes it with `dvc repro`")
-    return json.loads(path.read_text())

@@ -6,7 +6,7 @@ import inspect
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 from pipeline.errors import BadInput
 from pipeline.segmenter.heads import all_heads, keep_main_head
 from pipeline.segmenter.knobs import Network
-from pipeline.store.manifest import write_json
+from pipeline.store.manifest import read_json, write_json
 
 ARCHITECTURE = "network.json"
 PROGRAM = "program"
@@ -147,7 +147,7 @@ class Architecture:
         path = folder / ARCHITECTURE
         if not path.is_file():
             raise BadInput(f"{path}: no such model; run the stage that trains it with `dvc repro`")
-        return cls.from_json(json.loads(path.read_text()))
+        return cls.from_json(read_json(path, *(field.name for field in fields(cls))))
 
     def _kind(self) -> type[nn.Module]:
         from monai.networks import nets

@@ -32,10 +32,16 @@ class Augmentation(Knobs):
     noise: float = 0.1
     """Largest standard deviation of added noise, in intensities of the normalised image."""
 
-    def check(self, dimensions: int) -> None:
-        """Raise `BadInput` for flips along axes that the data does not have."""
-        if beyond := [axis for axis in self.flips if not 0 <= axis < dimensions]:
-            raise BadInput(f"augmentation.flips: expected axes 0 to {dimensions - 1} of this data, found {beyond}")
+    def check(self, dimensions: int, classes: int) -> None:
+        """Raise `BadInput` for axes and classes that the data does not have. `classes` counts the background."""
+        check_axes("augmentation.flips", self.flips, dimensions)
+        for entry in self.swap_labels:
+            axis, *pair = entry
+            if not (0 <= axis < dimensions and all(0 < label < classes for label in pair) and pair[0] != pair[1]):
+                raise BadInput(
+                    f"augmentation.swap_labels: expected an axis 0 to {dimensions - 1} and two of the classes "
+                    f"{list(range(1, classes))} of this data, found {entry}; correct the entry"
+                )
 
     @property
     def unsided(self) -> tuple[int, ...]:
@@ -57,6 +63,12 @@ class Augmentation(Knobs):
     def swap_classes(self, probability: Tensor, view: Sequence[int]) -> Tensor:
         """Probabilities `[class, *space]` that were flipped along `view`, with classes of opposite sides exchanged."""
         return swapped_classes(probability, self.swap_labels, view)
+
+
+def check_axes(knob: str, axes: Collection[int], dimensions: int) -> None:
+    """Raise `BadInput` for axes of a knob that data of `dimensions` spatial axes does not have."""
+    if beyond := sorted(axis for axis in axes if not 0 <= axis < dimensions):
+        raise BadInput(f"{knob}: expected axes 0 to {dimensions - 1} of this data, found {beyond}; correct the axes")
 
 
 SwapLabels = tuple[tuple[int, int, int], ...]

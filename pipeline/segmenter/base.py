@@ -141,7 +141,7 @@ def _check(cases: CaseStore, knobs: Base, augmentation: Augmentation, compute: C
                 f"{path}: {architecture.name} does not run on a window of {list(architecture.window)} on device "
                 f"'{compute.device}': {objection}; correct `multiple`, `window` or `arguments`, or compute.device"
             )
-    augmentation.check(len(cases.padded))
+    augmentation.check(len(cases.padded), len(cases.class_names))
     for split in ("labelled", "validation", *(["pool"] if knobs.mean_teacher else [])):
         if not cases.split(split):
             raise BadInput(

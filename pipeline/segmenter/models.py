@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from pipeline.segmenter.program import FORMATS, load_program
 from pipeline.segmenter.seen import SEEN
 from pipeline.segmenter.segmenter import Segmenter
 from pipeline.segmenter.weights import load_weights, per_thread
+from pipeline.store.manifest import read_json
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Model:
 
 def member_models(folder: Path) -> dict[str, Model]:
     """Members and folds of a base folder by name, folds last. A model of another architecture has its own folder."""
-    models = json.loads((folder / MODELS).read_text())
+    models = read_json(folder / MODELS, "members", "folds")
     names = [*models["members"], *models["folds"]]
     return {name: Model(folder / name, "base") if (folder / name).is_dir() else Model(folder, name) for name in names}
 
 
 def unseen_labelled(model: Model) -> set[str]:
     """Ids of the labelled cases that a fold has not seen. Empty for the base and its other members."""
-    models = json.loads((model.folder / MODELS).read_text()) if (model.folder / MODELS).is_file() else {}
+    models = read_json(model.folder / MODELS) if (model.folder / MODELS).is_file() else {}
     return {case_id for case_id, fold in models.get("fold_of", {}).items() if fold == model.name}
 
 
@@ -87,7 +87,7 @@ def start_model(folder: Path, name: str) -> Model:
 
 def snapshot_models(folder: Path) -> dict[str, Model]:
     """Snapshots of the base by name, in the order of their steps."""
-    names = json.loads((folder / MODELS).read_text())["snapshots"]
+    names = read_json(folder / MODELS, "snapshots")["snapshots"]
     return {name: Model(folder, name) for name in names}
 
 
@@ -112,7 +112,7 @@ def fold_families(folder: Path) -> dict[str, Family]:
     Members and snapshots have the names of the base's members and snapshots. Snapshots that some fold lacks, because
     its training stopped early, are left out.
     """
-    models = json.loads((folder / MODELS).read_text())
+    models = read_json(folder / MODELS, "folds", "fold_of")
     folds = models["folds"]
     kept = [set(fold["snapshots"]) for fold in folds.values()]
     common = sorted(set.intersection(*kept)) if kept else []

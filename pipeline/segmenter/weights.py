@@ -56,7 +56,8 @@ def load_state(network: nn.Module, found: Mapping[str, Tensor], path: str) -> nn
     """
     expected = network.state_dict()
     if wrong := _differences(expected, found):
-        raise BadInput(f"{path}: weights of another network: " + "; ".join([*wrong, *_prefix(expected, found)]))
+        advice = _prefix(expected, found) or ["take the weights of this network, or name the network of the weights"]
+        raise BadInput(f"{path}: weights of another network: " + "; ".join([*wrong, *advice]))
     for name, value in found.items():
         if kind := _no_floats(value, expected[name].is_floating_point()):
             raise BadInput(

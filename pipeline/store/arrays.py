@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,9 +69,12 @@ class Slabs:
 def create_array(
     folder: Path, array: ArraySchema, shape: Sequence[int], cases: int, slabs: Slabs | None = None
 ) -> None:
-    """Create an empty array whose shards hold `cases` cases or one slab. An unwritten shard reads as the fill value."""
+    """Create an empty array whose shards hold `cases` cases or one slab. An unwritten shard reads as the fill value.
+
+    Every chunk has a checksum, since compressed noise reads as other noise where a bit is flipped.
+    """
     import zarr
-    from zarr.codecs import BloscCodec
+    from zarr.codecs import BloscCodec, Crc32cCodec
 
     chunk, case_shape = _layout(array, shape)
     if array is schema.DISAGREEMENT:
@@ -89,7 +92,10 @@ def create_array(
         chunks=chunk,
         shards=(cases, *case_shape),
         fill_value=array.fill,
-        compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=np.dtype(array.dtype).itemsize),
+        compressors=(
+            BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=np.dtype(array.dtype).itemsize),
+            Crc32cCodec(),
+        ),
         attributes={"schema": array.name, "version": schema.VERSION, "axes": list(array.axes)},
         overwrite=True,
     )
@@ -115,3 +121,18 @@ def open_array(folder: Path, array: ArraySchema, mode: str = "r") -> zarr.Array:
             f"{path}: expected name and version {(array.name, schema.VERSION)}, found {found}; run `dvc repro`"
         )
     return opened
+
+
+def read_array(array: zarr.Array, where: Any) -> np.ndarray:
+    """Values of an opened array at an index of slices, numbers and lists of numbers, one per axis.
+
+    Raises `BadInput` for a damaged file.
+    """
+    try:
+        return np.asarray(array[where])
+    except (ValueError, RuntimeError) as error:  # of the checksum, and of the compression
+        path = Path(array.store.root)  # type: ignore[attr-defined]
+        raise BadInput(
+            f"{path}: expected the values that were written, found damaged files; remove {path.parent} and run "
+            "`dvc checkout`, or `dvc repro`"
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +13,8 @@ import polars as pl
 
 from pipeline.errors import BadInput
 from pipeline.store import schema
-from pipeline.store.arrays import open_array
-from pipeline.store.manifest import check_manifest, write_json
+from pipeline.store.arrays import open_array, read_array
+from pipeline.store.manifest import check_manifest, read_json, write_json
 from pipeline.store.tables import read_table
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class Volume:
         """Values of the box `where`, one slice per axis or one slice for all axes, clipped to the case."""
         every = where if isinstance(where, tuple) else (where,) * len(self.shape)
         ends: Any = (slice(*part.indices(length)[:2]) for part, length in zip(every, self.shape, strict=True))
-        return np.asarray(self.array[(self.case.case, *ends)])
+        return read_array(self.array, (self.case.case, *ends))
 
 
 Values = Volume | np.ndarray
@@ -157,7 +156,7 @@ class CaseStore:
     @cached_property
     def info(self) -> dict:
         """Content of `cases.json`: kind of the reader, notes of `prepare` and the keys `INPUT_KEYS`."""
-        return json.loads((self.folder / "cases.json").read_text())
+        return read_json(self.folder / "cases.json", "class_names", "channel_names")
 
     def write_input(self, folder: Path) -> None:
         """Write `input.json` beside the weights of a model of these cases.
@@ -217,7 +216,7 @@ class CaseStore:
 
     def image(self, case: Case) -> np.ndarray:
         """Image f32 `[channel, *space]` on the working grid, without padding."""
-        return np.asarray(self._images[(case.case, slice(None), *case.space)])
+        return read_array(self._images, (case.case, slice(None), *case.space))
 
     def volume(self, case: Case) -> Volume:
         """Image f32 `[channel, *space]` on the working grid, left on disk."""

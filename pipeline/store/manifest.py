@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +13,8 @@ from pipeline.errors import BadInput
 from pipeline.store import schema
 
 MANIFEST = "manifest.json"
+
+_AGAIN = "fetch it again, or make it again with `dvc repro`"
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -29,6 +31,23 @@ def write_json(path: Path, content: object) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
     partial.replace(path)
+
+
+def read_json(path: Path, *keys: str) -> Any:
+    """Content of a JSON file that this project wrote. With `keys`, an object that has these keys at least.
+
+    Raises `BadInput` for a missing or damaged file and for other content.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; run the stage that writes it with `dvc repro`")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:  # text that is not UTF-8 is a ValueError too
+        raise BadInput(f"{path}: expected JSON, found a damaged file ({error}); {_AGAIN}") from error
+    if keys and not (isinstance(content, dict) and content.keys() >= set(keys)):
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise BadInput(f"{path}: expected a JSON object with the keys {list(keys)}, found {found}; {_AGAIN}")
+    return content
 
 
 def read_record(kind: type[Record], path: Path, what: str, to_do: str) -> Record | None:
@@ -61,7 +80,7 @@ def check_manifest(folder: Path, content: bool = False) -> None:
     path = folder / MANIFEST
     if not path.is_file():
         raise BadInput(f"{folder}: no {MANIFEST}: the store is missing or unfinished; run `dvc repro`")
-    manifest = json.loads(path.read_text())
+    manifest = read_json(path, "version", "sha256")
     if manifest["version"] != schema.VERSION:
         raise BadInput(f"{path}: expected version {schema.VERSION}, found {manifest['version']}; run `dvc repro`")
     for name, expected in manifest["sha256"].items():

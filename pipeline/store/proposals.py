@@ -15,7 +15,7 @@ import polars as pl
 
 from pipeline.errors import BadInput
 from pipeline.store import schema
-from pipeline.store.arrays import open_array
+from pipeline.store.arrays import open_array, read_array
 from pipeline.store.cases import Case, CaseStore, Where
 from pipeline.store.manifest import check_manifest
 from pipeline.store.tables import read_table
@@ -87,11 +87,11 @@ class ProposalStore:
         """
         box: Any = case.space if where is None else where
         if slots is None or self._masks.chunks[1] > 1:
-            block = np.asarray(self._masks[(case.case, slice(None), *box)])
+            block = read_array(self._masks, (case.case, slice(None), *box))
             return block if slots is None else block[list(slots)]
         # A chunk holds one proposal, so only the chunks of the wanted slots are read.
         read = sorted(set(slots))
-        block = np.asarray(self._masks.oindex[(case.case, np.array(read), *box)])
+        block = read_array(self._masks, (case.case, np.array(read), *box))
         return block[[read.index(slot) for slot in slots]]
 
     def source_mask(self, case: Case, slot: int) -> np.ndarray:
@@ -99,7 +99,7 @@ class ProposalStore:
         if not case.resampled:
             return self.masks(case, [slot])[0]
         box: Any = tuple(slice(0, length) for length in case.original_shape)
-        return np.asarray(self._source_masks[(case.case, slot, *box)])
+        return read_array(self._source_masks, (case.case, slot, *box))
 
     @cached_property
     def _distinct(self) -> dict[str, list[int]]:
@@ -118,11 +118,11 @@ class ProposalStore:
     def probability(self, case: Case, where: Where | None = None) -> np.ndarray:
         """Mean f32 `[class, *space]` over the proposals that have probabilities, in steps of 1/255."""
         box: Any = case.space if where is None else where
-        return np.asarray(self._probability[(case.case, slice(None), *box)]).astype(np.float32) / 255
+        return read_array(self._probability, (case.case, slice(None), *box)).astype(np.float32) / 255
 
     def disagreement(self, case: Case) -> np.ndarray:
         """Voxels on which two proposals differ, u32 `[proposal, proposal]`."""
-        return np.asarray(self._disagreement[case.case])
+        return read_array(self._disagreement, case.case)
 
     def disagreement_of(self, rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """|D| i64 `[n]` of many pairs, from the array row and the two slots of each pair, all `[n]`.
@@ -135,7 +135,7 @@ class ProposalStore:
         bounds = np.searchsorted(rows[order], np.arange(0, self._disagreement.shape[0] + step, step))
         for start, (low, high) in enumerate(pairwise(bounds.tolist())):
             if low < high:
-                block = np.asarray(self._disagreement[start * step : (start + 1) * step])
+                block = read_array(self._disagreement, slice(start * step, (start + 1) * step))
                 at = order[low:high]
                 out[at] = block[rows[at] - start * step, first[at], second[at]]
         return out

@@ -79,13 +79,12 @@ def read_foreign_table(path: Path, row: str | None = None) -> pl.DataFrame:
     is row 1. Raises `BadInput` for a missing or unreadable file, for files of other formats by the name of the format,
     for other separators than commas, for a column that is there twice, and for rows of other lengths than the header.
     """
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; paths are relative to the folder of params.yaml")
+    refuse_no_table(path)
     if path.suffix == ".parquet":
         try:
             frame = pl.read_parquet(path)
         except pl.exceptions.PolarsError as error:
-            raise BadInput(f"{path}: not a readable Parquet file: {error}") from error
+            raise BadInput(f"{path}: not a readable Parquet file ({error}); write it again") from error
         return frame if row is None else frame.with_row_index(row, offset=1)
     _refuse_other_format(path)
     with path.open(newline="", encoding="utf-8-sig") as lines:
@@ -99,6 +98,12 @@ def read_foreign_table(path: Path, row: str | None = None) -> pl.DataFrame:
             before, _, _ = path.read_bytes().decode("utf-8", errors="replace").partition("\ufffd")
             found = f"the byte {error.object[error.start]:#04x} in line {before.count(chr(10)) + 1}"
             raise BadInput(f"{path}: {_CSV}, found {found}; {_SAVE}") from error
+
+
+def refuse_no_table(path: Path) -> None:
+    """Refuse a missing table of the user."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; paths are relative to the folder of params.yaml")
 
 
 _CSV = "expected a CSV file in UTF-8"

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from pipeline.cases.case_table import described
 from pipeline.cases.readers.decathlon import Decathlon
 from pipeline.cases.readers.reader import Source
 from pipeline.errors import BadInput
@@ -273,3 +274,22 @@ def test_a_header_that_says_no_orientation_has_no_affine(tmp_path: Path) -> None
     write_index(tmp_path, test=["a.nii.gz"])
     (source,) = Decathlon(path=tmp_path).scan()
     assert (source.affine, source.spacing_mm) == (None, (1.0, 2.0, 3.0))
+
+
+def test_faults_of_the_index_say_what_to_do(tmp_path: Path) -> None:
+    """A case that is listed twice need not be renamed, and a damaged index is at the right place."""
+    root = write_decathlon(tmp_path, cases=2)
+    entry = {"image": "imagesTr/vol_00.nii.gz", "label": "labelsTr/vol_00.nii.gz"}
+    write_index(root, training=[entry, entry])
+    reader = Decathlon(path=root)
+    with pytest.raises(BadInput, match=r"case id 'vol_00' .*found imagesTr/vol_00.nii.gz twice; remove one entry"):
+        described(reader.scan(), root, None)
+    write_index(root, training=[{"image": "../vol_00.nii.gz"}])
+    with pytest.raises(BadInput, match=rf"{root}/dataset.json: expected a path below {root}, found '../vol_00.nii.gz'"):
+        reader.scan()
+    (root / "dataset.json").write_text('{"training": [')
+    with pytest.raises(BadInput, match=r"dataset.json: expected the JSON index .*, found .*; correct it, or fetch"):
+        reader.scan()
+    (root / "dataset.json").unlink()
+    with pytest.raises(BadInput, match=r"dataset.json: expected the JSON index of the data set, found no file; check"):
+        reader.scan()

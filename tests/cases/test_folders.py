@@ -196,3 +196,15 @@ def test_folders_class_indices_are_not_bright(tmp_path: Path) -> None:
     reader = Folders(path=root, foreground_above=127)
     with pytest.raises(BadInput, match=r"expected a mask of 0 and 255 \(foreground_above: 127\), found 0 and 1"):
         reader.read(reader.scan()[0])
+
+
+def test_a_link_to_nothing_and_a_folder_are_no_wrong_ending(tmp_path: Path) -> None:
+    write_folders(tmp_path, cases=2)
+    (tmp_path / "images/case_00.png").unlink()
+    (tmp_path / "images/case_00.png").symlink_to("gone.png")
+    with pytest.raises(BadInput, match=r"images/case_00.png: expected a file, found a link to nothing; mend the link"):
+        Folders(path=tmp_path).scan()
+    (tmp_path / "images/case_00.png").unlink()
+    (tmp_path / "images/case_00.png").mkdir()
+    with pytest.raises(BadInput, match=r"images/case_00.png: expected a file, found a folder; move it"):
+        Folders(path=tmp_path).scan()

@@ -180,6 +180,7 @@ def test_channel_faults(tmp_path: Path) -> None:
     assert "found 1 in case_00_0000.nii.gz; add the missing files" in one
     assert "case 'case_01': expected the file case_01_0000.nii.gz, found the channels [1]; add it" in two
     assert "case_02_0001.nii.gz: case 'case_02': expected the image's shape (6, 10, 8), found (6, 10, 9);" in three
+    assert three.endswith("; resample the file to the image's grid")
     assert (
         "case_03_0001.nii.gz: case 'case_03': expected the image's affine within 0.001, found a difference of" in four
     )

@@ -173,8 +173,11 @@ def test_a_split_of_0_is_empty_and_no_case_at_all_is_refused() -> None:
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"labelled": "rest", "pool": "rest", "validation": 1, "test": 1}, "at most one split can be 'rest'"),
-        ({"labelled": 0.5, "pool": 0.5, "validation": 0.1, "test": 1}, "add up to more than 1"),
+        (
+            {"labelled": "rest", "pool": "rest", "validation": 1, "test": 1},
+            "at most one split can be 'rest', found several",
+        ),
+        ({"labelled": 0.5, "pool": 0.5, "validation": 0.1, "test": 1}, "add up to at most 1, found 1.1; lower"),
         ({"labelled": -1, "pool": 1, "validation": 1, "test": 1}, "greater than or equal to 0"),
         ({"labelled": 1, "pool": 1, "validation": 1.5, "test": 1}, "less than 1"),
         ({"labelled": 1, "pool": 1, "validation": True, "test": 1}, "valid integer"),
@@ -246,7 +249,9 @@ def test_folds_that_cannot_be(content: object, fold: int, message: str, tmp_path
 
 
 def test_a_missing_file_of_folds_and_a_fold_against_the_table(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"splits_final.json: expected nnU-Net's splits as JSON .* copy splits_final"):
+    with pytest.raises(
+        BadInput, match=r"splits_final.json: expected nnU-Net's splits as JSON, found no file; copy splits_final"
+    ):
         with_given_split(cases(1), GivenSplit(), tmp_path)
     with pytest.raises(BadInput, match=r"splits.given.file: expected a path below"):
         with_given_split(cases(1), GivenSplit(file="../splits_final.json"), tmp_path)
@@ -268,3 +273,18 @@ def test_a_training_case_without_label_is_refused(tmp_path: Path) -> None:
     folds(tmp_path, {"train": ["u000"], "val": ["g000_0"]})
     with pytest.raises(BadInput, match="case 'u000' has no label: expected split pool, found labelled; correct the"):
         by_split(cases(1, unlabelled=1), tmp_path, GivenSplit())
+
+
+def test_a_splits_file_as_windows_saves_it(tmp_path: Path) -> None:
+    content = json.dumps([{"train": ["g000_0"], "val": ["g001_0"]}])
+    (tmp_path / "splits_final.json").write_text(content, encoding="utf-8-sig")
+    found = with_given_split(cases(1, 1), GivenSplit(), tmp_path)
+    assert [source.split for source in found] == ["labelled", "validation"]
+
+
+def test_a_splits_file_that_is_cut_off_is_not_to_be_copied(tmp_path: Path) -> None:
+    (tmp_path / "splits_final.json").write_text('[{"train": ["g000_0"')
+    with pytest.raises(
+        BadInput, match=r"splits_final.json: expected nnU-Net's splits as JSON, found .*; correct it, or fetch"
+    ):
+        with_given_split(cases(1), GivenSplit(), tmp_path)

@@ -514,7 +514,10 @@ def test_a_folder_without_a_model(tmp_path):
         ready_model(tmp_path)
     model = model_folder(tmp_path / "model", (8, 8))
     (model / "input.json").write_text(json.dumps({"class_names": ["a"]}))
-    with pytest.raises(BadInput, match=r"input.json: invalid description of a model's input: channel_names: Field"):
+    with pytest.raises(BadInput, match=r"input.json: expected the description of a model's input, .* channel_names"):
+        ready_model(model)
+    (model / "input.json").write_text('{"class_names": ["a"')
+    with pytest.raises(BadInput, match=r"input.json: expected .* found an error at the file: Invalid JSON"):
         ready_model(model)
     (model / "input.json").unlink()
     with pytest.raises(BadInput, match=r"input.json: no such file, so the preparation of images is unknown"):
@@ -564,3 +567,13 @@ def test_the_command_says_what_it_did(tmp_path):
     assert (result.exit_code, result.output) == (0, f"predict: 1 of 1 images\n1 masks in {tmp_path / 'out'}\n")
     result = CliRunner().invoke(main, line)
     assert (result.exit_code, result.output) == (0, f"1 masks in {tmp_path / 'out'}, 1 of them from before\n")
+
+
+@pytest.mark.parametrize("content", ['{"made_of": "', "[]", "{}"])
+def test_a_damaged_record_of_a_mask_makes_the_mask_again(tmp_path, content):
+    write_png(tmp_path / "images/a.png", (8, 8))
+    model = model_folder(tmp_path / "model", (8, 8))
+    apply(model, tmp_path / "images", tmp_path / "out")
+    (tmp_path / "out" / DONE / "a.json").write_text(content)
+    assert apply(model, tmp_path / "images", tmp_path / "out") == (1, 0)
+    assert apply(model, tmp_path / "images", tmp_path / "out") == (1, 1)

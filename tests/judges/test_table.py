@@ -224,3 +224,9 @@ def test_scores_of_another_mask_are_refused(two_cases):
         "'0123456789abcdef', so the score is of another mask; export the proposals and score them again",
     ):
         table_scores(two_cases)
+
+
+def test_a_table_that_is_not_there_is_the_user_s(two_cases):
+    """Not the output of a stage that could be run."""
+    with pytest.raises(BadInput, match=r"scores.csv: no such file; paths are relative to the folder of params.yaml"):
+        ScoreTable(kind="table", path=two_cases.table).inputs()

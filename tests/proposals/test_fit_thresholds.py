@@ -167,6 +167,6 @@ def test_flips_of_axes_that_the_case_lacks_are_refused():
     """Also while thresholds are fitted, which comes before any draw."""
     case = models(Constant(0.1), np.zeros((1, 4, 4), np.float32))
     with pytest.raises(
-        BadInput, match=r"sampler 'm': found flips of axes \[2\], expected axes 0 to 1; correct `flips`"
+        BadInput, match=r"^propose.samplers.m.flips: expected axes 0 to 1 of this data, found \[2\]; correct the axes$"
     ):
         Mean(kind="mean", flips=((2,),)).probability("m", case)

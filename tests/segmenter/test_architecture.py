@@ -194,3 +194,10 @@ def test_filters_bound_the_levels_of_a_planned_dynunet():
         for count in (0, 3, 5)
     }
     assert strides == {0: [1, *[[2, 2]] * 4], 3: [1, *[[2, 2]] * 2], 5: [1, *[[2, 2]] * 4]}
+
+
+@pytest.mark.parametrize("content", ['{"name": "UNet"', "[]", '{"layers": 3}'])
+def test_another_file_in_place_of_an_architecture(tmp_path, content):
+    (tmp_path / "network.json").write_text(content)
+    with pytest.raises(BadInput, match=r"network.json: expected .*JSON.*, found .*; fetch it again, or make it again"):
+        Architecture.load(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.errors import BadInput
 from pipeline.segmenter.augmentation import Augmentation, flip
 from pipeline.segmenter.batches import LabelledBatches
 from pipeline.store.cases import LabelledCases, Volume
@@ -249,3 +250,26 @@ def test_volumes_on_disk_give_the_batches_of_volumes_in_memory(tmp_path):
         return [part.numpy().tobytes() for batch in stream for part in batch]
 
     assert first(on_disk) == first(LabelledCases(store.all, images, labels))
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"flips": (0, 2)}, r"augmentation.flips: expected axes 0 to 1 of this data, found \[2\]; correct the axes"),
+        ({"swap_labels": ((2, 1, 2),)}, r"augmentation.swap_labels: expected an axis 0 to 1 .*, found \(2, 1, 2\)"),
+        (
+            {"swap_labels": ((0, 1, 3),)},
+            r"two of the classes \[1, 2\] of this data, found \(0, 1, 3\); correct the entry",
+        ),
+        (
+            {"swap_labels": ((0, 0, 1),)},
+            r"two of the classes \[1, 2\] of this data, found \(0, 0, 1\); correct the entry",
+        ),
+        ({"swap_labels": ((1, 1, 2), (0, 2, 2))}, r"two of the classes \[1, 2\] of this data, found \(0, 2, 2\)"),
+    ],
+)
+def test_knobs_that_the_data_does_not_have(knobs, said):
+    """In a plane, with two classes beside the background."""
+    with pytest.raises(BadInput, match=said):
+        Augmentation(**knobs).check(2, 3)
+    Augmentation(flips=(0, 1), swap_labels=((1, 1, 2),)).check(2, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -251,8 +252,8 @@ def test_a_bundle_of_this_project_comes_back_by_its_weights(tmp_path):
 )
 def test_another_preparation_is_refused_with_the_block_to_set(tmp_path, before, knobs):
     """The cases are prepared by the defaults: `zscore` on their own grid. The block is one that loads."""
-    said = refused(tmp_path, config(*before)).splitlines()
-    expected, found = (Preprocess.model_validate_json(said[i].removeprefix("preprocess: ")) for i in (1, 3))
+    blocks = re.findall(r"`preprocess: ({.*?})`", refused(tmp_path, config(*before)))
+    expected, found = map(Preprocess.model_validate_json, blocks)
     assert expected == Preprocess.model_validate_json(json.dumps(knobs))
     assert found == Preprocess()
 

@@ -147,7 +147,7 @@ def test_pickled_code_is_not_run(tmp_path):
     torch.save({"state_dict": network().state_dict(), "hook": Canary(tmp_path / "ran")}, tmp_path / "model.pt")
     with pytest.raises(
         BadInput,
-        match=r"model.pt: expected a state_dict of plain tensors, .*else, the code 'posix.mkdir'; .*save network",
+        match=r"model.pt: expected a state_dict of plain tensors, .*found the code 'posix.mkdir'; .*save network",
     ):
         imported(tmp_path, discs(tmp_path / "cases"), tmp_path / "model.pt", kind="checkpoint", network=NETWORK)
     assert not (tmp_path / "ran").exists()
@@ -171,7 +171,7 @@ def test_files_without_weights(tmp_path, content, message):
 
 def test_files_that_are_something_else(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"no weights")
-    with pytest.raises(BadInput, match="expected a state_dict of plain tensors"):
+    with pytest.raises(BadInput, match=r"expected a state_dict by torch.save"):
         read_state(tmp_path / "model.pt")
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(BadInput, match="not a readable safetensors file"):
@@ -396,3 +396,19 @@ def test_a_model_that_is_not_there(tmp_path):
 def test_knobs_that_contradict_each_other(knobs, message):
     with pytest.raises(ValidationError, match=message):
         base_of(kind="checkpoint", **knobs)
+
+
+def test_a_damaged_file_is_not_called_code(tmp_path):
+    """Cut off, and the pointer that git-lfs leaves in place of a file."""
+    torch.save(network().state_dict(), tmp_path / "model.pt")
+    content = (tmp_path / "model.pt").read_bytes()
+    for wrong in (content[: len(content) // 2], b"version https://git-lfs.github.com/spec/v1\n", b""):
+        (tmp_path / "model.pt").write_bytes(wrong)
+        with pytest.raises(BadInput, match=r"model.pt: expected a state_dict by torch.save, found .*; fetch it again"):
+            read_state(tmp_path / "model.pt")
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(BadInput, match=r"model: .*other: expected the folder of a base, .*, found no network.json"):
+        imported(tmp_path, discs(tmp_path / "cases"), tmp_path / "other", kind="checkpoint")

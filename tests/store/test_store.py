@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.store import schema
 from pipeline.store.arrays import Slabs, cases_per_shard, create_array, open_array
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import MANIFEST, check_manifest, sha256, write_json, write_manifest
+from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import made_by, read_table, scan_table, write_table
 from tests.fixtures.builders import bars, case_store, proposal_store, rows_of
 
@@ -303,3 +305,56 @@ def test_the_region_sizes_of_many_pairs(tmp_path, count, per_shard):
     expected = np.abs(lengths[rows, first] - lengths[rows, second])
     assert np.array_equal(store.disagreement_of(rows, first, second), expected)
     assert len(store.disagreement_of(rows[:0], first[:0], second[:0])) == 0
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "masks", "probability", "disagreement"])
+def test_no_flipped_bit_of_an_array_is_read_as_other_voxels(tmp_path, name):
+    """Noise, in which a flipped bit rarely breaks the compression."""
+    draw = numpy_generator("flipped", name)
+    labels = [draw.integers(2, size=(6, 7), dtype=np.uint8) for _ in range(2)]
+    images = [draw.normal(size=(1, 6, 7)).astype(np.float32) for _ in range(2)]
+    masks = [draw.integers(2, size=(3, 6, 7), dtype=np.uint8) for _ in range(2)]
+    cases = case_store(tmp_path / "cases", labels, None, images)
+    proposals = proposal_store(tmp_path / "proposals", masks, [draw.random((2, 6, 7)) for _ in range(2)])
+
+    def read() -> list[np.ndarray]:
+        store, proposed = CaseStore(cases.folder), ProposalStore(proposals.folder)
+        first, second = store.all
+        return {
+            "images": lambda: [*map(store.image, store.all), store.volume(second)[:]],
+            "labels": lambda: [*map(store.label, store.all)],
+            "masks": lambda: [proposed.masks(first), proposed.masks(second, [1])],
+            "probability": lambda: [*map(proposed.probability, store.all)],
+            "disagreement": lambda: [*map(proposed.disagreement, store.all)],
+        }[name]()
+
+    right = read()
+    (shard,) = [path for path in tmp_path.rglob("*") if path.is_file() and f"{name}.zarr/c/" in path.as_posix()]
+    content = shard.read_bytes()
+    said = []
+    for _ in range(40):
+        damaged = bytearray(content)
+        damaged[int(draw.integers(len(content)))] ^= 1 << int(draw.integers(8))
+        shard.write_bytes(damaged)
+        try:
+            assert all(np.array_equal(one, other) for one, other in zip(read(), right, strict=True))
+        except BadInput as error:
+            said.append(str(error))
+    assert len(said) > 20
+    expected = rf"{name}.zarr: expected the values that were written, found damaged files; remove"
+    assert all(re.search(expected, one) for one in said)
+    shard.write_bytes(content)
+    assert all(np.array_equal(one, other) for one, other in zip(read(), right, strict=True))
+
+
+@pytest.mark.parametrize("file", [MANIFEST, "cases.json"])
+@pytest.mark.parametrize("content", ['{"version": 1, "sha', "[]", "{}", "\x00"])
+def test_damaged_records_of_a_store_are_named(tmp_path, file, content):
+    store = case_store(tmp_path, [np.zeros((4, 4), np.uint8)])
+    (tmp_path / file).write_text(content)
+    found = CaseStore(store.folder)
+    with pytest.raises(BadInput, match=rf"{file}: expected (JSON|a JSON object with the keys .*), found .*`dvc repro`"):
+        _ = (found.all, found.class_names)

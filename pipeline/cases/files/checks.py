@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -79,13 +79,35 @@ def json_object(file: Path) -> dict[str, Any]:
             raise BadInput(f"{file}: expected every key once, found '{twice[0]}' twice; remove one of them")
         return dict(pairs)
 
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(f"{file}: expected the JSON index of the data set ({error}); check `path`") from error
+    content = json_content(file, "the JSON index of the data set", "check `path`", once)
     if not isinstance(content, dict):
         raise BadInput(f"{file}: expected a JSON object, found {type(content).__name__}; check the file")
     return content
+
+
+def json_content(
+    file: Path, what: str, advice: str, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] = dict
+) -> Any:
+    """Content of a JSON file of the user, with or without a byte order mark.
+
+    `what` names the content in messages, and `advice` says what to do about a missing file. `pairs` makes an object of
+    its keys and values. Raises `BadInput` for a missing or damaged file.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=pairs)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(f"{file}: expected {what}, found {error}; correct it, or fetch it again") from error
+    except OSError as error:
+        found = "no file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise BadInput(f"{file}: expected {what}, found {found}; {advice}") from error
+
+
+def refuse_no_file(file: Path) -> None:
+    """Refuse a folder, and a link to nothing, in a folder of images."""
+    if file.is_dir():
+        raise BadInput(f"{file}: expected a file, found a folder; move it")
+    if not file.is_file():
+        raise BadInput(f"{file}: expected a file, found a link to nothing; mend the link, or remove it")
 
 
 def stated_number(content: Mapping[str, Any], key: str, file: Path) -> int | None:
@@ -103,11 +125,11 @@ def present(file: Path, case_id: str) -> None:
 
 
 def refuse_other_shape(found: tuple[int, ...], expected: tuple[int, ...], file: Path, case_id: str) -> None:
-    """Refuse a label whose shape differs from the shape of the image."""
+    """Refuse a label or channel whose shape differs from the shape of the image."""
     if found != expected:
         raise BadInput(
-            f"{file}: case '{case_id}': expected the image's shape {expected}, found {found}; resample the label to "
-            "the image's grid"
+            f"{file}: case '{case_id}': expected the image's shape {expected}, found {found}; resample the file to the "
+            "image's grid"
         )
 
 

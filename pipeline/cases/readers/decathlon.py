@@ -62,9 +62,9 @@ class Decathlon(Knobs):
 
     def _source(self, image: str, label: str | None, channels: int) -> Source:
         case_id = _stem(image)
-        header = nifti.header(inside(self.path, image, "dataset.json"), case_id, channels)
+        header = nifti.header(inside(self.path, image, self._index), case_id, channels)
         if label is not None:
-            present(inside(self.path, label, "dataset.json"), case_id)
+            present(inside(self.path, label, self._index), case_id)
         return Source(
             case_id=case_id,
             shape=header.shape,

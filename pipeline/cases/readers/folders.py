@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.cases.files import image_file, picture, tiff
-from pipeline.cases.files.checks import inside, refuse_dicom
+from pipeline.cases.files.checks import inside, refuse_dicom, refuse_no_file
 from pipeline.cases.readers.reader import CaseTable, Source
 from pipeline.cases.voxels import converted
 from pipeline.errors import BadInput
@@ -48,7 +48,10 @@ class Folders(Knobs):
     @model_validator(mode="after")
     def _two_classes(self) -> Folders:
         if self.foreground_above is not None and len(self.classes) != 2:
-            raise ValueError(f"foreground_above makes 2 classes, found {len(self.classes)} in `classes`")
+            raise ValueError(
+                f"foreground_above makes 2 classes, found {len(self.classes)} in `classes`; name two classes, or "
+                "remove foreground_above"
+            )
         return self
 
     def class_names(self) -> list[str]:
@@ -114,7 +117,8 @@ class Folders(Knobs):
         for file in sorted(path.iterdir()):
             if file.name.startswith("."):  # macOS and editors store hidden files beside the data
                 continue
-            if file.suffix.lower() not in _ENDINGS or not file.is_file():
+            refuse_no_file(file)
+            if file.suffix.lower() not in _ENDINGS:
                 refuse_dicom(file)
                 raise BadInput(f"{file}: expected only {', '.join(_ENDINGS)} in {path}; convert or move it")
             if file.stem in found:

@@ -12,7 +12,14 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.cases.files import image_file, nifti, picture, tiff
-from pipeline.cases.files.checks import inside, json_object, refuse_dicom, refuse_other_shape, stated_number
+from pipeline.cases.files.checks import (
+    inside,
+    json_object,
+    refuse_dicom,
+    refuse_no_file,
+    refuse_other_shape,
+    stated_number,
+)
 from pipeline.cases.readers.reader import CaseTable, Source
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures
@@ -140,7 +147,8 @@ class NnUNet(Knobs):
         for file in sorted(path.iterdir()) if path.is_dir() else []:
             if file.name.startswith(".") or file.name.endswith(".json"):
                 continue
-            if not file.name.endswith(ending) or not file.is_file():
+            refuse_no_file(file)
+            if not file.name.endswith(ending):
                 refuse_dicom(file)
                 raise BadInput(
                     f"{file}: expected only files ending in {ending} (`file_ending`) in {path}; convert or move it"

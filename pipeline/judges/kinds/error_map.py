@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
 from pipeline.judges.learning.expected_dice import NETWORKS_FILE, error_of, expected_dice
 from pipeline.segmenter.knobs import Network, Optimisation
 from pipeline.store.cases import Case
+from pipeline.store.manifest import read_json
 
 
 class ErrorMap(JudgeKnobs):
@@ -76,7 +76,7 @@ class ErrorMap(JudgeKnobs):
             from pipeline.judges.learning.truth_network import learn
 
             learn(self, given)
-        networks = json.loads((given.models / NETWORKS_FILE).read_text())["networks"]
+        networks = read_json(given.models / NETWORKS_FILE, "networks")["networks"]
         return ErrorMapScores(self, given.models, given.compute, tuple(tuple(one["held_out"]) for one in networks))
 
 

@@ -14,7 +14,7 @@ from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
 from pipeline.judges.score import scored_proposals
 from pipeline.store.cases import CaseStore
 from pipeline.store.proposals import ProposalStore
-from pipeline.store.tables import read_foreign_table
+from pipeline.store.tables import read_foreign_table, refuse_no_table
 
 _ROW = "row of the file"
 """Name of the column with the number of a row, which no table of a user has."""
@@ -39,6 +39,7 @@ class ScoreTable(JudgeKnobs):
     of test cases need no rows; rows of test cases are checked and not used."""
 
     def inputs(self) -> list[Path]:
+        refuse_no_table(self.path)
         return [self.path]
 
     def ready(self, given: JudgeInputs) -> TableScores:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.cases.grid import on_source_grid, to_source
 from pipeline.errors import BadInput
-from pipeline.segmenter.augmentation import SwapLabels, swapped_classes
+from pipeline.segmenter.augmentation import SwapLabels, check_axes, swapped_classes
 from pipeline.store.cases import Case, Values, Where
 
 if TYPE_CHECKING:
@@ -275,12 +275,7 @@ def passes_by_slot(samplers: Mapping[str, Sampler], setup: Setup) -> list[Passes
 
 def check_flips(name: str, flips: Sequence[Sequence[int]], case: CaseModels) -> None:
     """Raise `BadInput` for flips along axes that the case does not have."""
-    dimensions = len(case.image.shape) - 1
-    if beyond := {axis for axes in flips for axis in axes if not 0 <= axis < dimensions}:
-        raise BadInput(
-            f"case '{case.case_id}': sampler '{name}': found flips of axes {sorted(beyond)}, expected axes 0 to "
-            f"{dimensions - 1}; correct `flips`"
-        )
+    check_axes(f"propose.samplers.{name}.flips", {axis for axes in flips for axis in axes}, len(case.image.shape) - 1)
 
 
 def pass_of(model: str, view: str = "") -> str:

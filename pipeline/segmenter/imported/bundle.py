@@ -203,9 +203,9 @@ def _compared(config: Config, stated: dict[str, Any], cases: CaseStore) -> list[
         raise BadInput(f"{config.path}: preprocessing: {json.dumps(wanted)} is not supported here: {reason}") from error
     if _canonical(expected) != _canonical(found):
         raise BadInput(
-            f"{config.path}: preprocessing: the bundle prepares images otherwise than the cases; expected\n"
-            f"preprocess: {expected.model_dump_json()}\nfound\npreprocess: {found.model_dump_json()}\n"
-            "set `preprocess` to the expected block"
+            f"{config.path}: preprocessing: the bundle prepares images otherwise than the cases: expected `preprocess: "
+            f"{expected.model_dump_json()}`, found `preprocess: {found.model_dump_json()}`; set `preprocess` to the "
+            "expected block"
         )
     return []
 

@@ -25,7 +25,7 @@ class Config:
         try:
             self.content: Any = json.loads(path.read_text()) if path.suffix == ".json" else _yaml(path)
         except ValueError as error:
-            raise BadInput(f"{path}: not a readable configuration: {error}") from error
+            raise BadInput(f"{path}: not a readable configuration ({error}); correct it, or fetch it again") from error
         if not isinstance(self.content, dict):
             raise BadInput(f"{path}: expected blocks by name, found {type(self.content).__name__}")
 
@@ -35,7 +35,9 @@ class Config:
         files = [bundle / "configs" / f"inference.{suffix}" for suffix in ("json", "yaml", "yml")]
         found = next((file for file in files if file.is_file()), None)
         if found is None:
-            raise BadInput(f"model: {bundle}: expected the folder of a MONAI bundle, found no {files[0]} or .yaml")
+            raise BadInput(
+                f"model: {bundle}: expected the folder of a MONAI bundle, found no {files[0]} or .yaml; correct `model`"
+            )
         return cls(found, trust)
 
     def plain(self, value: Any, at: str) -> Any:

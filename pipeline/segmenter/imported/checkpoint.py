@@ -64,7 +64,10 @@ class Checkpoint(Knobs):
         from pipeline.segmenter.weights import load_state
 
         if model.suffix not in SUFFIXES:
-            raise BadInput(f"model: {model}: expected a folder with a model, or a file {', '.join(SUFFIXES)}")
+            raise BadInput(
+                f"model: {model}: expected a folder with a model, or a file {', '.join(SUFFIXES)}, found "
+                f"'{model.suffix}'; save network.state_dict() with torch.save"
+            )
         if self.network is None:
             raise BadInput(f"base.network: missing; name the network of the weights in {model}")
         architecture = Architecture.of(self.network, cases.channels, len(cases.class_names), cases.padded)
@@ -75,9 +78,15 @@ class Checkpoint(Knobs):
         )
 
     def _folder(self, folder: Path, cases: CaseStore) -> ImportedModel:
+        from pipeline.segmenter.architecture import ARCHITECTURE
         from pipeline.segmenter.imported.importer import ImportedModel
         from pipeline.segmenter.models import Model
 
+        if not (folder / ARCHITECTURE).is_file():
+            raise BadInput(
+                f"model: {folder}: expected the folder of a base, a student or an export, found no {ARCHITECTURE}; "
+                "name such a folder, or a file of weights with base.network"
+            )
         if self.network is not None:
             raise BadInput(f"base.network: {folder} names its network itself; remove base.network")
         if Model(folder).architecture.program:
@@ -128,11 +137,12 @@ def _of_folder(folder: Path, name: str) -> ImportedNetwork:
 def _same_input(folder: Path, cases: CaseStore, ignore: tuple[Stated, ...]) -> None:
     """Raise `BadInput` if a folder states other images than these cases, except for the properties in `ignore`."""
     from pipeline.store.cases import INPUT, INPUT_KEYS
+    from pipeline.store.manifest import read_json
 
     path = folder / INPUT
     if not path.is_file():
         return
-    stated = json.loads(path.read_text())
+    stated = read_json(path)
     for key in INPUT_KEYS:
         if key not in ignore and stated.get(key) != cases.info.get(key):
             wanted, found = json.dumps(stated.get(key)), json.dumps(cases.info.get(key))

@@ -80,7 +80,7 @@ def import_base(
         raise BadInput(f"model: {model}: no such file or folder; paths are relative to the folder of params.yaml")
     if not (validation := cases.split("validation")):
         raise BadInput("base: no case in split 'validation', on which the base is measured; change splits")
-    augmentation.check(len(cases.padded))
+    augmentation.check(len(cases.padded), len(cases.class_names))
     torch.set_num_threads(compute.threads)
     found = knobs.read(model, cases, compute.device)
     networks = {"base": found.base, **found.members}

@@ -59,9 +59,12 @@ def _torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         # torch names the refused code in its message only.
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        ran = f", the code '{code[1]}'" if code else ""
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise BadInput(
+                f"{path}: expected a state_dict of plain tensors, which loads without running code, found the code "
+                f"'{code[1]}'; if you trust the file, load it yourself and save network.state_dict()"
+            ) from error
         raise BadInput(
-            f"{path}: expected a state_dict of plain tensors, which loads without running code, found something else"
-            f"{ran}; if you trust the file, load it yourself and save network.state_dict()"
+            f"{path}: expected a state_dict by torch.save, found a damaged file or one of another format; fetch it "
+            "again, or save network.state_dict() with torch.save"
         ) from error

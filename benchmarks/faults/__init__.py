@@ -1,0 +1,1 @@
+"""Inputs with a fault, and odd inputs without one, of every kind that users bring."""
