@@ -330,8 +330,9 @@ def main() -> None:
 @click.option("--kind", type=click.Choice(list(KINDS)), required=True)
 @click.option("--events", type=int, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--first", type=int, default=0, show_default=True, help="Number of the first event, to share the work.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the moments.")
-def run(kind: str, events: int, out: Path, seed: int) -> None:
+def run(kind: str, events: int, out: Path, first: int, seed: int) -> None:
     """Interrupt as many runs; events that are in the table already are kept."""
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -339,7 +340,7 @@ def run(kind: str, events: int, out: Path, seed: int) -> None:
     if not table.exists():
         table.write_text(",".join(NAMES) + "\n")
     known = {row["event"] for row in pl.read_csv(table).iter_rows(named=True) if row["kind"] == kind}
-    for event in range(events):
+    for event in range(first, first + events):
         if event not in known:
             row = KINDS[kind](reference, event, out, numpy_generator(seed, "kills", kind, event))
             with table.open("a", newline="") as file:
