@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.faults import imported_masks, knobs, models, new_images, pictures, projects, tables, volumes
 from benchmarks.faults.entry import Bad, Good, Projects, run_stage
 from benchmarks.faults.good import GOOD
+from pipeline.store.manifest import sha256
 
 BAD = [
     *(*pictures.IMAGES, *pictures.MASKS, *volumes.NIFTI, *volumes.DECATHLON, *volumes.NNUNET),
@@ -61,9 +62,13 @@ class Outcome:
         return not self.faults
 
 
-def _files(folder: Path) -> set[Path]:
-    """Files of a project without unfinished work."""
-    return {path for path in folder.rglob("*") if path.is_file() and ".work" not in path.parts}
+def _files(folder: Path) -> set[tuple[Path, str]]:
+    """Files of a project without unfinished work, each with the hash of its content.
+
+    The store of the labelled cases is left out: `propose` finishes this store before it begins with the other cases.
+    """
+    paths = (path for path in folder.rglob("*") if path.is_file() and not {".work", "out_of_fold"} & set(path.parts))
+    return {(path, sha256(path)) for path in paths}
 
 
 def tried(bad: Bad, projects: Projects) -> Outcome:
@@ -73,7 +78,7 @@ def tried(bad: Bad, projects: Projects) -> Outcome:
         before = _files(project)
         with bad.during():
             code, said, crashed = run_stage(bad.line)
-        written = sorted(path.relative_to(project).as_posix() for path in _files(project) - before)
+        written = sorted({path.relative_to(project).as_posix() for path, *_ in _files(project) ^ before})
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
     shown = "\n".join(line.removeprefix("error: ") for line in lines if not _SUMMARY.match(line))
     shown = re.sub(r"\bprocess \d+", "process N", shown.replace(f"{project}/", ""))

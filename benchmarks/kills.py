@@ -1,7 +1,8 @@
 """What is left of a run that was interrupted: `kill -9`, a full disk, a damaged file, and two runs at once.
 
 Every event interrupts a tiny run, ends it with the same command, and compares all files with those of a run that was
-never interrupted. A row of `kills.csv` is one event. A second call goes on where the first one was stopped.
+never interrupted. A row of `kills.csv` is one event. A second call goes on where the first one was stopped. Once the
+first call has made the run that is never interrupted, others may share its events.
 
     python -m benchmarks.kills run --kind stage --events 180 --out kills
     python -m benchmarks.kills run --kind repro --events 20 --out kills
@@ -76,7 +77,7 @@ class Event:
     equal: bool
     """Whether all files have the bytes of the run that was never interrupted, with nothing left in `.work`."""
     said: str
-    """Last line of the interrupted run, or of the run that was refused."""
+    """What a run said that did not end well: the run after the interruption, or the run on a full disk."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,11 @@ def truncate(reference: Reference, event: int, out: Path, random: np.random.Gene
         after = float(random.uniform(0.3, 1.0)) * reference.seconds[command.name]
         with reference.copy(out / f"truncate_{event}_{attempt}", command) as folder:
             _killed(start(folder, command.line), after)
-            files = [file for file in sorted((folder / ".work").rglob("*")) if file.is_file() and file.stat().st_size]
+            files = [
+                file
+                for file in sorted((folder / ".work").rglob("*"))
+                if file.is_file() and file.suffix != ".lock" and file.stat().st_size
+            ]
             if not files:
                 continue
             file = files[int(random.integers(len(files)))]

@@ -386,7 +386,9 @@ def choose(out: Path) -> None:
             rows.append((name, rate, weight, *gains, float(np.mean(gains))))
     table = pl.DataFrame(rows, schema=["family", "rate", "weight", "polyps", "nuclei", "mean"], orient="row")
     for name in tried_families:
-        best = table.filter(pl.col("family") == name).sort("mean", descending=True).row(0, named=True)
+        best = (
+            table.filter(pl.col("family") == name).sort("mean", descending=True, maintain_order=True).row(0, named=True)
+        )
         found[name] = [best["rate"], best["weight"]]
     table.write_csv(out / "tried.csv")
     (out / "chosen.json").write_text(json.dumps(found, indent=1))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from pipeline.errors import BadInput
 from pipeline.judges.judge import JudgeKnobs
 from pipeline.params import Params
 from pipeline.proposals.fit_regions import regions_to_fit
 from pipeline.proposals.fit_thresholds import samplers_to_fit
+from pipeline.proposals.samplers.mean import Mean
+from pipeline.proposals.samplers.tta import TTA
 from pipeline.segmenter.base import folds_objection, model_names
 from pipeline.segmenter.knobs import Base
 from pipeline.segmenter.offsets import FEWEST
@@ -21,6 +24,7 @@ def check(params: Params, cases: CaseStore) -> list[str]:
     splits = {split: cases.split(split) for split in ("labelled", "pool", "validation", "test")}
     problems = [
         *_of_splits(params, splits),
+        *_of_axes(params, len(cases.all[0].shape), len(cases.class_names)),
         *_of_judges(params),
         *_of_pairs(params, splits),
         *_of_students(params, splits),
@@ -44,6 +48,19 @@ def _of_splits(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator
                 f"splits.{split}: expected cases with a mask, found {len(without)} without (first: '{without[0]}'); "
                 "add the masks, or move the cases to the pool"
             )
+
+
+def _of_axes(params: Params, dimensions: int, classes: int) -> Iterator[str]:
+    sided = params.augmentation.swap_labels
+    checks: list[Callable[[], None]] = [partial(params.augmentation.check, dimensions, classes)]
+    for name, sampler in params.propose.samplers.items():
+        if isinstance(sampler, TTA | Mean):
+            checks.append(partial(sampler.check, name, dimensions, sided))
+    for one in checks:
+        try:
+            one()
+        except BadInput as error:
+            yield str(error)
 
 
 def _of_judges(params: Params) -> Iterator[str]:

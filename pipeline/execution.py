@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -31,7 +32,7 @@ from pipeline.source_code import code_of
 from pipeline.store.manifest import sha256
 
 PASSING = "passing_"
-"""First part of the names of folders in a workspace that go before their shard is done."""
+"""First part of the names of folders in a workspace that a task removes before its shard is done."""
 
 
 class Execution(Knobs):
@@ -171,8 +172,11 @@ def _damaged(folder: Path) -> Path | None:
     return None
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Size in bytes of every file in a folder of unfinished work, but of the rows of shards and of passing files."""
+def _sizes(folder: Path, since: float) -> dict[str, int]:
+    """Size in bytes of the files in a folder of unfinished work that were written since this time in seconds.
+
+    The rows of shards, and passing files, are left out.
+    """
     found = {}
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name != "done" and not name.startswith(PASSING)]
@@ -180,7 +184,8 @@ def _sizes(folder: Path) -> dict[str, int]:
             # Another shard writes at the same time. A file that is being written has this ending until it is whole.
             if not name.endswith(".partial"):
                 file = Path(root) / name
-                found[file.relative_to(folder).as_posix()] = file.stat().st_size
+                if (stat := file.stat()).st_mtime >= since:
+                    found[file.relative_to(folder).as_posix()] = stat.st_size
     return found
 
 
@@ -229,7 +234,7 @@ def run(
     """Run `task` on every shard that is not done; return the rows of all shards in shard order.
 
     A shard is done if `folder/done/INDEX.arrow` exists. The file is renamed into place after the task returns. Beside
-    it, `INDEX.json` holds the sizes of all files of the workspace at that time.
+    it, `INDEX.json` holds the sizes of the files that were written meanwhile.
     `unit` is the user's word for shards in messages. Raises `BadInput` with every failure after all other shards have
     finished.
     """
@@ -267,18 +272,19 @@ class _Guarded:
     done: Path
 
     def __call__(self, shard: Shard) -> str:
+        # Clocks of file systems tick in steps of up to two seconds.
+        began = time.time() - 2
         try:
-            rows = self.task(shard)
-            self._finish(shard, rows)
+            self._finish(shard, self.task(shard), began)
         except Exception as error:  # a failure in one task must not stop the other shards
             return str(BadInput.of(error) or f"shard {shard.index}: {traceback.format_exc()}")
         return ""
 
-    def _finish(self, shard: Shard, rows: pl.DataFrame) -> None:
+    def _finish(self, shard: Shard, rows: pl.DataFrame, began: float) -> None:
         path = _done(self.done, shard)
         partial = path.with_suffix(".partial")
         rows.write_ipc(partial)
-        path.with_suffix(".json").write_text(json.dumps(_sizes(self.done.parent)))
+        path.with_suffix(".json").write_text(json.dumps(_sizes(self.done.parent, began)))
         partial.rename(path)
 
 

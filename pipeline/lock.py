@@ -31,7 +31,7 @@ def alone(path: Path) -> Iterator[None]:
         yield
     finally:
         # The name goes before the lock does. A process that opened the file before then sees that the name is gone.
-        file.unlink()
+        file.unlink(missing_ok=True)
         lock.close()
 
 
@@ -47,6 +47,12 @@ def _locked(file: Path, path: Path) -> IO[str]:
             raise BadInput(
                 f"{path}: expected no other process that works on this output, found that process {holder or '?'} is "
                 "running; wait for its end, or stop it"
+            ) from error
+        except OSError as error:
+            lock.close()
+            raise BadInput(
+                f"{file.parent.resolve()}: expected a file system with file locks, found none ({error}); run in a "
+                "folder on a local disk, or mount the file system with locks (Lustre: -o flock)"
             ) from error
         if _named(lock, file):
             break

@@ -166,9 +166,11 @@ def load_params(path: Path) -> Params:
         text = json.dumps(content, default=str)
     except YAMLError as error:
         raise BadInput(f"{path}: not valid YAML: {_broken(error)}") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
+        found = "an entry that holds itself" if "Circular" in str(error) else str(error).splitlines()[0]
         raise BadInput(
-            f"{path}: not valid YAML: expected entries that end, found an entry that holds itself; remove its alias"
+            f"{path}: not valid YAML: expected text as keys, and values that JSON has too, found {found}; correct the "
+            "key or the value"
         ) from error
     try:
         return Params.model_validate_json(text)
@@ -187,7 +189,7 @@ def _broken(error: Any) -> str:
 
 
 def _mistakes(error: ValidationError, content: Any) -> Iterator[str]:
-    """One line per mistake. The alternatives of a knob are one mistake, or none if one of them has a known mistake."""
+    """One line per mistake. All that a knob could be is one line, left out beside a mistake of its key."""
     found: dict[tuple[str, str], list[str]] = {}
     for problem in error.errors():
         where, text, value = _described(problem, content)

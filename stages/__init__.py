@@ -20,7 +20,7 @@ FOLDER = click.Path(path_type=Path)
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
     """Decorator: print the message of a `BadInput` on standard error and exit with code 2.
 
-    A full disk and names that the file system does not take are the user's too, wherever they are met.
+    A full disk and a name that is too long for the file system are printed in the same way.
     """
 
     @functools.wraps(function)

@@ -66,6 +66,11 @@ def test_everything_is_said_at_once(tmp_path):
     assert lines[4].endswith("expected one of ['base', 'member_1'], found 'member_3'")
 
 
+def with_tta(**knobs: Any) -> dict[str, Any]:
+    samplers = {**TINY["propose"]["samplers"], "turned": {"kind": "tta", **knobs}}
+    return {**TINY["propose"], "samplers": samplers}
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -79,6 +84,18 @@ def test_everything_is_said_at_once(tmp_path):
         (
             {"splits": ["labelled" if split == "pool" else split for split in SPLITS]},
             "pairs.mined: expected cases in split 'pool', found none; change `splits`",
+        ),
+        (
+            {"propose": with_tta(quarter_turns=[1]), "augmentation": {"swap_labels": [[0, 1, 2]]}},
+            "propose.samplers.turned.quarter_turns: expected only 2 where augmentation.swap_labels names an axis",
+        ),
+        (
+            {"propose": with_tta(flips=[[2]])},
+            "propose.samplers.turned.flips: expected axes 0 to 1 of this data, found [2]",
+        ),
+        (
+            {"augmentation": {"flips": [0, 3]}},
+            "augmentation.flips: expected axes 0 to 1 of this data, found [3]",
         ),
     ],
 )

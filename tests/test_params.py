@@ -337,7 +337,10 @@ def test_an_entry_by_name():
     [
         ("seed: 1\ndata:\n\tkind: phantom\n", r"found character '\\t' .* \(line 3, column 1\); correct the line"),
         ("seed: 1\nseed: 2\n", r'found duplicate key "seed" .* \(line 2, column 1\); correct the line'),
-        ("seed: &all\n  again: *all\n", "not valid YAML: expected .*, found an entry that holds itself; remove"),
+        ("seed: &all\n  again: *all\n", "not valid YAML: expected .*, found an entry that holds itself; correct"),
+        ("seed: 2020-13-45\n", "found month must be in 1..12; correct the key or the value"),
+        ("2020-01-01: 3\n", "expected text as keys, .*; correct the key or the value"),
+        ("seed: !!int abc\n", "found invalid literal for int.*; correct the key or the value"),
     ],
 )
 def test_broken_yaml_is_one_line(tmp_path, text, said):

@@ -200,13 +200,15 @@ class Projects:
             with chdir(made):
                 write_params(Path(), STARTS[entry.start]())
         shutil.copytree(made, project, ignore=shutil.ignore_patterns(".work"))
-        with chdir(project):
-            params = YAML(typ="safe").load(Path("params.yaml"))
-            for keys, value in entry.knobs.items():
-                _set(params, keys.split("."), value)
-            write_params(Path(), params)
-            yield project
-        shutil.rmtree(project)
+        try:
+            with chdir(project):
+                params = YAML(typ="safe").load(Path("params.yaml"))
+                for keys, value in entry.knobs.items():
+                    _set(params, keys.split("."), value)
+                write_params(Path(), params)
+                yield project
+        finally:
+            shutil.rmtree(project)
 
 
 def _set(params: dict[str, Any], keys: Sequence[str], value: Any) -> None:

@@ -93,7 +93,10 @@ def _against_base(row: AuditRow) -> str:
 
 
 def _against_fixed(row: AuditRow) -> str:
-    """The sampler that is best on all patients may be another one than those that were best without one fold each."""
+    """How the top pick compares with the best fixed sampler of other patients.
+
+    That sampler may be another one in each fold, so the sampler that is best on all patients is only named beside.
+    """
     than = {1: "better than", -1: "worse than", 0: "not shown to differ from"}[_sign(row, "lift_over_fixed")]
     return (
         f"{than} the sampler that is best on other patients ({points_text(row, 'lift_over_fixed')} Dice points; on all "
@@ -147,8 +150,8 @@ def warnings(
         )
     if cases.empty:
         text = (
-            f"{cases.empty} of {cases.cases} validation cases have no foreground: true Dice is 1 there for an empty "
-            "mask and 0 for any other, so few such cases may decide lift, headroom and noise"
+            f"{cases.empty} of {cases.cases} validation cases have no foreground: a class that is absent counts 1 "
+            "where the mask has none of it, else 0, so few such cases may decide lift, headroom and noise"
         )
         found.append(_warned(None, text))
     known = {row["judge"]: row for row in judges.iter_rows(named=True)}

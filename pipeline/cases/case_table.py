@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import polars as pl
@@ -15,12 +15,12 @@ from pipeline.cases.files.checks import check_case_id, inside
 from pipeline.cases.readers.reader import CaseTable, Source
 from pipeline.errors import BadInput
 from pipeline.store.schema import SPLITS
-from pipeline.store.tables import read_foreign_table
+from pipeline.store.tables import ROW, read_foreign_table
 
 _UNKNOWN = frozenset(("na", "n/a", "#n/a", "<na>", "nan", "null", "none", "unknown", "missing", "-", "?", "."))
 """Words, in lower case, with which programs and people write that a patient or site is unknown."""
-_ROW = "row of the file"
-"""Name of the column with the number of a row, which no table of a user has."""
+_NUMBER = re.compile(r"(?=.*\d)\+?(?P<sign>-?)0*(?P<whole>\d*)(?P<rest>\.\d*)?")
+"""A plain number. Pseudonyms of letters and digits, such as `12e4567`, are no numbers."""
 
 
 def described(sources: Sequence[Source], root: Path, table: CaseTable | None) -> tuple[list[Source], list[str]]:
@@ -74,14 +74,14 @@ def _frame(file: Path, table: CaseTable) -> pl.DataFrame:
             f"{file}: expected a CSV file in UTF-8, found none; correct `case_table.file`, or remove `case_table` if "
             "every case is its own patient"
         )
-    content = read_foreign_table(file, _ROW)
+    content = read_foreign_table(file, ROW)
     named = {"case_id": table.case, "group": table.group, "split": table.split, "site": table.site}
     columns = {field: column for field, column in named.items() if column is not None}
     if missing := [column for column in columns.values() if column not in content.columns]:
         raise BadInput(f"{file}: expected the columns {missing}, found {content.columns[1:]}; correct `case_table`")
-    frame = content.select(_ROW, *(pl.col(column).cast(pl.String).alias(field) for field, column in columns.items()))
+    frame = content.select(ROW, *(pl.col(column).cast(pl.String).alias(field) for field, column in columns.items()))
     where: dict[str | None, int] = {}
-    for number, case_id in frame.select(_ROW, "case_id").iter_rows():
+    for number, case_id in frame.select(ROW, "case_id").iter_rows():
         if case_id is None:
             raise BadInput(
                 f"{file}: row {number}, column '{table.case}': expected the id of a case, found an empty cell; correct "
@@ -96,7 +96,7 @@ def _frame(file: Path, table: CaseTable) -> pl.DataFrame:
     if "split" in frame.columns and len(wrong := frame.filter(~pl.col("split").is_in(SPLITS))):
         row = wrong.row(0, named=True)
         raise BadInput(
-            f"{file}: row {row[_ROW]}: case '{row['case_id']}': column '{table.split}' expected {', '.join(SPLITS)} or "
+            f"{file}: row {row[ROW]}: case '{row['case_id']}': column '{table.split}' expected {', '.join(SPLITS)} or "
             f"nothing, found '{row['split']}'; correct the cell"
         )
     return frame
@@ -107,7 +107,7 @@ def _doubts(frame: pl.DataFrame, field: str, where: str) -> list[str]:
     what = {"group": "patient", "site": "site"}[field]
     written: dict[str, dict[str, int]] = defaultdict(dict)
     words: list[tuple[int, str]] = []
-    for number, value in frame.select(_ROW, field).drop_nulls().iter_rows():
+    for number, value in frame.select(ROW, field).drop_nulls().iter_rows():
         if value.lower() in _UNKNOWN:
             words.append((number, value))
         else:
@@ -134,8 +134,5 @@ def _doubts(frame: pl.DataFrame, field: str, where: str) -> list[str]:
 def _meant(value: str) -> str:
     """The same text for values that a reader would take for one: `7` and `007`, `P7` and `p7`."""
     text = " ".join(unicodedata.normalize("NFKC", value).casefold().split())
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        return text
-    return str(number.normalize()) if number.is_finite() else text
+    number = _NUMBER.fullmatch(text)
+    return f"{number['sign']}{number['whole'] or 0}{(number['rest'] or '').rstrip('0').rstrip('.')}" if number else text

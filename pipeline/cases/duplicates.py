@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.cases.readers import Reader
-from pipeline.cases.readers.reader import Source
+from pipeline.cases.readers.reader import Source, stamps
 from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
 
 _SHARD = 64
@@ -44,7 +44,7 @@ def duplicates_text(found: Sequence[Sequence[str]], splits: Mapping[str, str]) -
     example = " and ".join(f"'{case_id}' ({splits[case_id]})" for case_id in first[:3])
     crossed = len(crossing(found, splits))
     return (
-        f"{len(found)} images are there more than once, as {sum(map(len, found))} cases, e.g. {example}; {crossed} of "
+        f"{len(found)} images occur more than once, as {sum(map(len, found))} cases, e.g. {example}; {crossed} of "
         f"the images are in more than one split"
     )
 
@@ -70,7 +70,7 @@ def with_duplicates_grouped(sources: Sequence[Source], reader: Reader, execution
     The group takes the first name of the groups that it joins. Every image is read once for this, before the splits
     are drawn.
     """
-    with workspace("duplicates", __name__, (reader, tuple(sources)), inputs=[]) as work:
+    with workspace("duplicates", __name__, (reader, tuple(sources), stamps(sources, reader.path)), inputs=[]) as work:
         rows = run(_Hashes(reader), shards_of(sources, _SHARD), work, execution, "duplicates")
     group = {source.case_id: source.group or source.case_id for source in sources}
     joined = {name: name for name in group.values()}

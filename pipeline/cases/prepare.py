@@ -20,7 +20,7 @@ from pipeline.cases.grid import to_working
 from pipeline.cases.nnunet_split import with_given_split
 from pipeline.cases.preprocess import Preprocess, one_orientation
 from pipeline.cases.readers import Reader
-from pipeline.cases.readers.reader import Source
+from pipeline.cases.readers.reader import Source, stamps
 from pipeline.cases.splits import Splits, assign
 from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Execution, Limits, Shard, publish, run, shards_of, workspace
@@ -106,7 +106,7 @@ class _PrepareShard:
             _put(working, blocks[schema.LABELS][place])
             if self.truth is not None:
                 _put(label, blocks[schema.TRUTH][place])
-        files = _files(source)
+        files = source.files
         return {
             **asdict(case),
             "site": source.site,
@@ -149,7 +149,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     if truth is not None:
         arrays[schema.TRUTH] = (len(plan), *truth)
 
-    knobs = (reader, class_names, preprocess, splits, plan, _stamps(plan, reader.path))
+    knobs = (reader, class_names, preprocess, splits, plan, stamps([planned.source for planned in plan], reader.path))
     with workspace("prepare", __name__, knobs, inputs=[]) as work:
         if not any((work / "done").glob("*.arrow")):
             for array, shape in arrays.items():
@@ -231,7 +231,7 @@ def _label_notes(rows: pl.DataFrame, reader: Reader) -> list[str]:
 def _duplicate_notes(
     repeated: Sequence[Sequence[str]], assigned: Mapping[str, str], splits: Splits, data_root: Path
 ) -> list[str]:
-    """Note on images that are there more than once; the note is printed too. Raises `BadInput` if they are refused."""
+    """Note on images that occur more than once; the note is printed too. Raises `BadInput` if they are refused."""
     if not repeated:
         return []
     found = duplicates_text(repeated, assigned)
@@ -290,16 +290,6 @@ def _family(plan: Sequence[_Planned]) -> str | None:
     """Family of the image files: `nifti` or `pictures`, which order axes differently. None for cases without files."""
     image = plan[0].source.image
     return None if not image else "nifti" if image.lower().endswith(ENDINGS) else "pictures"
-
-
-def _files(source: Source) -> list[str]:
-    return [file for file in (source.image, source.label, *source.beside) if file]
-
-
-def _stamps(plan: Sequence[_Planned], root: Path) -> list[tuple[str, int, int]]:
-    """Path, size and modification time of every source file. A changed file discards unfinished work."""
-    files = (file for planned in plan for file in _files(planned.source))
-    return [(file, (stat := (root / file).stat()).st_size, stat.st_mtime_ns) for file in files]
 
 
 def _names(reader: Reader) -> tuple[list[str], list[str]]:

@@ -21,7 +21,8 @@ DOCUMENTS = (".txt", ".md", ".csv", ".tsv", ".json", ".yaml", ".yml", ".xml", ".
 Files with any other ending are refused. An image of an unsupported format would otherwise be left without a mask.
 """
 FORMATS = ("PNG", "BMP", "JPEG", "MPO", "WEBP")
-"""Pillow's formats that are read, whatever the ending of the file. MPO is what phones write as JPEG.
+"""Pillow's formats that are read, whatever the ending of the file. MPO, which phones write as JPEG, holds several
+pictures, and is listed so that the message names them.
 
 GIF is left out, because its writers renumber the colours: a class index would not survive.
 """

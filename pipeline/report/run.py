@@ -165,7 +165,8 @@ class Run:
         """Images in several splits, notes of the check, then warnings of the audit in the order of `summary.json`."""
         notes = read_json(self.notes) if self.notes.is_file() else []
         if crossed := crossing(self.cases.info["duplicates"], splits := {c.case_id: c.split for c in self.cases.all}):
-            notes = [f"{duplicates_text(crossed, splits)}: what is measured there was seen in training", *notes]
+            text = duplicates_text(crossed, splits)
+            notes = [f"{text}: what is measured on them was seen in training, or in choosing", *notes]
         audited = [RunWarning(w["text"], w["pairs"], self.trained_on(w["pairs"])) for w in self.summary["warnings"]]
         return [*map(RunWarning, notes), *audited]
 

@@ -41,7 +41,7 @@ class View:
         return (*window[:-2], window[-1], window[-2]) if self.turns % 2 else tuple(window)
 
     def mirrored(self, dimensions: int) -> set[int]:
-        """Axes of the image whose ends change places without a turn, so that sided classes change places as well.
+        """Axes of the image that the view mirrors, so that the sided classes of the axis change places.
 
         Two quarter turns are flips of the last two axes. Flips along an axis that is turned twice cancel out. An odd
         number of turns mixes two axes, so neither of them is mirrored by the turn.

@@ -133,6 +133,6 @@ def read_array(array: zarr.Array, where: Any) -> np.ndarray:
     except (ValueError, RuntimeError) as error:  # of the checksum, and of the compression
         path = Path(array.store.root)  # type: ignore[attr-defined]
         raise BadInput(
-            f"{path}: expected the values that were written, found damaged files; remove {path.parent} and run "
-            "`dvc checkout`, or `dvc repro`"
+            f"{path}: expected the values that were written, found damaged files ({error}); remove {path.parent} and "
+            "run `dvc checkout`, or `dvc repro`"
         ) from error

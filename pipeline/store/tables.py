@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
+import shutil
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -34,15 +37,25 @@ def write_table(frame: pl.DataFrame, table: TableSchema, path: Path, made_by: ob
         raise BadInput(f"{path}: key {table.key} of table '{table.name}' is repeated: {[row[k] for k in table.key]}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    frame.write_parquet(
-        partial,
-        compression="zstd",
-        compression_level=3,
-        row_group_size=schema.ROW_GROUP,
-        statistics=True,
-        metadata={"schema": table.name, "version": str(schema.VERSION), "made_by": repr(made_by)},
-    )
+    try:
+        frame.write_parquet(
+            partial,
+            compression="zstd",
+            compression_level=3,
+            row_group_size=schema.ROW_GROUP,
+            statistics=True,
+            metadata={"schema": table.name, "version": str(schema.VERSION), "made_by": repr(made_by)},
+        )
+    except pl.exceptions.PolarsError as error:
+        # On a full disk Polars says "File out of specification", and nothing of the disk.
+        if shutil.disk_usage(path.parent).free < _FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     partial.replace(path)
+
+
+_FULL = 1 << 20
+"""Free bytes below which a disk is full."""
 
 
 def scan_table(path: Path, table: TableSchema) -> pl.LazyFrame:
@@ -69,6 +82,10 @@ def scan_table(path: Path, table: TableSchema) -> pl.LazyFrame:
 def read_table(path: Path, table: TableSchema) -> pl.DataFrame:
     """Table of the contract, sorted by key. Raises `BadInput` as `scan_table` does."""
     return scan_table(path, table).select(list(table.columns)).collect()
+
+
+ROW = "row of the file"
+"""Name for the column with the number of a row, which no table of a user has."""
 
 
 def read_foreign_table(path: Path, row: str | None = None) -> pl.DataFrame:
@@ -117,7 +134,7 @@ _FORMATS = {
 }
 """Kinds of files that are taken for CSV files, by their first bytes."""
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "'|'"}
-_ROWS = 100_000
+_BLOCK = 100_000
 
 
 def _refuse_other_format(path: Path) -> None:
@@ -149,7 +166,7 @@ def _frame(rows: Iterator[tuple[int, list[str]]], path: Path, row: str | None) -
     places = [place for place, name in enumerate(header) if name]
     schema = {**({} if row is None else {row: pl.Int64()}), **dict.fromkeys(names, pl.String())}
     parts = [pl.DataFrame(schema=schema)]
-    while block := list(islice(filled, _ROWS)):
+    while block := list(islice(filled, _BLOCK)):
         for number, cells in block:
             if len(cells) != len(header):
                 raise BadInput(

@@ -248,8 +248,8 @@ def test_cases_without_foreground_are_a_warning_about_all():
     (empty,) = warned(GOOD, CLEAN, empty=3)
     assert empty == {
         "pairs": None,
-        "text": "3 of 50 validation cases have no foreground: true Dice is 1 there for an empty mask and 0 for any "
-        "other, so few such cases may decide lift, headroom and noise",
+        "text": "3 of 50 validation cases have no foreground: a class that is absent counts 1 where the mask has "
+        "none of it, else 0, so few such cases may decide lift, headroom and noise",
     }
 
 

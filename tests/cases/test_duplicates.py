@@ -51,7 +51,7 @@ def test_copies_are_counted_and_named(raw: Path, capsys: pytest.CaptureFixture[s
     splits = {case.case_id: case.split for case in cases.all}
     assert len({splits[name] for name in SAME}) > 1
     note = (
-        f"duplicates: 1 images are there more than once, as 3 cases, e.g. 'case_00' ({splits['case_00']}) and "
+        f"duplicates: 1 images occur more than once, as 3 cases, e.g. 'case_00' ({splits['case_00']}) and "
         f"'case_05' ({splits['case_05']}) and 'case_06' ({splits['case_06']}); 1 of the images are in more than one "
         "split; set splits.duplicates: group, or remove the copies"
     )
@@ -105,6 +105,6 @@ def test_duplicates_by_hand() -> None:
     splits = {"a": "pool", "e": "pool", "b": "labelled", "d": "test"}
     assert crossing(found, splits) == [["b", "d"]]
     assert duplicates_text(found, splits) == (
-        "2 images are there more than once, as 4 cases, e.g. 'b' (labelled) and 'd' (test); 1 of the images are in "
+        "2 images occur more than once, as 4 cases, e.g. 'b' (labelled) and 'd' (test); 1 of the images are in "
         "more than one split"
     )

@@ -224,7 +224,7 @@ def test_unknown_patients_are_not_one_patient(word: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("7", "7.0"), ("7", "007"), ("1000", "1e3"), ("P7", "p7"), ("A  B", "A B"), ("M\u00fcller", "Mu\u0308ller")],
+    [("7", "7.0"), ("7", "007"), ("5", "+5.00"), ("P7", "p7"), ("A  B", "A B"), ("M\u00fcller", "Mu\u0308ller")],
 )
 def test_a_patient_written_in_two_ways_is_noted(one: str, other: str, tmp_path: Path) -> None:
     """They stay two patients, because nobody but the user knows. They could be on both sides of a split."""
@@ -237,9 +237,16 @@ def test_a_patient_written_in_two_ways_is_noted(one: str, other: str, tmp_path: 
     ]
 
 
-@pytest.mark.parametrize("cells", [("7", "70"), ("1", "1.5"), ("p1", "p2"), ("7", "7"), ("Ann", "Anna")])
+@pytest.mark.parametrize(
+    "cells", [("7", "70"), ("1", "1.5"), ("p1", "p2"), ("7", "7"), ("Ann", "Anna"), ("12e4567890", "12e4567891")]
+)
 def test_different_patients_are_not_noted(cells: tuple[str, str], tmp_path: Path) -> None:
     write_table(tmp_path, "case_id,patient", f"a,{cells[0]}", f"b,{cells[1]}")
+    assert described(four(), tmp_path, CaseTable(file="cases.csv", group="patient"))[1] == []
+
+
+def test_long_numbers_differ_in_every_digit(tmp_path: Path) -> None:
+    write_table(tmp_path, "case_id,patient", "a,123456789012345678901234567890", "b,123456789012345678901234567891")
     assert described(four(), tmp_path, CaseTable(file="cases.csv", group="patient"))[1] == []
 
 

@@ -104,6 +104,7 @@ def _opened(file: Path, case_id: str) -> Any:
             f"{file}: case '{case_id}': expected a picture, found an unreadable file ({error}); save the picture again"
         ) from error
     if fault is not None:
+        picture.close()
         raise BadInput(f"{file}: case '{case_id}': {fault}")
     return picture
 

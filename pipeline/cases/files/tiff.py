@@ -111,7 +111,8 @@ def _colours(series: Any, file: Path, case_id: str) -> np.ndarray:
 
 def _refuse_photometric(series: Any, allowed: tuple[int, ...], expected: str, file: Path, case_id: str) -> None:
     """Refuse a file with a page of another kind of colour."""
-    for page in series.pages:
+    # A page that an OME file names and lacks is None, and reading its voxels is refused.
+    for page in filter(None, series.pages):
         if (found := page.aspage().photometric) not in allowed:
             raise BadInput(f"{file}: case '{case_id}': expected {expected}, found {_name(found)}; convert it")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,17 @@ class Source:
     split: str | None = None  # fixed split; None: `splits` assigns the case
     site: str | None = None  # hospital or scanner
     beside: tuple[str, ...] = ()  # other files of the case: further channels, then spacing
+
+    @property
+    def files(self) -> list[str]:
+        """All files of the case, relative to the data root: image, label, then all others."""
+        return [file for file in (self.image, self.label, *self.beside) if file]
+
+
+def stamps(sources: Iterable[Source], root: Path) -> list[tuple[str, int, int]]:
+    """Path, size and modification time of every file of these cases. A changed file discards unfinished work."""
+    files = (file for source in sources for file in source.files)
+    return [(file, (stat := (root / file).stat()).st_size, stat.st_mtime_ns) for file in files]
 
 
 class CaseTable(Knobs):

@@ -14,10 +14,7 @@ from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
 from pipeline.judges.score import scored_proposals
 from pipeline.store.cases import CaseStore
 from pipeline.store.proposals import ProposalStore
-from pipeline.store.tables import read_foreign_table, refuse_no_table
-
-_ROW = "row of the file"
-"""Name of the column with the number of a row, which no table of a user has."""
+from pipeline.store.tables import ROW, read_foreign_table, refuse_no_table
 
 
 class ScoreTable(JudgeKnobs):
@@ -49,7 +46,7 @@ class ScoreTable(JudgeKnobs):
         without a row, a file without any score, and scores of masks that changed since their export.
         """
         cases, proposals = given.cases, given.proposals
-        frame = read_foreign_table(self.path, _ROW)
+        frame = read_foreign_table(self.path, ROW)
         for column in (self.case, self.proposal, self.score):
             if column not in frame.columns:
                 raise BadInput(
@@ -78,7 +75,7 @@ class ScoreTable(JudgeKnobs):
         number = pl.col(self.proposal).cast(pl.Float64, strict=False)
         score = pl.col(self.score).cast(pl.Float64, strict=False)
         found = frame.select(
-            _ROW,
+            ROW,
             pl.col(self.case).cast(pl.String).alias("case_id"),
             # A cast alone would cut 1.5 down to slot 1.
             pl.when((number == number.round()) & (number >= 0))
@@ -111,7 +108,7 @@ class ScoreTable(JudgeKnobs):
                 _refuse(self.path, rows, column, expected)
         if len(again := found.filter(~pl.struct(key).is_first_distinct())):
             case_id, proposal = again.select(key).row(0)
-            first = found.filter(case_id=case_id, proposal=proposal)[_ROW][0]
+            first = found.filter(case_id=case_id, proposal=proposal)[ROW][0]
             once = f"one row for proposal {proposal} of case '{case_id}'"
             _refuse(self.path, again, self.proposal, once, f"row {first} too")
         if len(found) and found["score"].is_null().all():
@@ -119,7 +116,7 @@ class ScoreTable(JudgeKnobs):
                 f"{self.path}: column '{self.score}': expected scores, found {len(found)} empty cells in all "
                 f"{len(found)} rows; fill in the column"
             )
-        return found.select(_ROW, *key, "score")
+        return found.select(ROW, *key, "score")
 
 
 def _refuse(path: Path, rows: pl.DataFrame, column: str, expected: str, found: str | None = None) -> NoReturn:
@@ -129,7 +126,7 @@ def _refuse(path: Path, rows: pl.DataFrame, column: str, expected: str, found: s
     shown = found or ("an empty cell" if cell is None else f"'{cell}'")
     others = f" ({len(rows)} such rows)" if len(rows) > 1 else ""
     raise BadInput(
-        f"{path}: row {first[_ROW]}, column '{column}': expected {expected.format(case_id=first['case_id'])}, found "
+        f"{path}: row {first[ROW]}, column '{column}': expected {expected.format(case_id=first['case_id'])}, found "
         f"{shown}{others}; correct or remove the row"
     )
 

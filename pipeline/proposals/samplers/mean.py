@@ -22,6 +22,7 @@ from pipeline.proposals.samplers.sampler import (
     pass_of,
 )
 from pipeline.proposals.samplers.threshold import check_offsets, cut, cut_settings
+from pipeline.segmenter.augmentation import SwapLabels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,11 +83,15 @@ class Mean(Knobs):
         of_mean = frozenset(pass_of(m, v) for m in (BASE_PASS, *self.chosen(setup.members)) for v in views)
         return [of_mean] * (1 + len(self.thresholds) + len(self.offsets) + bool(self.fitted))
 
+    def check(self, name: str, dimensions: int, swap_labels: SwapLabels) -> None:
+        """Raise `BadInput` for axes that the data does not have."""
+        check_flips(name, self.flips, dimensions)
+
     def probability(self, name: str, case: CaseModels) -> Tensor:
         """Mean class probabilities f32 `[class, *space]` over all models and flips."""
         from pipeline.segmenter.sliding import View
 
-        check_flips(name, self.flips, case)
+        self.check(name, len(case.image.shape) - 1, case.swap_labels)
         models = [case.segmenter, *(case.members[name] for name in self.chosen(tuple(case.members)))]
         total = None
         for model in models:

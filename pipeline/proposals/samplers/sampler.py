@@ -273,9 +273,9 @@ def passes_by_slot(samplers: Mapping[str, Sampler], setup: Setup) -> list[Passes
     return found
 
 
-def check_flips(name: str, flips: Sequence[Sequence[int]], case: CaseModels) -> None:
-    """Raise `BadInput` for flips along axes that the case does not have."""
-    check_axes(f"propose.samplers.{name}.flips", {axis for axes in flips for axis in axes}, len(case.image.shape) - 1)
+def check_flips(name: str, flips: Sequence[Sequence[int]], dimensions: int) -> None:
+    """Raise `BadInput` for flips along axes that data of `dimensions` spatial axes does not have."""
+    check_axes(f"propose.samplers.{name}.flips", {axis for axes in flips for axis in axes}, dimensions)
 
 
 def pass_of(model: str, view: str = "") -> str:

@@ -20,6 +20,7 @@ from pipeline.proposals.samplers.sampler import (
     flip_of,
     pass_of,
 )
+from pipeline.segmenter.augmentation import SwapLabels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +64,7 @@ class TTA(Knobs):
         return [*varied, *([frozenset({BASE_PASS}.union(*filter(None, varied)))] if self.mean else [])]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
-        check_flips(name, self.flips, case)
-        self._check_turns(name, case)
+        self.check(name, len(case.image.shape) - 1, case.swap_labels)
         total, count = case.base_probability(), 1
         for setting, probability in self._varied(name, case):
             total, count = total + probability, count + 1
@@ -72,11 +72,14 @@ class TTA(Knobs):
         if self.mean:
             yield drawn(name, "mean", total / count, counts=False)
 
-    def _check_turns(self, name: str, case: CaseModels) -> None:
-        """Raise `BadInput` for an odd turn in a plane with sided classes: left and right would be top and bottom."""
-        dimensions = len(case.image.shape) - 1
+    def check(self, name: str, dimensions: int, swap_labels: SwapLabels) -> None:
+        """Raise `BadInput` for axes that the data does not have, and for odd turns in a plane with sided classes.
+
+        After an odd turn, left and right would be top and bottom.
+        """
+        check_flips(name, self.flips, dimensions)
         turned = {dimensions - 2, dimensions - 1}
-        sided = sorted({axis for axis, _, _ in case.swap_labels} & turned)
+        sided = sorted({axis for axis, _, _ in swap_labels} & turned)
         odd = [turn for turn in self.quarter_turns if turn % 2]
         if sided and odd:
             raise BadInput(
