@@ -146,30 +146,41 @@ def workspace(stage: str, module: str, knobs: object, inputs: Sequence[Path]) ->
                 if other.name != key:
                     shutil.rmtree(other)
         folder = root / key
-        if (file := _damaged(folder)) is not None:
-            print(f"{stage}: {file} is damaged, so the unfinished work is not used; starting anew", file=sys.stderr)
+        try:
+            _remove_unfinished(folder)
+        except _Damaged as damaged:
+            print(f"{stage}: {damaged} is damaged, so the unfinished work is not used; starting anew", file=sys.stderr)
             shutil.rmtree(folder)
         (folder / "done").mkdir(parents=True, exist_ok=True)
         yield folder
         shutil.rmtree(root)
 
 
-def _damaged(folder: Path) -> Path | None:
-    """A file of unfinished work that is shorter than it was when a shard was finished, or cannot be read; else None.
+class _Damaged(Exception):
+    """A file of finished shards that is damaged."""
 
-    Files of unfinished work grow and are never made shorter.
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove the array files of shards that are not done: Zarr reads a file before it is replaced, damaged or not.
+
+    Raises `_Damaged` with a file of a finished shard that cannot be read, or that is shorter than it was when the shard
+    was finished. Files of unfinished work grow and are never made shorter.
     """
+    finished: set[str] = set()
     for done in sorted((folder / "done").glob("*.arrow")):
         try:
             pl.read_ipc(done)
             sizes = json.loads(done.with_suffix(".json").read_text())
-        except (OSError, ValueError, pl.exceptions.PolarsError):
-            return done
+        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+            raise _Damaged(done) from error
         for name, size in sizes.items():
             file = folder / name
             if not file.is_file() or file.stat().st_size < size:
-                return file
-    return None
+                raise _Damaged(file)
+        finished |= set(sizes)
+    for name in _sizes(folder, since=0.0).keys() - finished:
+        if ".zarr/" in name and Path(name).name != "zarr.json":
+            (folder / name).unlink()
 
 
 def _sizes(folder: Path, since: float) -> dict[str, int]:

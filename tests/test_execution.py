@@ -286,6 +286,24 @@ def _finish_and_fail(folder: Path) -> None:
     raise BadInput("half way")
 
 
+def test_array_files_of_a_shard_that_is_not_done_are_removed(inputs):
+    """Whole or damaged. All else stays: the description of the array, and what the stage has learned."""
+    with pytest.raises(BadInput), workspace("stage", "pipeline.seeding", "knobs", inputs) as folder:
+        raise BadInput("before the first shard")
+    for name, written in (("a.zarr/zarr.json", 0), ("models/weights", 0), ("a.zarr/c/0", None)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(9))
+        if written is not None:
+            os.utime(folder / name, (written, written))
+    with pytest.raises(BadInput, match="half way"):
+        _finish_and_fail(folder)
+    (folder / "a.zarr/c/1").write_bytes(bytes(9))
+    with workspace("stage", "pipeline.seeding", "knobs", inputs) as again:
+        left = sorted(path.relative_to(again).as_posix() for path in again.rglob("*") if path.is_file())
+    kept = ["a.zarr/c/0", "a.zarr/zarr.json", "array/0", "done/000000.arrow", "done/000000.json", "models/weights"]
+    assert left == kept
+
+
 @pytest.mark.parametrize(
     ("file", "left"),
     [
