@@ -179,14 +179,19 @@ def _remove_unfinished(folder: Path) -> None:
                 raise _Damaged(file)
         finished |= set(sizes)
     for name in _sizes(folder, since=0.0).keys() - finished:
-        if ".zarr/" in name and Path(name).name != "zarr.json":
+        if ".zarr/" in name:
             (folder / name).unlink()
+
+
+_OF_ARRAY = "zarr.json"
+"""Name of the file that describes an array. The file is older than all shards, and all shards need the file."""
 
 
 def _sizes(folder: Path, since: float) -> dict[str, int]:
     """Size in bytes of the files in a folder of unfinished work that were written since this time in seconds.
 
-    The rows of shards, and passing files, are left out.
+    Descriptions of arrays are among them whenever they were written. The rows of shards, and passing files, are left
+    out.
     """
     found = {}
     for root, folders, names in os.walk(folder):
@@ -195,7 +200,7 @@ def _sizes(folder: Path, since: float) -> dict[str, int]:
             # Another shard writes at the same time. A file that is being written has this ending until it is whole.
             if not name.endswith(".partial"):
                 file = Path(root) / name
-                if (stat := file.stat()).st_mtime >= since:
+                if (stat := file.stat()).st_mtime >= since or name == _OF_ARRAY:
                     found[file.relative_to(folder).as_posix()] = stat.st_size
     return found
 
