@@ -52,6 +52,7 @@ def test_weights_of_another_network(tmp_path):
         "missing '1.bias' (3,)",
         "missing '1.weight' (3,)",
         "unexpected '0.bias' (2,)",
+        "take the weights of this network, or name the network of the weights",
     ]
 
 
@@ -67,6 +68,7 @@ def test_every_kind_of_difference_is_shown(tmp_path):
         *("missing 'b1.weight' (1, 1, 1, 1)", "8 more missing"),
         *("unexpected 'ab0.bias' (1,)", "unexpected 'ab0.weight' (1, 1, 1, 1)", "unexpected 'ab1.bias' (1,)"),
         *("unexpected 'ab1.weight' (1, 1, 1, 1)", "8 more unexpected"),
+        "take the weights of this network, or name the network of the weights",
     ]
 
 
