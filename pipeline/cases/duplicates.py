@@ -12,7 +12,8 @@ import polars as pl
 
 from pipeline.cases.readers import Reader
 from pipeline.cases.readers.reader import Source, stamps
-from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of, workspace
+from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of
+from pipeline.workspace import workspace
 
 _SHARD = 64
 """Images that one task reads. The images of a task are read one after the other."""

@@ -23,12 +23,13 @@ from pipeline.cases.readers import Reader
 from pipeline.cases.readers.reader import Source, stamps
 from pipeline.cases.splits import Splits, assign
 from pipeline.errors import BadInput
-from pipeline.execution import CaseFailures, Execution, Limits, Shard, publish, run, shards_of, workspace
+from pipeline.execution import CaseFailures, Execution, Limits, Shard, run, shards_of
 from pipeline.store import schema
 from pipeline.store.arrays import cases_per_shard, create_array, open_array
 from pipeline.store.cases import Case, is_known
 from pipeline.store.manifest import MANIFEST, sha256, write_json, write_manifest
 from pipeline.store.tables import write_table
+from pipeline.workspace import publish, workspace
 
 _FLAGS = ("foreground", "only_ignore", "lost")
 """Flags of the label of a case, for the notes. The case table has no such column."""

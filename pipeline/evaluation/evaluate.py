@@ -12,7 +12,7 @@ import polars as pl
 from pipeline.errors import BadInput
 from pipeline.evaluation.metrics import Evaluation, case_metrics
 from pipeline.evaluation.prediction import Measured, Predictions, predictions
-from pipeline.execution import CaseFailures, Runtime, Shard, run, shards_of, workspace
+from pipeline.execution import CaseFailures, Runtime, Shard, run, shards_of
 from pipeline.measures.intervals import Interval, bootstrap_interval, mean_over_groups
 from pipeline.measures.overlap import mask_dice
 from pipeline.store import schema
@@ -20,6 +20,7 @@ from pipeline.store.cases import Case, CaseStore, is_known
 from pipeline.store.manifest import MANIFEST, write_json
 from pipeline.store.proposals import Data
 from pipeline.store.tables import read_table, write_table
+from pipeline.workspace import workspace
 
 Predict = Callable[[Case], np.ndarray]
 """A checkpoint that predicts: from a case to a label map u8 `[*space]` on the grid of the source image."""

@@ -14,7 +14,7 @@ from pipeline.cases.files.mask_file import mask_ending, write_mask, write_probab
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import class_probabilities, predicted_mask
-from pipeline.execution import CaseFailures, Execution, Shard, fingerprint, run, shards_of
+from pipeline.execution import CaseFailures, Execution, Shard, run, shards_of
 from pipeline.exports.model_input import ModelInput
 from pipeline.exports.new_images import NewImage, new_images
 from pipeline.promotion.record import PromotionRecord
@@ -24,6 +24,7 @@ from pipeline.segmenter.program import FORMATS
 from pipeline.segmenter.student_record import StudentRecord
 from pipeline.store.cases import INPUT
 from pipeline.store.manifest import read_json, sha256, write_json
+from pipeline.workspace import fingerprint
 
 DONE = ".predict"
 """Folder in the output with one JSON file per finished case: a key of its inputs, and the hashes of its files."""

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.errors import BadInput
-from pipeline.execution import CaseFailures, Runtime, Shard, publish, run, shards_of, workspace
+from pipeline.execution import CaseFailures, Runtime, Shard, run, shards_of
 from pipeline.judges.error_maps import ErrorMapper, as_steps
 from pipeline.judges.judge import Evidence, Judge, JudgeInputs, Scorer
 from pipeline.store import schema
@@ -19,6 +19,7 @@ from pipeline.store.cases import Case, CaseStore, Volume
 from pipeline.store.manifest import MANIFEST, write_json
 from pipeline.store.proposals import Data, ProposalStore
 from pipeline.store.tables import write_table
+from pipeline.workspace import publish, workspace
 
 JUDGE_FILE = "judge.json"
 """File beside the learned files of a judge: the name and the knobs of the judge."""

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.execution import PASSING
 from pipeline.measures.overlap import dice_from_counts, disagreement, overlaps_to
 from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.sampler import CaseModels, Draw, OnDisk, drawn
 from pipeline.store.arrays import Slabs
 from pipeline.store.cases import Where
 from pipeline.store.schema import UNKNOWN
+from pipeline.workspace import PASSING
 
 BASE_SAMPLER = "base"
 """Sampler and setting of slot 0 if there is a base segmenter."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
-from pipeline.execution import Limits, Runtime, Shard, run, shards_of, workspace
+from pipeline.execution import Limits, Runtime, Shard, run, shards_of
 from pipeline.proposals.draw_case import bands, draw
 from pipeline.proposals.fit_regions import SEEN, FittedRegions, fit_regions, nothing_composed, regions_to_fit, row_of
 from pipeline.proposals.fit_thresholds import FittedThresholds, fit_thresholds, rows_of, samplers_to_fit, write_tried
@@ -22,6 +22,7 @@ from pipeline.store import schema
 from pipeline.store.arrays import Slabs
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import MANIFEST
+from pipeline.workspace import workspace
 
 if TYPE_CHECKING:
     from pipeline.segmenter.models import Family

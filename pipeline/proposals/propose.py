@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from pipeline.execution import CaseFailures, Limits, Runtime, Shard, publish, run, shards_of, workspace
+from pipeline.execution import CaseFailures, Limits, Runtime, Shard, run, shards_of
 from pipeline.proposals.draw_case import CaseArrays, draw_case
 from pipeline.proposals.fit_regions import nothing_composed, regions_to_fit
 from pipeline.proposals.fit_samplers import Fitted, fitted_regions, fitted_thresholds
@@ -28,6 +28,7 @@ from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import MANIFEST, check_manifest, write_manifest
 from pipeline.store.schema import ArraySchema
 from pipeline.store.tables import write_table
+from pipeline.workspace import publish, workspace
 
 if TYPE_CHECKING:
     from pipeline.segmenter.models import Family

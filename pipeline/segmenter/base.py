@@ -11,7 +11,7 @@ import torch
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.execution import Limits, Runtime, Shard, publish, run, shards_of, workspace
+from pipeline.execution import Limits, Runtime, Shard, run, shards_of
 from pipeline.seeding import numpy_generator, seed_of
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.knobs import MODELS, Base
@@ -20,6 +20,7 @@ from pipeline.segmenter.supervised import Recipe, architecture_of, train_supervi
 from pipeline.segmenter.weights import save_weights
 from pipeline.store.cases import Case, CaseStore
 from pipeline.store.manifest import MANIFEST, write_json, write_manifest
+from pipeline.workspace import publish, workspace
 
 TEACHER = "mean_teacher"
 """Name of the member that also learns from pool images."""

@@ -22,7 +22,8 @@ from pipeline.cases.readers.phantom import Phantom
 from pipeline.cases.readers.reader import CaseTable
 from pipeline.cases.splits import Splits
 from pipeline.errors import BadInput
-from pipeline.execution import WORK, Execution
+from pipeline.execution import Execution
+from pipeline.lock import WORK
 from pipeline.store import schema
 from pipeline.store.arrays import open_array
 from pipeline.store.cases import CaseStore

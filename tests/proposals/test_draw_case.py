@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 from pipeline.compute import Compute
-from pipeline.execution import WORK, Execution, Runtime
+from pipeline.execution import Execution, Runtime
+from pipeline.lock import WORK
 from pipeline.measures.overlap import dice_to, disagreement
 from pipeline.proposals.draw_case import Counts
 from pipeline.proposals.knobs import Propose

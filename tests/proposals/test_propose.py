@@ -14,8 +14,9 @@ import torch
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.execution import WORK, Execution, Runtime
+from pipeline.execution import Execution, Runtime
 from pipeline.knobs import Knobs
+from pipeline.lock import WORK
 from pipeline.proposals.knobs import Propose
 from pipeline.proposals.propose import propose, propose_out_of_fold
 from pipeline.proposals.samplers.ensemble import Ensemble

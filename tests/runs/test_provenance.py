@@ -201,6 +201,7 @@ def test_the_rule_of_promotion_reruns_the_choice_and_no_measure(project: Path) -
 def test_reading_parameters_and_ordering_work_rerun_nothing(project: Path) -> None:
     add_code(project / "pipeline/params.py")
     add_code(project / "pipeline/execution.py")
+    add_code(project / "pipeline/workspace.py")
     assert rerun(project) == set()
 
 

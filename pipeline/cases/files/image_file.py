@@ -59,13 +59,19 @@ def read_mask(
     return class_indices(mask_values(file, case_id, shape, affine), classes, file, case_id, ignore)
 
 
-def mask_values(file: Path, case_id: str, shape: tuple[int, ...], affine: tuple[float, ...] | None) -> np.ndarray:
-    """Values `[*space]` of a mask as stored, of any number type. Raises `BadInput` for another grid."""
+def mask_values(
+    file: Path, case_id: str, shape: tuple[int, ...], affine: tuple[float, ...] | None, bright: bool = False
+) -> np.ndarray:
+    """Values `[*space]` of a mask as stored, of any number type. With `bright`, grey values of pictures in any colour.
+
+    Raises `BadInput` for another grid, and with `bright` for transparency.
+    """
     ending = ending_of(file)
     if ending in nifti.ENDINGS:
         values = nifti.mask(file, case_id, shape, affine)
     else:
-        values = tiff.mask(file, case_id) if ending in tiff.ENDINGS else picture.mask(file, case_id)
+        kind = tiff if ending in tiff.ENDINGS else picture
+        values = kind.brightness(file, case_id) if bright else kind.mask(file, case_id)
     refuse_other_shape(values.shape, shape, file, case_id)
     return values
 
@@ -77,10 +83,4 @@ def bright_mask(
 
     Raises `BadInput` for another grid, for transparency, and for a mask of class indices.
     """
-    ending = ending_of(file)
-    if ending in nifti.ENDINGS:
-        values = nifti.mask(file, case_id, shape, affine)
-    else:
-        values = tiff.brightness(file, case_id) if ending in tiff.ENDINGS else picture.brightness(file, case_id)
-    refuse_other_shape(values.shape, shape, file, case_id)
-    return brighter(values, above, file, case_id)
+    return brighter(mask_values(file, case_id, shape, affine, bright=True), above, file, case_id)
