@@ -18,11 +18,12 @@ import csv
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -283,28 +284,38 @@ def _size(path: Path) -> int:
 
 
 def truncate(reference: Reference, event: int, out: Path, random: np.random.Generator) -> Event:
-    """A stage that is killed, and a file of its unfinished work that is cut at a random length."""
+    """A stage that is killed while it has unfinished work, and a file of this work that is cut at a random length."""
     working = [command for command in reference.commands if command.name.split("@")[0] in WITH_WORK]
     command = working[event % len(working)]
     for attempt in range(50):
-        after = float(random.uniform(0.3, 1.0)) * reference.seconds[command.name]
         with reference.copy(out / f"truncate_{event}_{attempt}", command) as folder:
-            _killed(start(folder, command.line), after)
-            files = [
-                file
-                for file in sorted((folder / ".work").rglob("*"))
-                if file.is_file() and file.suffix != ".lock" and file.stat().st_size
-            ]
+            began = time.monotonic()
+            process = start(folder, command.line)
+            while process.poll() is None and not _unfinished(folder):
+                time.sleep(0.005)
+            _killed(process, float(random.exponential(0.1)))
+            after = time.monotonic() - began
+            files = _unfinished(folder)
             if not files:
                 continue
             file = files[int(random.integers(len(files)))]
-            length = int(random.integers(file.stat().st_size))
-            os.truncate(file, length)
+            os.truncate(file, int(random.integers(file.stat().st_size)))
             status, said = ended(folder, command.line)
             found = f"{'/'.join(file.relative_to(folder).parts[3:])} cut"
             equal = status == 0 and reference.equal(folder)
             return Event("truncate", event, command.name, after, found, 1, equal, said if status else "")
     return Event("truncate", event, command.name, 0.0, "no unfinished work to cut in 50 kills", 0, False, "")
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """Files with content that a stage keeps in `.work`. A running stage may remove files while they are listed."""
+    found = []
+    for parent, _, names in os.walk(folder / ".work"):
+        for file in (Path(parent, name) for name in names if not name.endswith(".lock")):
+            with suppress(FileNotFoundError):
+                if stat.S_ISREG(file.lstat().st_mode) and file.stat().st_size:
+                    found.append(file)
+    return sorted(found)
 
 
 WITH_WORK = ("prepare", "base", "propose", "judge", "validate_base", "validate", "evaluate_base", "evaluate")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 
 _SHOWN = 40
+_DISK_FULL = "the disk is full"
 
 
 class BadInput(ValueError):
@@ -18,8 +19,12 @@ class BadInput(ValueError):
 
     @classmethod
     def all(cls, messages: Iterable[str]) -> BadInput:
-        """One error from several messages, one line per message. A message that several cases raise is said once."""
-        return cls("\n".join(dict.fromkeys(messages)))
+        """One error from several messages, one line per message.
+
+        A message that several cases raise is said once, and so is a full disk, whatever file met it.
+        """
+        once = {_DISK_FULL if message.startswith(_DISK_FULL) else message: message for message in messages}
+        return cls("\n".join(once.values()))
 
     @classmethod
     def of(cls, error: Exception) -> BadInput | None:
@@ -47,4 +52,4 @@ def _disk_full(error: Exception) -> BadInput | None:
     text = str(error)
     if not any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT)):
         return None
-    return BadInput(f"the disk is full ({text.splitlines()[0]}); free some space and run again, finished work is kept")
+    return BadInput(f"{_DISK_FULL} ({text.splitlines()[0]}); free some space and run again, finished work is kept")

@@ -17,8 +17,8 @@ WORK = Path(".work")
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Context in which no other process of the project works on the output `path`.
+def alone(path: Path, name: str = "") -> Iterator[None]:
+    """Context in which no other process of the project works on the output `path`. Errors call the output `name`.
 
     The lock is a file in `.work` that names the process. The system drops the lock of a process that ends in whatever
     way, so a killed process locks nothing. Raises `BadInput` if another process holds the lock.
@@ -26,7 +26,7 @@ def alone(path: Path) -> Iterator[None]:
     digest = blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
     file = WORK / f"{path.name}-{digest}.lock"
     WORK.mkdir(exist_ok=True)
-    lock = _locked(file, path)
+    lock = _locked(file, name or str(path))
     try:
         yield
     finally:
@@ -35,7 +35,7 @@ def alone(path: Path) -> Iterator[None]:
         lock.close()
 
 
-def _locked(file: Path, path: Path) -> IO[str]:
+def _locked(file: Path, name: str) -> IO[str]:
     while True:
         lock = file.open("a+")
         try:
@@ -45,7 +45,7 @@ def _locked(file: Path, path: Path) -> IO[str]:
             holder = lock.read()
             lock.close()
             raise BadInput(
-                f"{path}: expected no other process that works on this output, found that process {holder or '?'} is "
+                f"{name}: expected no other process that works on this output, found that process {holder or '?'} is "
                 "running; wait for its end, or stop it"
             ) from error
         except OSError as error:

@@ -53,7 +53,7 @@ def workspace(stage: str, module: str, knobs: object, inputs: Sequence[Path]) ->
     """
     key = fingerprint(module, knobs, inputs)
     root = WORK / stage
-    with alone(root):
+    with alone(root, f"the unfinished work of '{stage}'"):
         if root.is_dir():
             for other in root.iterdir():
                 if other.name != key:

@@ -32,5 +32,11 @@ def test_bad_input_is_itself_and_our_own_errors_are_none():
     assert BadInput.of(ZeroDivisionError("division by zero")) is None
 
 
+def test_a_full_disk_that_many_cases_meet_is_said_once():
+    errors = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"masks.zarr/c/{case}") for case in range(3)]
+    said = [str(BadInput.of(error)) for error in errors]
+    assert str(BadInput.all(["case 'b'", *said])).splitlines() == ["case 'b'", said[-1]]
+
+
 def test_the_same_message_of_many_cases_is_said_once():
     assert str(BadInput.all(["a knob is wrong", "case 'b'", "a knob is wrong"])) == "a knob is wrong\ncase 'b'"

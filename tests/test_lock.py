@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import BadInput
 from pipeline.lock import WORK, alone
+from pipeline.workspace import workspace
 
 HOLD = "import sys, time; from pathlib import Path; from pipeline.lock import alone\nwith alone(Path('data/cases')):\n"
 ROOT = Path(__file__).parents[1]
@@ -44,6 +46,14 @@ def test_the_second_process_names_the_first_and_a_killed_process_locks_nothing()
     with alone(Path("data/cases")):
         assert [file.read_text() for file in WORK.iterdir()] == [str(os.getpid())]
     assert list(WORK.iterdir()) == []
+
+
+def test_unfinished_work_is_called_by_its_stage() -> None:
+    """Errors do not send a user to look into `.work`."""
+    said = f"the unfinished work of 'base': expected no other process .* process {os.getpid()} is running"
+    work = partial(workspace, "base", "pipeline.lock", None, [])
+    with work(), pytest.raises(BadInput, match=said), work():
+        pass
 
 
 def test_a_failed_stage_locks_nothing() -> None:

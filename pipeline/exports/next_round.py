@@ -298,7 +298,7 @@ def _commit(folder: Path) -> None:
         try:
             subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+            said = ((getattr(error, "stderr", None) or "").strip() or str(error)).splitlines()[-1]
             raise BadInput(
                 f"{folder}: expected a git repository, which DVC needs, found an error of git: {said}; the round is "
                 "complete: run `git init && git add -A && git commit -m start` there"

@@ -107,6 +107,8 @@ def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
 
 def _prefix(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """Advice on a prefix of the names in a file that the names of the network lack. Empty without such a prefix."""
+    if not expected:
+        return []
     first = min(expected)
     # Before all names of the network, beside which a file may hold further names; or else before all names of the file.
     before = [name.removesuffix(first) for name in found if name.endswith(f".{first}")]

@@ -83,6 +83,8 @@ def check_manifest(folder: Path, content: bool = False) -> None:
     manifest = read_json(path, "version", "sha256")
     if manifest["version"] != schema.VERSION:
         raise BadInput(f"{path}: expected version {schema.VERSION}, found {manifest['version']}; run `dvc repro`")
+    if not isinstance(manifest["sha256"], dict):
+        raise BadInput(f"{path}: expected a hash per file in 'sha256', found {manifest['sha256']!r}; {_AGAIN}")
     for name, expected in manifest["sha256"].items():
         if not (folder / name).is_file():
             raise BadInput(f"{folder / name}: listed in {MANIFEST} but missing; run `dvc checkout` or `dvc repro`")

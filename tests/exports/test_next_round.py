@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,15 @@ def test_the_next_round(first: Path, tmp_path: Path) -> None:
     assert all(one.over_first_base is not None for one in over_first.students)
 
 
-@pytest.mark.parametrize("how", ["no git", "refusing"])
+@pytest.mark.parametrize("how", ["no git", "refusing", "silent"])
 def test_a_round_that_git_does_not_take_is_named(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without git on this machine, and where a setting of git refuses the commit."""
+    """Without git on this machine, where a setting of git refuses the commit, and where git fails without a word."""
     if how == "no git":
         monkeypatch.setenv("PATH", str(tmp_path))
+    elif how == "silent":
+        (tmp_path / "git").write_text("#!/bin/sh\necho >&2\nexit 1\n")
+        (tmp_path / "git").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     else:
         for name, value in (("COUNT", "1"), ("KEY_0", "commit.gpgSign"), ("VALUE_0", "true")):
             monkeypatch.setenv(f"GIT_CONFIG_{name}", value)

@@ -92,6 +92,12 @@ def test_a_prefix_that_is_not_known_is_named(prefix, more):
     )
 
 
+def test_a_network_without_weights_takes_none_of_a_file():
+    load_state(nn.Flatten(), {}, "w.pt")
+    with pytest.raises(BadInput, match=r"w.pt: .*a.x"):
+        load_state(nn.Flatten(), {"a.x": torch.ones(1)}, "w.pt")
+
+
 def test_a_prefix_of_another_network_is_named_too():
     network = architecture().build(0)
     with pytest.raises(BadInput, match=r"the names of the file begin with 'encoder\.stage\.', which the network"):

@@ -240,6 +240,14 @@ def test_a_store_that_was_changed_is_refused_where_content_is_checked(finished):
         check_manifest(finished, content=True)
 
 
+def test_a_manifest_of_other_content_is_refused(finished):
+    write_json(finished / MANIFEST, {"version": schema.VERSION, "sha256": ["a.txt"]})
+    with pytest.raises(
+        BadInput, match=r"manifest.json: expected a hash per file in 'sha256', found \['a.txt'\]; fetch"
+    ):
+        check_manifest(finished)
+
+
 def test_a_store_of_another_version_is_refused(finished, monkeypatch):
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
     with pytest.raises(BadInput, match=r"manifest.json: expected version 6, found 5; run `dvc repro`"):
