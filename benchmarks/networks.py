@@ -81,9 +81,7 @@ def main(data: str, network: str, arguments: str, raw: Path) -> None:
         window = json.loads((folder / "models/base/network.json").read_text())["window"]
         with safe_open(folder / "models/base/base.safetensors", "numpy") as weights:
             count = sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
-        dice = [
-            100 * json.loads((folder / f"metrics/{arm}.json").read_text())["dice"]["mean"] for arm in ("base", "rn_dpo")
-        ]
+        dice = [100 * json.loads((folder / f"metrics/{arm}.json").read_text())["dice"] for arm in ("base", "rn_dpo")]
     shown = "x".join(map(str, window))
     click.echo(f"| {network} | {data} | {count:,} | {shown} | {seconds:.0f} s | {dice[0]:.1f} | {dice[1]:.1f} |")
 

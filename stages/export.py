@@ -19,7 +19,7 @@ from stages import FOLDER, stage
 @click.option("--cases", type=FOLDER, default="data/cases", show_default=True)
 @click.option("--pairs", type=FOLDER, default="data/pairs", show_default=True)
 @click.option("--audit", type=FOLDER, default="audit", show_default=True)
-@click.option("--metrics", type=FOLDER, default="metrics", show_default=True)
+@click.option("--evaluation", type=FOLDER, default="evaluation", show_default=True)
 @click.option(
     "--base", type=FOLDER, default="models/base", show_default=True, help="Base of the run, for the model card."
 )

@@ -15,7 +15,6 @@ from stages import FOLDER, stage
 @click.option("--proposals", type=FOLDER, default="data/proposals", show_default=True)
 @click.option("--evaluation", type=FOLDER, default="evaluation", show_default=True)
 @click.option("--history", type=FOLDER, default="history", show_default=True)
-@click.option("--metrics", type=FOLDER, default="metrics", show_default=True)
 @click.option("--base", type=FOLDER, default="models/base", show_default=True)
 @click.option("--promoted", type=FOLDER, default="models/promoted", show_default=True)
 @click.option("--students", type=FOLDER, default="models/students", show_default=True)

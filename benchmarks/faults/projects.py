@@ -77,7 +77,7 @@ MISSING = [
         "validation",
         line=("promote --validation validation --students models/students --out models/promoted"),
     ),
-    _missing("`report` without results", nothing, "metrics", line=_REPORT),
+    _missing("`report` without results", nothing, "evaluation", line=_REPORT),
     _missing(
         "`export` without a promoted student", nothing, "models/promoted", line=("export promoted --format safetensors")
     ),

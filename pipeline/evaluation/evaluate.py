@@ -1,10 +1,11 @@
-"""Stages `evaluate` and `validate`: metrics per case and class, and the summary of test metrics `metrics/NAME.json`."""
+"""Stages `evaluate` and `validate`: metrics per case and class, and on test cases a summary and the metrics of DVC."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -99,7 +100,7 @@ def rows_of(
 
 
 def summary(evaluation: pl.DataFrame, base: pl.DataFrame | None, knobs: Evaluation, unmeasured: int = 0) -> dict:
-    """Contents of `metrics/NAME.json` from a table of `schema.EVALUATION`. `base` adds the paired comparison.
+    """Contents of `evaluation/NAME.json` from a table of `schema.EVALUATION`. `base` adds the paired comparison.
 
     `unmeasured` is the number of test cases whose truth is unknown everywhere. They have no rows and no other effect.
     The value of a case is the mean over its classes. Means are over patients, and intervals resample patients. If some
@@ -149,6 +150,24 @@ def summary(evaluation: pl.DataFrame, base: pl.DataFrame | None, knobs: Evaluati
         content["gain_over_base"] = _intervals(gain, shared, knobs)
         content["cases_worse"] = cases_worse(gain, knobs)
     return content
+
+
+def flat_metrics(content: Mapping[str, Any]) -> dict[str, float]:
+    """At most six numbers of a `summary`, the content of `metrics/NAME.json`, which DVC shows as columns.
+
+    Keys: `dice`, `gain`, `gain_low` and `gain_high` (Dice over the base with its 95 % interval), `hd95` (mm or px) and
+    `cases`. A number that is unknown or does not apply is left out, because a metric of DVC is a number.
+    """
+    gain = content.get("gain_over_base", {}).get("dice", {})
+    numbers = {
+        "dice": content["dice"]["mean"],
+        "gain": gain.get("mean"),
+        "gain_low": gain.get("low"),
+        "gain_high": gain.get("high"),
+        "hd95": content["hd95"]["mean"],
+        "cases": content["cases"],
+    }
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 def _names(evaluation: pl.DataFrame) -> tuple[str, ...]:
@@ -262,20 +281,28 @@ class EvaluationFiles:
     metrics: Path
     """`metrics/NAME.json`."""
 
+    @property
+    def summary(self) -> Path:
+        """`evaluation/NAME.json`, beside the table."""
+        return self.table.with_suffix(".json")
+
 
 def evaluate_model(
     name: str, data: Data, files: EvaluationFiles, base: Path | None, knobs: Evaluation, runtime: Runtime
-) -> None:
-    """Measure a base or a student on the test cases: write `evaluation/NAME.parquet` and `metrics/NAME.json`.
+) -> dict[str, Any]:
+    """Measure a base or a student on the test cases: write the table, its summary, and the metrics that DVC shows.
 
     `base` is the evaluation of the base segmenter, for the paired comparison. Proposals are read only for an arm that
-    takes a proposal.
+    takes a proposal. Returns the summary.
     """
     _measure(name, "test", data, files.model, files.table, knobs, runtime)
     reference = None if base is None else read_table(base, schema.EVALUATION)
     rows = read_table(files.table, schema.EVALUATION)
     unmeasured = len(data.cases.split("test")) - rows["case_id"].n_unique()
-    write_json(files.metrics, summary(rows, reference, knobs, unmeasured))
+    content = summary(rows, reference, knobs, unmeasured)
+    write_json(files.summary, content)
+    write_json(files.metrics, flat_metrics(content))
+    return content
 
 
 def validate_model(name: str, data: Data, model: Path, table: Path, knobs: Evaluation, runtime: Runtime) -> None:

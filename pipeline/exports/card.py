@@ -42,7 +42,7 @@ class FinishedRun:
     cases: Path = Path("data/cases")
     pairs: Path = Path("data/pairs")
     audit: Path = Path("audit")
-    metrics: Path = Path("metrics")
+    evaluation: Path = Path("evaluation")
     base: Path = Path("models/base")
 
 
@@ -77,7 +77,7 @@ def card_facts(name: str, found: ReadyModel, run: FinishedRun) -> dict[str, Any]
         "all_seen_known": Seen.of(folder).complete,
         "judge": judge,
         "pairs": pairs,
-        "metrics": _json(run.metrics / f"{name}.json"),
+        "metrics": _test_results(run.evaluation / f"{name}.json"),
         "promotion": _promotion(folder),
         "audit": _audited(judge, None if record is None else record.pairs, run),
         "versions": {
@@ -201,6 +201,14 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def _test_results(file: Path) -> dict[str, Any] | None:
+    """Summary of the test results. None for a model that was not measured: it has no table `NAME.parquet` either.
+
+    Raises `BadInput` for a table without its summary, as runs of older versions have.
+    """
+    return read_json(file) if file.with_suffix(".parquet").is_file() else _json(file)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

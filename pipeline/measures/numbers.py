@@ -18,7 +18,7 @@ class Estimate(NamedTuple):
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> Estimate:
-        """Estimate from `{mean, low, high}`, as in `metrics/NAME.json`."""
+        """Estimate from `{mean, low, high}`, as in `evaluation/NAME.json`."""
         return cls(entry["mean"], entry["low"], entry["high"])
 
     @classmethod

@@ -57,7 +57,7 @@ def gain_over_seeds(students: Sequence[pl.DataFrame], bases: Sequence[pl.DataFra
 
     `students` and `bases` hold one table of `schema.EVALUATION` per seed. The interval is over patients crossed with
     seeds: see `intervals.crossed_interval`. One seed gives the interval over patients alone, as in
-    `metrics/NAME.json`; a text that shows this interval must say that it rests on one seed.
+    `evaluation/NAME.json`; a text that shows this interval must say that it rests on one seed.
     Raises `BadInput` without a seed, for unequal numbers of tables, and if the test cases differ between two seeds or
     between an arm and its base.
     """

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm of the comparison: the base (without `student`) or a student, with the content of `metrics/NAME.json`."""
+    """An arm of the comparison: the base (without `student`) or a student, with its summary `evaluation/NAME.json`."""
 
     name: str
     metrics: dict[str, Any]
@@ -76,7 +76,6 @@ class Run:
     proposals: ProposalStore
     evaluation: Path
     history: Path
-    metrics: Path
     students: Path
     judge_models: Path = Path("models/judges")
     """Folder of the trained judges and of their error maps."""
@@ -94,14 +93,14 @@ class Run:
     @cached_property
     def arms(self) -> list[Arm]:
         """The base first, then the students in the order of `params.yaml`."""
-        found = [Arm("base", read_json(self.metrics / "base.json"))]
+        found = [Arm("base", read_json(self.evaluation / "base.json"))]
         for name, student in self.params.students.items():
             pairs = self.params.pairs[student.pairs]
             judge = pairs.judge
             # The truth of labelled cases is available in practice.
             ordered = self.reads_truth(judge) and pairs.split != "labelled"
             truth = student.objective.family == "ceilings" or ordered
-            found.append(Arm(name, read_json(self.metrics / f"{name}.json"), student, judge, truth))
+            found.append(Arm(name, read_json(self.evaluation / f"{name}.json"), student, judge, truth))
         return found
 
     def record(self, student: str) -> StudentRecord:

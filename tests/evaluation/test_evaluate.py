@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from pipeline.errors import BadInput
-from pipeline.evaluation.evaluate import evaluate, means_per_case, rows_of, summary
+from pipeline.evaluation.evaluate import evaluate, flat_metrics, means_per_case, rows_of, summary
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.store import schema
 from pipeline.store.cases import Case, CaseStore
@@ -298,6 +298,22 @@ def test_f1_is_summarised_as_the_other_metrics():
     assert (found["classes"]["1"]["f1"], found["classes"]["2"]["f1"]) == pytest.approx((0.325, 0.375))
     assert found["gain_over_base"]["f1"] == pytest.approx({"mean": -0.025, "low": -0.2, "high": 0.15})
     assert found["component_overlap"] == 0.5
+
+
+def test_the_metrics_of_dvc_are_six_flat_numbers_worked_by_hand():
+    """Dice, gain and HD95 as above; nine cases. The base has no gain."""
+    found = flat_metrics(summary(thrice(STUDENT), thrice(BASE), KNOBS))
+    assert found == pytest.approx(
+        {"dice": 0.55, "gain": 0.0375, "gain_low": -0.025, "gain_high": 0.1, "hd95": 4.5, "cases": 9}
+    )
+    assert flat_metrics(summary(thrice(BASE), None, KNOBS)).keys() == {"dice", "hd95", "cases"}
+
+
+def test_a_number_that_is_unknown_is_no_metric():
+    """Two patients have no interval, and distances in mm and in px have no mean."""
+    units = pl.Series(["mm", "mm", "px", "px", "px", "px"], dtype=schema.EVALUATION.columns["distance_unit"])
+    found = flat_metrics(summary(STUDENT.with_columns(distance_unit=units), BASE, KNOBS))
+    assert found == pytest.approx({"dice": 0.55, "gain": 0.0375, "cases": 3})
 
 
 @pytest.mark.parametrize("partial", [False, True])

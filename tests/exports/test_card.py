@@ -105,6 +105,15 @@ def test_facts_of_a_student(tmp_path):
     json.dumps(found, allow_nan=False)
 
 
+def test_test_results_without_their_summary_are_no_unknown_accuracy(tmp_path):
+    """Runs of older versions have the table alone. A card must not say that the model was not evaluated."""
+    assert facts(tmp_path, RECORD)["metrics"] is None
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/rn_dpo.parquet").touch()
+    with pytest.raises(BadInput, match=r"m/rn_dpo\.json: no such file; run the stage that writes it"):
+        facts(tmp_path, RECORD)
+
+
 def test_a_student_of_other_pairs_is_refused(tmp_path):
     """Pairs of another judge than params.yaml names, and pairs that were mined again after the training."""
     facts(tmp_path, RECORD)

@@ -181,7 +181,7 @@ def test_a_pair_set_that_mined_nothing_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_result_is_an_error_that_names_its_file(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(built.folder)
-    result = CliRunner().invoke(main, ["--metrics", "elsewhere", "--out", "nowhere"])
+    result = CliRunner().invoke(main, ["--evaluation", "elsewhere", "--out", "nowhere"])
     assert result.exit_code == 2
     assert "elsewhere/base.json: no such file; run the stage that writes it with `dvc repro`" in result.output
     assert not Path("nowhere").exists()

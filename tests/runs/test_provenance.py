@@ -51,6 +51,8 @@ def write_outputs(command: str) -> None:
         outs = [outs[0], Path("models/judges") / name]
     if stage == "mine":
         outs.append(outs[0].with_suffix(".drops.json"))
+    if stage == "evaluate":
+        outs.append(outs[0].with_suffix(".json"))
     if stage == "audit":
         outs = [outs[0] / "calibration.parquet"]
     content = f"{command} {code_of(stage, name)} {read(options.get('--pairs'))} {knobs_of(stage, name)}"
