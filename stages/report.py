@@ -1,4 +1,4 @@
-"""All measurements of a run -> report, one self-contained page `index.html`."""
+"""All measurements of a run -> report, one self-contained page `index.html`, and the curves of students as a table."""
 
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from stages import FOLDER, stage
 @stage
 def main(cases: Path, panel: Path, proposals: Path, out: Path, params_file: Path, **folders: Path) -> None:
     from pipeline.params import load_params
+    from pipeline.report.curves import curve_table
     from pipeline.report.page import write_report
     from pipeline.report.run import Run
     from pipeline.store.cases import CaseStore
@@ -33,6 +34,8 @@ def main(cases: Path, panel: Path, proposals: Path, out: Path, params_file: Path
     params = load_params(params_file)
     run = Run(params=params, cases=CaseStore(cases), panel_file=panel, proposals=ProposalStore(proposals), **folders)
     write_report(run, out)
+    # `dvc plots show` draws one plot of this file.
+    curve_table(run).write_csv(out / "curves.csv")
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 CODE = ("pipeline", "stages", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", "raw/none")
 """Files and folders of a project that are not its data, its knobs or its results."""
-KEPT = ("models/students/.gitkeep",)
-"""Files that keep folders in git, if the project has them."""
+KEPT = ("models/students/.gitkeep", ".dvc/plots")
+"""A file that keeps a folder in git, and the templates of plots. Not every project has them."""
 MODEL, FIRST_BASE = Path("raw/model"), Path("raw/first_base.parquet")
 """Files of the new project: the models that its base consists of, and the validation table of the first base."""
 

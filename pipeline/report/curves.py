@@ -82,6 +82,13 @@ def training(run: Run) -> Section:
     return Section("training", "Training curves", how, blocks)
 
 
+def curve_table(run: Run) -> pl.DataFrame:
+    """Validation Dice of all students at each evaluation: `model` (the student), `step` and `validation_dice`."""
+    empty = pl.DataFrame(schema={"model": pl.String(), "step": pl.Int64(), "validation_dice": pl.Float64()})
+    curves = [run.curve(name).with_columns(model=pl.lit(name)) for name in run.params.students]
+    return pl.concat([empty, *(curve.select(empty.columns).cast(empty.schema) for curve in curves)])
+
+
 def _steadiness(run: Run, histories: dict[str, pl.DataFrame]) -> Table:
     """Table of over-fitting and steadiness, over the evaluations whose weights give the sustained result."""
     rows: list[list[Cell | str]] = []

@@ -86,6 +86,7 @@ def test_the_next_round(first: Path, tmp_path: Path) -> None:
     folder = tmp_path / "deep/round_2"
     made = next_round(first, folder)
     assert (made.base, made.members) == ("two", {"member_1": "one"})
+    assert (folder / ".dvc/plots/by_model.json").is_file()
     for role, student in (("base", "two"), ("member_1", "one")):
         written = (folder / f"raw/model/{role}.safetensors").read_bytes()
         assert written == (first / f"models/students/{student}/last.safetensors").read_bytes()

@@ -11,13 +11,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from click.testing import CliRunner
 
 from pipeline.errors import BadInput
 from pipeline.report.blocks import Section, Table
 from pipeline.report.calibration import calibration
-from pipeline.report.curves import training
+from pipeline.report.curves import curve_table, training
 from pipeline.report.judges import judges
 from pipeline.report.page import write_report
 from pipeline.report.pair_sets import pair_sets
@@ -210,6 +211,25 @@ def test_the_stage_reads_the_folders_of_dvc_yaml(built: Built, page: str, monkey
     monkeypatch.chdir(built.folder)
     assert CliRunner().invoke(main, ["--out", "by_stage"]).exit_code == 0
     assert Path("by_stage/index.html").read_text() == page
+
+
+def test_the_stage_writes_the_curves_of_all_students_in_one_table(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every history of the run has three evaluations."""
+    monkeypatch.chdir(built.folder)
+    CliRunner().invoke(main, ["--out", "by_stage"])
+    table = pl.read_csv("by_stage/curves.csv")
+    assert table.columns == ["model", "step", "validation_dice"]
+    assert table.filter(pl.col("model") == "rn_cdpo").rows() == [
+        ("rn_cdpo", step, dice) for step, dice in ((0, 0.5), (2, 0.6), (4, 0.55))
+    ]
+    assert table["model"].unique(maintain_order=True).to_list() == list(built.run.params.students)
+
+
+def test_a_run_without_students_has_no_curves(tmp_path: Path) -> None:
+    run = build(tmp_path, pairs={"none": NO_PAIRS}, students={}).run
+    assert curve_table(run).is_empty()
 
 
 def test_steadiness_is_that_of_the_weights_that_are_measured(built: Built) -> None:

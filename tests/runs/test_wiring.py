@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import typing
 from graphlib import TopologicalSorter
@@ -127,6 +128,19 @@ def test_every_output_is_ignored_by_git_but_metrics() -> None:
     for name in STAGES:
         for out in body(name).get("outs", []):
             assert out.split("/")[0] in ignored, out
+
+
+def test_plots_are_of_outputs_and_have_their_template() -> None:
+    """A plot of a file that no stage writes would be left out without a word."""
+    ignored = (ROOT / ".gitignore").read_text().split(), (ROOT / ".dvcignore").read_text().split()
+    assert "/dvc_plots" in ignored[0]
+    assert "/dvc_plots/" in ignored[1]
+    outs = [Path(out) for name in STAGES for out in body(name).get("outs", [])]
+    for plot in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"]:
+        ((file, drawn),) = plot.items()
+        assert [out for out in outs if out == Path(file) or out in Path(file).parents], file
+        template = json.loads((ROOT / f".dvc/plots/{drawn['template']}.json").read_text())
+        assert template["encoding"]["color"]["field"] == "model"
 
 
 def test_no_output_lies_inside_another() -> None:
