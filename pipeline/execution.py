@@ -22,6 +22,7 @@ from pydantic import Field
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
+from pipeline.progress import Style, counting
 from pipeline.workspace import sizes
 
 
@@ -36,8 +37,9 @@ class Execution(Knobs):
     """Most shards in work at a time. A cluster at `address` has workers of its own."""
     memory_gb: Annotated[float, Field(gt=0)] = 8.0
     """Memory budget in GiB of all shards in work. The budget lowers the number of shards in work to at least one."""
-    progress: Literal["auto", "bar", "lines", "none"] = "auto"
-    """Progress on standard error. `auto` is a bar on a terminal and plain lines elsewhere."""
+    progress: Style = "auto"
+    """Progress on standard error, of tasks and of the steps of trainings. `auto` is a bar on a terminal and plain lines
+    elsewhere. Trainings in other processes write lines. `none` is silent."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,10 @@ def run(
     if limits.bytes_per_shard:
         workers = max(1, min(workers, int(execution.memory_gb * 2**30 // limits.bytes_per_shard)))
     failures: list[str] = []
-    with _progress(execution.progress, what, len(waiting), unit) as advance:
+    scheduler = _scheduler(execution, workers, len(waiting), limits.isolated)
+    # Trainings in other processes write lines, which bars would overwrite.
+    lines = limits.isolated and scheduler != "synchronous" and execution.progress != "none"
+    with counting("lines" if lines else execution.progress, what, len(waiting), unit) as advance:
         for failure in _outcomes(_Guarded(task, done), waiting, execution, workers, limits.isolated, advance):
             if failure:
                 failures.append(failure)
@@ -173,6 +178,13 @@ class _Guarded:
         partial.rename(path)
 
 
+def _scheduler(execution: Execution, workers: int, shards: int, isolated: bool) -> str:
+    """Scheduler of Dask: one task at a time needs no other process, and isolated tasks share none."""
+    if execution.scheduler != "cluster" and (workers == 1 or shards == 1):
+        return "synchronous"
+    return "processes" if isolated and execution.scheduler == "threads" else execution.scheduler
+
+
 def _outcomes(
     task: _Guarded,
     shards: list[Shard],
@@ -183,7 +195,8 @@ def _outcomes(
 ) -> Iterator[str]:
     if not shards:
         return
-    if execution.scheduler == "cluster":
+    scheduler = _scheduler(execution, workers, len(shards), isolated)
+    if scheduler == "cluster":
         yield from _on_cluster(task, shards, execution, workers, isolated, advance)
         return
     import dask
@@ -193,11 +206,6 @@ def _outcomes(
         def _posttask(self, *_: object) -> None:
             advance()
 
-    scheduler: str = execution.scheduler
-    if workers == 1 or len(shards) == 1:
-        scheduler = "synchronous"
-    elif isolated and scheduler == "threads":
-        scheduler = "processes"
     try:
         with Advance():
             yield from dask.compute(
@@ -241,26 +249,3 @@ def _on_cluster(
     finally:
         if cluster is not None:
             cluster.close()
-
-
-@contextmanager
-def _progress(style: str, what: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
-    if style == "auto":
-        style = "bar" if sys.stderr.isatty() else "lines"
-    if style == "bar":
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True)) as bar:
-            row = bar.add_task(what, total=total)
-            yield lambda: bar.advance(row)
-        return
-    finished = 0
-
-    def advance() -> None:
-        nonlocal finished
-        finished += 1
-        if style == "lines" and (finished == total or finished % max(1, total // 5) == 0):
-            print(f"{what}: {finished} of {total} {unit}", file=sys.stderr, flush=True)
-
-    yield advance

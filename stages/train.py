@@ -20,6 +20,7 @@ def main(
     name: str, cases: Path, proposals: Path, pairs: Path, base: Path, out: Path, history: Path, params_file: Path
 ) -> None:
     from pipeline.params import entry, load_params
+    from pipeline.progress import showing
     from pipeline.segmenter.models import start_model
     from pipeline.store.cases import CaseStore
     from pipeline.store.proposals import Data, ProposalStore
@@ -39,7 +40,8 @@ def main(
         params.compute,
         params.seed,
     )
-    train_student(start, out, history)
+    with showing(params.execution.progress, f"train {name}", "validation Dice"):
+        train_student(start, out, history)
 
 
 if __name__ == "__main__":

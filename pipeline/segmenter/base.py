@@ -12,6 +12,7 @@ import torch
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.execution import Limits, Runtime, Shard, run, shards_of
+from pipeline.progress import Style, showing
 from pipeline.seeding import numpy_generator, seed_of
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.knobs import MODELS, Base
@@ -49,9 +50,11 @@ def train_base(
     # All that the weights follow from: a killed run is resumed only with an equal block.
     block = (knobs, augmentation, runtime.compute, runtime.seed)
     with workspace("base", __name__, block, [cases.folder / MANIFEST]) as work:
-        task = _Training(cases, knobs, augmentation, runtime.compute, runtime.seed, fold_of, work)
+        progress = runtime.execution.progress
+        task = _Training(cases, knobs, augmentation, runtime.compute, runtime.seed, fold_of, work, progress)
         # Isolated: training draws from torch's global generator, so no two tasks share a process at one time.
-        rows = run(task, shards_of(names.trained, 1), work, runtime.execution, "base", Limits(isolated=True))
+        limits = Limits(isolated=True)
+        rows = run(task, shards_of(names.trained, 1), work, runtime.execution, "base", limits, "models")
         # Early stopping decides how many snapshots there are, so they are listed from the disk.
         snapshots = sorted(path.stem for path in work.glob("*snapshot_*.safetensors"))
         out.mkdir(parents=True, exist_ok=True)
@@ -163,9 +166,14 @@ class _Training:
     seed: int
     fold_of: dict[str, int]  # by case id; the model of a fold is trained without its cases
     work: Path
+    progress: Style
 
     def __call__(self, shard: Shard) -> pl.DataFrame:
         (name,) = shard.members
+        with showing(self.progress, f"base/{name}", "validation Dice"):
+            return self._trained(name)
+
+    def _trained(self, name: str) -> pl.DataFrame:
         torch.set_num_threads(self.compute.threads)
         # Dropout layers draw from torch's global generator, which isolation gives to this task alone.
         torch.manual_seed(seed_of(self.seed, "base", name))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
+from pipeline.progress import training_steps
 from pipeline.segmenter.knobs import Optimisation
 
 State = dict[str, Tensor]
@@ -100,6 +101,7 @@ def optimise(
     trained = evaluations.trained
     network.eval()
     evaluations.take(0)
+    show = training_steps(knobs.steps)
     for step in range(1, knobs.steps + 1):
         for group in optimiser.param_groups:
             group["lr"] = knobs.learning_rate * knobs.factor(step)
@@ -119,9 +121,10 @@ def optimise(
         if step % knobs.evaluate_every == 0 or step == knobs.steps:
             network.eval()
             evaluations.take(step)
-            # A pretrained network often gets worse before it improves: patience counts after the first improvement.
-            if trained.stopped or (knobs.patience and trained.best_step and evaluations.waited >= knobs.patience):
-                break
+        show(step, trained.history[-1]["validation_dice"])
+        # A pretrained network often gets worse before it improves: patience counts after the first improvement.
+        if trained.stopped or (knobs.patience and trained.best_step and evaluations.waited >= knobs.patience):
+            break
         if snapshot_every and step % snapshot_every == 0:
             trained.snapshots[step] = _copy(network)
     _keep_last_fifth(trained, knobs)

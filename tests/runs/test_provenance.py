@@ -200,10 +200,9 @@ def test_the_rule_of_promotion_reruns_the_choice_and_no_measure(project: Path) -
     assert rerun(project) == CHOSEN
 
 
-def test_reading_parameters_and_ordering_work_rerun_nothing(project: Path) -> None:
-    add_code(project / "pipeline/params.py")
-    add_code(project / "pipeline/execution.py")
-    add_code(project / "pipeline/workspace.py")
+def test_reading_parameters_ordering_work_and_saying_what_happens_rerun_nothing(project: Path) -> None:
+    for name in ("params", "execution", "workspace", "progress"):
+        add_code(project / f"pipeline/{name}.py")
     assert rerun(project) == set()
 
 
