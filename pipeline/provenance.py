@@ -10,10 +10,16 @@ from pipeline.source_code import PREFIX, code_of
 from pipeline.store.manifest import write_json
 
 
-def write_provenance(params: Params, out: Path) -> None:
-    """Write one JSON per stage and entry, such as `judge/agreement.json`, which maps each code file to its hash."""
+def write_provenance(params: Params, out: Path) -> list[Path]:
+    """Write one JSON per stage and entry, such as `judge/agreement.json`, which maps each code file to its hash.
+
+    Returns the paths of the files.
+    """
+    files = []
     for name, stage, knobs in stages_and_knobs(params):
-        write_json(out / f"{name}.json", code_of(f"{PREFIX}stages.{stage}", knobs))
+        files.append(out / f"{name}.json")
+        write_json(files[-1], code_of(f"{PREFIX}stages.{stage}", knobs))
+    return files
 
 
 def stages_and_knobs(params: Params) -> Iterator[tuple[str, str, object]]:

@@ -2,8 +2,8 @@
 
 A result follows from a module, from every module that it imports at any depth, and from the classes of the knobs in
 use. What no result follows from is left out. The `__init__.py` of a package only lists the kinds of a family.
-`params.py` only reads `params.yaml`. `execution.py` and `workspace.py` only order the work. `progress.py`
-only shows progress.
+`params.py` only reads `params.yaml`. `execution.py` and `workspace.py` only order the work. `progress.py` and
+`findings.py` only say what happens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PACKAGE = __name__.rpartition(".")[0]
 """Name of the library: `pipeline` in a clone."""
 PREFIX = PACKAGE.removesuffix("pipeline")
 """Prefix of `pipeline` and `stages` in an installation. File names leave the prefix out."""
-LEFT_OUT = tuple(f"{PACKAGE}.{name}" for name in ("params", "execution", "workspace", "progress"))
+LEFT_OUT = tuple(f"{PACKAGE}.{name}" for name in ("params", "execution", "workspace", "progress", "findings"))
 """Modules that no result follows from, besides the `__init__.py` of packages."""
 
 Stamp = tuple[tuple[str, int, int], ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,22 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
             sys.exit(2)
 
     return run
+
+
+def say(name: str, findings: str | Callable[..., str | Sequence[str]], *given: Any) -> None:
+    """Print what came of a stage on standard output, each line behind the name of the stage.
+
+    `findings` is the text, or a function that makes the text or the lines from `given`. A line never fails a stage
+    whose results are written: a mistake in the findings is printed in their place, and a character that the terminal
+    lacks is replaced.
+    """
+    try:
+        said = findings if isinstance(findings, str) else findings(*given)
+    except Exception as error:
+        said = f"finished, but its findings cannot be said ({type(error).__name__}: {error})"
+    encoding = sys.stdout.encoding or "utf-8"
+    for line in [said] if isinstance(said, str) else said:
+        click.echo(f"{name}: {line}".encode(encoding, "replace").decode(encoding))
 
 
 def stage(function: Callable[..., None]) -> Callable[..., None]:

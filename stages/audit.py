@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
@@ -15,6 +15,7 @@ from stages import FOLDER, stage
 @stage
 def main(cases: Path, proposals: Path, panel: Path, out: Path, params_file: Path) -> None:
     from pipeline.audit.audit import run_audit
+    from pipeline.findings import audit_findings
     from pipeline.judges.consensus import reads_truth
     from pipeline.params import load_params
     from pipeline.store.cases import CaseStore
@@ -30,6 +31,7 @@ def main(cases: Path, proposals: Path, panel: Path, out: Path, params_file: Path
         params.seed,
         out,
     )
+    say("audit", audit_findings, out)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
@@ -13,6 +13,7 @@ from stages import FOLDER, stage
 @click.option("--history", type=FOLDER, required=True)
 @stage
 def main(cases: Path, out: Path, history: Path, params_file: Path) -> None:
+    from pipeline.findings import base_findings
     from pipeline.params import load_params
     from pipeline.segmenter.base import train_base
     from pipeline.segmenter.imported.importer import import_base
@@ -25,6 +26,7 @@ def main(cases: Path, out: Path, history: Path, params_file: Path) -> None:
         train_base(store, base, params.augmentation, params.runtime, out, history)
     else:
         import_base(store, base, params.model, params.augmentation, params.compute, out, history)
+    say("base", base_findings, out, history)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
@@ -14,16 +14,16 @@ from stages import FOLDER, stage
 @stage
 def main(cases: Path, out: Path, notes: Path, params_file: Path) -> None:
     from pipeline.check import check
+    from pipeline.findings import check_findings
     from pipeline.params import load_params
     from pipeline.store.cases import CaseStore
     from pipeline.store.manifest import write_json
 
     found = check(load_params(params_file), CaseStore(cases))
-    for note in found:
-        click.echo(f"note: {note}", err=True)
     write_json(notes, found)
     # Notes change with the knobs and the mark does not, so the base is not trained anew.
     out.touch()
+    say("check", check_findings, found)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Model and test cases -> metrics per case and class (schema `EVALUATION`), and a summary with intervals (JSON)."""
+"""Model and test cases -> metrics per case and class (schema `EVALUATION`), their summary (JSON), and six numbers."""
 
 from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
@@ -27,13 +27,15 @@ def main(
     params_file: Path,
 ) -> None:
     from pipeline.evaluation.evaluate import EvaluationFiles, evaluate_model
+    from pipeline.findings import evaluate_findings
     from pipeline.params import load_params
     from pipeline.store.cases import CaseStore
     from pipeline.store.proposals import Data, ProposalStore
 
     params = load_params(params_file)
     data, files = Data(CaseStore(cases), ProposalStore(proposals)), EvaluationFiles(model, out, metrics)
-    evaluate_model(name, data, files, base, params.evaluation, params.runtime)
+    content = evaluate_model(name, data, files, base, params.evaluation, params.runtime)
+    say(f"evaluate {name}", evaluate_findings, content)
 
 
 if __name__ == "__main__":

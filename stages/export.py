@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
@@ -44,7 +44,7 @@ def main(
     # The card of the promoted student shows the results of the student, which have its own name.
     own = found.student if name == "promoted" and found.student else name
     export_model(own, found, FinishedRun(params, **run), cast(Format, form), out)
-    click.echo(f"{out}: {form} of {own}; read {out / 'MODEL_CARD.md'} before you share it")
+    say("export", f"{form} of {own} in {out}; read {out / 'MODEL_CARD.md'} before you share it")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
@@ -19,9 +19,8 @@ def main(out: Path, cases: Path, proposals: Path, splits: tuple[str, ...], param
     from pipeline.store.proposals import ProposalStore
 
     count = export_proposals(CaseStore(cases), ProposalStore(proposals), splits, out)
-    click.echo(
-        f"{count} proposals in {out}; fill the score column of {out / SHEET} and name it under tables: in {params_file}"
-    )
+    asked = f"fill the score column of {out / SHEET} and name it under tables: in {params_file}"
+    say("export_proposals", f"{count} proposals in {out}; {asked}")
 
 
 if __name__ == "__main__":

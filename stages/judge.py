@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
@@ -24,6 +24,7 @@ from stages import FOLDER, stage
 def main(
     name: str, cases: Path, proposals: Path, out_of_fold: Path, models: Path, out: Path, params_file: Path
 ) -> None:
+    from pipeline.findings import judge_findings
     from pipeline.judges.score import JudgeFiles, judge
     from pipeline.params import entry, load_params
     from pipeline.store.cases import CaseStore
@@ -33,6 +34,7 @@ def main(
     knobs = entry({**params.judges, **params.tables}, name, "judges or tables")
     data, files = Data(CaseStore(cases), ProposalStore(proposals)), JudgeFiles(models / name, out)
     judge(name, knobs, data, ProposalStore(out_of_fold), files, params.runtime, params.augmentation.unsided)
+    say(f"judge {name}", judge_findings, out)
 
 
 if __name__ == "__main__":

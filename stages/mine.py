@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
@@ -15,6 +15,7 @@ from stages import FOLDER, stage
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(name: str, panel: Path, proposals: Path, audit: Path | None, out: Path, params_file: Path) -> None:
+    from pipeline.findings import mine_findings
     from pipeline.pairs.mine import calibration_of, mine_to
     from pipeline.params import entry, load_params
     from pipeline.store.proposals import ProposalStore
@@ -23,6 +24,7 @@ def main(name: str, panel: Path, proposals: Path, audit: Path | None, out: Path,
     pairs = entry(params.pairs, name, "pairs")
     calibration = None if audit is None else calibration_of(audit, name, pairs)
     mine_to(panel, params.judge_names, ProposalStore(proposals), pairs, params.seed, out, calibration)
+    say(f"mine {name}", mine_findings, out.with_suffix(".drops.json"), pairs.strategy.kind)
 
 
 if __name__ == "__main__":

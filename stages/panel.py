@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
@@ -14,6 +14,7 @@ from stages import FOLDER, stage
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(cases: Path, proposals: Path, scores: Path, out: Path, params_file: Path) -> None:
+    from pipeline.findings import panel_findings
     from pipeline.judges.panel import build_panel
     from pipeline.params import load_params
     from pipeline.store.cases import CaseStore
@@ -22,6 +23,7 @@ def main(cases: Path, proposals: Path, scores: Path, out: Path, params_file: Pat
     params = load_params(params_file)
     judges = [*params.judges, *params.tables]
     build_panel(CaseStore(cases), ProposalStore(proposals), scores, judges, out, params.consensus)
+    say("panel", panel_findings, out, len(judges), len(params.consensus))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, guarded
+from stages import FOLDER, guarded, say
 
 
 @click.command(help=__doc__)
@@ -40,7 +40,7 @@ def main(
     execution = Execution.model_validate(knobs)
     found = ready_model(model, weights)
     total, before = apply_model(found, images, out, compute, execution, probabilities, trust)
-    click.echo(f"{total} masks in {out}" + (f", {before} of them from before" if before else ""))
+    say("predict", f"{total} masks in {out}" + (f", {before} of them from before" if before else ""))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
@@ -12,10 +12,13 @@ from stages import FOLDER, stage
 @stage
 def main(out: Path, params_file: Path) -> None:
     from pipeline.cases.prepare import prepare
+    from pipeline.findings import prepare_findings
     from pipeline.params import load_params
+    from pipeline.store.cases import CaseStore
 
     params = load_params(params_file)
     prepare(params.data, params.preprocess, params.splits, out, params.execution)
+    say("prepare", prepare_findings, CaseStore(out))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
@@ -22,7 +22,8 @@ def main(validation: Path, students: Path, out: Path, params_file: Path) -> None
     against = objections(params.students, params.pairs, params.judges, params.consensus)
     first_base = None if params.promotion.first_base == NOTHING else params.promotion.first_base
     files = PromotionFiles(validation, students, out, first_base)
-    click.echo(promote(against, files, params.promotion, params.evaluation.worse_by).reason)
+    record = promote(against, files, params.promotion, params.evaluation.worse_by)
+    say("promote", record.reason)
 
 
 if __name__ == "__main__":

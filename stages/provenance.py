@@ -4,17 +4,19 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(out: Path, params_file: Path) -> None:
+    from pipeline.findings import provenance_findings
     from pipeline.params import load_params
     from pipeline.provenance import write_provenance
 
-    write_provenance(load_params(params_file), out)
+    files = write_provenance(load_params(params_file), out)
+    say("provenance", provenance_findings, files)
 
 
 if __name__ == "__main__":

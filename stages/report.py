@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
@@ -24,6 +24,7 @@ from stages import FOLDER, stage
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(cases: Path, panel: Path, proposals: Path, out: Path, params_file: Path, **folders: Path) -> None:
+    from pipeline.findings import report_findings
     from pipeline.params import load_params
     from pipeline.report.curves import curve_table
     from pipeline.report.page import write_report
@@ -36,6 +37,7 @@ def main(cases: Path, panel: Path, proposals: Path, out: Path, params_file: Path
     write_report(run, out)
     # `dvc plots show` draws one plot of this file.
     curve_table(run).write_csv(out / "curves.csv")
+    say("report", report_findings, run, out / "index.html")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from stages import FOLDER, stage
+from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
@@ -19,6 +19,7 @@ from stages import FOLDER, stage
 def main(
     name: str, cases: Path, proposals: Path, pairs: Path, base: Path, out: Path, history: Path, params_file: Path
 ) -> None:
+    from pipeline.findings import train_findings
     from pipeline.params import entry, load_params
     from pipeline.progress import showing
     from pipeline.segmenter.models import start_model
@@ -42,6 +43,7 @@ def main(
     )
     with showing(params.execution.progress, f"train {name}", "validation Dice"):
         train_student(start, out, history)
+    say(f"train {name}", train_findings, out, history, student.start)
 
 
 if __name__ == "__main__":

@@ -346,8 +346,8 @@ def test_the_command(tmp_path, monkeypatch):
     result = CliRunner().invoke(main, line)
     assert (result.exit_code, result.output) == (
         0,
-        "exports/rn_dpo_safetensors: safetensors of rn_dpo; read exports/rn_dpo_safetensors/MODEL_CARD.md before you "
-        "share it\n",
+        "export: safetensors of rn_dpo in exports/rn_dpo_safetensors; read exports/rn_dpo_safetensors/MODEL_CARD.md "
+        "before you share it\n",
     )
     result = CliRunner().invoke(main, ["unknown", "--format", "bundle"])
     assert result.exit_code == 2

@@ -564,9 +564,9 @@ def test_the_command_says_what_it_did(tmp_path):
     write_png(tmp_path / "images/a.png", (8, 8))
     line = [str(model_folder(tmp_path / "model", (8, 8))), str(tmp_path / "images"), str(tmp_path / "out")]
     result = CliRunner().invoke(main, [*line, "--workers", "1"])
-    assert (result.exit_code, result.output) == (0, f"predict: 1 of 1 images\n1 masks in {tmp_path / 'out'}\n")
+    assert (result.exit_code, result.output) == (0, f"predict: 1 of 1 images\npredict: 1 masks in {tmp_path / 'out'}\n")
     result = CliRunner().invoke(main, line)
-    assert (result.exit_code, result.output) == (0, f"1 masks in {tmp_path / 'out'}, 1 of them from before\n")
+    assert (result.exit_code, result.output) == (0, f"predict: 1 masks in {tmp_path / 'out'}, 1 of them from before\n")
 
 
 @pytest.mark.parametrize("content", ['{"made_of": "', "[]", "{}"])

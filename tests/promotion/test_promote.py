@@ -237,8 +237,8 @@ def test_the_folder_of_a_promoted_student_predicts_and_exports(tmp_path: Path, m
     assert Path("one/a.png").read_bytes() == Path("two/a.png").read_bytes()
     result = CliRunner().invoke(export, ["promoted", "--format", "safetensors", "--cases", str(run.cases)])
     assert result.output == (
-        "exports/promoted_safetensors: safetensors of rn_dpo; read exports/promoted_safetensors/MODEL_CARD.md before "
-        "you share it\n"
+        "export: safetensors of rn_dpo in exports/promoted_safetensors; read "
+        "exports/promoted_safetensors/MODEL_CARD.md before you share it\n"
     )
     card = Path("exports/promoted_safetensors/MODEL_CARD.md").read_text()
     assert f"- chosen among the students on validation: {record.reason} {record.limits}" in card

@@ -218,7 +218,8 @@ def test_the_stage_writes_the_curves_of_all_students_in_one_table(
 ) -> None:
     """Every history of the run has three evaluations."""
     monkeypatch.chdir(built.folder)
-    CliRunner().invoke(main, ["--out", "by_stage"])
+    result = CliRunner().invoke(main, ["--out", "by_stage"])
+    assert result.output.splitlines()[-1].endswith("; by_stage/index.html")
     table = pl.read_csv("by_stage/curves.csv")
     assert table.columns == ["model", "step", "validation_dice"]
     assert table.filter(pl.col("model") == "rn_cdpo").rows() == [

@@ -201,7 +201,7 @@ def test_the_rule_of_promotion_reruns_the_choice_and_no_measure(project: Path) -
 
 
 def test_reading_parameters_ordering_work_and_saying_what_happens_rerun_nothing(project: Path) -> None:
-    for name in ("params", "execution", "workspace", "progress"):
+    for name in ("params", "execution", "workspace", "progress", "findings"):
         add_code(project / f"pipeline/{name}.py")
     assert rerun(project) == set()
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
+import math
+import re
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from pipeline.promotion.record import PromotionRecord
-from tests.fixtures.chain import TINY, hashes, run_chain, with_changes
+from tests.fixtures.chain import TINY, commands, hashes, run_chain, with_changes
 from tests.fixtures.phantoms import poison_labels, write_folders
 
 EXPECTED = {
@@ -25,12 +30,17 @@ EXPECTED = {
     "models/promoted/promotion.json",
     "history/rn_dpo.csv",
     "audit/judges.parquet",
+    "evaluation/rn_dpo.json",
     "evaluation/rn_dpo.parquet",
     "metrics/rn_dpo.json",
     "validation/base.parquet",
     "validation/rn_dpo.parquet",
+    "reports/curves.csv",
     "reports/index.html",
 }
+
+SAID = "said.txt"
+"""What the stages of the first run wrote on standard output."""
 
 pytestmark = pytest.mark.first
 
@@ -38,7 +48,9 @@ pytestmark = pytest.mark.first
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chain") / "first"
-    run_chain(folder, TINY)
+    with redirect_stdout(io.StringIO()) as said:
+        run_chain(folder, TINY)
+    (folder / SAID).write_text(said.getvalue())
     return folder
 
 
@@ -48,6 +60,40 @@ def test_the_chain_ends_with_pairs_students_and_a_report(first_run: Path) -> Non
     assert len(pairs)
     assert (pairs["chosen_score"] > pairs["rejected_score"]).all()
     assert not (first_run / ".work").exists() or not any((first_run / ".work").iterdir())
+
+
+def test_every_stage_says_what_came_of_it(first_run: Path) -> None:
+    """Progress is off, so the findings are all that is printed. Numbers are those of the files."""
+    lines = (first_run / SAID).read_text().splitlines()
+    names = list(dict.fromkeys(line.partition(": ")[0] for line in lines))
+    called = [line.split()[2:4] for line in commands(TINY)]
+    assert names == [
+        stage.removeprefix("stages.") + (f" {entry}" if not entry.startswith("--") else "") for stage, entry in called
+    ]
+    assert not [line for line in lines if "cannot be said" in line]
+    said = dict(line.split(": ", 1) for line in lines)
+    assert said["prepare"] == (
+        "28 cases of 13 patients, 28 with mask: labelled 6, pool 10, validation 6, test 6; 1 channel; 32x32 pixels"
+    )
+    assert said["mine mined"].startswith(f"{len(pl.read_parquet(first_run / 'data/pairs/mined.parquet'))} pairs of ")
+    tables = [pl.read_parquet(first_run / f"validation/{name}.parquet") for name in ("base", "rn_dpo")]
+    base, student = (100 * table.group_by("group").agg(pl.col("dice").mean())["dice"].mean() for table in tables)
+    found = re.match(r"Dice ([\d.]+) \[—\] points on 6 validation cases of 3 patients, (\S+) ", said["validate rn_dpo"])
+    assert found is not None
+    gain = float(found[2].replace("\N{MINUS SIGN}", "-"))
+    assert (float(found[1]), gain) == pytest.approx((student, student - base), abs=0.051)
+    assert said["report"].endswith("; reports/index.html")
+
+
+def test_metrics_are_few_flat_numbers_that_dvc_can_show(first_run: Path) -> None:
+    """The Dice is that of the summary beside the evaluation table."""
+    for name in ("base", "supervised", "rn_dpo"):
+        metrics = json.loads((first_run / f"metrics/{name}.json").read_text())
+        assert 3 <= len(metrics) <= 6
+        assert all(isinstance(value, int | float) and math.isfinite(value) for value in metrics.values())
+        summary = json.loads((first_run / f"evaluation/{name}.json").read_text())
+        assert metrics["dice"] == summary["dice"]["mean"] == summary["sustained"]
+        assert ("gain" in metrics) == (name != "base")
 
 
 def test_students_are_measured_on_validation_and_compared(first_run: Path) -> None:
