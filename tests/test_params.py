@@ -106,11 +106,14 @@ def test_every_knob_says_what_it_means():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"jduges": {}}, "jduges: unknown key; remove it or correct its spelling"),
-        ({"base__batchsize": 4}, "base.batchsize: unknown key; remove it or correct its spelling"),
+        ({"jduges": {}}, "jduges: unknown key; remove it or correct its spelling; did you mean 'judges'?"),
+        (
+            {"base__batchsize": 4},
+            "base.batchsize: unknown key; remove it or correct its spelling; did you mean 'batch'?",
+        ),
         (
             {"propose__samplers__dropout__rate": 0.5},
-            "propose.samplers.dropout.rate: unknown key; remove it or correct its spelling",
+            "propose.samplers.dropout.rate: unknown key; remove it or correct its spelling; did you mean 'rates'?",
         ),
         (
             {"students__rn_cdpo__objective__link__epsilon": 0.5},
@@ -138,7 +141,7 @@ def test_every_knob_says_what_it_means():
         ({"judges__my-judge": {"kind": "agreement"}}, "judges.my-judge: should match pattern"),
         (
             {"judges__agreement__kind": "agrement"},
-            f"judges.agreement.kind: found 'agrement', expected one of {kinds(Judge)}",
+            f"judges.agreement.kind: found 'agrement', expected one of {kinds(Judge)}; did you mean 'agreement'?",
         ),
         (
             {"propose__samplers__flips__kind": "flip"},
