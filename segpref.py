@@ -14,6 +14,7 @@ from pipeline import __version__
 from stages import command, names
 
 SECTIONS = {
+    "A project": ("init",),
     "Stages, which `dvc repro` runs": (
         "provenance",
         "prepare",
