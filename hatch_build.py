@@ -14,7 +14,15 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PACKAGES = ("pipeline", "stages")
-PROJECT = ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
+PROJECT = (
+    "dvc.yaml",
+    "params.yaml",
+    "params.schema.json",
+    ".dvcignore",
+    ".gitignore",
+    ".dvc/config",
+    ".dvc/.gitignore",
+)
 """Files of a clone from which `segpref init` makes a project."""
 IMPORT = re.compile(rf"^(\s*)from ({'|'.join(PACKAGES)})(?=[. ])", re.MULTILINE)
 """`from pipeline...` at the start of a line. The style of the code knows no other import of the two packages."""

@@ -14,7 +14,7 @@ from pipeline import __version__
 from stages import command, names
 
 SECTIONS = {
-    "A project": ("init",),
+    "A project": ("init", "knobs"),
     "Stages, which `dvc repro` runs": (
         "provenance",
         "prepare",

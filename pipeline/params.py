@@ -49,6 +49,7 @@ class Params(Knobs):
     """Seed of base training, proposals, judges, audit, mining and students. Phantoms and splits have seeds of their
     own."""
     data: Reader
+    """Raw data set. The kind is the layout of its files."""
     preprocess: Preprocess
     splits: Splits
     augmentation: Augmentation
@@ -59,13 +60,18 @@ class Params(Knobs):
     """Base segmenter. Null if there is no model: all masks are imported, and there are no students."""
     propose: Propose
     judges: dict[Name, Judge]
+    """Judges by name. A judge scores every proposal; a higher score is better."""
     tables: dict[Name, ScoreTable] = {}
+    """Score tables by name: files with scores from outside the pipeline. A table is used like a judge."""
     consensus: dict[Name, JudgeConsensus] = {}
-    """Consensus entries: scores that the stage `panel` combines from the scores of judges and tables."""
+    """Consensus entries by name: scores that the stage `panel` combines from the scores of judges and tables. An entry
+    is used like a judge."""
     audit: Audit
     pairs: dict[Name, PairSet]
+    """Pair sets by name. Students learn from the pairs of a set."""
     training: Training
     students: dict[Name, Student]
+    """Students by name. Each student is trained and measured on its own. `{}`: no students."""
     evaluation: Evaluation
     promotion: Promotion
     compute: Compute

@@ -15,7 +15,7 @@ from pipeline.errors import BadInput
 from pipeline.knobs import NOTHING
 from pipeline.project.look import Look, look
 
-COPIED = (".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
+COPIED = ("params.schema.json", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
 """Files of a clone that every project has."""
 KEPT = (NOTHING, Path("models/students/.gitkeep"))
 """Empty files: DVC needs paths that exist."""
