@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 INPUT = "input.json"
 """File beside the weights of a model. The file describes the images of the model and their preprocessing."""
 
-INPUT_KEYS = ("class_names", "channel_names", "preprocess", "orientation", "convert", "files")
+INPUT_KEYS = ("class_names", "channel_names", "preprocess", "orientation", "convert", "files", "mask_values")
 """Keys of `input.json`.
 
 - `class_names`, `channel_names`: names of classes and channels.
@@ -32,6 +32,7 @@ INPUT_KEYS = ("class_names", "channel_names", "preprocess", "orientation", "conv
   null for 2D images.
 - `convert`: `grey` or `rgb` if the reader converts images, else null.
 - `files`: `nifti` or `pictures`; null for phantoms.
+- `mask_values`: value of each class in the user's mask files; null if they hold class indices.
 """
 
 

@@ -166,7 +166,7 @@ RANGE = Preprocess(resize=(12, 16), normalise=FixedRange(range=(20.0, 200.0), to
     ("make", "preprocess", "window", "more"),
     [
         (volumes, RAS, (12, 12, 8), {}),
-        (colours, RANGE, (16, 16), {"convert": "grey", "classes": 2, "head": "sigmoid"}),
+        (colours, RANGE, (16, 16), {"convert": "grey", "classes": 2, "head": "sigmoid", "mask_values": [0, 255]}),
         (pairs, Preprocess(normalise=("minmax", "unit")), (8, 8), {"channels": 2}),
     ],
 )

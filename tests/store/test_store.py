@@ -218,7 +218,7 @@ def finished(tmp_path) -> Path:
 def test_a_manifest_lists_every_file(finished):
     check_manifest(finished, content=True)
     manifest = json.loads((finished / MANIFEST).read_text())
-    assert (set(manifest["sha256"]), manifest["version"]) == ({"a.txt", "b/c.txt"}, 5)
+    assert (set(manifest["sha256"]), manifest["version"]) == ({"a.txt", "b/c.txt"}, 6)
 
 
 def test_an_unfinished_store_is_refused(finished):
@@ -250,7 +250,7 @@ def test_a_manifest_of_other_content_is_refused(finished):
 
 def test_a_store_of_another_version_is_refused(finished, monkeypatch):
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
-    with pytest.raises(BadInput, match=r"manifest.json: expected version 6, found 5; run `dvc repro`"):
+    with pytest.raises(BadInput, match=r"manifest.json: expected version 7, found 6; run `dvc repro`"):
         check_manifest(finished)
 
 
