@@ -23,6 +23,7 @@ from stages import FOLDER, stage
 @click.option(
     "--base", type=FOLDER, default="models/base", show_default=True, help="Base of the run, for the model card."
 )
+@click.option("--history", type=FOLDER, default="history", show_default=True)
 @click.option("--out", type=FOLDER, help="New folder.  [default: exports/NAME_FORMAT]")
 @stage
 def main(

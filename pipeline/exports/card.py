@@ -19,6 +19,7 @@ from pipeline.promotion.record import PromotionRecord
 from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.student_record import StudentRecord
+from pipeline.segmenter.validation_curve import ValidationCurve
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import MANIFEST, read_json, sha256
@@ -44,6 +45,7 @@ class FinishedRun:
     audit: Path = Path("audit")
     metrics: Path = Path("metrics")
     base: Path = Path("models/base")
+    history: Path = Path("history")
 
 
 def card_facts(name: str, found: ReadyModel, run: FinishedRun) -> dict[str, Any]:
@@ -114,10 +116,14 @@ def _data(cases: CaseStore, params: Params) -> dict[str, Any]:
 
 
 def _base_facts(folder: Path, run: FinishedRun) -> dict[str, Any]:
-    """Origin of the base: the knobs of `base`, and the record of the import (null for a base trained in the run)."""
+    """Origin of the base: the knobs of `base`, the record of the import (null for a base trained in the run), and the
+    best and last step on validation (null without a history of training)."""
     models = _json(folder / MODELS) or {}
     knobs = None if run.params.base is None else run.params.base.model_dump(mode="json")
-    return {"base": knobs, "imported": models.get("imported")}
+    file = run.history / "base.csv"
+    curve = ValidationCurve.of_base(file) if file.is_file() else None
+    steps = None if curve is None else {"best": curve.best, "last": curve.last}
+    return {"base": knobs, "imported": models.get("imported"), "steps_on_validation": steps}
 
 
 def _pair_set(record: StudentRecord | None, run: FinishedRun) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.measures.intervals import LEAST
 from pipeline.segmenter.student_record import anchor_terms
+from pipeline.segmenter.validation_curve import best_step_text
 from pipeline.store import schema
 
 _NORMALISED = {
@@ -103,7 +104,8 @@ def _training(facts: dict[str, Any]) -> list[str]:
         *(f"- {line}" for line in [f"started from {start[0]}", *start[1:]]),
         f"- objective: {_knobs(training['objective'])}",
         f"- anchor: {anchor_terms(training['anchor'])}",
-        f"- steps: {training['steps']}; best on validation at step {training['best_step']}",
+        f"- steps: {training['steps']}"
+        + (f"; {best_step_text(training['best_step'], training['steps'])}" if training["steps"] else ", no training"),
     ]
     if online := _online(training):
         return [*lines, f"- pairs: made during training from the student's own hypotheses, {online}"]
@@ -121,7 +123,9 @@ def _base(found: dict[str, Any]) -> list[str]:
     """Origin of the base: the first line, then the notes of its import."""
     imported = found["imported"]
     if imported is None:
-        return ["the base, trained in this run with DiceCE on the labelled cases up to its plateau on validation"]
+        steps = found["steps_on_validation"]
+        best = "its best step is unknown" if steps is None else best_step_text(steps["best"], steps["last"])
+        return [f"the base, trained in this run with DiceCE on the labelled cases; {best}"]
     what = f"{_IMPORTED[imported['kind']]}, SHA-256 `{imported['sha256']}`"
     return [f"the base, imported and not trained in this run: {what}", *(f"note: {note}" for note in imported["notes"])]
 

@@ -234,6 +234,37 @@ def test_terms_of_an_anchor_that_are_0_are_left_out(tmp_path):
     assert "- anchor: none\n" in card_text(found)
 
 
+@pytest.mark.parametrize(
+    ("dice", "best", "words"),
+    [
+        ((0.2, 0.5, 0.7), 20, "best on validation at step 20 of 20, its last evaluation, so more steps may be better"),
+        ((0.2, 0.7, 0.5), 10, "best on validation at step 10 of 20\n"),
+        ((0.7, 0.5, 0.2), 0, "best on validation at step 0 of 20, before any training"),
+        (None, None, "its best step is unknown"),
+    ],
+)
+def test_the_card_says_which_step_of_the_base_was_best(tmp_path, dice, best, words):
+    """A base of 20 steps. Without its history nothing is said of a best step."""
+    if dice is not None:
+        rows = [
+            f"base,{step},,{value},{str(step == best).lower()}" for step, value in zip((0, 10, 20), dice, strict=True)
+        ]
+        (tmp_path / "h").mkdir()
+        (tmp_path / "h/base.csv").write_text("\n".join(["model,step,loss,validation_dice,best", *rows]))
+    model = model_folder(tmp_path / "model", (8, 8))
+    text = card_text(card_facts("rn_dpo", ready_model(model), finished(tmp_path)))
+    assert f"- the base, trained in this run with DiceCE on the labelled cases; {words}" in text
+    assert "plateau" not in text
+
+
+def test_the_card_says_whether_a_student_was_best_at_its_last_step(tmp_path):
+    """Of the record: 160 steps, the best at 96."""
+    assert "- steps: 160; best on validation at step 96 of 160\n" in card_text(facts(tmp_path, RECORD))
+    last = facts(tmp_path, RECORD | {"best_step": 160})
+    assert "- steps: 160; best on validation at step 160 of 160, its last evaluation" in card_text(last)
+    assert "- steps: 0, no training\n" in card_text(facts(tmp_path, RECORD | {"best_step": 0, "steps": 0}))
+
+
 def test_where_the_base_is_from(tmp_path):
     found = facts(tmp_path)
     assert "- the base, trained in this run with DiceCE on the labelled cases" in card_text(found)

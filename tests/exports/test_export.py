@@ -46,7 +46,7 @@ def finished(folder: Path) -> FinishedRun:
     case_store(folder / "cases", [disc((8, 8), 2.0)] * 6, splits, groups=list("aabcde"))
     write_params(folder, TINY)
     return FinishedRun(
-        load_params(folder / "params.yaml"), folder / "cases", *(folder / n for n in ("p", "audit", "m", "base"))
+        load_params(folder / "params.yaml"), folder / "cases", *(folder / n for n in ("p", "audit", "m", "base", "h"))
     )
 
 
