@@ -139,11 +139,6 @@ class Run:
         imported = read_json(self.base / MODELS).get("imported")
         return [f"The base: {note}." for note in imported["notes"]] if imported else []
 
-    @property
-    def rgb(self) -> bool:
-        """Whether images are shown in colour."""
-        return self.cases.info["channel_names"] == ["red", "green", "blue"]
-
     def pairs_of(self, name: str) -> pl.DataFrame:
         return read_table(self.pairs / f"{name}.parquet", schema.PAIRS)
 
