@@ -1,7 +1,7 @@
 """segpref: better segmentation from unlabelled images, and a measure of how far to believe the result.
 
-The program `segpref` starts a project and runs the stages of a project. An installation has this module as the package
-`segpref`, with the packages `segpref.pipeline` and `segpref.stages` inside.
+The program `segpref` starts a project and runs its stages. `segpref.show` draws a pair in a notebook. An installation
+has this module as the package `segpref`, with the packages `segpref.pipeline` and `segpref.stages` inside.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from collections.abc import Sequence
 import click
 
 from pipeline import __version__
+from pipeline.show import show
 from stages import command, names
+
+__all__ = ["main", "show"]
 
 SECTIONS = {
     "A project": ("init", "knobs"),
@@ -31,7 +34,7 @@ SECTIONS = {
         "promote",
         "report",
     ),
-    "What comes of a run": ("predict", "export", "export_proposals", "compare", "next_round"),
+    "What comes of a run": ("predict", "export", "export_pairs", "export_proposals", "compare", "next_round"),
 }
 """Commands by their section of `segpref --help`."""
 

@@ -57,10 +57,18 @@ def drawing(width: float, height: float) -> Iterator[Drawing]:
     import matplotlib
     from matplotlib.figure import Figure as Drawing
 
+    class InNotebook(Drawing):
+        """A drawing that notebooks show. Of other figures they show the name, until a backend of pyplot is active."""
+
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png")
+            return file.getvalue()
+
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        yield Drawing(figsize=(width, height), layout="constrained")
+        yield InNotebook(figsize=(width, height), layout="constrained")
 
 
 def embed(drawn: Drawing, alt: str, caption: str, pixels: bool = False) -> Figure:

@@ -191,11 +191,6 @@ class Run:
         """Word for the groups of cases: `patients`, or `cases` if the data name no patients and no exams."""
         return "cases" if all(case.group == case.case_id for case in self.cases.all) else "patients"
 
-    @property
-    def rgb(self) -> bool:
-        """Whether images are shown in colour."""
-        return self.cases.info["channel_names"] == ["red", "green", "blue"]
-
     def pairs_of(self, name: str) -> pl.DataFrame:
         return read_table(self.pairs / f"{name}.parquet", schema.PAIRS)
 

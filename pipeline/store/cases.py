@@ -179,12 +179,30 @@ class CaseStore:
         """Names of the classes, background first."""
         return self.info["class_names"]
 
+    @property
+    def rgb(self) -> bool:
+        """Whether the channels are red, green and blue."""
+        return self.info["channel_names"] == ["red", "green", "blue"]
+
     @cached_property
     def all(self) -> list[Case]:
         """All cases in the order of the arrays."""
         columns = list(Case.__dataclass_fields__)
         rows: Iterable[tuple[Any, ...]] = self.table.sort("case").select(columns).iter_rows()
         return [Case.of(row) for row in rows]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Case]:
+        return {case.case_id: case for case in self.all}
+
+    def case(self, case_id: str) -> Case:
+        """The case of an id. Raises `BadInput` for an unknown id."""
+        if case_id not in self._by_id:
+            raise BadInput(
+                f"{self.folder}: expected a case '{case_id}', found none of this id; the id is of another run, or of "
+                "cases that were prepared anew: run `dvc repro`"
+            )
+        return self._by_id[case_id]
 
     def split(self, *names: str) -> list[Case]:
         """Cases of these splits, in the order of the arrays."""

@@ -11,10 +11,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+from huggingface_hub import ModelCard
 
 from pipeline.errors import BadInput
 from pipeline.exports.card import FinishedRun, card_facts
-from pipeline.exports.card_text import card_text
+from pipeline.exports.card_text import card_head, card_text
+from pipeline.exports.hub import headed
 from pipeline.exports.predict import ready_model
 from pipeline.params import load_params
 from pipeline.segmenter.knobs import MODELS
@@ -45,7 +47,7 @@ def commit_of_checkout() -> str | None:
     ).stdout.strip()
 
 
-def estimate(mean: float, low: float | None = None, high: float | None = None) -> dict[str, float | None]:
+def estimate(mean: float | None, low: float | None = None, high: float | None = None) -> dict[str, float | None]:
     return {"mean": mean, "low": low, "high": high}
 
 
@@ -147,6 +149,43 @@ def test_the_card_of_a_student(tmp_path):
     ):
         assert line in text
     assert "W3" not in text
+
+
+def head_of(found: dict[str, Any], form: str = "bundle") -> Any:
+    """Head of the card as the Hub's own library reads it."""
+    return ModelCard(headed(card_head(found, form), card_text(found))).data
+
+
+def test_the_head_holds_what_was_measured(tmp_path):
+    """Of a student on pairs; a distance that no case has is left out, and the names say what was averaged."""
+    write_json(tmp_path / "m/rn_dpo.json", {**METRICS, "hd95": estimate(None)})
+    head = head_of(facts(tmp_path, RECORD) | {"license": "cc-by-4.0"})
+    assert (head.license, head.library_name, head.pipeline_tag) == ("cc-by-4.0", "monai", "image-segmentation")
+    assert head.tags == ["medical", "segpref", "preference-learning"]
+    assert head.metrics == ["dice", "nsd", "assd"]
+    late = ", mean over the late checkpoints of training"
+    measured = {result.metric_name: result.metric_value for result in head.eval_results}
+    assert measured == {f"test {name}{late}": 0.8 for name in ("Dice", "NSD", "ASSD (mm)")}
+    assert head.model_name == "rn_dpo"
+    assert {result.dataset_name for result in head.eval_results} == {"none, 40 test cases"}
+
+
+def test_the_head_holds_nothing_that_is_not_known(tmp_path):
+    """No licence, no results, no data set of the Hub."""
+    found = facts(tmp_path)
+    head = head_of(found, "safetensors").to_dict()
+    assert head == {
+        "library_name": "segpref",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["medical", "segpref"],
+    }
+    assert "- licence: not stated; those who trained the model must state it" in card_text(found)
+    assert "licence: not stated" not in card_text(found | {"license": "mit"})
+
+
+def test_names_that_look_like_truth_values_stay_names(tmp_path):
+    """YAML 1.1, which the Hub's library reads, takes a bare `no` for false."""
+    assert ModelCard(headed({"license": "no", "tags": ["on", "1e3"]}, "text")).data.tags == ["on", "1e3"]
 
 
 def test_intervals_of_few_patients_are_left_out(tmp_path):
