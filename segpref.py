@@ -17,7 +17,7 @@ from stages import command, names
 __all__ = ["main", "show"]
 
 SECTIONS = {
-    "A project": ("init", "knobs"),
+    "A project": ("init", "run", "knobs"),
     "Stages, which `dvc repro` runs": (
         "provenance",
         "prepare",

@@ -11,10 +11,14 @@ from stages import FOLDER, stage
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(out: Path, params_file: Path) -> None:
+    from pipeline.check import check_paths
     from pipeline.params import load_params
     from pipeline.provenance import write_provenance
 
-    write_provenance(load_params(params_file), out)
+    params = load_params(params_file)
+    # This stage runs first, and DVC names a missing path without its key.
+    check_paths(params)
+    write_provenance(params, out)
 
 
 if __name__ == "__main__":

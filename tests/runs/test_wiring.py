@@ -11,6 +11,7 @@ from typing import Any
 
 import grimp
 import pytest
+from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from pipeline.cases.readers import Reader
@@ -22,6 +23,8 @@ from pipeline.proposals.samplers import Sampler
 from pipeline.provenance import stages_and_knobs
 from pipeline.students.links import Link
 from pipeline.students.objectives import Objective
+from segpref import SECTIONS, main
+from stages import command, names
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
@@ -149,3 +152,24 @@ def test_nothing_of_test_reaches_the_choice_of_a_student() -> None:
 )
 def test_shipped_parameters_are_valid(file: str) -> None:
     assert load_params(ROOT / file).students
+
+
+def test_the_program_shows_every_command() -> None:
+    shown = [name for section in SECTIONS.values() for name in section]
+    assert sorted(shown) == names()
+    help_text = CliRunner().invoke(command("predict"), ["--help"]).output
+    assert "Trained model and new images" in help_text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["prdict"], "No such command 'prdict'. Did you mean 'predict'?"),
+        (["nextround"], "No such command 'nextround'. Did you mean 'next-round'?"),
+        (["zzz"], "No such command 'zzz'.\n"),
+    ],
+)
+def test_a_misspelt_command(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert said in capsys.readouterr().err
