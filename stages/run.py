@@ -17,8 +17,10 @@ from stages import guarded
 def main(arguments: tuple[str, ...]) -> None:
     from pipeline.check import check_paths
     from pipeline.params import load_params
+    from pipeline.project.start import check_repository
 
     check_paths(load_params(Path("params.yaml")))
+    check_repository(Path())
     os.execv(sys.executable, [sys.executable, "-m", "dvc", "repro", *arguments])
 
 

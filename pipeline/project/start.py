@@ -164,6 +164,21 @@ def commit(folder: Path, message: str, files: Sequence[str] = ()) -> None:
             ) from error
 
 
+def check_repository(folder: Path) -> None:
+    """Raise `BadInput` if DVC will not run in a folder, as in a copy that was made without its hidden files."""
+    whole = folder.resolve()
+    if not (whole / ".dvc/config").is_file():
+        raise BadInput(
+            f"{whole}: expected the folder .dvc of a project, found none; copy the project with its hidden files, or "
+            "make a new one with `segpref init`"
+        )
+    if not any((each / ".git").exists() for each in (whole, *whole.parents)):
+        raise BadInput(
+            f"{whole}: expected a git repository, which DVC needs, found none; run `git init && git add -A && git "
+            "commit -m start` there"
+        )
+
+
 def _from(folder: Path, data: Path) -> Path:
     """The path of the data as the project's stages see it: relative if the data lie inside the project."""
     whole, inside = data.resolve(), folder.resolve()

@@ -15,7 +15,7 @@ from pipeline.cases.prepare import prepare
 from pipeline.errors import BadInput
 from pipeline.params import Params, load_params
 from pipeline.project.look import look
-from pipeline.project.start import dvc_file, start
+from pipeline.project.start import check_repository, dvc_file, start
 from pipeline.store.cases import CaseStore
 from stages import command
 from tests.fixtures.phantoms import disc, save_image, write_decathlon, write_folders, write_nnunet
@@ -127,6 +127,17 @@ def test_a_project_is_not_written_over_another(tmp_path: Path) -> None:
     start(tmp_path, None)
     with pytest.raises(BadInput, match=r"dvc.yaml: expected a folder without a project, found one; choose another"):
         start(tmp_path, None)
+
+
+def test_a_copied_folder_says_what_to_do(tmp_path: Path) -> None:
+    start(tmp_path, None)
+    check_repository(tmp_path)
+    (tmp_path / ".git").rename(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match=r"expected a git repository, which DVC needs, found none; run `git init && git"):
+        check_repository(tmp_path)
+    (tmp_path / ".dvc/config").unlink()
+    with pytest.raises(BadInput, match=r"expected the folder .dvc of a project, found none; copy the project with its"):
+        check_repository(tmp_path)
 
 
 def bad(root: Path, kind: str) -> None:
