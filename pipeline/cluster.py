@@ -20,14 +20,12 @@ from uuid import uuid4
 
 from pipeline.compute import LOADED
 from pipeline.errors import BadInput
+from pipeline.own_kinds import FOLDER as OWN_KINDS
 from pipeline.source_code import PACKAGE
 from pipeline.workspace import library_versions
 
 if TYPE_CHECKING:
     from distributed import Client, Future, WorkerPlugin
-
-OWN = "kinds"
-"""Folder of a project with the user's own Python code. Workers import the code from the project's folder."""
 
 _QUIET = 30.0
 """Seconds without a finished task after which the stage looks whether any worker is left."""
@@ -112,7 +110,7 @@ def on_cluster(
         token = folder / f"{uuid4().hex}.token"
         token.touch()
         stack.callback(token.unlink, missing_ok=True)
-        packages = [PACKAGE, *([OWN] if OWN in sys.modules else [])]
+        packages = [PACKAGE, *([OWN_KINDS] if OWN_KINDS in sys.modules else [])]
         code = {name: code_of_package(name) for name in packages}
         needs = Needs(str(Path.cwd()), str(token), code, library_versions(), load)
         try:

@@ -36,7 +36,7 @@ class Execution(Knobs):
     """Address of a Dask scheduler for `cluster`, e.g. `tcp://10.0.0.1:8786`. Null is Dask's own setting, such as
     `DASK_SCHEDULER_ADDRESS` in the environment. Without that setting too, null starts a local cluster."""
     workers: Annotated[int, Field(gt=0)] = 2
-    """Most shards in work at a time. A cluster at an address has workers of its own, and this number says nothing."""
+    """Most shards in work at a time. A cluster at an address has workers of its own, and does not use this number."""
     memory_gb: Annotated[float, Field(gt=0)] = 8.0
     """Memory budget in GiB of all shards in work, on all machines together. The budget lowers the number of shards in
     work to at least one."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +19,7 @@ from torch import nn
 from pipeline.cluster import Load, Needs, code_of_package, forget_other_stages, in_folder, objection
 from pipeline.errors import BadInput
 from pipeline.execution import NO_LIMITS, Execution, Limits, run, shards_of
+from pipeline.own_kinds import load_own_kinds
 from pipeline.segmenter.weights import per_thread
 from pipeline.workspace import library_versions
 from tests.fixtures.chain import ROOT, TINY, commands, hashes, invoke, with_changes, write_params
@@ -29,32 +29,6 @@ from tests.fixtures.phantoms import write_folders
 pytestmark = pytest.mark.first
 
 STAGES = ("prepare", "base", "propose", "judge", "evaluate base", "validate base")
-
-OWN_TASK = """
-import os
-import time
-from dataclasses import dataclass
-from pathlib import Path
-
-import polars as pl
-
-
-@dataclass(frozen=True)
-class Task:
-    fatal: str = ""
-    deaths: int = 0
-    seconds: float = 0.0
-
-    def __call__(self, shard):
-        time.sleep(self.seconds)
-        if self.fatal in shard.members:
-            began = sorted(Path("work").glob("*.began"))
-            Path(f"work/{len(began)}.began").touch()
-            if len(began) < self.deaths:
-                os._exit(9)
-        Path(f"work/{shard.index}.txt").write_text(os.getcwd())
-        return pl.DataFrame({"member": shard.members})
-"""
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +47,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Class `Task` of a project with own code in `kinds/`, from the project's folder."""
+def no_own_code() -> Iterator[None]:
+    """Forget the own code of a project before and after a test."""
+    load_own_kinds(Path("no project"))
+    yield
+    load_own_kinds(Path("no project"))
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_own_code: None) -> Any:
+    """Class `Task` of a project's own code, from the project's folder."""
     monkeypatch.chdir(project(tmp_path / "project"))
     monkeypatch.syspath_prepend(str(Path.cwd()))
-    Path("kinds").mkdir()
-    Path("kinds/tasks.py").write_text(OWN_TASK)
-    from kinds.tasks import Task
+    from kinds._tasks import Task
 
-    yield Task
-    for name in ("kinds.tasks", "kinds"):
-        del sys.modules[name]
+    return Task
 
 
 def on(cluster: Cluster | str, **knobs: Any) -> Execution:
@@ -101,9 +79,13 @@ def members(task: Any, execution: Execution, limits: Limits = NO_LIMITS) -> list
 
 
 def test_stages_write_the_same_bytes_and_messages_on_workers_of_another_folder(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_own_code: None,
 ) -> None:
-    """Paths of the project are relative: the raw data, the stores and the models."""
+    """Paths of the project are relative: the raw data, the stores and the models. One judge is of the project's own."""
     executions = {
         "local": TINY["execution"],
         "cluster": {"scheduler": "cluster", "address": cluster.address, "progress": "none"},
@@ -113,7 +95,7 @@ def test_stages_write_the_same_bytes_and_messages_on_workers_of_another_folder(
         params = with_changes(
             data={"kind": "folders", "path": "raw", "classes": ["background", "disc"]},
             splits={"labelled": 5, "pool": 6, "validation": 4, "test": 4},
-            judges={"agreement": {"kind": "agreement"}},
+            judges={"agreement": {"kind": "agreement"}, "size": {"kind": "size"}},
             execution=execution,
         )
         monkeypatch.chdir(project(tmp_path / name))
@@ -128,7 +110,7 @@ def test_stages_write_the_same_bytes_and_messages_on_workers_of_another_folder(
             invoke("python -m stages.prepare --out data/again")
         errors[name] = capsys.readouterr().err
     local, found = (hashes(tmp_path / name, without="") for name in executions)
-    assert {"data/proposals/proposals.parquet", "data/scores/agreement.parquet", "models/base/base.safetensors"} <= set(
+    assert {"data/proposals/proposals.parquet", "data/scores/size.parquet", "models/base/base.safetensors"} <= set(
         local
     )
     assert {"evaluation/base.parquet", "validation/base.parquet"} <= set(local)
