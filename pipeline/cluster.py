@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _QUIET = 30.0
 """Seconds without a finished task after which the stage looks whether any worker is left."""
 
+_NO_WORKER = "the cluster has no worker; waiting for one"
+
 _GIB = 2**30
 
 
@@ -221,7 +223,7 @@ def _note_threads(client: Client, load: Load, tasks: int) -> None:
     """Say so if there is no worker yet, or if the memory budget keeps threads of the workers idle."""
     threads = sum(worker["nthreads"] for worker in client.scheduler_info()["workers"].values())
     if not threads:
-        _say(f"{load.what}: the cluster has no worker yet; waiting for one")
+        _say(f"{load.what}: {_NO_WORKER}")
     if load.at_once < min(threads, tasks):
         _say(
             f"{load.what}: execution.memory_gb allows {load.at_once} shards of {load.bytes_per_task / _GIB:.1f} GiB at "
@@ -315,7 +317,7 @@ def _outcomes(client: Client, task: _OnWorker, shards: Sequence[Indexed], load: 
         except TimeoutError:
             if not client.scheduler_info()["workers"] and not told:
                 told = True
-                _say(f"{load.what}: no worker is left; waiting for another")
+                _say(f"{load.what}: {_NO_WORKER}")
             continue
         told = False
         for future in finished:

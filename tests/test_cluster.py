@@ -174,11 +174,14 @@ def test_a_worker_with_other_code_is_refused_by_name(cluster: Cluster, own: Any,
     assert not list(Path("work").glob("*.txt"))
 
 
-def test_a_lost_scheduler_ends_the_stage(own: Any, tmp_path: Path) -> None:
-    """Lost while the stage waits for a worker."""
+def test_a_lost_scheduler_ends_the_stage(own: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost while the stage waits for a worker, as the stage has said at once and again after a quiet time."""
+    said: list[str] = []
+    monkeypatch.setattr("pipeline.cluster._say", said.append)
+    monkeypatch.setattr("pipeline.cluster._QUIET", 0.1)
     alone = Cluster(tmp_path / "alone")
     try:
-        kill_later(alone.scheduler, lambda: any(Path("work/done").glob("*.token")))
+        kill_later(alone.scheduler, lambda: said == ["stage: the cluster has no worker; waiting for one"] * 2)
         with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(BadInput) as caught:
             members(own(), on(alone))
         assert str(caught.value).startswith("stage: expected the connection to the Dask scheduler to last, found that")
