@@ -2,7 +2,7 @@
 
 A result follows from a module, from every module that it imports at any depth, and from the classes of the knobs in
 use. What no result follows from is left out. The `__init__.py` of a package only lists the kinds of a family.
-`params.py` only reads `params.yaml`. `execution.py` and `workspace.py` only order the work.
+`params.py` only reads `params.yaml`. `execution.py`, `cluster.py` and `workspace.py` only order the work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACKAGE = __name__.rpartition(".")[0]
 """Name of the library: `pipeline` in a clone."""
 PREFIX = PACKAGE.removesuffix("pipeline")
 """Prefix of `pipeline` and `stages` in an installation. File names leave the prefix out."""
-LEFT_OUT = (f"{PACKAGE}.params", f"{PACKAGE}.execution", f"{PACKAGE}.workspace")
+LEFT_OUT = tuple(f"{PACKAGE}.{name}" for name in ("params", "execution", "cluster", "workspace"))
 """Modules that no result follows from, besides the `__init__.py` of packages."""
 
 Stamp = tuple[tuple[str, int, int], ...]
