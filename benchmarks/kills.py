@@ -146,7 +146,8 @@ class Reference:
         if not (self.folder / "reports/index.html").exists():
             shutil.rmtree(self.folder, ignore_errors=True)
             checkout(self.folder, PARAMS)
-            _repro(self.folder)
+            status, said = _repro(self.folder)
+            assert status == 0, said
         self.hashes = hashes(self.folder, without="")
         self.commands = stage_commands(self.folder)
         seconds = out / "seconds.csv"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 
 from pipeline.errors import BadInput
 from pipeline.judges.judge import JudgeKnobs
@@ -32,6 +34,37 @@ def check(params: Params, cases: CaseStore) -> list[str]:
     if problems:
         raise BadInput.all(f"params.yaml: {problem}" for problem in problems)
     return list(_notes(params, len({case.group for case in cases.known("labelled")})))
+
+
+def check_paths(params: Params) -> None:
+    """Raise one `BadInput` with every path of `params.yaml` that is not there, and what may be meant.
+
+    A path that DVC can fetch, because a file `.dvc` beside it says so, passes.
+    """
+    paths = {
+        "data.path": params.data.path,
+        "model": params.model,
+        "propose.imports": params.propose.imports,
+        "promotion.first_base": params.promotion.first_base,
+        **{f"tables.{name}.path": table.path for name, table in params.tables.items()},
+    }
+    if missing := [said for key, path in paths.items() if (said := _missing(key, path))]:
+        raise BadInput.all(missing)
+
+
+def _missing(key: str, path: Path) -> str | None:
+    if path.exists() or any(
+        each.with_name(f"{each.name}.dvc").is_file() for each in (path, *path.parents) if each.name
+    ):
+        return None
+    there = next(each for each in path.parents if each.is_dir())
+    wanted = path.relative_to(there).parts[0]
+    names = sorted(each.name for each in there.iterdir() if not each.name.startswith("."))
+    close = get_close_matches(wanted, names, n=1)
+    found = f"none: {there} has no '{wanted}'" if there != Path() else "none"
+    return f"params.yaml: {key}: expected a file or folder, found {found}; " + (
+        f"did you mean '{there / close[0]}'?" if close else "correct the path, or put the files there"
+    )
 
 
 def _of_splits(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator[str]:

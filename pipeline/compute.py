@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal
@@ -9,6 +10,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.knobs import Knobs
+
+LOADED = threading.local()
+"""Networks that all code of a thread shares, by file and device (`pipeline/segmenter/weights.py`).
+
+Per thread, because hooks and modes of a network are not safe to share.
+"""
 
 
 class Compute(Knobs):

@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from uuid import uuid4
 
 import polars as pl
 from pydantic import Field
 
+from pipeline.cluster import Load, on_cluster
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
@@ -32,11 +34,13 @@ class Execution(Knobs):
     scheduler: Literal["synchronous", "threads", "processes", "cluster"] = "threads"
     """Dask scheduler. `cluster` is Dask distributed: the cluster at `address`, or a local cluster."""
     address: str | None = None
-    """Address of a Dask scheduler for `cluster`, e.g. `tcp://10.0.0.1:8786`. Null starts a local cluster."""
+    """Address of a Dask scheduler for `cluster`, e.g. `tcp://10.0.0.1:8786`. Null is Dask's own setting, such as
+    `DASK_SCHEDULER_ADDRESS` in the environment. Without that setting too, null starts a local cluster."""
     workers: Annotated[int, Field(gt=0)] = 2
-    """Most shards in work at a time. A cluster at `address` has workers of its own."""
+    """Most shards in work at a time. A cluster at an address has workers of its own, and does not use this number."""
     memory_gb: Annotated[float, Field(gt=0)] = 8.0
-    """Memory budget in GiB of all shards in work. The budget lowers the number of shards in work to at least one."""
+    """Memory budget in GiB of all shards in work, on all machines together. The budget lowers the number of shards in
+    work to at least one."""
     progress: Style = "auto"
     """Progress on standard error, of tasks and of the steps of trainings. `auto` is a bar on a terminal and plain lines
     elsewhere. Trainings in other processes write lines. `none` is silent."""
@@ -130,24 +134,62 @@ def run(
             f"{what}: expected cases in the splits that the stage works on, found none; see `splits` in params.yaml"
         )
     done = folder / "done"
+    for partial in done.glob("*.partial"):
+        partial.unlink(missing_ok=True)
     waiting = [shard for shard in shards if not _done(done, shard).is_file()]
     if len(waiting) < len(shards):
         print(f"{what}: resuming, {len(shards) - len(waiting)} of {len(shards)} shards are done", file=sys.stderr)
-    workers = execution.workers
+    at_once = len(shards)
     if limits.bytes_per_shard:
-        workers = max(1, min(workers, int(execution.memory_gb * 2**30 // limits.bytes_per_shard)))
+        at_once = max(1, int(execution.memory_gb * 2**30 // limits.bytes_per_shard))
+    load = Load(what, limits.bytes_per_shard, at_once, limits.isolated)
     failures: list[str] = []
-    scheduler = _scheduler(execution, workers, len(waiting), limits.isolated)
+    scheduler = _scheduler(execution, load, len(waiting))
     # Trainings in other processes write lines, which bars would overwrite.
     lines = limits.isolated and scheduler != "synchronous" and execution.progress != "none"
     with counting("lines" if lines else execution.progress, what, len(waiting), unit) as advance:
-        for failure in _outcomes(_Guarded(task, done), waiting, execution, workers, limits.isolated, advance):
+        for failure in _outcomes(_Guarded(task, done), waiting, execution, load, advance):
             if failure:
                 failures.append(failure)
     if failures:
         lost = sum(not _done(done, shard).is_file() for shard in shards)
         raise BadInput.all([*failures, f"{what}: {lost} of {len(shards)} {unit} failed; finished {unit} are kept"])
+    if execution.scheduler == "cluster":
+        _wait_for_files(folder, shards, what)
     return pl.concat([pl.read_ipc(_done(done, shard)) for shard in shards])
+
+
+_LATE = 120.0
+"""Seconds until a file that another machine wrote is missing. NFS shows a new file after 60 seconds at the latest."""
+
+
+def _wait_for_files(folder: Path, shards: Sequence[Shard], what: str) -> None:
+    """Wait until this machine sees all files of the shards. A missing file of an array would read as the fill value.
+
+    Raises `BadInput` with the first file that stays missing.
+    """
+    until = time.monotonic() + _LATE
+    while missing := _unseen(folder, shards):
+        if time.monotonic() > until:
+            raise BadInput(
+                f"{missing[0]}: expected the file that a worker of {what} wrote, found none or a shorter one; keep the "
+                "project on storage that all machines share, and run again"
+            )
+        time.sleep(0.5)
+
+
+def _unseen(folder: Path, shards: Sequence[Shard]) -> list[Path]:
+    """Files of finished shards that this machine does not see whole yet."""
+    here, missing = sizes(folder, since=0.0), []
+    for shard in shards:
+        done = _done(folder / "done", shard)
+        record = done.with_suffix(".json")
+        if lost := [file for file in (done, record) if not file.is_file()]:
+            missing += lost
+            continue
+        recorded = json.loads(record.read_text())
+        missing += [folder / name for name, size in recorded.items() if here.get(name, -1) < size]
+    return missing
 
 
 def _done(folder: Path, shard: Shard) -> Path:
@@ -162,42 +204,44 @@ class _Guarded:
     done: Path
 
     def __call__(self, shard: Shard) -> str:
-        # Clocks of file systems tick in steps of up to two seconds.
-        began = time.time() - 2
+        path = _done(self.done, shard)
+        # A cluster does a shard again if the worker dies before its answer has arrived.
+        if path.is_file():
+            return ""
+        # A worker that a cluster has given up may still work on the same shard, so each call has a name of its own.
+        partial = path.with_suffix(f".{uuid4().hex}.partial")
         try:
-            self._finish(shard, self.task(shard), began)
+            # The clock of a file server differs from the clock of a worker's machine, and ticks in steps of up to two
+            # seconds.
+            partial.touch()
+            began = partial.stat().st_mtime - 2
+            rows = self.task(shard)
+            partial.write_text(json.dumps(sizes(self.done.parent, began)))
+            partial.replace(path.with_suffix(".json"))
+            rows.write_ipc(partial)
+            partial.replace(path)
         except Exception as error:  # a failure in one task must not stop the other shards
             return str(BadInput.of(error) or f"shard {shard.index}: {traceback.format_exc()}")
         return ""
 
-    def _finish(self, shard: Shard, rows: pl.DataFrame, began: float) -> None:
-        path = _done(self.done, shard)
-        partial = path.with_suffix(".partial")
-        rows.write_ipc(partial)
-        path.with_suffix(".json").write_text(json.dumps(sizes(self.done.parent, began)))
-        partial.rename(path)
 
-
-def _scheduler(execution: Execution, workers: int, shards: int, isolated: bool) -> str:
+def _scheduler(execution: Execution, load: Load, shards: int) -> str:
     """Scheduler of Dask: one task at a time needs no other process, and isolated tasks share none."""
-    if execution.scheduler != "cluster" and (workers == 1 or shards == 1):
+    if execution.scheduler != "cluster" and (min(execution.workers, load.at_once) == 1 or shards == 1):
         return "synchronous"
-    return "processes" if isolated and execution.scheduler == "threads" else execution.scheduler
+    return "processes" if load.isolated and execution.scheduler == "threads" else execution.scheduler
 
 
 def _outcomes(
-    task: _Guarded,
-    shards: list[Shard],
-    execution: Execution,
-    workers: int,
-    isolated: bool,
-    advance: Callable[[], None],
+    task: _Guarded, shards: list[Shard], execution: Execution, load: Load, advance: Callable[[], None]
 ) -> Iterator[str]:
     if not shards:
         return
-    scheduler = _scheduler(execution, workers, len(shards), isolated)
+    scheduler = _scheduler(execution, load, len(shards))
     if scheduler == "cluster":
-        yield from _on_cluster(task, shards, execution, workers, isolated, advance)
+        for outcome in on_cluster(task, shards, execution.address, execution.workers, load, task.done):
+            advance()
+            yield outcome
         return
     import dask
     from dask.callbacks import Callback
@@ -211,41 +255,8 @@ def _outcomes(
             yield from dask.compute(
                 *(dask.delayed(task, pure=False)(shard) for shard in shards),
                 scheduler=scheduler,
-                num_workers=workers,
+                num_workers=min(execution.workers, load.at_once),
                 chunksize=1,
             )
     except BrokenProcessPool:
         yield "a worker process was killed, most likely for lack of memory; lower execution.workers and run again"
-
-
-def _on_cluster(
-    task: _Guarded,
-    shards: list[Shard],
-    execution: Execution,
-    workers: int,
-    isolated: bool,
-    advance: Callable[[], None],
-) -> Iterator[str]:
-    from distributed import Client, LocalCluster, as_completed
-
-    cluster = None
-    if execution.address is None:
-        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-    # The client is closed before the stage ends. Otherwise a stage that DVC runs would hang.
-    try:
-        with Client(cluster or execution.address) as client:
-            threads = [worker["nthreads"] for worker in client.scheduler_info()["workers"].values()]
-            if isolated and any(count > 1 for count in threads):
-                raise BadInput(
-                    f"execution.address: training needs workers of one thread, found {threads}; use --nthreads 1"
-                )
-            futures = {client.submit(task, shard, pure=False): shard for shard in shards}
-            for future in as_completed(futures):
-                advance()
-                if future.status == "error":
-                    yield f"shard {futures[future].index}: {future.exception()!r}"
-                else:
-                    yield future.result()
-    finally:
-        if cluster is not None:
-            cluster.close()

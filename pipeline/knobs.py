@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -24,3 +25,17 @@ class Knobs(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def blocks_in(annotation: Any) -> Iterator[type[Knobs]]:
+    """Classes of the blocks that a value of this type may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Knobs):
+        yield annotation
+    for part in get_args(annotation):
+        yield from blocks_in(part)
+
+
+def kind_of(block: type[Knobs]) -> str | None:
+    """The value of the field `kind` of a block of a family; None for other blocks."""
+    field = block.model_fields.get("kind")
+    return None if field is None else str(get_args(field.annotation)[0])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,8 @@ from pipeline.execution import Execution, Runtime
 from pipeline.judges.consensus import JudgeConsensus, check_consensus
 from pipeline.judges.kinds import Judge
 from pipeline.judges.kinds.table import ScoreTable
-from pipeline.knobs import NOTHING, Knobs, Name
+from pipeline.knobs import NOTHING, Knobs, Name, blocks_in, kind_of
+from pipeline.own_kinds import load_own_kinds
 from pipeline.pairs.mine import PairSet
 from pipeline.pairs.strategies.none import NoPairs
 from pipeline.promotion.knobs import Promotion
@@ -47,6 +49,7 @@ class Params(Knobs):
     """Seed of base training, proposals, judges, audit, mining and students. Phantoms and splits have seeds of their
     own."""
     data: Reader
+    """Raw data set. The kind is the layout of its files."""
     preprocess: Preprocess
     splits: Splits
     augmentation: Augmentation
@@ -57,13 +60,18 @@ class Params(Knobs):
     """Base segmenter. Null if there is no model: all masks are imported, and there are no students."""
     propose: Propose
     judges: dict[Name, Judge]
+    """Judges by name. A judge scores every proposal; a higher score is better."""
     tables: dict[Name, ScoreTable] = {}
+    """Score tables by name: files with scores from outside the pipeline. A table is used like a judge."""
     consensus: dict[Name, JudgeConsensus] = {}
-    """Consensus entries: scores that the stage `panel` combines from the scores of judges and tables."""
+    """Consensus entries by name: scores that the stage `panel` combines from the scores of judges and tables. An entry
+    is used like a judge."""
     audit: Audit
     pairs: dict[Name, PairSet]
+    """Pair sets by name. Students learn from the pairs of a set."""
     training: Training
     students: dict[Name, Student]
+    """Students by name. Each student is trained and measured on its own. `{}`: no students."""
     evaluation: Evaluation
     promotion: Promotion
     compute: Compute
@@ -101,7 +109,10 @@ class Params(Knobs):
                     "change one of the two"
                 )
             if not empty and pairs.judge not in self.judge_names:
-                raise ValueError(f"pairs.{name}.judge: found '{pairs.judge}', expected one of {self.judge_names}")
+                close = _close(pairs.judge, self.judge_names)
+                raise ValueError(
+                    f"pairs.{name}.judge: found '{pairs.judge}', expected one of {self.judge_names}{close}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -142,7 +153,10 @@ class Params(Knobs):
             if name in RESERVED:
                 raise ValueError(f"students.{name}: the name '{name}' belongs to {RESERVED[name]}; choose another name")
             if student.pairs not in self.pairs:
-                raise ValueError(f"students.{name}.pairs: found '{student.pairs}', expected one of {list(self.pairs)}")
+                close = _close(student.pairs, list(self.pairs))
+                raise ValueError(
+                    f"students.{name}.pairs: found '{student.pairs}', expected one of {list(self.pairs)}{close}"
+                )
             wants_pairs = student.objective.feeds == "pairs"
             if wants_pairs == isinstance(self.pairs[student.pairs].strategy, NoPairs):
                 needs = "a pair set with pairs" if wants_pairs else "a pair set of strategy 'none'"
@@ -160,6 +174,7 @@ def load_params(path: Path) -> Params:
 
     if not path.is_file():
         raise BadInput(f"{path}: no such file; run from the folder that holds params.yaml")
+    load_own_kinds(path.parent)
     try:
         content: Any = YAML(typ="safe").load(path)
         # `default=str` is for dates, the only values of YAML 1.2 that JSON lacks. No knob is a date.
@@ -220,22 +235,43 @@ def _described(problem: Any, content: Any) -> tuple[str, str, str]:
     where = ".".join(keys) or "the file"
     match problem["type"]:
         case "extra_forbidden":
-            return where, "unknown key; remove it or correct its spelling", ""
+            close = _close(keys[-1], _keys_at(problem["loc"]))
+            return where, f"unknown key; remove it or correct its spelling{close}", ""
         case "missing":
             return where, "missing; add the key", ""
         case "value_error":
             # Errors of one block start with the key inside the block; errors of the whole file name the whole path.
             return ".".join(keys), str(problem["ctx"]["error"]), ""
         case "union_tag_invalid":
-            tags = f"found '{problem['ctx']['tag']}', expected one of {problem['ctx']['expected_tags']}"
-            return f"{where}.kind", tags, ""
+            tag, expected = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+            close = _close(tag, [one.strip("' ") for one in expected.split(",")])
+            return f"{where}.kind", f"found '{tag}', expected one of {expected}{close}", ""
         case "union_tag_not_found":
             return f"{where}.kind", "missing; add the key", ""
     return where, _SUBJECT.sub("", problem["msg"]), json.dumps(problem["input"], default=str)
 
 
+def _close(word: str, known: Sequence[str]) -> str:
+    """What a misspelt word may mean, as the end of a message. Empty without a similar known word."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _keys_at(place: Sequence[str | int]) -> list[str]:
+    """Keys that the file may have where Pydantic found another key. `place` ends with the other key."""
+    blocks: list[type[Knobs]] = [Params]
+    for part in place[:-1]:
+        if inside := [block for block in blocks if part in block.model_fields]:
+            fields = [block.model_fields[str(part)] for block in inside]
+            blocks = [each for field in fields for each in blocks_in(field.annotation)]
+        elif kinds := [block for block in blocks if kind_of(block) == part]:
+            blocks = kinds
+    return sorted({key for block in blocks for key in block.model_fields})
+
+
 def entry(block: Mapping[str, T], name: str, title: str) -> T:
     """Entry `name` of a dictionary of `params.yaml`. Raises `BadInput` with the known names for an unknown name."""
     if name not in block:
-        raise BadInput(f"params.yaml: {title} has no entry '{name}'; the entries are {list(block)}")
+        close = _close(name, list(block))
+        raise BadInput(f"params.yaml: {title} has no entry '{name}'; the entries are {list(block)}{close}")
     return block[name]

@@ -2,8 +2,8 @@
 
 A result follows from a module, from every module that it imports at any depth, and from the classes of the knobs in
 use. What no result follows from is left out. The `__init__.py` of a package only lists the kinds of a family.
-`params.py` only reads `params.yaml`. `execution.py` and `workspace.py` only order the work. `progress.py` and
-`findings.py` only say what happens.
+`params.py` only reads `params.yaml`. `execution.py`, `cluster.py` and `workspace.py` only order the work. `progress.py`
+and `findings.py` only say what happens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ PACKAGE = __name__.rpartition(".")[0]
 """Name of the library: `pipeline` in a clone."""
 PREFIX = PACKAGE.removesuffix("pipeline")
 """Prefix of `pipeline` and `stages` in an installation. File names leave the prefix out."""
-LEFT_OUT = tuple(f"{PACKAGE}.{name}" for name in ("params", "execution", "workspace", "progress", "findings"))
+_NO_RESULT = ("params", "execution", "cluster", "workspace", "progress", "findings")
+LEFT_OUT = tuple(f"{PACKAGE}.{name}" for name in _NO_RESULT)
 """Modules that no result follows from, besides the `__init__.py` of packages."""
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -38,16 +39,17 @@ def code_of(module: str, knobs: object) -> dict[str, str]:
     """Hash of every file that a module and knobs use, by the file's path below the folder of the packages.
 
     `module` is a dotted name. `knobs` is any nesting of knobs, mappings and sequences. A class from outside the two
-    packages counts with its own file only, without the imports of that file. A file that is not Python counts if a
-    module in the same folder counts.
+    packages counts with its file, with the files of the same folder that the file imports, and with the modules of the
+    two packages that these files import. A file that is not Python counts if a module in the same folder counts.
     """
     root, graph = _root(), _import_graph(_stamp(_root()))
-    waiting, files = {module}, set()
+    waiting, files = {module}, set[Path]()
     for kind in kinds_of(knobs):
         if kind.__module__ in graph.modules:
             waiting.add(kind.__module__)
         else:
-            files.add(Path(inspect.getfile(kind)))
+            _add_outside(Path(inspect.getfile(kind)), files)
+    waiting |= {name for file in files for name in _imported_by(file)} & graph.modules
     used: set[str] = set()
     while waiting:
         name = waiting.pop()
@@ -59,6 +61,28 @@ def code_of(module: str, knobs: object) -> dict[str, str]:
         file = _file(root, name)
         files |= {file, *_other_files(file.parent)}
     return {_named(root, file): _hash(file, file.stat().st_mtime_ns) for file in sorted(files)}
+
+
+def _add_outside(file: Path, files: set[Path]) -> None:
+    """Add a file from outside the packages, and the files of its folder that the file imports at any depth."""
+    if file in files:
+        return
+    files.add(file)
+    for name in _imported_by(file):
+        package, _, module = name.partition(".")
+        if package == file.parent.name and (beside := file.with_name(f"{module}.py")).is_file():
+            _add_outside(beside, files)
+
+
+def _imported_by(file: Path) -> Iterator[str]:
+    """Dotted names that the imports of a file may mean. The package of a relative import is the file's folder."""
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = ".".join(part for part in (file.parent.name if node.level else "", node.module or "") if part)
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def kinds_of(knobs: object) -> Iterator[type[Knobs]]:
@@ -83,6 +107,9 @@ def syntax_of(source: str) -> str:
 
 
 def _text(node: Any) -> str:
+    if isinstance(node, ast.ImportFrom) and node.module and PREFIX:
+        # The same code has the same text in a clone and in an installation.
+        node.module = node.module.removeprefix(PREFIX)
     if isinstance(node, ast.JoinedStr):
         node = ast.JoinedStr(_joined(node.values))
     if isinstance(node, ast.AST):

@@ -33,15 +33,19 @@ def fingerprint(module: str, knobs: object, inputs: Sequence[Path]) -> str:
     for path in inputs:
         if not path.is_file():
             raise BadInput(f"{path}: missing; run the stage that writes it with `dvc repro`")
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "monai", "numpy", "zarr", "polars")}
     content = [
         repr(knobs),
         [sha256(path) for path in inputs],
         code_of(module, knobs),
-        versions,
+        library_versions(),
         sys.version,
     ]
     return blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries whose updates may change a result, by name."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "monai", "numpy", "zarr", "polars")}
 
 
 @contextmanager

@@ -23,10 +23,19 @@ from stages import FOLDER, say, stage
 @click.option(
     "--base", type=FOLDER, default="models/base", show_default=True, help="Base of the run, for the model card."
 )
+@click.option("--history", type=FOLDER, default="history", show_default=True)
+@click.option("--license", "licence", help="Licence of the model for its card, such as cc-by-4.0.")
 @click.option("--out", type=FOLDER, help="New folder.  [default: exports/NAME_FORMAT]")
 @stage
 def main(
-    name: str, form: str, model: Path | None, weights: str | None, out: Path | None, params_file: Path, **run: Path
+    name: str,
+    form: str,
+    model: Path | None,
+    weights: str | None,
+    licence: str | None,
+    out: Path | None,
+    params_file: Path,
+    **run: Path,
 ):
     from typing import cast
 
@@ -43,7 +52,7 @@ def main(
     found = ready_model(model, weights)
     # The card of the promoted student shows the results of the student, which have its own name.
     own = found.student if name == "promoted" and found.student else name
-    export_model(own, found, FinishedRun(params, **run), cast(Format, form), out)
+    export_model(own, found, FinishedRun(params, **run), cast(Format, form), out, licence)
     say("export", f"{form} of {own} in {out}; read {out / 'MODEL_CARD.md'} before you share it")
 
 

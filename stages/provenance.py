@@ -11,11 +11,15 @@ from stages import FOLDER, say, stage
 @click.option("--out", type=FOLDER, required=True)
 @stage
 def main(out: Path, params_file: Path) -> None:
+    from pipeline.check import check_paths
     from pipeline.findings import provenance_findings
     from pipeline.params import load_params
     from pipeline.provenance import write_provenance
 
-    files = write_provenance(load_params(params_file), out)
+    params = load_params(params_file)
+    # This stage runs first, and DVC names a missing path without its key.
+    check_paths(params)
+    files = write_provenance(params, out)
     say("provenance", provenance_findings, files)
 
 

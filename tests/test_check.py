@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.check import check
+from pipeline.check import check, check_paths
 from pipeline.errors import BadInput
 from pipeline.params import Params
 from tests.fixtures.builders import case_store
@@ -76,7 +76,7 @@ def with_tta(**knobs: Any) -> dict[str, Any]:
     [
         ({"splits": [*SPLITS[:-1], "pool"]}, "splits.test: expected at least one case, found none"),
         ({"unlabelled": (10,)}, "splits.validation: expected cases with a mask, found 1 without (first: 'c10')"),
-        ({"base": {**TINY["base"], "folds": 9}}, "base.folds: expected 0 or 2 to 8 (labelled patients), found 9"),
+        ({"base": {**TINY["base"], "folds": 9}}, "base.folds: expected 0 or 2 to 8 (8 labelled patients), found 9"),
         (
             {"propose": {**TINY["propose"], "splits": ["validation"]}},
             "pairs.mined: expected proposals of split 'pool'; add 'pool' to propose.splits",
@@ -119,3 +119,24 @@ def test_regions_that_are_not_composed_are_noted(tmp_path):
     few = ["labelled"] * 4 + SPLITS[8:]
     (line,) = found(tmp_path / "b", splits=few, propose=propose, base={**TINY["base"], "folds": 2, "fold_members": 1})
     assert "4 labelled patients are fewer than 8, so no model of regions" in line
+
+
+def test_paths_that_are_not_there_are_named_by_their_keys(tmp_path, monkeypatch):
+    """With what may be meant. A path that DVC can fetch is there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("raw/Dataset001_Liver", "qc"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("raw/none", "raw/masks.dvc", "qc/scores.csv"):
+        (tmp_path / name).touch()
+    asked = with_changes(
+        data={"kind": "nnunet", "path": "raw/Dataset001_Livr"},
+        propose={**TINY["propose"], "imports": "raw/masks"},
+        tables={"qc": {"kind": "table", "path": "elsewhere/scores.csv"}},
+    )
+    with pytest.raises(BadInput) as caught:
+        check_paths(Params.model_validate_json(json.dumps(asked)))
+    assert str(caught.value).splitlines() == [
+        "params.yaml: data.path: expected a file or folder, found none: raw has no 'Dataset001_Livr'; did you mean "
+        "'raw/Dataset001_Liver'?",
+        "params.yaml: tables.qc.path: expected a file or folder, found none; correct the path, or put the files there",
+    ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import BadInput
-from pipeline.execution import CaseFailures, Execution, Limits, Shard, run, shards_of
+from pipeline.execution import CaseFailures, Execution, Limits, Shard, _Guarded, run, shards_of
 
 SHARDS = shards_of(list("abcdefg"), 2)
 
@@ -190,6 +192,55 @@ def test_a_local_cluster(folder, marks):
         run(Squares(marks, bad=("b",)), SHARDS, folder, quiet("cluster"), "squares")
     frame = run(Squares(marks), SHARDS, folder, quiet("cluster"), "squares")
     assert frame["member"].to_list() == list("abcdefg")
+
+
+# ---- files of shards -------------------------------------------------------------------------------------------
+
+
+def writing(shard: Shard) -> pl.DataFrame:
+    """Rows of a shard that also writes an array file."""
+    Path("work/array").mkdir(exist_ok=True)
+    Path(f"work/array/{shard.index}").write_bytes(bytes(100))
+    return pl.DataFrame({"member": shard.members})
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("work/done").mkdir(parents=True)
+    return Path("work")
+
+
+def test_files_are_recorded_by_the_clock_of_the_file_system(work, monkeypatch):
+    """The clock of this machine is an hour ahead of that of the file server."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3600)
+    run(writing, SHARDS[:1], work, quiet(), "squares")
+    assert json.loads((work / "done/000000.json").read_text()) == {"array/0": 100}
+
+
+def test_a_file_of_another_machine_may_come_late_but_must_come(work, monkeypatch):
+    """The file of shard 1 is not there yet, then half of the file is. All shards are done, so no worker is needed."""
+    run(writing, SHARDS, work, quiet(), "squares")
+    file = work / "array/1"
+    file.unlink()
+    shows = threading.Timer(0.2, lambda: file.write_bytes(bytes(100)))
+    shows.start()
+    frame = run(writing, SHARDS, work, quiet("cluster"), "squares")
+    shows.join()
+    assert frame["member"].to_list() == list("abcdefg")
+    file.write_bytes(bytes(50))
+    monkeypatch.setattr("pipeline.execution._LATE", 0.0)
+    with pytest.raises(BadInput, match="work/array/1: expected the file that a worker of squares wrote, found none or"):
+        run(writing, SHARDS, work, quiet("cluster"), "squares")
+
+
+def test_a_done_shard_is_not_done_again(folder, marks):
+    """As a cluster asks for, if a worker dies after the shard is done and before its answer has arrived."""
+    task = _Guarded(Squares(marks), folder / "done")
+    for shards in ([0], []):
+        assert task(SHARDS[0]) == ""
+        assert ran(marks) == shards
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from pipeline.store.tables import scan_table, write_table
 
 
 class Audit(Knobs):
-    """Knobs of the audit."""
+    """Measures, on validation, of how far each judge and each pair set can be believed."""
 
     bootstrap: Annotated[int, Field(gt=0)] = 2000
     """Number of bootstrap resamples of patients behind every 95 % interval."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.cases.files.checks import check_case_id, inside
+from pipeline.cases.files.checks import case_id_of, check_case_id, inside
 from pipeline.cases.readers.reader import CaseTable, Source
 from pipeline.errors import BadInput
 from pipeline.store.schema import SPLITS
@@ -24,14 +24,21 @@ _NUMBER = re.compile(r"(?=.*\d)\+?(?P<sign>-?)0*(?P<whole>\d*)(?P<rest>\.\d*)?")
 
 
 def described(sources: Sequence[Source], root: Path, table: CaseTable | None) -> tuple[list[Source], list[str]]:
-    """Cases sorted by case id, with group, split and site from the table, and notes on doubtful cells of the table.
+    """Cases sorted by case id, with group, split and site from the table, and notes on names and doubtful cells.
 
-    A missing row, column or cell keeps the value from the reader, and so does a group or site that is a word for
-    unknown, such as `NA`. Raises `BadInput` for an unsafe or repeated case id, and for a table with missing columns,
-    repeated or unknown cases, or a split that does not exist.
+    The reader calls a case by the name of its file, and `case_id_of` makes the case id. The table may hold the names or
+    the ids. A missing row, column or cell keeps the value from the reader, and so does a group or site that is a word
+    for unknown, such as `NA`. Raises `BadInput` for an unsafe or repeated case id, and for a table with missing
+    columns, repeated or unknown cases, or a split that does not exist.
     """
     first: dict[str, Source] = {}
-    for source in sources:
+    notes = []
+    if renamed := [source.case_id for source in sources if case_id_of(source.case_id) != source.case_id]:
+        notes.append(
+            f"{root}: {len(renamed)} names became case ids of plain characters, e.g. '{renamed[0]}' became "
+            f"'{case_id_of(renamed[0])}'; `sources` of the cases table names the files"
+        )
+    for source in (replace(source, case_id=case_id_of(source.case_id)) for source in sources):
         check_case_id(source.case_id, root / source.image)
         if other := first.get(source.case_id):
             found = f"for {other.image} and {source.image}; rename one of them"
@@ -40,7 +47,7 @@ def described(sources: Sequence[Source], root: Path, table: CaseTable | None) ->
             raise BadInput(f"{root}: case id '{source.case_id}' is expected once, found {found}")
         first[source.case_id] = source
     if table is None:
-        return [first[case_id] for case_id in sorted(first)], []
+        return [first[case_id] for case_id in sorted(first)], notes
     frame = _frame(inside(root, table.file, "case_table.file"), table)
     if len(unknown := frame.filter(~pl.col("case_id").is_in(list(first)))):
         row, case_id = unknown.row(0)[:2]
@@ -48,7 +55,6 @@ def described(sources: Sequence[Source], root: Path, table: CaseTable | None) ->
             f"{root / table.file}: expected cases of the data set, found {len(unknown)} unknown in column "
             f"'{table.case}', e.g. '{case_id}' in row {row}; remove these rows, or add the files"
         )
-    notes = []
     for field, column in (("group", table.group), ("site", table.site)):
         if column is not None:
             notes += _doubts(frame, field, f"{table.file}: column '{column}'")
@@ -80,6 +86,7 @@ def _frame(file: Path, table: CaseTable) -> pl.DataFrame:
     if missing := [column for column in columns.values() if column not in content.columns]:
         raise BadInput(f"{file}: expected the columns {missing}, found {content.columns[1:]}; correct `case_table`")
     frame = content.select(ROW, *(pl.col(column).cast(pl.String).alias(field) for field, column in columns.items()))
+    frame = frame.with_columns(pl.col("case_id").map_elements(case_id_of, pl.String))
     where: dict[str | None, int] = {}
     for number, case_id in frame.select(ROW, "case_id").iter_rows():
         if case_id is None:

@@ -43,6 +43,26 @@ def _expect(found: tuple[int, ...], expected: tuple[int, ...], case: Case, grid:
         )
 
 
+def working_affine(case: Case) -> np.ndarray | None:
+    """Affine f64 `[4, 4]` from voxels of the working grid to the space of the source's affine, in mm.
+
+    Voxel centres of both grids are aligned as in resampling: the grids share their outer edges. None if the source has
+    no affine.
+    """
+    if case.affine is None:
+        return None
+    orientation = case.orientation or range(1, len(case.shape) + 1)
+    to_source_voxel = np.eye(4)
+    for axis, (towards, length) in enumerate(zip(orientation, case.original_shape, strict=True)):
+        working = abs(towards) - 1
+        ratio = length / case.shape[working]
+        first = (ratio - 1) / 2  # source voxel at the centre of the first working voxel
+        to_source_voxel[axis, axis] = 0.0
+        to_source_voxel[axis, working] = ratio if towards > 0 else -ratio
+        to_source_voxel[axis, 3] = first if towards > 0 else length - 1 - first
+    return np.asarray(case.affine, np.float64).reshape(4, 4) @ to_source_voxel
+
+
 def on_source_grid(mask: np.ndarray, case: Case, classes: int) -> np.ndarray:
     """Label map u8 `[*source]` from `[*working]`: the class with the largest signed distance to its border.
 

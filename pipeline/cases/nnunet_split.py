@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.cases.files.checks import inside, json_content
+from pipeline.cases.files.checks import case_id_of, inside, json_content
 from pipeline.cases.readers.reader import Source
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
@@ -64,6 +64,7 @@ def with_given_split(sources: Sequence[Source], given: GivenSplit | None, root: 
 
 
 def _fold(file: Path, number: int) -> dict[str, list[str]]:
+    """Case ids of the fold under `train` and `val`."""
     folds = json_content(
         file, "nnU-Net's splits as JSON", "copy splits_final.json there, or correct `splits.given.file`"
     )
@@ -74,4 +75,4 @@ def _fold(file: Path, number: int) -> dict[str, list[str]]:
     lists = [fold.get(key) for key in ("train", "val")] if isinstance(fold, dict) else [None]
     if not all(isinstance(ids, list) and all(isinstance(case_id, str) for case_id in ids) for ids in lists):
         raise BadInput(f"{file}: fold {number}: expected lists of case ids under `train` and `val`; correct the file")
-    return fold
+    return {key: [case_id_of(name) for name in fold[key]] for key in ("train", "val")}

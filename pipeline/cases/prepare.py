@@ -180,6 +180,7 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
             "orientation": orientation,
             "convert": getattr(reader, "channels", None),
             "files": _family(plan),
+            "mask_values": None if getattr(reader, "foreground_above", None) is None else [0, 255],
             "duplicates": repeated,
         }
         write_json(out / "cases.json", info)

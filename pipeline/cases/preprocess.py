@@ -66,7 +66,7 @@ class Preprocess(Knobs):
     orientations."""
     spacing: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """Voxel edges of the working grid in mm, per working axis, rounded so that whole voxels fill the grid. Cases of
-    unknown spacing are refused. Null keeps the source's voxels."""
+    unknown spacing are refused. Set `spacing` or `resize`, not both. Null keeps the source's voxels."""
     resize: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """Working grid of all cases in voxels per working axis. Null keeps the source's grid or the grid of `spacing`."""
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.cases.nnunet_split import GivenSplit
@@ -30,15 +31,17 @@ Size = Annotated[int, Field(ge=0)] | Fraction | Literal["rest"]
 class Splits(Knobs):
     """Size of each split: a count, a fraction of the cases that have a label, or `rest`.
 
-    All four sizes count cases that have a label. Cases without a label belong to the pool and come on top of `pool`.
-    Cases whose split is fixed (by `given`, the case table or the data set) count as well. A split of size 0 holds the
-    cases that are fixed to the split, or no case.
+    The sizes of `labelled`, `validation` and `test` count cases that have a label. Cases without a label belong to the
+    pool. Cases whose split is fixed (by `given`, the case table or the data set) count as well. A split of size 0 holds
+    the cases that are fixed to the split, or no case.
     """
 
     labelled: Size
     """Cases that train the base segmenter."""
     pool: Size
-    """Cases with a label that is hidden. 0 if the pool holds only cases without a label."""
+    """Cases that are used without a label. A count takes cases without a label first, then cases whose label is hidden.
+    0: all cases without a label. `rest`: all cases without a label, and the cases that no other split takes. A fraction
+    hides as many labels, and all cases without a label come on top."""
     validation: Size
     """Cases that audit the judges, calibrate `p_correct` and stop training."""
     test: Size
@@ -79,8 +82,17 @@ def assign(sources: Sequence[Source], splits: Splits) -> tuple[dict[str, str], l
 
     placed = {split: [name for name in groups if given[name] == split] for split in SPLITS}
     free = [name for name in groups if given[name] is None]
-    numpy_generator(splits.seed, "splits").shuffle(free)
+    random = numpy_generator(splits.seed, "splits")
+    random.shuffle(free)
     wanted = _wanted(splits, n_labels)
+    notes = []
+    if isinstance(splits.pool, int) and splits.pool > 0:
+        if left := _left_out([groups[name] for name in placed["pool"]], splits.pool, random):
+            placed["pool"] = [name for name in placed["pool"] if name not in left]
+            number = sum(len(groups[name]) for name in left)
+            notes.append(f"splits: pool {splits.pool} leaves out {number} cases without a label; `pool: 0` takes all")
+        without = sum(source.label is None for name in placed["pool"] for source in groups[name])
+        wanted["pool"] = max(0, splits.pool - without)
     has = {split: sum(weight[name] for name in placed[split]) for split in SPLITS}
     asked = sum(max(0, count - has[split]) for split, count in wanted.items())
     if asked > (there := sum(weight[name] for name in free)):
@@ -88,7 +100,6 @@ def assign(sources: Sequence[Source], splits: Splits) -> tuple[dict[str, str], l
             f"splits: expected counts of at most {there}, the cases with a label and without a given split, found "
             f"{asked} ({_counts(wanted)}; already given: {_counts(has)}); lower the counts"
         )
-    notes = []
     for split in (name for name in _DRAWN if name in wanted):
         chosen = _whole_groups([(name, weight[name]) for name in free], wanted[split] - has[split])
         placed[split] += chosen
@@ -113,6 +124,15 @@ def assign(sources: Sequence[Source], splits: Splits) -> tuple[dict[str, str], l
     if len(assigned) < len(sources):
         notes.append(f"splits: {len(sources) - len(assigned)} of {len(sources)} cases are in no split and left out")
     return assigned, notes
+
+
+def _left_out(pool: Sequence[Sequence[Source]], size: int, random: np.random.Generator) -> set[str]:
+    """Names of the groups in the pool for want of a label that a pool of `size` cases has no room for."""
+    fixed = sum(len(members) for members in pool if any(source.split for source in members))
+    others = [members for members in pool if not any(source.split for source in members)]
+    random.shuffle(others)
+    names = [(members[0].group or members[0].case_id, len(members)) for members in others]
+    return {name for name, _ in names} - _whole_groups(names, size - fixed)
 
 
 def _given(name: str, members: Sequence[Source]) -> str | None:

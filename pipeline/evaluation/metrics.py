@@ -16,7 +16,7 @@ from pipeline.store.schema import UNKNOWN
 
 
 class Evaluation(Knobs):
-    """Knobs of the metrics of students and of the base segmenter on test and validation cases."""
+    """Metrics of students and of the base segmenter on test and validation cases."""
 
     nsd_tolerance: Annotated[float, Field(ge=0)]
     """Largest distance to the other surface at which a surface voxel counts as right in NSD. The unit is mm, or px if

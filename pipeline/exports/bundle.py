@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-import pipeline.cases.files.mask_file
-import pipeline.cases.voxels
-import pipeline.exports.bundle_script
 from pipeline import __version__
+from pipeline.cases import voxels
+from pipeline.cases.files import mask_file
 from pipeline.errors import BadInput
+from pipeline.exports import bundle_script
 from pipeline.exports.predict import ReadyModel
 from pipeline.store.manifest import write_json
 
@@ -196,11 +196,7 @@ def _write_scripts(folder: Path) -> None:
     """Write copies of three files of the library. The copies import each other instead of the library."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "__init__.py").write_text('"""Steps of the bundle before and after its network."""\n')
-    copies = {
-        "transforms": pipeline.exports.bundle_script,
-        "voxels": pipeline.cases.voxels,
-        "mask_file": pipeline.cases.files.mask_file,
-    }
+    copies = {"transforms": bundle_script, "voxels": voxels, "mask_file": mask_file}
     for name, module in copies.items():
         text = Path(str(module.__file__)).read_text()
         for other in copies:

@@ -20,7 +20,7 @@ import torch
 from monai.data.utils import compute_importance_map
 from monai.inferers import Inferer
 
-from pipeline.cases.files.mask_file import mask_ending, write_mask
+from pipeline.cases.files.mask_file import in_values, mask_ending, write_mask
 from pipeline.cases.voxels import (
     DOCUMENTS,
     GREY_MODES,
@@ -114,7 +114,7 @@ class ToSourceGridd:
         else:
             probability = torch.softmax(logits, dim=0)
         mask = back(np.asarray(probability.cpu()), shape, orientation).argmax(0).astype(np.uint8)
-        return {**data, "pred": mask}
+        return {**data, "pred": in_values(mask, self.spec["mask_values"])}
 
 
 class SaveMaskd:

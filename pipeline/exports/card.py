@@ -19,6 +19,7 @@ from pipeline.promotion.record import PromotionRecord
 from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.student_record import StudentRecord
+from pipeline.segmenter.validation_curve import ValidationCurve
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import MANIFEST, read_json, sha256
@@ -44,10 +45,11 @@ class FinishedRun:
     audit: Path = Path("audit")
     evaluation: Path = Path("evaluation")
     base: Path = Path("models/base")
+    history: Path = Path("history")
 
 
-def card_facts(name: str, found: ReadyModel, run: FinishedRun) -> dict[str, Any]:
-    """Content of `model_card.json`; a part of the run that is missing is null.
+def card_facts(name: str, found: ReadyModel, run: FinishedRun, licence: str | None = None) -> dict[str, Any]:
+    """Content of `model_card.json`; a part of the run that is missing is null, and so is a licence that is not stated.
 
     The results are those of the model `name`. Raises `BadInput` if the folder holds another model, or a student that
     learned from other pairs than those of the run.
@@ -61,17 +63,18 @@ def card_facts(name: str, found: ReadyModel, run: FinishedRun) -> dict[str, Any]
             f"{folder}: expected the model '{name}', whose results the card shows, found '{own}'; export it as "
             f"'{own}', or give the folder of '{name}' by --model"
         )
-    judge, pairs = _pair_set(record, run)
+    judge, pairs = (None, None) if record is None else judge_and_pairs(record.pairs, run.params)
     pairs_file = None if pairs is None else run.pairs / f"{pairs['name']}.parquet"
     if record is not None and pairs_file is not None and pairs_file.is_file():
         _check_pairs(record, pairs_file, folder, run)
     return {
         "name": name,
+        "license": licence,
         "weights": found.model.name,
         "network": asdict(found.model.architecture),
         "offsets": list(found.offsets),
         "input": found.input.model_dump(mode="json"),
-        "data": _data(cases, run.params),
+        "data": data_facts(cases, run.params),
         "training": {"objective": {"kind": "base"}, **_base_facts(folder, run)} if record is None else record.content,
         "base": _base_facts(run.base, run) if (run.base / MODELS).is_file() else None,
         "all_seen_known": Seen.of(folder).complete,
@@ -79,7 +82,7 @@ def card_facts(name: str, found: ReadyModel, run: FinishedRun) -> dict[str, Any]
         "pairs": pairs,
         "metrics": _test_results(run.evaluation / f"{name}.json"),
         "promotion": _promotion(folder),
-        "audit": _audited(judge, None if record is None else record.pairs, run),
+        "audit": audited(judge, None if record is None else record.pairs, run),
         "versions": {
             "python": platform.python_version(),
             "segpref": __version__,
@@ -89,12 +92,12 @@ def card_facts(name: str, found: ReadyModel, run: FinishedRun) -> dict[str, Any]
             "cases_manifest": sha256(run.cases / MANIFEST),
             "pairs": sha256(pairs_file) if pairs_file is not None and pairs_file.is_file() else None,
             "weights": sha256(found.model.weights),
-            "code": _code(),
+            "code": code_facts(),
         },
     }
 
 
-def _data(cases: CaseStore, params: Params) -> dict[str, Any]:
+def data_facts(cases: CaseStore, params: Params) -> dict[str, Any]:
     """Kind and folder name of the data set, numbers of cases, groups and labels per split, sites, and notes.
 
     `groups_stated` is false if every case is its own group, which is so without patients and exams.
@@ -114,35 +117,44 @@ def _data(cases: CaseStore, params: Params) -> dict[str, Any]:
 
 
 def _base_facts(folder: Path, run: FinishedRun) -> dict[str, Any]:
-    """Origin of the base: the knobs of `base`, and the record of the import (null for a base trained in the run)."""
+    """Origin of the base: the knobs of `base`, the record of the import (null for a base trained in the run), and the
+    best and last step on validation (null without a history of training)."""
     models = _json(folder / MODELS) or {}
     knobs = None if run.params.base is None else run.params.base.model_dump(mode="json")
-    return {"base": knobs, "imported": models.get("imported")}
+    file = run.history / "base.csv"
+    curve = ValidationCurve.of_base(file) if file.is_file() else None
+    steps = None if curve is None else {"best": curve.best, "last": curve.last}
+    return {"base": knobs, "imported": models.get("imported"), "steps_on_validation": steps}
 
 
-def _pair_set(record: StudentRecord | None, run: FinishedRun) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Judge and strategy of a student's pair set, by `params.yaml`; both None for a model without pairs."""
-    knobs = None if record is None else run.params.pairs.get(record.pairs)
-    if record is None or knobs is None or knobs.judge == "none":
+def judge_and_pairs(name: str, params: Params) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Judge and strategy of a pair set by `params.yaml`; both None for a pair set without a judge or of another run."""
+    knobs = params.pairs.get(name)
+    if knobs is None or knobs.judge == "none":
         return None, None
-    known = {**run.params.judges, **run.params.tables, **run.params.consensus}
+    known = {**params.judges, **params.tables, **params.consensus}
     judge = {
         "name": knobs.judge,
         "kind": known[knobs.judge].kind,
         "knobs": known[knobs.judge].model_dump(mode="json"),
-        "reads_truth": reads_truth(knobs.judge, run.params.judges, run.params.consensus),
+        "reads_truth": reads_truth(knobs.judge, params.judges, params.consensus),
     }
-    return judge, {"name": record.pairs, "strategy": knobs.strategy.model_dump(mode="json")}
+    return judge, {"name": name, "strategy": knobs.strategy.model_dump(mode="json")}
+
+
+def check_mined(file: Path, name: str, params: Params, advice: str) -> None:
+    """Raise `BadInput` unless `params.yaml` still has the knobs by which the pairs in the file were mined."""
+    if made_by(file) != repr(params.pairs[name]):
+        raise BadInput(
+            f"{file}: expected the pairs of `pairs.{name}` in params.yaml, found pairs of {made_by(file)}; the card "
+            f"would name another judge than that of the pairs; {advice}"
+        )
 
 
 def _check_pairs(record: StudentRecord, file: Path, folder: Path, run: FinishedRun) -> None:
     """Raise `BadInput` unless the pair set of the run is the pair set that the student learned from."""
     advice = f"run `dvc repro train@{record.name} evaluate@{record.name}`, then export again"
-    if made_by(file) != repr(run.params.pairs[record.pairs]):
-        raise BadInput(
-            f"{file}: expected the pairs of `pairs.{record.pairs}` in params.yaml, found pairs of {made_by(file)}; "
-            f"the card would name a judge from which the student did not learn; {advice}"
-        )
+    check_mined(file, record.pairs, run.params, advice)
     if record.pairs_sha256 not in (None, found := sha256(file)):
         raise BadInput(
             f"{folder}: the student learned from other pairs than {file} (expected SHA-256 {record.pairs_sha256}, "
@@ -150,7 +162,7 @@ def _check_pairs(record: StudentRecord, file: Path, folder: Path, run: FinishedR
         )
 
 
-def _audited(judge: dict[str, Any] | None, pairs: str | None, run: FinishedRun) -> dict[str, Any] | None:
+def audited(judge: dict[str, Any] | None, pairs: str | None, run: FinishedRun) -> dict[str, Any] | None:
     """Verdicts on the judge and the pair set, and the warnings about this pair set or about all pair sets.
 
     None without an audit.
@@ -176,7 +188,7 @@ def _promotion(folder: Path) -> dict[str, str] | None:
     return None if record is None else {"reason": record.reason, "limits": record.limits}
 
 
-def _code() -> dict[str, Any]:
+def code_facts() -> dict[str, Any]:
     """SHA-256 of the library's files, the git commit, and whether the library differs from the commit (`dirty`).
 
     `commit` and `dirty` are null if the project is no git repository.

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.measures.intervals import LEAST
 from pipeline.segmenter.student_record import anchor_terms
+from pipeline.segmenter.validation_curve import best_step_text
 from pipeline.store import schema
 
 _NORMALISED = {
@@ -17,6 +18,10 @@ _NORMALISED = {
 }
 _IMPORTED = {"checkpoint": "weights", "bundle": "a MONAI bundle", "program": "a program (TorchScript or torch.export)"}
 
+_MEASURES = {"dice": "Dice", "nsd": "NSD", "hd95": "HD95", "assd": "ASSD"}
+_LIBRARIES = {"safetensors": "segpref", "program": "pytorch", "bundle": "monai"}
+"""Library that reads an export, by its format."""
+
 
 def card_text(facts: dict[str, Any]) -> str:
     """Text of the card from the facts of `card.card_facts`. The text says of a null fact that it is unknown."""
@@ -25,19 +30,52 @@ def card_text(facts: dict[str, Any]) -> str:
         f"# {facts['name']}",
         f"Segments {', '.join(taken['class_names'][1:])}. For research only: the model is no medical device, and a "
         "wrong mask looks like a right mask.",
-        _section("Model", _model(facts, network)),
-        _section("Input", _input(taken, network)),
-        _section("Data", _splits(facts["data"])),
-        _section("Training", _training(facts)),
-        _section("Test results", _results(facts)),
-        _section("Reliability of the judge", _believed(facts)),
-        _section("Intended use and limits", _limits(facts)),
-        _section("Versions and hashes", _provenance(facts)),
+        section("Model", _model(facts, network)),
+        section("Input", _input(taken, network)),
+        section("Data", _splits(facts["data"])),
+        section("Training", _training(facts)),
+        section("Test results", _results(facts)),
+        section("Reliability of the judge", _believed(facts)),
+        section("Intended use and limits", _limits(facts)),
+        section("Versions and hashes", _provenance(facts)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _section(title: str, lines: list[str]) -> str:
+def card_head(facts: dict[str, Any], form: str) -> dict[str, Any]:
+    """Head of the card in the form of the Hub, for an export in the format `form`. Only measured results are listed."""
+    metrics = facts["metrics"]
+    measured = (
+        {} if metrics is None else {key: metrics[key]["mean"] for key in _MEASURES if metrics[key]["mean"] is not None}
+    )
+    return {
+        "license": facts["license"],
+        "library_name": _LIBRARIES[form],
+        "pipeline_tag": "image-segmentation",
+        "tags": ["medical", "segpref", *(["preference-learning"] if facts["pairs"] else [])],
+        "metrics": list(measured),
+        "model-index": [_index(facts, measured)] if measured else None,
+    }
+
+
+def _index(facts: dict[str, Any], measured: dict[str, float]) -> dict[str, Any]:
+    """Test results in the form of the Hub's `model-index`."""
+    metrics, data = facts["metrics"], facts["data"]
+    late = ", mean over the late checkpoints of training" if "gain_over_base" in metrics else ""
+    unit = {key: f" ({metrics['distance_unit']})" for key in ("hd95", "assd")}
+    results = [
+        {"type": key, "name": f"test {_MEASURES[key]}{unit.get(key, '')}{late}", "value": round(value, 4)}
+        for key, value in measured.items()
+    ]
+    name = data["folder"] or data["kind"]
+    source = {"type": data["kind"], "name": f"{name}, {metrics['cases']} test cases", "split": "test"}
+    return {
+        "name": facts["name"],
+        "results": [{"task": {"type": "image-segmentation"}, "dataset": source, "metrics": results}],
+    }
+
+
+def section(title: str, lines: list[str]) -> str:
     return "\n".join([f"## {title}", "", *lines])
 
 
@@ -56,20 +94,26 @@ def _model(facts: dict[str, Any], network: dict[str, Any]) -> list[str]:
 
 
 def _input(taken: dict[str, Any], network: dict[str, Any]) -> list[str]:
-    knobs = taken["preprocess"]
-    grid = "the grid of each image"
-    if knobs["resize"]:
-        grid = f"a grid of {_by(knobs['resize'])} voxels"
-    elif knobs["spacing"]:
-        grid = f"a grid of {_by(knobs['spacing'])} mm"
-    lines = [
-        f"- {network['channels']} channel{'s' * (network['channels'] > 1)}: {', '.join(taken['channel_names'])}",
-        f"- prepared on {grid}, intensities {_normalised(knobs['normalise'])}",
-    ]
+    lines = [f"- {channels_text(taken['channel_names'])}", f"- {prepared_text(taken['preprocess'])}"]
     if network["dimensions"] == 3:
-        turned = "turned to RAS" if knobs["orientation"] else f"as stored; files must be {taken['orientation']}"
-        lines.append(f"- orientation: {turned}")
+        as_stored = f"as stored; files must be {taken['orientation']}"
+        lines.append(f"- orientation: {'turned to RAS' if taken['preprocess']['orientation'] else as_stored}")
     return lines
+
+
+def channels_text(names: list[str]) -> str:
+    """Number and names of the channels in words."""
+    return f"{len(names)} channel{'s' * (len(names) > 1)}: {', '.join(names)}"
+
+
+def prepared_text(preprocess: dict[str, Any]) -> str:
+    """The working grid and the normalisation of intensities (`preprocess`) in words."""
+    grid = "the grid of each image"
+    if preprocess["resize"]:
+        grid = f"a grid of {_by(preprocess['resize'])} voxels"
+    elif preprocess["spacing"]:
+        grid = f"a grid of {_by(preprocess['spacing'])} mm"
+    return f"prepared on {grid}, intensities {_normalised(preprocess['normalise'])}"
 
 
 def _normalised(how: str | dict[str, Any] | list[Any]) -> str:
@@ -101,9 +145,10 @@ def _training(facts: dict[str, Any]) -> list[str]:
     start = ["a base of unknown origin"] if facts["base"] is None else _base(facts["base"])
     lines = [
         *(f"- {line}" for line in [f"started from {start[0]}", *start[1:]]),
-        f"- objective: {_knobs(training['objective'])}",
+        f"- objective: {knobs_text(training['objective'])}",
         f"- anchor: {anchor_terms(training['anchor'])}",
-        f"- steps: {training['steps']}; best on validation at step {training['best_step']}",
+        f"- steps: {training['steps']}"
+        + (f"; {best_step_text(training['best_step'], training['steps'])}" if training["steps"] else ", no training"),
     ]
     if online := _online(training):
         return [*lines, f"- pairs: made during training from the student's own hypotheses, {online}"]
@@ -113,7 +158,7 @@ def _training(facts: dict[str, Any]) -> list[str]:
     return [
         *lines,
         f"- judge: {judge['name']} ({judge['kind']}){truth}",
-        f"- pairs: {pairs['name']}, {_knobs(pairs['strategy'])}; {training.get('pairs_mined', 'unknown')} pairs",
+        f"- pairs: {pairs['name']}, {knobs_text(pairs['strategy'])}; {training.get('pairs_mined', 'unknown')} pairs",
     ]
 
 
@@ -121,7 +166,9 @@ def _base(found: dict[str, Any]) -> list[str]:
     """Origin of the base: the first line, then the notes of its import."""
     imported = found["imported"]
     if imported is None:
-        return ["the base, trained in this run with DiceCE on the labelled cases up to its plateau on validation"]
+        steps = found["steps_on_validation"]
+        best = "its best step is unknown" if steps is None else best_step_text(steps["best"], steps["last"])
+        return [f"the base, trained in this run with DiceCE on the labelled cases; {best}"]
     what = f"{_IMPORTED[imported['kind']]}, SHA-256 `{imported['sha256']}`"
     return [f"the base, imported and not trained in this run: {what}", *(f"note: {note}" for note in imported["notes"])]
 
@@ -132,7 +179,9 @@ def _online(training: dict[str, Any]) -> str | None:
         return None
     ranker = training["objective"]["ranker"]
     return (
-        "ranked by the labels of the labelled cases" if ranker == "truth" else f"ranked by the judge {_knobs(ranker)}"
+        "ranked by the labels of the labelled cases"
+        if ranker == "truth"
+        else f"ranked by the judge {knobs_text(ranker)}"
     )
 
 
@@ -150,8 +199,9 @@ def _results(facts: dict[str, Any]) -> list[str]:
         "|---|---|---|",
     ]
     gain = metrics.get("gain_over_base", {})
-    for key, title in (("dice", "Dice"), ("nsd", "NSD"), ("hd95", f"HD95 ({unit})"), ("assd", f"ASSD ({unit})")):
-        rows.append(f"| {title} | {_estimate(metrics[key])} | {_estimate(gain.get(key), sign=True)} |")
+    for key, title in _MEASURES.items():
+        of_unit = f" ({unit})" if key in ("hd95", "assd") else ""
+        rows.append(f"| {title}{of_unit} | {_estimate(metrics[key])} | {_estimate(gain.get(key), sign=True)} |")
     if metrics["groups"] < LEAST:
         rows += [
             "",
@@ -180,10 +230,14 @@ def _believed(facts: dict[str, Any]) -> list[str]:
         return [_without_pair_set(facts["training"]), *([""] if warnings else []), *warnings]
     if audit is None:
         return ["Not audited: the error rate of the judge is unknown."]
+    return [*verdicts_text(audit), *warnings]
+
+
+def verdicts_text(audit: dict[str, Any]) -> list[str]:
+    """The verdicts of the audit on a judge and on a pair set, as a list in Markdown."""
     return [
         f"- judge: {audit['judge'] or 'not in the audit'}",
         f"- objective that the noise of the pairs favours, DPO or RN-DPO: {audit['pairs'] or 'unknown'}",
-        *warnings,
     ]
 
 
@@ -199,6 +253,8 @@ def _without_pair_set(training: dict[str, Any]) -> str:
 def _limits(facts: dict[str, Any]) -> list[str]:
     data, metrics = facts["data"], facts["metrics"]
     lines = ["- for research on images like the training images; no clinical use"]
+    if facts["license"] is None:
+        lines.append("- licence: not stated; those who trained the model must state it before the model is shared")
     if len(data["sites"]) > 1:
         lines.append(f"- trained and tested on {len(data['sites'])} sites; the accuracy at other sites is unknown")
     else:
@@ -224,9 +280,8 @@ def _limits(facts: dict[str, Any]) -> list[str]:
 
 
 def _provenance(facts: dict[str, Any]) -> list[str]:
-    hashes, code = facts["hashes"], facts["hashes"]["code"]
+    hashes = facts["hashes"]
     pairs = f"`{hashes['pairs']}`" if hashes["pairs"] else "none"
-    commit = "no commit" if code["commit"] is None else f"commit {code['commit']}{' with changes' * code['dirty']}"
     return [
         "- " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         f"- cases (SHA-256 of their manifest): `{hashes['cases_manifest']}`",
@@ -234,18 +289,24 @@ def _provenance(facts: dict[str, Any]) -> list[str]:
         f"- weights: `{hashes['weights']}`",
         "- images that the model has seen: `seen.json`, in its folder and in exports as weights or program, lists the "
         "first digits of the SHA-256 of their files; whoever has such a file can tell that the model has seen it",
-        f"- code: {commit}, files of `pipeline/` `{code['pipeline']}`",
+        f"- {code_text(hashes['code'])}",
     ]
 
 
-def _knobs(knobs: dict[str, Any]) -> str:
+def code_text(code: dict[str, Any]) -> str:
+    """Commit and hash of the library (`card.code_facts`) in words."""
+    commit = "no commit" if code["commit"] is None else f"commit {code['commit']}{' with changes' * code['dirty']}"
+    return f"code: {commit}, files of `pipeline/` `{code['pipeline']}`"
+
+
+def knobs_text(knobs: dict[str, Any]) -> str:
     """A block of knobs as `kind (knob: value, ...)`, without knobs that are null, false or empty."""
     told = {
         key: value
         for key, value in knobs.items()
         if key != "kind" and value not in (None, {}, []) and value is not False
     }
-    listed = ", ".join(f"{key}: {_knobs(v) if isinstance(v, dict) else v}" for key, v in told.items())
+    listed = ", ".join(f"{key}: {knobs_text(v) if isinstance(v, dict) else v}" for key, v in told.items())
     kind = knobs.get("kind")
     return listed if kind is None else f"{kind} ({listed})" if listed else str(kind)
 

@@ -11,7 +11,9 @@ import torch
 from pipeline.errors import BadInput
 from pipeline.exports.bundle import write_bundle
 from pipeline.exports.card import CARD, FACTS, FinishedRun, card_facts
-from pipeline.exports.card_text import card_text
+from pipeline.exports.card_text import card_head, card_text
+from pipeline.exports.hub import check_licence, headed
+from pipeline.exports.new_folder import new_folder
 from pipeline.exports.predict import ReadyModel
 from pipeline.segmenter.architecture import ARCHITECTURE
 from pipeline.segmenter.program import load_program
@@ -27,34 +29,31 @@ TOLERANCE = 1e-4
 """Largest allowed difference between logits of a program and of its network, as a share of the largest logit."""
 
 
-def export_model(name: str, found: ReadyModel, run: FinishedRun, form: Format, out: Path) -> None:
+def export_model(
+    name: str, found: ReadyModel, run: FinishedRun, form: Format, out: Path, licence: str | None = None
+) -> None:
     """Write the model and its card to the folder `out`. A failed export leaves no folder `out`.
 
-    Raises `BadInput` if `out` is not empty, if the model's folder is unfinished or was changed after it was written,
-    and if the format cannot hold the model.
+    `licence` is the licence of the model in the form of the Hub. Without a licence the card says that none is stated.
+    Raises `BadInput` if `out` is not empty, if the model's folder is unfinished or was changed after it was written, if
+    the format cannot hold the model, and for a licence of another form.
     """
-    if out.is_dir() and any(out.iterdir()):
-        raise BadInput(f"{out}: expected a new or empty folder, found files; choose another folder or remove the files")
-    check_manifest(found.model.folder, content=True)
-    facts = card_facts(name, found, run)
-    card = card_text(facts)
-    partial = out.with_name(f".{out.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    if form == "safetensors":
-        _write_weights(found, partial)
-    elif form == "program":
-        _write_program(found, partial)
-    else:
-        write_bundle(found, partial, name, card)
-    (partial / CARD).write_text(card)
-    write_json(partial / FACTS, facts)
-    if form == "safetensors":
-        write_manifest(partial, (name, found.model.name))
-    if out.is_dir():
-        out.rmdir()
-    partial.replace(out)
+    if licence is not None:
+        check_licence(licence)
+    with new_folder(out) as partial:
+        check_manifest(found.model.folder, content=True)
+        facts = card_facts(name, found, run, licence)
+        card = headed(card_head(facts, form), card_text(facts))
+        if form == "safetensors":
+            _write_weights(found, partial)
+        elif form == "program":
+            _write_program(found, partial)
+        else:
+            write_bundle(found, partial, name, card)
+        (partial / CARD).write_text(card)
+        write_json(partial / FACTS, facts)
+        if form == "safetensors":
+            write_manifest(partial, (name, found.model.name))
 
 
 def _write_weights(found: ReadyModel, out: Path) -> None:

@@ -34,6 +34,8 @@ class ModelInput(Knobs):
     """Colour that all images are converted to before preparation; null without conversion."""
     files: Literal["nifti", "pictures"] | None
     """Kind of the files of the training cases; null for phantoms."""
+    mask_values: list[int] | None = None
+    """Value of each class in masks, as in those of the training cases; null for class indices."""
 
     @classmethod
     def load(cls, folder: Path) -> ModelInput:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pipeline.errors import BadInput
 from pipeline.judges.kinds.fixed import RANKING_FILE, Fixed
 from pipeline.knobs import NOTHING
 from pipeline.params import Params, load_params
+from pipeline.project.start import commit
 from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
 from pipeline.proposals.fit_thresholds import FITTED_FILE, samplers_to_fit
 from pipeline.proposals.samplers.ensemble import Ensemble
@@ -35,10 +35,10 @@ from pipeline.students.objectives.proposal import Proposal
 if TYPE_CHECKING:
     from pipeline.students.student import Student
 
-CODE = ("pipeline", "stages", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", "raw/none")
-"""Files and folders of a project that are not its data, its knobs or its results."""
-KEPT = ("models/students/.gitkeep", ".dvc/plots")
-"""A file that keeps a folder in git, and the templates of plots. Not every project has them."""
+PROJECT = ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", "raw/none")
+"""Files of a project that are not its data, its knobs or its results."""
+IF_THERE = ("pipeline", "stages", "segpref.py", "kinds", "params.schema.json", "models/students/.gitkeep", ".dvc/plots")
+"""Further files and folders: the code of a clone, own kinds, a file that keeps a folder in git, templates of plots."""
 MODEL, FIRST_BASE = Path("raw/model"), Path("raw/first_base.parquet")
 """Files of the new project: the models that its base consists of, and the validation table of the first base."""
 
@@ -81,7 +81,7 @@ def next_round(project: Path, folder: Path) -> NextRound:
     table = project / "validation/base.parquet" if first == NOTHING else project / first
     shutil.copy(table, folder / FIRST_BASE)
     _write_params(content, folder)
-    _commit(folder)
+    commit(folder, "Next round")
     return made
 
 
@@ -270,14 +270,14 @@ def _student_gone(student: Student, pairs: set[str], made: NextRound, gone: set[
 
 
 def _copy_code(project: Path, folder: Path) -> None:
-    for name in (*CODE, *KEPT):
+    for name in (*PROJECT, *IF_THERE):
         source = project / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, folder / name)
-        elif name in CODE:
+        elif name in PROJECT:
             raise BadInput(f"{source}: no such file; run from the folder that holds params.yaml")
 
 
@@ -289,17 +289,3 @@ def _write_params(content: Mapping[str, Any], folder: Path) -> None:
     with (folder / "params.yaml").open("w") as file:
         yaml.dump(content, file)
     load_params(folder / "params.yaml")  # raises for a block that does not fit the others
-
-
-def _commit(folder: Path) -> None:
-    """Make the folder a git repository, which DVC asks for. Raises `BadInput` if git is missing or refuses."""
-    identity = ("-c", "user.name=segpref", "-c", "user.email=segpref@localhost")
-    for command in (("init", "-q"), ("add", "-A"), (*identity, "commit", "-q", "-m", "Next round")):
-        try:
-            subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            said = ((getattr(error, "stderr", None) or "").strip() or str(error)).splitlines()[-1]
-            raise BadInput(
-                f"{folder}: expected a git repository, which DVC needs, found an error of git: {said}; the round is "
-                "complete: run `git init && git add -A && git commit -m start` there"
-            ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.cases.files.mask_file import mask_ending, write_mask, write_probability
+from pipeline.cases.files.mask_file import in_values, mask_ending, write_mask, write_probability
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import class_probabilities, predicted_mask
@@ -132,9 +132,10 @@ class _Applying:
         if self.probabilities:
             found = class_probabilities(*asked)
             write_probability(found, image.files[0], self.out / probability)
-            write_mask(found.argmax(0).astype("uint8"), image.files[0], self.out / mask)
+            classes = found.argmax(0).astype("uint8")
         else:
-            write_mask(predicted_mask(*asked), image.files[0], self.out / mask)
+            classes = predicted_mask(*asked)
+        write_mask(in_values(classes, self.trained.input.mask_values), image.files[0], self.out / mask)
         written = [mask, *([probability] if self.probabilities else [])]
         files = {name: sha256(self.out / name) for name in written}
         write_json(self.out / DONE / f"{image.case_id}.json", {"made_of": _made_of(self.key, image), "files": files})

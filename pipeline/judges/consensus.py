@@ -67,7 +67,8 @@ class Weighted(_Consensus):
     The weight of a judge is its mean within-case Spearman correlation with true Dice over validation patients, and 0 if
     this mean is negative or unknown. The entry abstains where every judge has weight 0. The entry reads validation
     labels. The weights of a validation case come from the other patients (with a single patient, from this patient), so
-    that the audit of a case does not meet the labels of the case. Raises `BadInput` without validation proposals.
+    that the audit of a case does not meet the labels of the case. The entry needs validation proposals; otherwise the
+    stage ends with an error.
     """
 
     kind: Literal["weighted"]

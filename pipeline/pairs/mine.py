@@ -36,6 +36,7 @@ class PairSet(Knobs):
     judge: Name
     """Name of a judge, a score table or a consensus entry; `none` for strategy `none`."""
     strategy: Strategy
+    """Which two proposals of a case make a pair, and the filters that a pair must pass."""
     split: Literal["pool", "labelled"] = "pool"
     """Split whose cases are mined. `labelled` needs proposals for that split (`propose.splits`). `labelled` with judge
     `oracle` is the offline form of MAPO."""

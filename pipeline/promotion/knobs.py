@@ -11,7 +11,7 @@ from pipeline.knobs import NOTHING, Knobs
 
 
 class Promotion(Knobs):
-    """Knobs of the choice of the student that may replace the base."""
+    """Choice, on validation, of the student that may replace the base."""
 
     max_worse: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Largest share of the validation patients whose Dice may be more than `evaluation.worse_by` below that of the

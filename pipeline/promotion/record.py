@@ -54,6 +54,10 @@ class PromotionRecord(_Frozen):
     worse_by: float
     students: tuple[Considered, ...]
 
+    def student(self, name: str) -> Considered:
+        """The student of this name, which must be in the run."""
+        return next(one for one in self.students if one.name == name)
+
     @classmethod
     def of(cls, folder: Path) -> PromotionRecord | None:
         """Record in the folder of a promotion. None without a record. Raises `BadInput` for other content."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.measures.numbers import NO_VALUE, Estimate, decimal, percent, points
-from pipeline.report.arms import ComparedArm, Rivals, compared_arms, first_of_family, has_f1
+from pipeline.report.arms import ComparedArm, Results, first_of_family, has_f1
 from pipeline.report.audit_measures import RESEARCH
 from pipeline.report.blocks import Block, Cell, Figure, Note, Section, Table
 from pipeline.report.cells import cell, inline
@@ -15,39 +15,73 @@ from pipeline.report.figures import forest
 from pipeline.report.run import Arm, Run
 from pipeline.segmenter.student_record import anchor_terms
 
-OVER_SUPERVISED, OVER_PROPOSAL = "gain over supervised", "gain over fixed proposal"
-"""Columns of a student against the arms that it has to beat."""
+CAPTION = "Every arm on test"
+"""Caption of the table of the first screen."""
 
 
-def answer(run: Run) -> Section:
-    """Test results of all arms by family, the forest plot of gains, and the preference push on each student."""
-    rivals = Rivals.of(run)
-    arms = compared_arms(run, rivals)
-    blocks: list[Block] = [Note(run.base_notes)] if run.base_notes else []
-    blocks.append(_arms_table(run, arms, rivals))
-    if len(arms) > 1:
-        blocks += [_forest(arms, rivals), _further_table(arms), _push_table(run)]
+def gains_table(run: Run, results: Results) -> Table | None:
+    """Every arm against the base, continued training and the best fixed proposal. None without a student."""
+    if not results.students:
+        return None
+    columns = [
+        *("arm", "over base"),
+        *(["over supervised"] if results.supervised else []),
+        *(["over fixed proposal"] if results.proposal else []),
+        *("test Dice", "cases worse", "passes"),
+    ]
+    rows: list[list[Cell | str]] = []
+    for one in results.arms:
+        passes, metrics = run.passes(one.arm), one.arm.metrics
+        rows.append(
+            [
+                Cell(one.name, tag=RESEARCH if one.arm.research else ""),
+                _gain(one.over_base, one.better),
+                *([_gain(one.over_supervised, one.better)] if results.supervised else []),
+                *([_gain(one.over_proposal, one.better)] if results.proposal else []),
+                cell(Estimate.read(metrics["dice"])),
+                f"{metrics['cases_worse']} of {metrics['cases']}" if one.arm.student else NO_VALUE,
+                Cell(decimal(passes, 0), why="unknown" if passes is None else ""),
+            ]
+        )
+    rival = f"'{results.supervised.name}'" if results.supervised else "the base"
+    meanings = {
+        "test Dice": "Mean over the checkpoints of the last fifth of a student's training, in points.",
+        "cases worse": "Cases that lost more Dice than evaluation.worse_by "
+        f"({results.arms[0].arm.metrics['worse_by']:g}) against the base.",
+        "passes": "Forward passes of a network that one prediction needs. Compare arms with equal numbers of passes. A "
+        "dash: unknown, as for masks of other tools.",
+        "\N{BLACK UP-POINTING TRIANGLE}": f"The arm is better: the interval of its gain over {rival} lies above 0.",
+        "\N{BLACK DOWN-POINTING TRIANGLE}": "The interval of the gain lies below 0.",
+    }
+    note = _comparison_note(run, results)
+    return Table(CAPTION, columns, rows, note=note, groups=first_of_family(results.arms), meanings=meanings)
+
+
+def answer(run: Run, results: Results) -> Section:
+    """Forest plot of gains, further test results, and the recipe of each arm with its preference push."""
+    blocks: list[Block] = []
+    if results.students:
+        blocks += [_forest(results), _further_table(results), _recipe_table(run, results), _push_table(run)]
     else:
-        blocks.append(Note(["params.yaml has no students, so there is nothing to compare with the base."]))
-        blocks.append(_further_table(arms))
-    rival = f"'{rivals.supervised.name}'" if rivals.supervised else "the base"
+        blocks += [
+            Note(["params.yaml has no students, so there is nothing to compare with the base."]),
+            _further_table(results),
+        ]
     how = (
-        "Dice is the mean over the patients of the test split, in points (100 is perfect). Brackets hold the 95 % "
-        f"interval. An arm is better only if the interval of its gain over {rival} lies above 0. The gains of a better "
-        "arm are bold with \N{BLACK UP-POINTING TRIANGLE}. A gain whose interval lies below 0 is bold with "
-        "\N{BLACK DOWN-POINTING TRIANGLE}."
+        f"Results are means over the {run.units} of the test split. Dice is in points (100 is perfect). Brackets hold "
+        "the 95 % interval."
     )
-    return Section("answer", "Results of training on preferences", how, blocks)
+    return Section("answer", "Results on test", how, blocks)
 
 
-def _forest(arms: list[ComparedArm], rivals: Rivals) -> Figure:
+def _forest(results: Results) -> Figure:
     """Forest plot of the gains over the base and over each rival."""
-    students = [compared for compared in arms if compared.arm.student]
+    students = results.students
     panels = {"over the base": {_title(one): one.over_base for one in students}}
-    if rivals.supervised:
-        panels[f"over '{rivals.supervised.name}'"] = {_title(one): one.over_supervised for one in students}
-    if rivals.proposal:
-        panels[f"over '{rivals.proposal.name}'"] = {_title(one): one.over_proposal for one in students}
+    if results.supervised:
+        panels[f"over '{results.supervised.name}'"] = {_title(one): one.over_supervised for one in students}
+    if results.proposal:
+        panels[f"over '{results.proposal.name}'"] = {_title(one): one.over_proposal for one in students}
     spoken = ". ".join(
         f"Gain {over}: " + "; ".join(f"{name} {inline(gain, signed=True)}" for name, gain in gains.items() if gain)
         for over, gains in panels.items()
@@ -75,54 +109,6 @@ def gap_recovered(gain: float | None, full: Estimate | None) -> float | None:
     return gain / full.mean
 
 
-def _arms_table(run: Run, arms: list[ComparedArm], rivals: Rivals) -> Table:
-    ceiling = next((one.arm for one in arms if one.arm.student and one.arm.student.objective.kind == "full"), None)
-    full = ceiling.gain if ceiling else None
-    rows = []
-    for one in arms:
-        student = one.arm.student is not None
-        passes = run.passes(one.arm)
-        gap = None if one.arm is ceiling or not student else gap_recovered(one.arm.gain.mean, full)
-        rows.append(
-            [
-                Cell(one.name, tag=RESEARCH if one.arm.research else ""),
-                Cell(decimal(passes, 0), why="unknown" if passes is None else ""),
-                cell(Estimate.read(one.arm.metrics["dice"])),
-                _gain(one.over_base, one.better),
-                *([_gain(one.over_supervised, one.better)] if rivals.supervised else []),
-                *([_gain(one.over_proposal, one.better)] if rivals.proposal else []),
-                percent(gap),
-                f"{one.arm.metrics['cases_worse']} of {one.arm.metrics['cases']}" if student else NO_VALUE,
-                *_recipe(one.arm),
-            ]
-        )
-    recipe = ("pair set", "judge", "objective", "anchor")
-    columns = [
-        *("arm", "passes", "test Dice, sustained", "gain over base"),
-        *([OVER_SUPERVISED] if rivals.supervised else []),
-        *([OVER_PROPOSAL] if rivals.proposal else []),
-        *("gap recovered", "cases worse", *recipe),
-    ]
-    if ceiling is None:
-        gap_text = "Left out, because no arm has the objective full."
-    elif gap_recovered(0.0, full) is None:
-        gap_text = f"Left out, because the gain of '{ceiling.name}' is not shown to be above 0."
-    else:
-        gap_text = f"Gain over the base as a share of the gain of '{ceiling.name}'."
-    meanings = {
-        "passes": "Forward passes of a network that one prediction needs. Compare arms with equal numbers of passes. A "
-        "dash: unknown, as for masks of other tools.",
-        "test Dice, sustained": "Mean over the last fifth of a student's checkpoints.",
-        "gap recovered": gap_text,
-        "cases worse": "Cases that lost more Dice than evaluation.worse_by "
-        f"({arms[0].arm.metrics['worse_by']:g}) against the base.",
-    }
-    words = frozenset(columns.index(name) for name in recipe)
-    groups = first_of_family(arms)
-    note = _comparison_note(run, arms, rivals)
-    return Table("Test results of all arms", columns, rows, words, note=note, groups=groups, meanings=meanings)
-
-
 def _gain(gain: Estimate | None, better: bool) -> Cell | str:
     """Cell of a gain. A gain above 0 is marked only for an arm that is better."""
     if gain is None:
@@ -131,59 +117,59 @@ def _gain(gain: Estimate | None, better: bool) -> Cell | str:
     return found if better or found.sign < 0 else replace(found, sign=0)
 
 
-def _comparison_note(run: Run, arms: list[ComparedArm], rivals: Rivals) -> str:
+def _comparison_note(run: Run, results: Results) -> str:
     """What the arms are compared with, how many there are, and what an interval does not say."""
-    count = len(arms) - 1
-    parts = []
-    if rivals.supervised:
-        parts.append(f"'{rivals.supervised.name}' is training continued on the labels, with as many steps.")
-    elif count:
+    count = len(results.students)
+    parts = ["Gains are in Dice points, with 95 % intervals."]
+    if results.supervised:
+        parts.append(_continued(run, results, results.supervised))
+    if results.proposal:
+        taken = run.record(results.proposal.name).proposal
+        several = sum(_kind(one.arm) == "proposal" for one in results.arms) > 1
         parts.append(
-            "The run has no arm of continued training, so a gain may come from longer training alone. Add the student "
-            "'supervised: {pairs: none, objective: {kind: supervised}}'."
-        )
-    if rivals.proposal:
-        taken = run.record(rivals.proposal.name).proposal
-        several = sum(_kind(one.arm) == "proposal" for one in arms) > 1
-        parts.append(
-            f"The fixed proposal is '{rivals.proposal.name}'"
+            f"The fixed proposal is '{results.proposal.name}'"
             + (f" ({taken})" if taken else "")
             + (", the best such arm on validation." if several else ".")
         )
-    elif count:
-        parts.append(
-            "The run has no arm of a fixed proposal. Add the student 'best_proposal: {pairs: none, objective: "
-            "{kind: proposal}}', and test to propose.splits."
-        )
-    if count:
-        parts.append(
-            f"{count} arms were compared. The intervals of single arms are not corrected for this number: among many "
-            "arms, some intervals lie above 0 by chance."
-            if count > 1
-            else "One arm was compared."
-        )
-    if any(one.arm.research for one in arms):
+    parts.append(
+        f"{count} arms were compared. Their intervals are not corrected for this number."
+        if count > 1
+        else "One arm was compared."
+    )
+    if any(one.arm.research for one in results.arms):
         parts.append(f"An arm marked '{RESEARCH}' learned from truth of the pool.")
-    if unmeasured := arms[0].arm.metrics["unmeasured"]:
+    if unmeasured := results.arms[0].arm.metrics["unmeasured"]:
         parts.append(f"Not measured: {unmeasured} test cases whose truth is unknown everywhere.")
     return " ".join(parts)
+
+
+def _continued(run: Run, results: Results, supervised: Arm) -> str:
+    """Steps of continued training, and of the arms with another number of steps."""
+    steps = {one.name: run.record(one.name).steps for one in results.students}
+    own = steps[supervised.name]
+    others = [f"'{name}' {count}" for name, count in steps.items() if count not in (0, own)]
+    said = f"'{supervised.name}' is {own} steps of training continued on the labels"
+    return f"{said}. Other arms trained other numbers of steps: {', '.join(others)}." if others else f"{said}."
 
 
 def _kind(arm: Arm) -> str | None:
     return arm.student.objective.kind if arm.student else None
 
 
-def _further_table(arms: list[ComparedArm]) -> Table:
-    """Peak, drop, surface distances, F1 and empty masks of all arms."""
+def _further_table(results: Results) -> Table:
+    """Dice, peak, drop, surface distances, F1, empty masks and the gap recovered of all arms."""
+    arms = results.arms
     first = arms[0].arm.metrics
     unit, f1 = first["distance_unit"], has_f1([one.arm for one in arms])
+    ceiling = next((one for one in arms if _kind(one.arm) == "full"), None)
     columns = [
-        *("arm", "peak", "drop", "NSD", f"HD95, {unit}", f"ASSD, {unit}", *(["F1"] if f1 else [])),
-        *("missed", "invented"),
+        *("arm", "Dice", "peak", "drop", "NSD", f"HD95, {unit}", f"ASSD, {unit}", *(["F1"] if f1 else [])),
+        *("missed", "invented", *(["gap recovered"] if ceiling else [])),
     ]
     meanings = {
+        "Dice": "Mean over the checkpoints of the last fifth of a student's training.",
         "peak": "Dice at the student's best validation step.",
-        "drop": "Peak minus sustained.",
+        "drop": "Peak minus Dice.",
         "NSD": f"Share of surface within {first['nsd_tolerance']:g} {unit}, in points.",
         f"HD95, {unit}": "95th percentile of the distances between surfaces; lower is better.",
         f"ASSD, {unit}": "Average symmetric distance between surfaces; lower is better.",
@@ -195,8 +181,38 @@ def _further_table(arms: list[ComparedArm]) -> Table:
             "F1 of connected components, in points. A predicted component matches a true component if their IoU is "
             f"above {first['component_overlap']:g}. Objects that touch are one component."
         )
-    rows = [[one.name, *_further(one.arm, f1)] for one in arms]
+    if ceiling:
+        meanings["gap recovered"] = (
+            f"Left out, because the gain of '{ceiling.name}' is not shown to be above 0."
+            if gap_recovered(0.0, ceiling.over_base) is None
+            else f"Gain over the base as a share of the gain of '{ceiling.name}'."
+        )
+    rows = [
+        [one.name, *_further(one.arm, f1), *([percent(_recovered(one, ceiling))] if ceiling else [])] for one in arms
+    ]
     return Table("Further test results of all arms", columns, rows, meanings=meanings)
+
+
+def _recovered(one: ComparedArm, ceiling: ComparedArm) -> float | None:
+    if one is ceiling or one.over_base is None:
+        return None
+    return gap_recovered(one.over_base.mean, ceiling.over_base)
+
+
+def _recipe_table(run: Run, results: Results) -> Table:
+    """What each student learned from, and its best step."""
+    columns = ["arm", "best step", "pairs", "images", "pair set", "judge", "objective", "anchor"]
+    rows: list[list[Cell | str]] = []
+    for one in results.students:
+        record = run.record(one.name)
+        steps = f"{record.best_step} of {record.steps}" if record.steps else NO_VALUE
+        counts = [decimal(record.pairs_mined, 0), decimal(record.images, 0)]
+        rows.append([one.name, steps, *counts, *_recipe(one.arm)])
+    meanings = {
+        "best step": "Step with the best validation Dice, of the steps that were trained. A dash: not trained.",
+        "images": "Pool images of the training.",
+    }
+    return Table("Recipe of each student", columns, rows, frozenset(range(4, len(columns))), meanings=meanings)
 
 
 def _recipe(arm: Arm) -> list[Cell | str]:
@@ -239,6 +255,7 @@ def _further(arm: Arm, f1: bool) -> list[Cell | str]:
     metrics, student = arm.metrics, arm.student is not None
     nsd, hd95, assd = (Estimate.read(metrics[name]) for name in ("nsd", "hd95", "assd"))
     return [
+        cell(Estimate.read(metrics["dice"])),
         points(metrics["peak"]) if student else NO_VALUE,
         points(metrics["drop"], signed=True) if student else NO_VALUE,
         cell(nsd),
@@ -273,21 +290,21 @@ def _push_table(run: Run) -> Table:
                 decimal(record.base_margin_on_disagreement, 2),
                 percent(record.flipped_share),
                 decimal(record.mean_disagreement, 0),
-                decimal(record.pairs_mined, 0),
-                decimal(record.images, 0),
-                f"{record.best_step} of {record.steps}",
             ]
         )
     columns = [
         *("arm", "beta", "beta on its own scale", "aimed shift", "base margin on D", "flipped share"),
-        *("mean |D|, voxels", "pairs", "images", "best step"),
+        "mean |D|, voxels",
     ]
     note = (
-        "D: voxels on which chosen and rejected differ. Beta on its own scale: factor of the summed log-ratio divided "
-        "by the normaliser, without matching. Aimed shift: mean change of the logits on D at which the link is "
-        "satisfied; with error rates of the pairs or voxels each has its own. Base margin on D: median difference of "
-        "the base's two largest logits. An aimed shift far below the base margin cannot flip decisions of the base. "
-        "Flipped share: share of D on which the student predicts "
-        "another class than the base."
+        "D: voxels on which chosen and rejected differ. An aimed shift far below the base margin cannot flip decisions "
+        "of the base."
     )
-    return Table("Preference push on each student", columns, rows, note=note)
+    meanings = {
+        "beta on its own scale": "Factor of the summed log-ratio divided by the normaliser, without matching.",
+        "aimed shift": "Mean change of the logits on D at which the link is satisfied. With error rates of the pairs "
+        "or voxels, each has its own.",
+        "base margin on D": "Median difference of the base's two largest logits.",
+        "flipped share": "Share of D on which the student predicts another class than the base.",
+    }
+    return Table("Preference push on each student", columns, rows, folded=True, note=note, meanings=meanings)

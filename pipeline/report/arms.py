@@ -14,21 +14,6 @@ from pipeline.students.objectives.objective import ArmFamily
 
 
 @dataclass(frozen=True)
-class Rivals:
-    """Arms that every arm is compared with, beside the base. None: the run has no such arm."""
-
-    supervised: Arm | None
-    """Continued training on the labels, with as many steps as the other arms."""
-    proposal: Arm | None
-    """Fixed proposal with the highest Dice on validation."""
-
-    @classmethod
-    def of(cls, run: Run) -> Rivals:
-        """Rivals of a run. Of several arms with the same objective, the best on validation is the rival."""
-        return cls(_best(run, "supervised"), _best(run, "proposal"))
-
-
-@dataclass(frozen=True)
 class ComparedArm:
     """An arm with its gains in sustained test Dice. A gain is None over an arm that the run lacks, and over itself."""
 
@@ -45,17 +30,35 @@ class ComparedArm:
         return self.arm.name
 
 
-def compared_arms(run: Run, rivals: Rivals) -> list[ComparedArm]:
-    """All arms, the base first, in the order of the families and then of `params.yaml`."""
-    order = get_args(ArmFamily)
-    arms = sorted(run.arms, key=lambda arm: order.index(arm.family))
-    return [_compared(run, arm, rivals) for arm in arms]
+@dataclass(frozen=True)
+class Results:
+    """All arms with their gains, and the arms that every arm is compared with. None: the run has no such arm."""
+
+    arms: Sequence[ComparedArm]
+    """The base first, in the order of the families and then of `params.yaml`."""
+    supervised: Arm | None
+    """Continued training on the labels."""
+    proposal: Arm | None
+    """Fixed proposal with the highest Dice on validation."""
+
+    @classmethod
+    def of(cls, run: Run) -> Results:
+        """Results of a run. Of several arms with the same objective, the best on validation is the rival."""
+        supervised, proposal = _best(run, "supervised"), _best(run, "proposal")
+        order = get_args(ArmFamily)
+        arms = sorted(run.arms, key=lambda arm: order.index(arm.family))
+        return cls([_compared(run, arm, supervised, proposal) for arm in arms], supervised, proposal)
+
+    @property
+    def students(self) -> Sequence[ComparedArm]:
+        """All arms but the base."""
+        return [one for one in self.arms if one.arm.student]
 
 
-def _compared(run: Run, arm: Arm, rivals: Rivals) -> ComparedArm:
+def _compared(run: Run, arm: Arm, supervised: Arm | None, proposal: Arm | None) -> ComparedArm:
     over_base = arm.gain if arm.student else None
-    over_supervised, over_proposal = (_gain(run, arm, rival) for rival in (rivals.supervised, rivals.proposal))
-    decides = over_base if rivals.supervised is None else over_supervised
+    over_supervised, over_proposal = (_gain(run, arm, rival) for rival in (supervised, proposal))
+    decides = over_base if supervised is None else over_supervised
     better = decides is not None and decides.mean is not None and decides.mean > 0 and decides.sign == 1
     return ComparedArm(arm, over_base, over_supervised, over_proposal, better)
 

@@ -52,21 +52,22 @@ LIFT = Measure(
     signed=True,
     marked=True,
 )
+OVER_FIXED = Measure(
+    "lift_over_fixed",
+    "over best fixed",
+    "True Dice of the top pick minus true Dice of the best fixed sampler, in points. The best fixed sampler is one "
+    "sampler and setting, chosen on other validation cases. A judge that does not beat it is not needed.",
+    SCORED,
+    digits=1,
+    signed=True,
+    marked=True,
+)
 HEADROOM = Measure(
     "headroom", "headroom", "True Dice of the best proposal minus true Dice of the base, in points.", SCORED, digits=1
 )
 OF_JUDGES = (
     LIFT,
-    Measure(
-        "lift_over_fixed",
-        "over best fixed",
-        "True Dice of the top pick minus true Dice of the best fixed sampler, in points. The best fixed sampler is one "
-        "sampler and setting, chosen on other validation cases. A judge that does not beat it is not needed.",
-        SCORED,
-        digits=1,
-        signed=True,
-        marked=True,
-    ),
+    OVER_FIXED,
     Measure(
         "lift_over_headroom", "of headroom, %", "Lift as a share of the headroom.", "headroom above 0", signed=True
     ),

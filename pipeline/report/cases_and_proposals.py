@@ -34,15 +34,22 @@ def splits(run: Run) -> Section:
             ]
         )
     columns = ["split", "cases", "groups", "with label", "voxels, working grid", "spacing, mm"]
+    group = "a patient or an exam" if run.units == "patients" else "a single case, because the data name no patients"
     how = (
-        "A group is a patient or an exam. No group is in two splits. The base learns from the labelled split. Students "
-        "learn from the images of the pool as well. Judges are measured, and best steps are chosen, on validation. "
-        "All results are from test."
+        f"A group is {group}. No group is in two splits. {_of_base(run)} Students may also learn from the images of "
+        "the pool. Judges are measured, and best steps are chosen, on validation. All results are from test."
     )
     blocks: list[Block] = [Table("Splits", columns, rows, frozenset({4, 5}))]
     if notes := run.cases.info.get("notes"):
         blocks.append(Note(notes))
     return Section("splits", "Cases and splits", how, blocks)
+
+
+def _of_base(run: Run) -> str:
+    """What the base learned from."""
+    if run.base_curve is not None:
+        return "The base learned from the labelled split."
+    return "The base was not trained in this run."
 
 
 def proposals(run: Run) -> Section:
@@ -52,13 +59,10 @@ def proposals(run: Run) -> Section:
         pl.col("duplicate_of").is_not_null().mean().alias("duplicates"),
         pl.col("dice_to_base").mean(),
     )
-    validation = run.panel.filter(pl.col("split") == "validation")
-    base = validation.filter(pl.col("proposal") == 0).select("case", pl.col("true_dice").alias("base"))
-    lift = pl.col("true_dice") - pl.col("base")
-    known = validation.join(base, on="case").with_columns(lift.alias("lift"))
+    known = lifts(run)
     slot = ("proposal", "sampler", "setting")
-    lifts = known.group_by(*slot, "group").agg(pl.col("lift").mean()).group_by(slot).agg(pl.col("lift").mean())
-    table = slots.join(lifts, on=slot, how="left").sort("proposal", "setting").collect()
+    mean = known.group_by(*slot, "group").agg(pl.col("lift").mean()).group_by(slot).agg(pl.col("lift").mean())
+    table = slots.join(mean, on=slot, how="left").sort("proposal", "setting").collect()
     rows = [
         [
             f"{row['sampler']} · {row['setting']}" if row["sampler"] != row["setting"] else row["sampler"],
@@ -81,6 +85,13 @@ def proposals(run: Run) -> Section:
         "lift, and for headroom. Values are in Dice points."
     )
     return Section("proposals", "Proposals", how, blocks)
+
+
+def lifts(run: Run) -> pl.LazyFrame:
+    """Proposals of validation cases, with `lift`: true Dice minus that of the base. Null for a case without a label."""
+    validation = run.panel.filter(pl.col("split") == "validation")
+    base = validation.filter(pl.col("proposal") == 0).select("case", pl.col("true_dice").alias("base"))
+    return validation.join(base, on="case").with_columns((pl.col("true_dice") - pl.col("base")).alias("lift"))
 
 
 def _spread(run: Run, known: pl.LazyFrame) -> list[Block]:

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.measures.numbers import Estimate, decimal, points
-from pipeline.report.blocks import Block, Cell, Note, Section, Table
+from pipeline.report.blocks import Block, Cell, Figure, Note, Section, Table
 from pipeline.report.cells import cell
 from pipeline.report.figures import curves
 from pipeline.report.run import Run
@@ -36,7 +36,7 @@ def training(run: Run) -> Section:
     histories = {name: run.curve(name) for name in run.params.students}
     start = base.filter((pl.col("model") == "base") & (pl.col("best") == "true"))["validation_dice"]
     if histories:
-        caption = "Validation Dice of all students, in points. The dotted line is the base that they start from."
+        caption = "Validation Dice of all students, in points. The dotted line is the base."
         lines = {name: _curve(history, "validation_dice", 100) for name, history in histories.items()}
         blocks.append(
             curves(
@@ -65,19 +65,12 @@ def training(run: Run) -> Section:
             blocks.append(curves(panels, list(histories), f"Line charts of {', '.join(panels)}. {caption}", caption))
     else:
         blocks.append(Note(["params.yaml has no students."]))
-    models = base["model"].unique(maintain_order=True).to_list()
-    of_base = {
-        title: {name: _curve(base.filter(pl.col("model") == name), column, scale) for name in models}
-        for title, column, scale in (("loss", "loss", 1.0), ("validation Dice, points", "validation_dice", 100.0))
-    }
-    caption = (
-        "Training of the base and its companions on the labelled split. A mean teacher also learns from the images of "
-        "the pool."
-    )
-    blocks.append(curves(of_base, models, f"Line charts. {caption}", caption, columns=2, size=(4.8, 2.8)))
+    if run.base_curve is not None:
+        blocks.append(_of_base(base))
+    of_run = "not trained in this run" if run.base_curve is None else run.base_curve.text
     how = (
-        "A student whose validation Dice rises and then falls is over-optimised: compare its peak with its end. A base "
-        "whose validation Dice still rises is not at its plateau. Continued training alone then looks like a gain."
+        "A student whose validation Dice rises and then falls is over-optimised: compare its peak with its end. "
+        f"The base was {of_run}. If a base still rises, continued training alone looks like a gain."
     )
     return Section("training", "Training curves", how, blocks)
 
@@ -87,6 +80,19 @@ def curve_table(run: Run) -> pl.DataFrame:
     empty = pl.DataFrame(schema={"model": pl.String(), "step": pl.Int64(), "validation_dice": pl.Float64()})
     curves = [run.curve(name).with_columns(model=pl.lit(name)) for name in run.params.students]
     return pl.concat([empty, *(curve.select(empty.columns).cast(empty.schema) for curve in curves)])
+
+
+def _of_base(history: pl.DataFrame) -> Figure:
+    """Curves of the base and of all models that were trained beside it."""
+    models = history["model"].unique(maintain_order=True).to_list()
+    panels = {
+        title: {name: _curve(history.filter(pl.col("model") == name), column, scale) for name in models}
+        for title, column, scale in (("loss", "loss", 1.0), ("validation Dice, points", "validation_dice", 100.0))
+    }
+    caption = "Training of the base and its companions on the labelled split."
+    if "mean_teacher" in models:
+        caption += " The mean teacher also learned from the images of the pool."
+    return curves(panels, models, f"Line charts. {caption}", caption, columns=2, size=(4.8, 2.8))
 
 
 def _steadiness(run: Run, histories: dict[str, pl.DataFrame]) -> Table:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import polars as pl
 
 from pipeline.measures.overlap import region
+from pipeline.pairs.masks import pair_masks
 from pipeline.report.blocks import Block, Figure, Legend, Note, Section
-from pipeline.report.figures import RED, drawing, embed
-from pipeline.report.pictures import colour_of, height_of, outline, plane_of, show
+from pipeline.report.figures import drawing, embed
+from pipeline.report.pictures import draw_pair, height_of, legend, plane_of
 from pipeline.report.run import Run
 from pipeline.store import schema
 from pipeline.store.cases import Case
@@ -25,8 +25,7 @@ def examples(run: Run) -> Section:
         for why, pair in picked(pairs).items():
             blocks.append(_picture(run, name, why, pair, rows[pair["case"]]))
     if blocks:
-        colours = [(name, colour_of(label)) for label, name in enumerate(run.cases.class_names) if label]
-        blocks.insert(0, Legend([*colours, ("disagreement region", RED)]))
+        blocks.insert(0, Legend(legend(run.cases.class_names)))
     else:
         blocks.append(Note(["params.yaml has no pair sets."]))
     how = (
@@ -61,24 +60,15 @@ def picked(pairs: pl.DataFrame) -> dict[str, dict]:
 
 
 def _picture(run: Run, pairs: str, why: str, pair: dict, case: Case) -> Figure:
-    masks = run.proposals.masks(case, [pair["chosen"], pair["rejected"]])
-    view = plane_of(run.cases.image(case), masks, region(*masks), case.spacing_mm, run.rgb)
+    masks = pair_masks(pair, case, run.proposals)
+    view = plane_of(run.cases.image(case), masks, region(*masks), case.spacing_mm, run.cases.rgb)
     believed = "" if pair["p_correct"] is None else f"p_correct {pair['p_correct']:.2f}, "
     caption = (
         f"{pairs}, {why}: case {pair['case_id']}{view.where}, margin {pair['margin']:.2g}, {believed}"
         f"|D| {pair['disagreement']} voxels."
     )
     with drawing(9.4, height_of(view, 2.3) + 0.3) as drawn:
-        axes = drawn.subplots(1, 4)
-        titles = ("image", f"chosen: {pair['chosen_sampler']}", f"rejected: {pair['rejected_sampler']}", "disagreement")
-        for at, title in zip(axes, titles, strict=True):
-            show(at, view, title)
-        for at, mask in zip(axes[1:3], view.masks, strict=True):
-            outline(at, mask, len(run.cases.class_names))
-        differ = region(*view.masks)
-        tint = np.zeros((*differ.shape, 4))
-        tint[differ] = [*(int(RED[i : i + 2], 16) / 255 for i in (1, 3, 5)), 0.75]
-        axes[3].imshow(tint, aspect=view.aspect, interpolation="nearest")
+        draw_pair(drawn, view, (pair["chosen_sampler"], pair["rejected_sampler"]), len(run.cases.class_names))
         return embed(
             drawn, f"Image, chosen outline, rejected outline and disagreement region. {caption}", caption, True
         )

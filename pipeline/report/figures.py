@@ -57,10 +57,18 @@ def drawing(width: float, height: float) -> Iterator[Drawing]:
     import matplotlib
     from matplotlib.figure import Figure as Drawing
 
+    class InNotebook(Drawing):
+        """A drawing that notebooks show. Of other figures they show the name, until a backend of pyplot is active."""
+
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png")
+            return file.getvalue()
+
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        yield Drawing(figsize=(width, height), layout="constrained")
+        yield InNotebook(figsize=(width, height), layout="constrained")
 
 
 def embed(drawn: Drawing, alt: str, caption: str, pixels: bool = False) -> Figure:
@@ -161,7 +169,8 @@ def curves(
         name: {"color": LINES[i % len(LINES)], "linestyle": DASHES[i // len(LINES) % len(DASHES)]}
         for i, name in enumerate(names)
     }
-    with grid(len(panels), *size, columns, legend=0.28 * -(-len(names) // 6)) as (drawn, axes):
+    wide = _legend_columns(names, size[0] * min(len(panels), columns))
+    with grid(len(panels), *size, columns, legend=0.28 * -(-len(names) // wide)) as (drawn, axes):
         for at, (title, lines) in zip(axes, panels.items(), strict=False):
             for name, (x, y) in lines.items():
                 at.plot(x, y, linewidth=1.6, label=name, **style[name])
@@ -174,9 +183,16 @@ def curves(
             [handles[n] for n in names if n in handles],
             [n for n in names if n in handles],
             loc="outside lower left",
-            ncols=min(6, len(names)),
+            ncols=wide,
         )
         return embed(drawn, alt, caption)
+
+
+def _legend_columns(names: Sequence[str], width: float) -> int:
+    """Number of names that fit side by side in a legend of this width in inches, at most 6."""
+    # A letter of 11 pt is about 0.09 inches wide. A line sample and its gaps take 0.75 inches.
+    each = 0.75 + 0.09 * max(map(len, names), default=0)
+    return max(1, min(6, len(names), int(width / each)))
 
 
 class Banded(NamedTuple):
@@ -192,7 +208,8 @@ def banded_curves(
     panels: Mapping[str, Mapping[str, Banded]], names: Sequence[str], xlabel: str, ylabel: str, alt: str, caption: str
 ) -> Figure:
     """Curves by name with their bands and marked points. A name has the same colour in all panels."""
-    with grid(len(panels), 4.6, 3.0, columns=2, legend=0.28 * -(-len(names) // 6)) as (drawn, axes):
+    wide = _legend_columns(names, 4.6 * min(len(panels), 2))
+    with grid(len(panels), 4.6, 3.0, columns=2, legend=0.28 * -(-len(names) // wide)) as (drawn, axes):
         for at, (title, lines) in zip(axes, panels.items(), strict=False):
             for name, curve in lines.items():
                 place = list(names).index(name)
@@ -208,7 +225,7 @@ def banded_curves(
             at.set_ylabel(ylabel)
         handles = {handle.get_label(): handle for at in axes for handle in at.get_lines()}
         shown = [name for name in names if name in handles]
-        drawn.legend([handles[name] for name in shown], shown, loc="outside lower left", ncols=min(6, len(names)))
+        drawn.legend([handles[name] for name in shown], shown, loc="outside lower left", ncols=wide)
         return embed(drawn, alt, caption)
 
 

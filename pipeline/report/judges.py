@@ -10,7 +10,7 @@ import polars as pl
 
 from pipeline.measures.numbers import Estimate, percent, points
 from pipeline.report.audit_figures import accuracies, lifts
-from pipeline.report.audit_measures import HEADROOM, LIFT, OF_ORDER, OF_TOP_PICK, RESEARCH, SCORED, gaps, meanings
+from pipeline.report.audit_measures import LIFT, OF_ORDER, OF_TOP_PICK, OVER_FIXED, RESEARCH, SCORED, gaps, meanings
 from pipeline.report.blocks import Block, Cell, Note, Section, Table
 from pipeline.report.cells import case_means, inline
 from pipeline.report.figures import scatters
@@ -59,30 +59,20 @@ def _name(run: Run, judge: str) -> Cell:
 
 def _verdicts(run: Run, rows: list[dict[str, Any]]) -> Table:
     cells: list[list[Cell | str]] = [
-        [
-            _name(run, row["judge"]),
-            row["verdict"],
-            LIFT.cell(row),
-            HEADROOM.cell(row),
-            Cell(points(fixed_lift(row), signed=True), row["fixed_sampler"] or "", why=_why_no_fixed(row)),
-        ]
-        for row in rows
+        [_name(run, row["judge"]), LIFT.cell(row), OVER_FIXED.cell(row), row["verdict"]] for row in rows
     ]
-    columns = ["judge", "verdict", LIFT.title, HEADROOM.title, "best fixed sampler"]
+    columns = ["judge", LIFT.title, OVER_FIXED.title, "verdict"]
+    shown = (LIFT, OVER_FIXED)
     note = " ".join(
         part
         for part in (
             "The judge with the largest lift comes first. Judges that read the truth come last, as ceilings.",
-            gaps((LIFT, HEADROOM), {row["judge"]: row for row in rows}),
+            gaps(shown, {row["judge"]: row for row in rows}),
         )
         if part
     )
-    said = {
-        **meanings((LIFT, HEADROOM)),
-        "best fixed sampler": "Lift of always taking one sampler and setting without a judge, chosen on other "
-        "validation cases. The name is the choice on all validation cases.",
-    }
-    return Table("Verdict of the audit on each judge", columns, cells, frozenset({1}), note=note, meanings=said)
+    caption = "Verdict of the audit on each judge"
+    return Table(caption, columns, cells, frozenset({3}), note=note, meanings=meanings(shown))
 
 
 def _why_no_fixed(row: Mapping[str, Any]) -> str:
@@ -112,6 +102,7 @@ def _measures(run: Run, rows: list[dict[str, Any]]) -> list[Block]:
             str(row["cases"]),
             percent(row["abstained"]),
             *(measure.cell(row) for measure in OF_TOP_PICK),
+            Cell(points(fixed_lift(row), signed=True), row["fixed_sampler"] or "", why=_why_no_fixed(row)),
         ]
         for row in rows
     ]
@@ -122,11 +113,14 @@ def _measures(run: Run, rows: list[dict[str, Any]]) -> list[Block]:
         "cases": "Validation cases with at least two distinct proposals that the judge scored.",
         "abstained": "Share of the proposals without a score.",
         **meanings(OF_TOP_PICK),
+        "best fixed sampler": "Lift of always taking one sampler and setting without a judge, chosen on other "
+        "validation cases. The name is the choice on all validation cases.",
     }
+    titles = [measure.title for measure in OF_TOP_PICK]
     return [
         Table(
             "Top pick of each judge",
-            ["judge", "kind", "cases", "abstained", *(measure.title for measure in OF_TOP_PICK)],
+            ["judge", "kind", "cases", "abstained", *titles, "best fixed sampler"],
             top,
             frozenset({1}),
             note=gaps(OF_TOP_PICK, named),
@@ -136,6 +130,7 @@ def _measures(run: Run, rows: list[dict[str, Any]]) -> list[Block]:
             "Order of proposals and cases",
             ["judge", *(measure.title for measure in OF_ORDER)],
             order,
+            folded=True,
             note=gaps(OF_ORDER, named),
             meanings=meanings(OF_ORDER),
         ),

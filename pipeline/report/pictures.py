@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.report.figures import GREEN, ORANGE, PURPLE, SKY, YELLOW
+from pipeline.measures.overlap import region
+from pipeline.report.figures import GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
 from pipeline.store import schema
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 OUTLINES = (ORANGE, SKY, YELLOW, PURPLE, GREEN)
 """Colours of the foreground classes, in order. The list repeats for further classes."""
@@ -102,6 +105,37 @@ def outline(at: Axes, mask: np.ndarray, classes: int) -> None:
         if inside.any():
             at.contour(columns, rows, inside, levels=[0.5], colors=colour_of(label), linewidths=1.8)
     at.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+
+
+def draw_pair(drawn: Figure, plane: Plane, samplers: tuple[str, str], classes: int) -> None:
+    """Draw image, chosen mask, rejected mask and disagreement region side by side.
+
+    The masks of the plane are the chosen and the rejected mask. `samplers` are the samplers of both.
+    """
+    axes = drawn.subplots(1, 4)
+    titles = ("image", f"chosen: {samplers[0]}", f"rejected: {samplers[1]}", "disagreement")
+    for at, title in zip(axes, titles, strict=True):
+        show(at, plane, title)
+    for at, mask in zip(axes[1:3], plane.masks, strict=True):
+        outline(at, mask, classes)
+    differ = region(*plane.masks)
+    tint = np.zeros((*differ.shape, 4))
+    tint[differ] = [*(int(RED[i : i + 2], 16) / 255 for i in (1, 3, 5)), 0.75]
+    axes[3].imshow(tint, aspect=plane.aspect, interpolation="nearest")
+
+
+def draw_legend(drawn: Figure, class_names: Sequence[str]) -> None:
+    """Draw the colours of the foreground classes and of the disagreement region below the pictures."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=name) for name, colour in legend(class_names)]
+    drawn.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+
+
+def legend(class_names: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and colour of every foreground class and of the disagreement region."""
+    classes = [(name, colour_of(label)) for label, name in enumerate(class_names) if label]
+    return [*classes, ("disagreement region", RED)]
 
 
 def colour_of(label: int) -> str:

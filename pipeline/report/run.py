@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +20,7 @@ from pipeline.proposals.fit_thresholds import FITTED_FILE, TRIED_FILE
 from pipeline.proposals.samplers.sampler import Passes, Setup, passes_by_slot
 from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.student_record import STUDENT_FILE, StudentRecord
+from pipeline.segmenter.validation_curve import ValidationCurve
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import read_json
@@ -57,11 +60,40 @@ class Arm:
 
 @dataclass(frozen=True)
 class RunWarning:
-    """A warning of the audit with its pair set and the students that train on this pair set, or a note of the check."""
+    """A warning of the audit with its pair set and the students that train on this pair set, or a note of a stage."""
 
     text: str
     pairs: str | None = None
     students: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WarningKind:
+    """Warnings whose texts differ in names and numbers only."""
+
+    first: str
+    """Text of the first warning."""
+    count: int
+    students: tuple[str, ...]
+    """Students that train on the pair sets of these warnings."""
+
+
+_NAMES_AND_NUMBERS = re.compile(r"'[^']*'|^[\w.]+(?=: )|[-+]?\d+(\.\d+)?")
+
+
+def kinds_of(warnings: Sequence[RunWarning]) -> list[WarningKind]:
+    """Warnings that touch what was trained or measured, one entry per kind, in order of the first of each kind.
+
+    A warning about a pair set that no student trains on touches neither.
+    """
+    found: dict[str, list[RunWarning]] = {}
+    for warning in warnings:
+        if warning.pairs is None or warning.students:
+            found.setdefault(_NAMES_AND_NUMBERS.sub("", warning.text), []).append(warning)
+    return [
+        WarningKind(same[0].text, len(same), tuple(dict.fromkeys(name for one in same for name in one.students)))
+        for same in found.values()
+    ]
 
 
 @dataclass(frozen=True)
@@ -112,10 +144,16 @@ class Run:
 
     @cached_property
     def promotion(self) -> PromotionRecord:
-        """The choice of the student that may replace the base. Raises `BadInput` if no choice was made."""
+        """The choice of the student that may replace the base. Raises `BadInput` without a choice of these students."""
         found = PromotionRecord.of(self.promoted)
         if found is None:
             raise BadInput(f"{self.promoted / PROMOTION_FILE}: no such file; run `dvc repro promote`")
+        names, expected = [one.name for one in found.students], list(self.params.students)
+        if names != expected:
+            raise BadInput(
+                f"{self.promoted / PROMOTION_FILE}: expected a choice of the students of params.yaml, {expected}, "
+                f"found {names}; run `dvc repro promote`"
+            )
         return found
 
     def kind_of(self, judge: str) -> str:
@@ -136,12 +174,21 @@ class Run:
     def base_notes(self) -> list[str]:
         """Notes on an imported base. A base that was trained in the run has no notes."""
         imported = read_json(self.base / MODELS).get("imported")
-        return [f"The base: {note}." for note in imported["notes"]] if imported else []
+        return [f"base: {note}" for note in imported["notes"]] if imported else []
+
+    @cached_property
+    def base_curve(self) -> ValidationCurve | None:
+        """Validation Dice of the base during its training. None for a base that was not trained in the run."""
+        return ValidationCurve.of_base(self.history / "base.csv")
+
+    def student_curve(self, student: str) -> ValidationCurve | None:
+        """Validation Dice of a student during its training. None for a student that was not trained."""
+        return ValidationCurve.of_student(self.history / f"{student}.csv", self.record(student).best_step)
 
     @property
-    def rgb(self) -> bool:
-        """Whether images are shown in colour."""
-        return self.cases.info["channel_names"] == ["red", "green", "blue"]
+    def units(self) -> str:
+        """Word for the groups of cases: `patients`, or `cases` if the data name no patients and no exams."""
+        return "cases" if all(case.group == case.case_id for case in self.cases.all) else "patients"
 
     def pairs_of(self, name: str) -> pl.DataFrame:
         return read_table(self.pairs / f"{name}.parquet", schema.PAIRS)
@@ -161,8 +208,8 @@ class Run:
 
     @cached_property
     def warnings(self) -> list[RunWarning]:
-        """Images in several splits, notes of the check, then warnings of the audit in the order of `summary.json`."""
-        notes = read_json(self.notes) if self.notes.is_file() else []
+        """Images in several splits, notes on an imported base, notes of the check, then warnings of the audit."""
+        notes = [*self.base_notes, *(read_json(self.notes) if self.notes.is_file() else [])]
         if crossed := crossing(self.cases.info["duplicates"], splits := {c.case_id: c.split for c in self.cases.all}):
             text = duplicates_text(crossed, splits)
             notes = [f"{text}: what is measured on them was seen in training, or in choosing", *notes]

@@ -143,7 +143,7 @@ def _picture(run: Run, why: str, case: Case, found: list[Pick], stored: list[str
                 mapped.append((index, judge))
                 maps.append(errors)
     kept = np.stack(maps) if maps else None
-    view = plane_of(run.cases.image(case), masks, differ, case.spacing_mm, run.rgb, kept)
+    view = plane_of(run.cases.image(case), masks, differ, case.spacing_mm, run.cases.rgb, kept)
     caption = f"{why.capitalize()}: validation case {case.case_id}{view.where}. Dice in points."
     if unmapped:
         caption += f" No error map of this case was stored by {', '.join(unmapped)}."

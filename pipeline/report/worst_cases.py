@@ -45,10 +45,10 @@ def worst_cases(run: Run) -> Section:
 
 def _cases_table(caption: str, cases: pl.DataFrame) -> Table:
     rows = [
-        [row["case_id"], row["group"], points(row["base"]), points(row["dice"]), points(row["change"], signed=True)]
+        [row["case_id"], points(row["base"]), points(row["dice"]), points(row["change"], signed=True), row["group"]]
         for row in cases.head(WORST).iter_rows(named=True)
     ]
-    return Table(caption, ["case", "group", "Dice, base", "Dice, student", "change"], rows, frozenset({1}))
+    return Table(caption, ["case", "Dice, base", "Dice, student", "change", "group"], rows, frozenset({4}))
 
 
 def _class_tables(run: Run) -> list[Block]:

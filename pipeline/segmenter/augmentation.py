@@ -20,13 +20,15 @@ class Augmentation(Knobs):
     """
 
     flips: tuple[int, ...] = (0, 1)
-    """Spatial axes along which an image may be flipped."""
+    """Axes of the working grid along which an image may be flipped, from 0. An empty list flips nothing."""
     swap_labels: tuple[tuple[int, int, int], ...] = ()
-    """Classes of opposite sides, such as left and right, as (axis, class, class). A flip of the axis exchanges them."""
+    """Classes of opposite sides, such as left and right, as `[axis, class, class]`. A flip along the axis exchanges the
+    two classes."""
     rotate_degrees: float = 15.0
-    """Largest angle of rotation, in 3D about each axis. Turns are in mm, or in voxels if the spacing is unknown."""
+    """Largest angle of rotation in degrees, in 3D about each axis. Images are turned in mm, or in voxels if the spacing
+    is unknown."""
     scale: float = 0.15
-    """Largest relative zoom, in and out."""
+    """Largest relative zoom, in and out. 0.15 is 15 %."""
     intensity: float = 0.2
     """Largest relative change of contrast, and largest change of brightness in standard deviations of the batch."""
     noise: float = 0.1

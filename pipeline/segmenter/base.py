@@ -114,7 +114,8 @@ def folds_objection(knobs: Base, labelled: Sequence[Case]) -> str | None:
     """Why the labelled cases cannot be split into as many folds; None if they can."""
     groups = len({case.group for case in labelled})
     if knobs.folds == 1 or knobs.folds > groups:
-        return f"base.folds: expected 0 or 2 to {groups} (labelled patients), found {knobs.folds}"
+        sizes = f"0 or 2 to {groups}" if groups > 1 else "0"
+        return f"base.folds: expected {sizes} ({groups} labelled patients), found {knobs.folds}; set one of these"
     return None
 
 

@@ -79,7 +79,9 @@ class Base(Knobs):
 
     kind: Literal["trained"] = "trained"
     network: Network
+    """Network of the base, and of its members and folds."""
     optimisation: Optimisation
+    """Steps and learning rate of each of these models."""
     batch: Annotated[int, Field(gt=0)] = 8
     """Cases per step."""
     members: Annotated[int, Field(ge=0)] = 2

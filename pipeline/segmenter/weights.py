@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pipeline.compute import LOADED
 from pipeline.errors import BadInput
 
 
@@ -125,13 +125,9 @@ def _prefix(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list
     ]
 
 
-# Per thread, because hooks and modes of a network are not safe to share.
-_LOADED = threading.local()
-
-
 def per_thread(file: Path, device: str, load: Callable[[], nn.Module]) -> nn.Module:
     """Network of a weights file. `load` runs once per thread, file and device, and again if the file has changed."""
-    networks: dict[str, nn.Module] = _LOADED.__dict__
+    networks: dict[str, nn.Module] = LOADED.__dict__
     stat = file.stat() if file.is_file() else None
     # The time of change tells new weights under an old name.
     key = f"{file.resolve()}:{stat and stat.st_mtime_ns}:{device}"

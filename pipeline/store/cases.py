@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 INPUT = "input.json"
 """File beside the weights of a model. The file describes the images of the model and their preprocessing."""
 
-INPUT_KEYS = ("class_names", "channel_names", "preprocess", "orientation", "convert", "files")
+INPUT_KEYS = ("class_names", "channel_names", "preprocess", "orientation", "convert", "files", "mask_values")
 """Keys of `input.json`.
 
 - `class_names`, `channel_names`: names of classes and channels.
@@ -32,6 +32,7 @@ INPUT_KEYS = ("class_names", "channel_names", "preprocess", "orientation", "conv
   null for 2D images.
 - `convert`: `grey` or `rgb` if the reader converts images, else null.
 - `files`: `nifti` or `pictures`; null for phantoms.
+- `mask_values`: value of each class in the user's mask files; null if they hold class indices.
 """
 
 
@@ -178,12 +179,30 @@ class CaseStore:
         """Names of the classes, background first."""
         return self.info["class_names"]
 
+    @property
+    def rgb(self) -> bool:
+        """Whether the channels are red, green and blue."""
+        return self.info["channel_names"] == ["red", "green", "blue"]
+
     @cached_property
     def all(self) -> list[Case]:
         """All cases in the order of the arrays."""
         columns = list(Case.__dataclass_fields__)
         rows: Iterable[tuple[Any, ...]] = self.table.sort("case").select(columns).iter_rows()
         return [Case.of(row) for row in rows]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Case]:
+        return {case.case_id: case for case in self.all}
+
+    def case(self, case_id: str) -> Case:
+        """The case of an id. Raises `BadInput` for an unknown id."""
+        if case_id not in self._by_id:
+            raise BadInput(
+                f"{self.folder}: expected a case '{case_id}', found none of this id; the id is of another run, or of "
+                "cases that were prepared anew: run `dvc repro`"
+            )
+        return self._by_id[case_id]
 
     def split(self, *names: str) -> list[Case]:
         """Cases of these splits, in the order of the arrays."""

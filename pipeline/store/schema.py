@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-VERSION = 5
+VERSION = 6
 """Version of the contract. Readers refuse files of another version."""
 
 UNKNOWN = 255

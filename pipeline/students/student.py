@@ -57,9 +57,10 @@ class Stopping(Knobs):
 
 
 class Training(Knobs):
-    """Knobs of training that all students share, so that arms differ only in their own entries."""
+    """Training that all students share, so that arms differ only in their own entries."""
 
     optimisation: Optimisation
+    """Steps and learning rate of every student."""
     images: Annotated[int, Field(gt=0)] = 4
     """Pool images per step, each with all its pairs."""
     labelled: Annotated[int, Field(gt=0)] = 4
@@ -88,6 +89,7 @@ class Student(Knobs):
     pairs: Name
     """Name of a pair set. Objectives that need no pairs name a pair set with strategy `none`."""
     objective: Objective
+    """What the student is trained to do."""
     anchor: Anchor | None = None
     """Terms beside the objective. Null adds no term and is the unsafe baseline of preference training."""
     start: str = "base"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from pydantic import ValidationError
 
-from pipeline.cases.grid import to_source, to_working
+from pipeline.cases.grid import to_source, to_working, working_affine
 from pipeline.cases.preprocess import Preprocess, one_orientation
 from pipeline.cases.readers.reader import Source
 from pipeline.errors import BadInput
@@ -48,6 +48,29 @@ def affine_of(codes: str, shape: tuple[int, ...], edges: tuple[float, ...] = (1.
     world = np.diag([*np.array(edges)[ras], 1.0])
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes))
     return world @ inv_ornt_aff(turn, tuple(np.array(shape)[ras]))
+
+
+# ---- affine of the working grid ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_voxels_keep_their_place_when_axes_are_turned(codes: str) -> None:
+    """As nibabel turns a volume to RAS."""
+    affine = affine_of(codes, (4, 5, 6), (1.0, 2.0, 3.0))
+    turned = nibabel.as_closest_canonical(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), affine))
+    assert np.allclose(working_affine(case(volume((4, 5, 6), affine), RAS)), turned.affine)
+
+
+def test_resampled_grids_share_their_outer_edges() -> None:
+    """6 voxels of 1 mm from the left edge at -.5 become 2 of 3 mm: centres at 1 and 4. One of 2 mm becomes 2 of 1 mm:
+    its edges at -1 and 1 give centres at -.5 and .5. The second axis is reversed, so voxel 0 is the last."""
+    source = (1.0, 0.0, 0.0, 0.0, 0.0, -2.0, 0.0, 0.0, 0.0, 0.0, 1.0, 7.0, 0.0, 0.0, 0.0, 1.0)
+    case = Case("v", 0, "v", "pool", True, (2, 2, 1), None, (6, 1, 1), None, source, (1, -2, 3))
+    found = working_affine(case)
+    assert found is not None
+    assert (found @ [0, 0, 0, 1]).tolist() == [1, -0.5, 7, 1]
+    assert (found @ [1, 1, 0, 1]).tolist() == [4, 0.5, 7, 1]
+    assert working_affine(working((2, 2), (2, 2))) is None
 
 
 # ---- orientation ------------------------------------------------------------------------------------------------

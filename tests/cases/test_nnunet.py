@@ -86,9 +86,19 @@ def test_classes_are_in_the_order_of_their_values_and_ignore_is_255(tmp_path: Pa
 def test_labels_of_imagests_go_to_the_split_that_is_asked(split: Any, tmp_path: Path) -> None:
     write_nnunet(tmp_path, cases=4, ending=".png", unlabelled=2)
     save_image(tmp_path / "labelsTs/case_03.png", disc((20, 24), 4))
+    if split == "test":
+        with pytest.raises(
+            BadInput, match=r"labelsTs: case 'case_02': expected a label like 1 other cases, found none"
+        ):
+            NnUNet(path=tmp_path, labels_ts=split).scan()
+        save_image(tmp_path / "labelsTs/case_02.png", disc((20, 24), 4))
     found = NnUNet(path=tmp_path, labels_ts=split).scan()
-    assert [source.split for source in found] == [None, None, None, split]
-    assert [source.label for source in found[2:]] == [None, "labelsTs/case_03.png"]
+    assert found[3].split == split
+    assert [source.split for source in found[:2]] == [None, None]
+    assert [source.label for source in found[2:]] == [
+        None if split == "pool" else "labelsTs/case_02.png",
+        "labelsTs/case_03.png",
+    ]
 
 
 def test_spacing_beside_a_stack_is_of_slices_rows_and_columns(tmp_path: Path) -> None:
@@ -106,12 +116,21 @@ def test_spacing_beside_a_stack_is_of_slices_rows_and_columns(tmp_path: Path) ->
             NnUNet(path=tmp_path).scan()
 
 
-def test_a_missing_label_is_the_pool_and_the_number_may_count_either(tmp_path: Path) -> None:
+def test_a_missing_label_is_the_pool_only_if_the_number_does_not_count_it(tmp_path: Path) -> None:
+    """Else a label that is lost would only make a split smaller. Without any label all cases are pool."""
     write_nnunet(tmp_path, cases=3, ending=".png")
     (tmp_path / "labelsTr/case_01.png").unlink()
-    for number in (2, 3, None):
-        labels = [source.label for source in change(tmp_path, numTraining=number).scan()]
-        assert labels == ["labelsTr/case_00.png", None, "labelsTr/case_02.png"]
+    labels = [source.label for source in change(tmp_path, numTraining=2).scan()]
+    assert labels == ["labelsTr/case_00.png", None, "labelsTr/case_02.png"]
+    for number in (3, None):
+        lost = r"labelsTr: case 'case_01': expected a label like 2 other cases, found none \(1 cases without\); add the"
+        with pytest.raises(BadInput, match=lost):
+            change(tmp_path, numTraining=number).scan()
+    for case in (0, 2):
+        (tmp_path / f"labelsTr/case_0{case}.png").rename(tmp_path / f"case_0{case}.png")
+    assert [source.label for source in change(tmp_path, numTraining=3).scan()] == [None] * 3
+    for case in (0, 2):
+        (tmp_path / f"case_0{case}.png").rename(tmp_path / f"labelsTr/case_0{case}.png")
     with pytest.raises(BadInput, match=r"`numTraining` expected 4 cases in imagesTr, found 3 \(2 with label\); fetch"):
         change(tmp_path, numTraining=4).scan()
     with pytest.raises(BadInput, match=r"`numTraining` expected a number without quotes, found '3'; correct it"):

@@ -85,6 +85,7 @@ def test_phantom_store_holds_what_the_reader_draws() -> None:
         "orientation": None,
         "convert": None,
         "files": None,
+        "mask_values": None,
     }
     assert cases.table["sources"].to_list() == [[]] * 40
     assert not (cases.folder / "truth.zarr").exists()

@@ -10,10 +10,12 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from pipeline.cases.case_table import described
-from pipeline.cases.files.checks import check_case_id
+from pipeline.cases.files.checks import case_id_of, check_case_id
 from pipeline.cases.readers import Reader
 from pipeline.cases.readers.decathlon import Decathlon
 from pipeline.cases.readers.folders import Folders
@@ -90,6 +92,10 @@ def test_contract_a_case_whose_label_is_gone_is_pool_or_refused(kind: str, tmp_p
         with pytest.raises(BadInput, match=f"{Path(source.label).name}: .* expected a file, found none"):
             reader.scan()
         return
+    if kind == "nnunet":
+        with pytest.raises(BadInput, match=f"labelsTr: case '{source.case_id}': expected a label like .* found none"):
+            reader.scan()
+        return
     without = [source.case_id for source in reader.scan() if source.label is None]
     assert without == [source.case_id]
     assert reader.read(reader.scan()[2])[1] is None
@@ -153,8 +159,53 @@ def test_plain_case_ids_pass(case_id: str) -> None:
 
 @pytest.mark.parametrize("case_id", ["../x", "<script>", "", ".hidden", "a b", "a/b", "ä", "x\n", '"', "a,b"])
 def test_unsafe_case_ids_are_refused(case_id: str) -> None:
-    with pytest.raises(BadInput, match=r"^f\.png: case id .* expected letters, digits, .* rename the file$"):
+    with pytest.raises(BadInput, match=r"^f\.png: expected a name with letters or digits, .* rename the file$"):
         check_case_id(case_id, "f.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "case_id"),
+    [
+        ("benign (10)", "benign_10"),
+        ("a.b-c_d", "a.b-c_d"),
+        ("M\u00fcller, left", "Muller_left"),
+        ("\u60a3\u80051", "u60a3u80051"),
+        (".hidden", "hidden"),
+        ("<script>", "_script"),
+        ("x__", "x__"),
+    ],
+)
+def test_a_name_as_published_becomes_a_case_id(name: str, case_id: str) -> None:
+    assert case_id_of(name) == case_id
+    check_case_id(case_id, "f.png")
+
+
+@given(st.text(min_size=1, max_size=20))
+def test_case_ids_are_safe_and_stay_as_they_are(name: str) -> None:
+    if found := case_id_of(name):
+        check_case_id(found, "f.png")
+    assert case_id_of(found) == found
+
+
+def test_names_as_published_are_found_in_the_case_table(tmp_path: Path) -> None:
+    sources = [Source(name, (4, 4), f"{name}.png", "l.png") for name in ("benign (1)", "benign (2)", "c")]
+    write_table(tmp_path, "case_id,patient", "benign (1),p", "benign_2,q", "c,q")
+    found, notes = described(sources, tmp_path, CaseTable(file="cases.csv", group="patient"))
+    assert [(s.case_id, s.image, s.group) for s in found] == [
+        ("benign_1", "benign (1).png", "p"),
+        ("benign_2", "benign (2).png", "q"),
+        ("c", "c.png", "q"),
+    ]
+    assert notes == [
+        f"{tmp_path}: 2 names became case ids of plain characters, e.g. 'benign (1)' became 'benign_1'; `sources` of "
+        "the cases table names the files"
+    ]
+
+
+def test_names_that_become_one_case_id_are_refused(tmp_path: Path) -> None:
+    sources = [Source(name, (4, 4), f"{name}.png", "l.png") for name in ("a (1)", "a_1")]
+    with pytest.raises(BadInput, match=r"case id 'a_1' is expected once, found for a \(1\).png and a_1.png; rena"):
+        described(sources, tmp_path, None)
 
 
 def test_a_case_id_leaves_room_for_the_names_of_its_files() -> None:

@@ -43,10 +43,39 @@ def test_fractions_fill_what_they_add_up_to() -> None:
     assert sorted(found.values()) == [2, 2, 3, 3]
 
 
-def test_cases_without_label_come_on_top_of_the_pool() -> None:
-    """10 labelled: 4 + 2 + 2 and a pool of 2; 5 without label make the pool 7."""
-    found = counts(cases(*[1] * 10, unlabelled=5), labelled=4, pool=2, validation=2, test="rest")
+@pytest.mark.parametrize(
+    ("pool", "in_pool", "test"),
+    [
+        (0, 5, 4),  # all without label
+        (5, 5, 4),  # the same, counted
+        (7, 7, 2),  # and two whose label is hidden
+        (0.2, 7, 2),  # a fifth of the 10 labels is hidden
+    ],
+)
+def test_cases_without_label_are_the_first_of_the_pool(pool: float, in_pool: int, test: int) -> None:
+    """10 with label, of which labelled takes 4 and validation 2, and 5 without."""
+    found = counts(cases(*[1] * 10, unlabelled=5), labelled=4, pool=pool, validation=2, test="rest")
+    assert found == {"labelled": 4, "pool": in_pool, "validation": 2, "test": test}
+
+
+def test_a_pool_that_is_the_rest_takes_all_that_is_left() -> None:
+    found = counts(cases(*[1] * 10, unlabelled=5), labelled=4, pool="rest", validation=2, test=2)
     assert found == {"labelled": 4, "pool": 7, "validation": 2, "test": 2}
+
+
+def test_a_small_pool_leaves_cases_without_label_out() -> None:
+    """3 of 5, the same for the same seed; nothing of it goes to the split that is the rest."""
+    sources = cases(*[1] * 6, unlabelled=5)
+    knobs = {"labelled": 2, "pool": 3, "validation": 2, "test": "rest"}
+    assigned, notes = assign(sources, Splits.model_validate(knobs))
+    assert Counter(assigned.values()) == {"labelled": 2, "pool": 3, "validation": 2, "test": 2}
+    assert notes == [
+        "splits: pool 3 leaves out 2 cases without a label; `pool: 0` takes all",
+        "splits: 2 of 11 cases are in no split and left out",
+    ]
+    assert assign(sources[::-1], Splits.model_validate(knobs))[0] == assigned
+    drawn = {frozenset(assign(sources, Splits.model_validate({**knobs, "seed": seed}))[0]) for seed in range(9)}
+    assert len(drawn) > 1
 
 
 def test_pool_of_unlabelled_cases_alone() -> None:

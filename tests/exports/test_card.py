@@ -11,10 +11,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+from huggingface_hub import ModelCard
 
 from pipeline.errors import BadInput
 from pipeline.exports.card import FinishedRun, card_facts
-from pipeline.exports.card_text import card_text
+from pipeline.exports.card_text import card_head, card_text
+from pipeline.exports.hub import headed
 from pipeline.exports.predict import ready_model
 from pipeline.params import load_params
 from pipeline.segmenter.knobs import MODELS
@@ -45,7 +47,7 @@ def commit_of_checkout() -> str | None:
     ).stdout.strip()
 
 
-def estimate(mean: float, low: float | None = None, high: float | None = None) -> dict[str, float | None]:
+def estimate(mean: float | None, low: float | None = None, high: float | None = None) -> dict[str, float | None]:
     return {"mean": mean, "low": low, "high": high}
 
 
@@ -158,6 +160,43 @@ def test_the_card_of_a_student(tmp_path):
     assert "W3" not in text
 
 
+def head_of(found: dict[str, Any], form: str = "bundle") -> Any:
+    """Head of the card as the Hub's own library reads it."""
+    return ModelCard(headed(card_head(found, form), card_text(found))).data
+
+
+def test_the_head_holds_what_was_measured(tmp_path):
+    """Of a student on pairs; a distance that no case has is left out, and the names say what was averaged."""
+    write_json(tmp_path / "m/rn_dpo.json", {**METRICS, "hd95": estimate(None)})
+    head = head_of(facts(tmp_path, RECORD) | {"license": "cc-by-4.0"})
+    assert (head.license, head.library_name, head.pipeline_tag) == ("cc-by-4.0", "monai", "image-segmentation")
+    assert head.tags == ["medical", "segpref", "preference-learning"]
+    assert head.metrics == ["dice", "nsd", "assd"]
+    late = ", mean over the late checkpoints of training"
+    measured = {result.metric_name: result.metric_value for result in head.eval_results}
+    assert measured == {f"test {name}{late}": 0.8 for name in ("Dice", "NSD", "ASSD (mm)")}
+    assert head.model_name == "rn_dpo"
+    assert {result.dataset_name for result in head.eval_results} == {"none, 40 test cases"}
+
+
+def test_the_head_holds_nothing_that_is_not_known(tmp_path):
+    """No licence, no results, no data set of the Hub."""
+    found = facts(tmp_path)
+    head = head_of(found, "safetensors").to_dict()
+    assert head == {
+        "library_name": "segpref",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["medical", "segpref"],
+    }
+    assert "- licence: not stated; those who trained the model must state it" in card_text(found)
+    assert "licence: not stated" not in card_text(found | {"license": "mit"})
+
+
+def test_names_that_look_like_truth_values_stay_names(tmp_path):
+    """YAML 1.1, which the Hub's library reads, takes a bare `no` for false."""
+    assert ModelCard(headed({"license": "no", "tags": ["on", "1e3"]}, "text")).data.tags == ["on", "1e3"]
+
+
 def test_intervals_of_few_patients_are_left_out(tmp_path):
     few = METRICS | {"groups": 4, "dice": estimate(0.8), "gain_over_base": {"dice": estimate(0.012)}}
     write_json(tmp_path / "m/rn_dpo.json", few)
@@ -241,6 +280,37 @@ def test_terms_of_an_anchor_that_are_0_are_left_out(tmp_path):
     assert "- anchor: imitate mean fitted 0.5, supervised 1\n" in card_text(found)
     found["training"]["anchor"] = {"supervised": 0.0}
     assert "- anchor: none\n" in card_text(found)
+
+
+@pytest.mark.parametrize(
+    ("dice", "best", "words"),
+    [
+        ((0.2, 0.5, 0.7), 20, "best on validation at step 20 of 20, its last evaluation, so more steps may be better"),
+        ((0.2, 0.7, 0.5), 10, "best on validation at step 10 of 20\n"),
+        ((0.7, 0.5, 0.2), 0, "best on validation at step 0 of 20, before any training"),
+        (None, None, "its best step is unknown"),
+    ],
+)
+def test_the_card_says_which_step_of_the_base_was_best(tmp_path, dice, best, words):
+    """A base of 20 steps. Without its history nothing is said of a best step."""
+    if dice is not None:
+        rows = [
+            f"base,{step},,{value},{str(step == best).lower()}" for step, value in zip((0, 10, 20), dice, strict=True)
+        ]
+        (tmp_path / "h").mkdir()
+        (tmp_path / "h/base.csv").write_text("\n".join(["model,step,loss,validation_dice,best", *rows]))
+    model = model_folder(tmp_path / "model", (8, 8))
+    text = card_text(card_facts("rn_dpo", ready_model(model), finished(tmp_path)))
+    assert f"- the base, trained in this run with DiceCE on the labelled cases; {words}" in text
+    assert "plateau" not in text
+
+
+def test_the_card_says_whether_a_student_was_best_at_its_last_step(tmp_path):
+    """Of the record: 160 steps, the best at 96."""
+    assert "- steps: 160; best on validation at step 96 of 160\n" in card_text(facts(tmp_path, RECORD))
+    last = facts(tmp_path, RECORD | {"best_step": 160})
+    assert "- steps: 160; best on validation at step 160 of 160, its last evaluation" in card_text(last)
+    assert "- steps: 0, no training\n" in card_text(facts(tmp_path, RECORD | {"best_step": 0, "steps": 0}))
 
 
 def test_where_the_base_is_from(tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
 
 from pipeline.cases.preprocess import FixedRange, Preprocess
 from pipeline.compute import Compute
@@ -46,7 +47,7 @@ def finished(folder: Path) -> FinishedRun:
     case_store(folder / "cases", [disc((8, 8), 2.0)] * 6, splits, groups=list("aabcde"))
     write_params(folder, TINY)
     return FinishedRun(
-        load_params(folder / "params.yaml"), folder / "cases", *(folder / n for n in ("p", "audit", "m", "base"))
+        load_params(folder / "params.yaml"), folder / "cases", *(folder / n for n in ("p", "audit", "m", "base", "h"))
     )
 
 
@@ -166,7 +167,7 @@ RANGE = Preprocess(resize=(12, 16), normalise=FixedRange(range=(20.0, 200.0), to
     ("make", "preprocess", "window", "more"),
     [
         (volumes, RAS, (12, 12, 8), {}),
-        (colours, RANGE, (16, 16), {"convert": "grey", "classes": 2, "head": "sigmoid"}),
+        (colours, RANGE, (16, 16), {"convert": "grey", "classes": 2, "head": "sigmoid", "mask_values": [0, 255]}),
         (pairs, Preprocess(normalise=("minmax", "unit")), (8, 8), {"channels": 2}),
     ],
 )
@@ -343,12 +344,17 @@ def test_the_command(tmp_path, monkeypatch):
     write_manifest(model, "a test")
     monkeypatch.chdir(tmp_path)
     line = ["rn_dpo", "--format", "safetensors", "--cases", str(run.cases)]
-    result = CliRunner().invoke(main, line)
+    refused = CliRunner().invoke(main, [*line, "--license", "CC BY"])
+    assert refused.exit_code == 2
+    assert "--license: expected an identifier of the Hub" in refused.output
+    result = CliRunner().invoke(main, [*line, "--license", "cc-by-4.0"])
     assert (result.exit_code, result.output) == (
         0,
         "export: safetensors of rn_dpo in exports/rn_dpo_safetensors; read exports/rn_dpo_safetensors/MODEL_CARD.md "
         "before you share it\n",
     )
+    head = ModelCard.load(tmp_path / "exports/rn_dpo_safetensors" / CARD).data
+    assert (head.license, head.library_name) == ("cc-by-4.0", "segpref")
     result = CliRunner().invoke(main, ["unknown", "--format", "bundle"])
     assert result.exit_code == 2
     assert "students has no entry 'unknown'" in result.output

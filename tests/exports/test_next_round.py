@@ -11,8 +11,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.errors import BadInput
-from pipeline.exports.next_round import _commit, _members, next_round
+from pipeline.exports.next_round import _members, next_round
 from pipeline.params import Params, load_params
+from pipeline.project.start import commit
 from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
 from pipeline.store import schema
 from pipeline.store.manifest import write_json
@@ -60,8 +61,6 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_chain(folder, PARAMS, skip=("report", "provenance"))
     for name in ("stages", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "raw").mkdir()
-    (folder / "raw/none").touch()
     return folder
 
 
@@ -139,10 +138,10 @@ def test_a_round_that_git_does_not_take_is_named(how: str, tmp_path: Path, monke
     (tmp_path / "round/file").touch()
     with pytest.raises(
         BadInput,
-        match=r"round: expected a git repository, which DVC needs, found an error of git: .+; the round is complete: "
-        "run `git init && git add -A && git commit -m start` there",
+        match=r"round: expected a git repository, which DVC needs, found an error of git: .+; all other files are "
+        "complete: run `git init && git add -A && git commit -m start` there",
     ):
-        _commit(tmp_path / "round")
+        commit(tmp_path / "round", "Next round")
 
 
 def test_nothing_promoted_is_refused_with_the_reason(first: Path, tmp_path: Path) -> None:

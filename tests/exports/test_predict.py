@@ -155,8 +155,10 @@ def pictures(folder: Path) -> Folders:
     for seed, name in enumerate("abcd"):
         write_png(folder / f"images/{name}.png", (20 + seed, 31, 3), seed)
         (folder / "masks").mkdir(exist_ok=True)
-        Image.fromarray((textured((20 + seed, 31), seed) > 140).astype(np.uint8)).save(folder / f"masks/{name}.png")
-    return Folders(path=folder, channels="grey")
+        Image.fromarray((textured((20 + seed, 31), seed) > 140).astype(np.uint8) * 255).save(
+            folder / f"masks/{name}.png"
+        )
+    return Folders(path=folder, channels="grey", foreground_above=127)
 
 
 def channels(folder: Path) -> NnUNet:
@@ -181,7 +183,10 @@ CASES = [
 @pytest.mark.parametrize(("make", "images", "preprocess", "window", "n", "ending"), CASES)
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])
 def test_a_mask_is_the_one_that_evaluation_measures(tmp_path, make, images, preprocess, window, n, ending, head):
-    """From the files of the training cases, with what `prepare` says of them and with offsets of a tuned threshold."""
+    """From the files of the training cases, with what `prepare` says of them and with offsets of a tuned threshold.
+
+    Masks of 0 and 255 come back as 0 and 255.
+    """
     reader = make(tmp_path / "raw")
     prepare(reader, preprocess, Splits(labelled=1, pool=1, validation=1, test=1), tmp_path / "cases", ONE)
     cases = CaseStore(tmp_path / "cases")
@@ -194,7 +199,8 @@ def test_a_mask_is_the_one_that_evaluation_measures(tmp_path, make, images, prep
         head=head,
         record={"offsets": [0.1]},
     )
-    described(cases, model)
+    values = described(cases, model)["mask_values"] or [0, 1]
+    assert values == ([0, 255] if make is pictures else [0, 1])
     assert apply(model, tmp_path / "raw" / images, tmp_path / "out") == (4, 0)
     expected = evaluated(cases, model)
     assert sorted(path.name for path in (tmp_path / "out").glob("*.*") if path.is_file()) == [
@@ -203,7 +209,7 @@ def test_a_mask_is_the_one_that_evaluation_measures(tmp_path, make, images, prep
     for name, mask in expected.items():
         found = mask_of(tmp_path / f"out/{name}{ending}")
         assert found.dtype == np.uint8
-        assert np.array_equal(found, mask)
+        assert np.array_equal(found, np.array(values)[mask])
     assert {len(np.unique(mask)) for mask in expected.values()} == {2}
 
 

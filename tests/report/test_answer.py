@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,18 +15,27 @@ from pipeline.evaluation.evaluate import summary
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.measures.numbers import Estimate
 from pipeline.promotion.record import Comparison
-from pipeline.report.answer import answer, gap_recovered, objective_text
+from pipeline.report.answer import answer, gains_table, gap_recovered, objective_text
+from pipeline.report.arms import Results
 from pipeline.report.blocks import Note, Section, Table
 from pipeline.report.promotion import promotion
 from pipeline.report.run import Arm, Run
 from pipeline.report.worst_cases import worst_cases
-from pipeline.segmenter.knobs import MODELS
 from pipeline.store import schema
-from pipeline.store.manifest import write_json
 from tests.fixtures.reporting import GAINS, STUDENTS, Built, build, row_of, table
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 KNOBS = Evaluation(nsd_tolerance=1.0, bootstrap=50, components=True, component_overlap=0.6)
+
+
+def results(run: Run) -> Section:
+    return answer(run, Results.of(run))
+
+
+def gains(run: Run) -> Table:
+    found = gains_table(run, Results.of(run))
+    assert found is not None
+    return found
 
 
 def test_an_objective_that_makes_its_pairs_says_who_ranks_them() -> None:
@@ -42,52 +52,45 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def test_results_of_removed_students_are_not_shown(built: Built) -> None:
     kept = {name: student for name, student in built.run.params.students.items() if name != "supervised"}
     run = replace(built.run, params=built.run.params.model_copy(update={"students": kept}))
-    arms = table(answer(run), "Test results of all arms")
+    arms = gains(run)
     assert {row[0].text for row in arms.cells} == {"base", "rn_cdpo", "oracle_dpo", "full"}
-
-
-def test_what_was_said_of_an_imported_base_comes_before_all_results(built: Built, tmp_path: Path) -> None:
-    assert not any(isinstance(block, Note) for block in answer(built.run).blocks)
-    note = "the model had seen 7 of 40 test cases before: what is measured on them is too good"
-    write_json(tmp_path / MODELS, {"imported": {"kind": "checkpoint", "sha256": "ab", "notes": [note]}})
-    first = answer(replace(built.run, base=tmp_path)).blocks[0]
-    assert isinstance(first, Note)
-    assert list(first.lines) == [f"The base: {note}."]
 
 
 def test_arms_show_dice_in_points_with_signed_gains(built: Built) -> None:
     """Base: mean of .3 .4 .5 .6 is .45, so 45.0; rn_cdpo adds .2 to each case: 65.0, gain +20.0 [+20.0, +20.0]."""
-    arms = table(answer(built.run), "Test results of all arms")
-    assert row_of(arms, "base")["test Dice, sustained"].text == "45.0"
+    arms = gains(built.run)
+    assert row_of(arms, "base")["test Dice"].text == "45.0"
     student = row_of(arms, "rn_cdpo")
-    assert student["test Dice, sustained"].text == "65.0"
-    gain = student["gain over base"]
+    assert student["test Dice"].text == "65.0"
+    gain = student["over base"]
     assert (gain.text, gain.interval, gain.sign) == ("+20.0", "[+20.0, +20.0]", 1)
-    assert (student["pair set"].text, student["judge"].text) == ("mined", "agreement")
-    assert student["objective"].text == f"cdpo (e 0.2) {TIMES} region"
-    assert student["anchor"].text == "supervised 1"
     assert student["cases worse"].text == "0 of 5"
-    further = row_of(table(answer(built.run), "Further test results of all arms"), "rn_cdpo")
+    recipe = row_of(table(results(built.run), "Recipe of each student"), "rn_cdpo")
+    assert (recipe["pair set"].text, recipe["judge"].text) == ("mined", "agreement")
+    assert recipe["objective"].text == f"cdpo (e 0.2) {TIMES} region"
+    assert recipe["anchor"].text == "supervised 1"
+    assert recipe["best step"].text == "2 of 4"
+    further = row_of(table(results(built.run), "Further test results of all arms"), "rn_cdpo")
     assert (further["peak"].text, further["drop"].text) == ("66.0", "+1.0")
 
 
 def test_a_gain_whose_interval_includes_zero_is_not_marked(built: Built) -> None:
     """Gains +.1 -.1 +.1 -.1: mean 0, and two of four patients lose more than two points."""
-    student = row_of(table(answer(built.run), "Test results of all arms"), "supervised")
-    assert (student["gain over base"].text, student["gain over base"].sign) == ("0.0", 0)
+    student = row_of(gains(built.run), "supervised")
+    assert (student["over base"].text, student["over base"].sign) == ("0.0", 0)
     assert student["cases worse"].text == "2 of 5"
 
 
 def test_gap_recovered_is_the_share_of_full_supervision_s_gain(built: Built) -> None:
     """.2 of .4 is 50 %."""
-    arms = table(answer(built.run), "Test results of all arms")
+    arms = table(results(built.run), "Further test results of all arms")
     found = {name: row_of(arms, name)["gap recovered"].text for name in ("base", *STUDENTS)}
     assert found == {"base": "—", "supervised": "0 %", "rn_cdpo": "50 %", "oracle_dpo": "75 %", "full": "—"}
 
 
 def test_gap_recovered_is_left_out_where_full_supervision_is_not_shown_to_gain(tmp_path: Path) -> None:
     made = build(tmp_path, gains={**GAINS, "full": (0.5, -0.2, 0.4, -0.1, 0.15)})
-    arms = table(answer(made.run), "Test results of all arms")
+    arms = table(results(made.run), "Further test results of all arms")
     assert {row_of(arms, name)["gap recovered"].text for name in ("base", *STUDENTS)} == {"—"}
     assert "is not shown to be above 0" in arms.meanings["gap recovered"]
 
@@ -118,7 +121,7 @@ def rivalry(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 def test_arms_come_in_the_groups_of_their_families(rivalry: Built) -> None:
     """An arm whose judge reads the truth of the pool is a ceiling, whatever its objective."""
-    arms = table(answer(rivalry.run), "Test results of all arms")
+    arms = gains(rivalry.run)
     assert [row[0].text for row in arms.cells] == [
         *("base", "ensemble", "first", "supervised", "sft", "rn_cdpo", "full", "oracle_dpo"),
     ]
@@ -128,21 +131,21 @@ def test_arms_come_in_the_groups_of_their_families(rivalry: Built) -> None:
 
 def test_an_arm_below_continued_training_is_never_marked_as_good(rivalry: Built) -> None:
     """rn_cdpo gains 20 over the base and loses 10 to supervised (30); sft gains 5 over supervised."""
-    arms = table(answer(rivalry.run), "Test results of all arms")
+    arms = gains(rivalry.run)
     student = row_of(arms, "rn_cdpo")
-    assert (student["gain over base"].text, student["gain over base"].sign) == ("+20.0", 0)
-    assert (student["gain over supervised"].text, student["gain over supervised"].sign) == (f"{MINUS}10.0", -1)
+    assert (student["over base"].text, student["over base"].sign) == ("+20.0", 0)
+    assert (student["over supervised"].text, student["over supervised"].sign) == (f"{MINUS}10.0", -1)
     good = row_of(arms, "sft")
-    assert (good["gain over base"].sign, good["gain over supervised"].text) == (1, "+5.0")
-    assert good["gain over supervised"].sign == 1
+    assert (good["over base"].sign, good["over supervised"].text) == (1, "+5.0")
+    assert good["over supervised"].sign == 1
     itself = row_of(arms, "supervised")
-    assert (itself["gain over base"].sign, itself["gain over supervised"].text) == (0, "—")
+    assert (itself["over base"].sign, itself["over supervised"].text) == (0, "—")
 
 
 def test_the_best_fixed_proposal_is_chosen_on_validation(rivalry: Built) -> None:
     """`first` is better on test, so it gains 5 over the rival; sft gains 35 - 10 = 25."""
-    arms = table(answer(rivalry.run), "Test results of all arms")
-    found = {name: row_of(arms, name)["gain over fixed proposal"].text for name in ("ensemble", "first", "sft", "base")}
+    arms = gains(rivalry.run)
+    found = {name: row_of(arms, name)["over fixed proposal"].text for name in ("ensemble", "first", "sft", "base")}
     assert found["ensemble"] == "—"
     assert found["first"] == "+5.0"
     assert found["sft"] == "+25.0"
@@ -153,20 +156,27 @@ def test_the_best_fixed_proposal_is_chosen_on_validation(rivalry: Built) -> None
 
 def test_passes_of_a_prediction_are_those_of_its_network_or_of_its_proposal(rivalry: Built) -> None:
     """Base and two members for the mean of the ensemble, one network for all others."""
-    arms = table(answer(rivalry.run), "Test results of all arms")
+    arms = gains(rivalry.run)
     passes = {row[0].text: row_of(arms, row[0].text)["passes"].text for row in arms.cells}
     assert passes == {**dict.fromkeys(["base", *ALL], "1"), "ensemble": "3"}
 
 
-def test_without_continued_training_the_base_decides_and_the_page_says_how_to_get_rivals(tmp_path: Path) -> None:
+def test_without_continued_training_the_base_decides(tmp_path: Path) -> None:
     students = {name: student for name, student in STUDENTS.items() if name != "supervised"}
-    found = answer(build(tmp_path, students=students).run)
-    arms = table(found, "Test results of all arms")
-    assert not {"gain over supervised", "gain over fixed proposal"} & set(arms.columns)
-    assert row_of(arms, "rn_cdpo")["gain over base"].sign == 1
-    assert "gain over the base lies above 0" in found.how
-    assert "objective: {kind: supervised}" in arms.note
-    assert "objective: {kind: proposal}" in arms.note
+    arms = gains(build(tmp_path, students=students).run)
+    assert not {"over supervised", "over fixed proposal"} & set(arms.columns)
+    assert row_of(arms, "rn_cdpo")["over base"].sign == 1
+    assert "gain over the base lies above 0" in arms.meanings["\N{BLACK UP-POINTING TRIANGLE}"]
+
+
+def test_arms_of_other_numbers_of_steps_than_continued_training_are_named(built: Built, tmp_path: Path) -> None:
+    """All have 4 steps, and `full` then has 8."""
+    assert "'supervised' is 4 steps of training continued on the labels. 4 arms" in gains(built.run).note
+    shutil.copytree(built.run.students, tmp_path / "students")
+    record = built.run.record("full").model_copy(update={"steps": 8})
+    record.save(tmp_path / "students/full")
+    note = gains(replace(built.run, students=tmp_path / "students")).note
+    assert "Other arms trained other numbers of steps: 'full' 8." in note
 
 
 def test_a_pair_set_of_labelled_cases_uses_no_truth_of_the_pool(built: Built) -> None:
@@ -192,7 +202,7 @@ def test_gap_recovered(full: Estimate | None, expected: float | None) -> None:
 
 
 def test_arms_that_learned_from_the_pool_s_truth_are_marked(built: Built) -> None:
-    arms = table(answer(built.run), "Test results of all arms")
+    arms = gains(built.run)
     tags = {name: row_of(arms, name)["arm"].tag for name in ("base", *STUDENTS)}
     assert tags == {
         "base": "",
@@ -204,7 +214,7 @@ def test_arms_that_learned_from_the_pool_s_truth_are_marked(built: Built) -> Non
 
 
 def test_unbounded_links_are_told_from_objectives_without_a_link(built: Built) -> None:
-    pushed = table(answer(built.run), "Preference push on each student")
+    pushed = table(results(built.run), "Preference push on each student")
     assert row_of(pushed, "oracle_dpo")["aimed shift"].text == "unbounded"
     assert row_of(pushed, "supervised")["aimed shift"].text == "—"
     assert row_of(pushed, "rn_cdpo")["flipped share"].text == "25 %"
@@ -221,7 +231,7 @@ def test_unbounded_links_are_told_from_objectives_without_a_link(built: Built) -
 def test_error_rates_of_pairs_and_voxels_give_each_a_shift(tmp_path: Path, link, normaliser, said) -> None:
     objective = {"kind": "preference", "link": link, "normaliser": normaliser}
     students = {**STUDENTS, "rn_cdpo": {**STUDENTS["rn_cdpo"], "objective": objective}}
-    pushed = table(answer(build(tmp_path, students=students).run), "Preference push on each student")
+    pushed = table(results(build(tmp_path, students=students).run), "Preference push on each student")
     assert row_of(pushed, "rn_cdpo")["aimed shift"].text == said
 
 
@@ -231,7 +241,7 @@ def test_worst_cases_are_of_the_best_practical_student(tmp_path: Path) -> None:
     found = worst_cases(made.run)
     assert found.blocks[0].lines[0].startswith("'supervised' is shown")  # type: ignore[union-attr]
     losses = table(found, "Largest losses against the base").cells
-    assert [c.text for c in losses[0]] == ["t2", "p2", "50.0", "40.0", f"{MINUS}10.0"]
+    assert [c.text for c in losses[0]] == ["t2", "50.0", "40.0", f"{MINUS}10.0", "p2"]
     assert [row[0].text for row in table(found, "Lowest Dice").cells[:2]] == ["<b>x", "t2"]
 
 
@@ -285,7 +295,7 @@ def test_the_first_base_has_columns_of_its_own(built: Built, tmp_path: Path) -> 
 # ---- F1 of components ------------------------------------------------------------------------------------------------
 
 
-def run_of(f1: float | None, unmeasured: int = 0) -> Run:
+def run_of(f1: float | None) -> Run:
     """A run whose base has this F1 in both test cases and classes."""
     rows = [
         {
@@ -297,9 +307,9 @@ def run_of(f1: float | None, unmeasured: int = 0) -> Run:
         for case in ("a", "b")
         for label in (1, 2)
     ]
-    metrics = summary(pl.DataFrame(rows, schema=schema.EVALUATION.columns), None, KNOBS, unmeasured)
+    metrics = summary(pl.DataFrame(rows, schema=schema.EVALUATION.columns), None, KNOBS)
     cases = SimpleNamespace(class_names=["background", "nucleus", "gland"])
-    return cast(Run, SimpleNamespace(base_notes=[], arms=[Arm("base", metrics)], cases=cases, passes=lambda arm: 1))
+    return cast(Run, SimpleNamespace(arms=[Arm("base", metrics)], cases=cases, units="cases"))
 
 
 def tables(section: Section) -> dict[str, Table]:
@@ -308,7 +318,7 @@ def tables(section: Section) -> dict[str, Table]:
 
 def test_f1_is_a_column_and_a_table_where_it_was_measured() -> None:
     run = run_of(0.25)
-    arms = tables(answer(run))["Further test results of all arms"]
+    arms = tables(results(run))["Further test results of all arms"]
     assert [cell.text for cell in arms.cells[0]][list(arms.columns).index("F1")] == "25.0"
     assert "IoU is above 0.6" in arms.meanings["F1"]
     by_class = tables(worst_cases(run))["F1 of components by class, points"]
@@ -317,21 +327,14 @@ def test_f1_is_a_column_and_a_table_where_it_was_measured() -> None:
 
 def test_f1_is_nowhere_where_it_was_not_measured() -> None:
     run = run_of(None)
-    arms = tables(answer(run))["Further test results of all arms"]
+    arms = tables(results(run))["Further test results of all arms"]
     assert "F1" not in arms.columns
     assert "F1" not in arms.meanings
     assert not any("F1" in caption for caption in tables(worst_cases(run)))
 
 
-@pytest.mark.parametrize("f1", [None, 0.25])
-def test_only_the_recipe_is_set_as_words(f1: float | None) -> None:
-    arms, further = list(tables(answer(run_of(f1))).values())
-    assert all(len(row) == len(found.columns) for found in (arms, further) for row in found.rows)
-    assert [arms.columns[place] for place in sorted(arms.words)] == ["pair set", "judge", "objective", "anchor"]
-
-
-def test_cases_that_were_not_measured_are_named() -> None:
-    title = "Test results of all arms"
-    assert "Not measured" not in table(answer(run_of(None)), title).note
-    note = table(answer(run_of(None, unmeasured=2)), title).note
-    assert note.endswith("Not measured: 2 test cases whose truth is unknown everywhere.")
+def test_cases_that_were_not_measured_are_named(built: Built) -> None:
+    assert "Not measured" not in gains(built.run).note
+    run = replace(built.run, evaluation=built.run.evaluation)
+    run.arms[0].metrics["unmeasured"] = 2
+    assert gains(run).note.endswith("Not measured: 2 test cases whose truth is unknown everywhere.")

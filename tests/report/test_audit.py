@@ -19,8 +19,9 @@ from pipeline.report.audit_figures import (
 from pipeline.report.audit_measures import LIFT, OF_JUDGES, gaps
 from pipeline.report.blocks import Figure, Note, Section
 from pipeline.report.calibration import calibration
+from pipeline.report.headline import Headline
 from pipeline.report.judges import fixed_lift, judges
-from pipeline.report.page import render
+from pipeline.report.page import Head, render
 from pipeline.report.pair_sets import pair_sets
 from pipeline.store.schema import AUDIT_JUDGES
 from tests.fixtures.reporting import (
@@ -87,15 +88,15 @@ def test_judges_come_by_lift_with_those_that_read_the_truth_last(tmp_path: Path)
     best = row_of(verdicts, "shape")
     assert best["verdict"].text == "verdict <on> shape"
     assert (best["lift@1"].text, best["lift@1"].interval, best["lift@1"].sign) == ("+3.0", "[+1.0, +5.0]", 1)
-    assert best["headroom"].text == "8.0"
+    assert row_of(table(section, "Top pick of each judge"), "shape")["headroom"].text == "8.0"
     assert row_of(verdicts, "agreement")["lift@1"].sign == 0
 
 
 def test_the_lift_of_the_best_fixed_sampler_is_what_is_left_of_the_judge_s(tmp_path: Path) -> None:
     """A lift of 1.0 that is 1.0 less than the fixed sampler's: the fixed sampler has 2.0."""
     rows = [judge_row("agreement", lift=(0.01, 0.0, 0.02), lift_over_fixed=(-0.01, -0.02, 0.01))]
-    verdicts = table(judges(made(tmp_path, judges=rows).run), "Verdict of the audit on each judge")
-    fixed = row_of(verdicts, "agreement")["best fixed sampler"]
+    tops = table(judges(made(tmp_path, judges=rows).run), "Top pick of each judge")
+    fixed = row_of(tops, "agreement")["best fixed sampler"]
     assert (fixed.text, fixed.interval) == ("+2.0", "s 1")
     assert fixed_lift(judge_row("agreement", lift=(0.01, 0.0, 0.02))) is None
 
@@ -111,7 +112,7 @@ def test_every_measure_of_the_audit_is_a_column_with_its_meaning(tmp_path: Path)
 
 
 def test_the_page_explains_columns_and_dashes(tmp_path: Path) -> None:
-    page = render([judges(made(tmp_path, bins=[]).run)], {}, "", [])
+    page = render([judges(made(tmp_path, bins=[]).run)], Head(Headline("", "", []), None, {"data": "test"}))
     meaning = "True Dice of the best proposal minus true Dice of the top pick, in points."
     assert f"<dt>regret</dt><dd>{meaning}</dd>" in page
     assert '<th scope="col" class="number" title="True Dice of the best proposal minus' in page

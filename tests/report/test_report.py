@@ -18,17 +18,19 @@ from click.testing import CliRunner
 from pipeline.errors import BadInput
 from pipeline.report.blocks import Section, Table
 from pipeline.report.calibration import calibration
+from pipeline.report.cases_and_proposals import splits
 from pipeline.report.curves import curve_table, training
 from pipeline.report.judges import judges
 from pipeline.report.page import write_report
 from pipeline.report.pair_sets import pair_sets
 from pipeline.report.promotion import promotion
-from pipeline.report.run import Run
+from pipeline.report.run import Run, RunWarning, kinds_of
 from pipeline.report.worst_cases import worst_cases
+from pipeline.segmenter.knobs import MODELS
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import write_json
 from stages.report import main
-from tests.fixtures.reporting import JUDGES, NO_PAIRS, PAIRS, Built, build, plain_audit
+from tests.fixtures.reporting import JUDGES, NO_PAIRS, PAIRS, STUDENTS, Built, build, plain_audit
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +113,19 @@ def test_sections_come_in_order_and_say_how_to_read_them(page: str) -> None:
     assert page.count('<p class="how">') == len(order)
 
 
-def test_warnings_of_the_audit_come_before_any_result_and_name_the_students_that_they_concern(page: str) -> None:
+def test_warnings_that_touch_what_was_trained_come_first_and_all_are_folded(page: str) -> None:
     """rn_cdpo alone trains on 'mined', and nobody on 'unused'."""
     head = page[: page.index('id="answer"')]
-    assert '48 &lt;i&gt; wrong<span class="concerns">Students trained on this pair set: rn_cdpo</span>' in head
-    assert 'nothing mined<span class="concerns">No student trains on this pair set</span>' in head
-    assert "<li>few cases</li>" in head
-    assert "<li>a plain one</li>" in head
+    shown, folded = re.findall(r"<li>(.*)</li>", head[head.index('id="warnings"') : head.index("</section>")]), 3
+    wrong, concerned = "48 &lt;i&gt; wrong", '<span class="concerns">Students: rn_cdpo</span>'
+    assert shown[:folded] == [f"{wrong} {concerned}", "few cases", "a plain one"]
+    assert shown[folded:] == [
+        f"{wrong} {concerned}",
+        'nothing mined <span class="concerns">No student trains on this pair set</span>',
+        "few cases",
+        "a plain one",
+    ]
+    assert "Details: all 4 warnings" in head
 
 
 def test_notes_of_the_check_are_among_the_warnings(built: Built, page: str, tmp_path: Path) -> None:
@@ -145,15 +153,64 @@ def test_images_in_several_splits_are_the_first_warning(built: Built, tmp_path: 
 
 def test_the_header_names_the_data_and_their_limits(page: str) -> None:
     head = page[: page.index("<main>")]
-    for text in ("test", "class_0, class_1", "patient data", "single seed"):
+    for text in ("test", "class_0, class_1", "patient data", "one seed"):
         assert text in head
 
 
-def test_the_first_line_says_whether_a_student_was_promoted(page: str) -> None:
-    """The four patients are too few."""
-    head = page[: page.index('<dl class="facts">')]
+def test_the_first_screen_answers_three_questions(page: str) -> None:
+    """Five patients are too few to promote. The judges have no interval above the fixed proposal but the given one."""
+    first = page[: page.index('id="warnings"')]
     why = "validation has 5 patients, fewer than promotion.min_patients (15)"
-    assert f"<strong>No student may replace the base: {why}.</strong>" in head
+    assert f"<dt>Is there a better model?</dt><dd>No student may replace the base: {why}." in first
+    assert "<dt>Which judge?</dt><dd>&#39;agreement&#39;: its top picks are" in first
+    assert "<li>Label more validation cases: validation has 5 patients, and a promotion needs 15" in first
+    assert first.count("<li>") - first[first.index("more</summary>") :].count("<li>") == 3
+
+
+def test_warnings_of_one_kind_are_one_line_with_their_number() -> None:
+    """Three differ in names and numbers only; the fourth is about pairs that no student has."""
+    texts = [f"pair set '{name}': the lift of judge '{name}' is {n}.5" for name, n in (("a", 1), ("b", 2), ("c", 3))]
+    found = kinds_of(
+        [
+            *(RunWarning(text, text[10], (f"student_{n}",)) for n, text in enumerate(texts)),
+            RunWarning("pair set 'd': the lift of judge 'd' is 4.5", "d"),
+            RunWarning("propose.samplers.mean: 3 patients are fewer than 8"),
+            RunWarning("propose.samplers.one: 3 patients are fewer than 8"),
+            RunWarning("propose.samplers.one: the base has no folds"),
+        ]
+    )
+    assert [(kind.first, kind.count, kind.students) for kind in found] == [
+        (texts[0], 3, ("student_0", "student_1", "student_2")),
+        ("propose.samplers.mean: 3 patients are fewer than 8", 2, ()),
+        ("propose.samplers.one: the base has no folds", 1, ()),
+    ]
+
+
+def test_what_was_said_of_an_imported_base_is_a_warning(built: Built, tmp_path: Path) -> None:
+    note = "the model has seen 7 of 40 test cases, so measures on these cases are too good"
+    write_json(tmp_path / MODELS, {"imported": {"kind": "checkpoint", "sha256": "ab", "notes": [note]}})
+    first = replace(built.run, base=tmp_path).warnings[0]
+    assert first == RunWarning(f"base: {note}")
+
+
+@pytest.mark.parametrize("rows", ["", "base,0,,0.5,true\n"])
+def test_a_base_that_was_not_trained_is_not_said_to_have_learned(built: Built, tmp_path: Path, rows: str) -> None:
+    """Masks without a model have no row in the history of the base. An imported base has its start alone."""
+    assert "The base learned from the labelled split" in splits(built.run).how
+    assert "The base was best on validation at step 6 of 6, its last evaluation" in training(built.run).how
+    shutil.copytree(built.run.history, tmp_path / "history")
+    (tmp_path / "history/base.csv").write_text("model,step,loss,validation_dice,best\n" + rows)
+    params = built.run.params if rows else built.run.params.model_copy(update={"base": None})
+    page = Built(tmp_path, replace(built.run, params=params, history=tmp_path / "history")).page()
+    assert page.count("The base was not trained in this run") == 2
+    assert "Training of the base" not in page
+    assert "Train the base longer" not in page
+
+
+def test_a_run_on_volumes_has_its_page(tmp_path: Path) -> None:
+    page = build(tmp_path, dimensions=3, students={"rn_cdpo": STUDENTS["rn_cdpo"]}).page()
+    assert "along axis 3" in page
+    assert "Add the student &#39;supervised: {pairs: none" in page
 
 
 def test_equal_inputs_give_equal_bytes_whatever_the_user_s_matplotlib_settings(built: Built, page: str) -> None:
@@ -205,6 +262,15 @@ def test_every_section_names_what_it_misses(
     elsewhere: dict[str, Any] = {folder: tmp_path}
     with pytest.raises(BadInput, match=f"{tmp_path}/.*: no such"):
         section(replace(built.run, **elsewhere))
+
+
+def test_a_promotion_of_other_students_is_refused(built: Built) -> None:
+    params = built.run.params
+    fewer = {name: student for name, student in params.students.items() if name != "full"}
+    run = replace(built.run, params=params.model_copy(update={"students": fewer}))
+    with pytest.raises(BadInput, match=r"promotion.json: expected a choice of .*'supervised'\], found \['full'"):
+        write_report(run, built.folder / "refused")
+    assert not (built.folder / "refused").exists()
 
 
 def test_the_stage_reads_the_folders_of_dvc_yaml(built: Built, page: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import runpy
 import shutil
@@ -18,14 +19,18 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from pipeline.cases.readers import Reader
+from pipeline.exports.pair_rows import COLUMNS
+from pipeline.judges.judge import Evidence
 from pipeline.judges.kinds import Judge
 from pipeline.pairs.strategies import Strategy
 from pipeline.params import Params, load_params
 from pipeline.proposals.samplers import Sampler
 from pipeline.store import schema
+from pipeline.store.proposals import ProposalStore
 from pipeline.students.links import Link
 from pipeline.students.objectives import Objective
 from tests.fixtures.phantoms import disc
+from tests.fixtures.reporting import build
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -33,6 +38,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 ALL = [ROOT / "README.md", *PAGES]
 README = (ROOT / "README.md").read_text()
 CONTRACT = (DOCS / "contract.md").read_text()
+EXTENDING = (DOCS / "extending.md").read_text()
 PAGE_OF: dict[str, list[Any]] = {
     "data.md": [Reader],
     "models.md": [Params.model_fields["base"].annotation],
@@ -41,7 +47,7 @@ PAGE_OF: dict[str, list[Any]] = {
     "students.md": [Objective, Link],
 }
 """The page that lists the kinds of a family."""
-MADE_BY_THE_READER = {"pipeline/judges/kinds/compactness.py"}
+MADE_BY_THE_READER = {"kinds/compactness.py"}
 """Files of which a page says that the reader writes them."""
 LARGEST_DRAWING = 200_000
 every_page = pytest.mark.parametrize("page", ALL, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -90,6 +96,12 @@ def test_every_array_is_in_the_contract() -> None:
         )
 
 
+def test_every_column_of_exported_pairs_is_in_the_contract() -> None:
+    section = CONTRACT.partition("## Exported pairs")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| (.*) \|$", section, re.M))
+    assert rows == {name: column.meaning for name, column in COLUMNS.items()}
+
+
 # ---- what a reader copies ----------------------------------------------------------------------------------------
 
 
@@ -121,6 +133,37 @@ def test_the_example_judge_scores_masks(tmp_path: Path) -> None:
     cube = np.pad(np.ones((1, 3, 3, 3), np.uint8), [(0, 0), (1, 1), (1, 1), (1, 1)])
     assert judge.score(SimpleNamespace(masks=cube)).tolist() == [-26 / 27]
     assert module.Compactness.research is False
+
+
+def test_the_example_evidence_is_that_of_the_first_pool_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bars of 3, 5, 10 and again 5 pixels. Their mean is the bar of 5, so those of 5 agree most, and equally."""
+    build(tmp_path, students={})
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"<!-- example evidence -->\n```python\n(.*?)```", EXTENDING, re.S)
+    found = runpy.run_path(str(write(tmp_path / "try.py", block)))
+    assert found["evidence"].case.case_id == "c1"
+    scores = [float(number) for number in capsys.readouterr().out.strip("[]\n").split()]
+    assert scores[1] == scores[3] > max(scores[0], scores[2])
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("shown", [Evidence, ProposalStore])
+def test_every_part_of_the_evidence_is_documented(shown: type) -> None:
+    table = EXTENDING.partition(f"| attribute of `{shown.__name__}` |")[2].partition("\n\n")[0]
+    documented = re.findall(r"^\| `(\w+)(\(.*?\))?` \|", table, re.M)
+    public = {name for name in {**vars(shown), **shown.__annotations__} if not name.startswith("_")}
+    assert {name for name, _ in documented} == public
+    for name, arguments in documented:
+        method = getattr(shown, name, None)
+        if callable(method):
+            named = [parameter for parameter in inspect.signature(method).parameters if parameter != "self"]
+            assert arguments == f"({', '.join(named)})", name
 
 
 def test_the_example_parameters_replace_blocks_of_the_shipped_ones(tmp_path: Path) -> None:
@@ -172,7 +215,8 @@ def test_the_overrides_shown_are_accepted_by_dvc(tmp_path: Path) -> None:
 
 def test_the_tree_names_every_room() -> None:
     (tree,) = re.findall(r"^## Tree\n+```\n(.*?)```", README, re.S | re.M)
-    shown = set(re.findall(r"^ +(\w+)/ ", tree, re.M))
+    starts = re.findall(r"^ +((?:\w+/ )+)", tree, re.M)
+    shown = {name.removesuffix("/") for start in starts for name in start.split()}
     on_disk = {path.parent.name for path in (ROOT / "pipeline").rglob("__init__.py")} - {"pipeline"}
     assert shown == on_disk
     loose = {path.stem for path in (ROOT / "pipeline").glob("[a-z]*.py")}
@@ -237,6 +281,6 @@ def test_every_page_states_its_kind(page: Path) -> None:
 
 
 def test_drawings_are_small_pictures() -> None:
-    drawings = [path for path in DOCS.rglob("*") if path.is_file() and path.suffix not in (".md", ".csv")]
+    drawings = [path for path in DOCS.rglob("*") if path.is_file() and path.suffix not in (".md", ".csv", ".ipynb")]
     assert {path.suffix for path in drawings} <= {".png"}
     assert not [path for path in drawings if path.stat().st_size > LARGEST_DRAWING]

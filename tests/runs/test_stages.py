@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from pipeline.promotion.record import PromotionRecord
-from tests.fixtures.chain import TINY, commands, hashes, run_chain, with_changes
+from tests.fixtures.chain import ROOT, TINY, commands, hashes, run_chain, with_changes
 from tests.fixtures.phantoms import poison_labels, write_folders
 
 EXPECTED = {
@@ -111,6 +111,25 @@ def test_students_are_measured_on_validation_and_compared(first_run: Path) -> No
     assert "validation has 3 patients, fewer than promotion.min_patients (15)" in record.reason
     gain = (tables["rn_dpo"]["dice"] - tables["base"]["dice"]).mean()
     assert record.students[0].over_base.gain == pytest.approx(gain)
+
+
+def test_the_notebook_reads_the_tables_and_shows_pairs(first_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user opens `docs/tables.ipynb` beside a finished run. It is kept without outputs."""
+    nbclient, _ = pytest.importorskip("nbclient"), pytest.importorskip("duckdb")
+    import nbformat
+
+    notebook = nbformat.read(ROOT / "docs/tables.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not [cell for cell in code if cell.outputs or cell.execution_count]
+    (first_run / "docs").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    place = {"metadata": {"path": str(first_run / "docs")}}
+    nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3", resources=place).execute()
+    outputs = [output for cell in code for output in cell.outputs]
+    pairs = pl.read_parquet(first_run / "data/pairs/mined.parquet")
+    assert any(f"mined: {len(pairs)} pairs" in output.get("text", "") for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert all(cell.outputs for cell in code[1:])
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])

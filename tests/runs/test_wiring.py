@@ -12,6 +12,7 @@ from typing import Any
 
 import grimp
 import pytest
+from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from pipeline.cases.readers import Reader
@@ -23,6 +24,8 @@ from pipeline.proposals.samplers import Sampler
 from pipeline.provenance import stages_and_knobs
 from pipeline.students.links import Link
 from pipeline.students.objectives import Objective
+from segpref import SECTIONS, main
+from stages import command, names
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
@@ -52,10 +55,10 @@ def body(name: str) -> dict[str, Any]:
 
 
 def test_no_line_names_a_file_of_code() -> None:
-    """Two folders for stage `provenance`, and no other dependency of any stage is code."""
+    """Three folders for stage `provenance`, and no other dependency of any stage is code."""
     for name in STAGES:
-        code = [dep for dep in body(name)["deps"] if dep.startswith(("pipeline", "stages"))]
-        assert code == (["pipeline", "stages"] if name == "provenance" else [])
+        code = [dep for dep in body(name)["deps"] if dep.startswith(("pipeline", "stages", "kinds"))]
+        assert code == (["pipeline", "stages", "kinds"] if name == "provenance" else [])
     assert ".py" not in (ROOT / "dvc.yaml").read_text()
 
 
@@ -93,8 +96,11 @@ def test_packages_only_list(path: Path) -> None:
 
 
 def test_no_module_is_imported_by_a_name_that_is_made_at_run_time() -> None:
-    """The import graph would not see such a module, and its edits would rerun nothing."""
-    for path in (ROOT / "pipeline").rglob("*.py"):
+    """The import graph would not see such a module, and its edits would rerun nothing.
+
+    `code_of` looks for the files of own kinds itself.
+    """
+    for path in {*(ROOT / "pipeline").rglob("*.py")} - {ROOT / "pipeline/own_kinds.py"}:
         assert not re.search(r"\b(import_module|__import__)\b", path.read_text()), path
 
 
@@ -160,3 +166,24 @@ def test_nothing_of_test_reaches_the_choice_of_a_student() -> None:
 )
 def test_shipped_parameters_are_valid(file: str) -> None:
     assert load_params(ROOT / file).students
+
+
+def test_the_program_shows_every_command() -> None:
+    shown = [name for section in SECTIONS.values() for name in section]
+    assert sorted(shown) == names()
+    help_text = CliRunner().invoke(command("predict"), ["--help"]).output
+    assert "Trained model and new images" in help_text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["prdict"], "No such command 'prdict'. Did you mean 'predict'?"),
+        (["nextround"], "No such command 'nextround'. Did you mean 'next-round'?"),
+        (["zzz"], "No such command 'zzz'.\n"),
+    ],
+)
+def test_a_misspelt_command(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert said in capsys.readouterr().err

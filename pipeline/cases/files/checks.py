@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -24,12 +25,25 @@ _CLASS_NUMBERS = 32
 """Greys below this number look black: they are class numbers, not shades."""
 
 
+def case_id_of(name: str) -> str:
+    """Case id of a case that is called `name`: letters, digits, `_`, `.` and `-`, and no dot in front.
+
+    Accents are left out, other letters become their code points, and all other characters become one `_`. A name that
+    is a case id stays as it is. Two names may have one id.
+    """
+    if _CASE_ID.fullmatch(name):
+        return name
+    plain = "".join(one for one in unicodedata.normalize("NFKD", name) if not unicodedata.combining(one))
+    coded = "".join(f"u{ord(one):04x}" if ord(one) > 127 and one.isalnum() else one for one in plain)
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", coded).rstrip("_").lstrip(".")
+
+
 def check_case_id(case_id: str, file: object) -> None:
     """Refuse an unsafe or long case id. Case ids become file names, keys of tables and text of the report."""
     refuse_long_name(case_id, file)
     if not _CASE_ID.fullmatch(case_id):
         raise BadInput(
-            f"{file}: case id {case_id!r} expected letters, digits, '_', '.' or '-', not starting with a dot; "
+            f"{file}: expected a name with letters or digits, from which a case id can be made, found {case_id!r}; "
             "rename the file"
         )
 

@@ -6,7 +6,7 @@ library write the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ def mask_ending(image: Path) -> str:
         if name.endswith(ending):
             return ending
     return ".tif" if name.endswith((".tif", ".tiff")) else ".png"
+
+
+def in_values(mask: np.ndarray, values: Sequence[int] | None) -> np.ndarray:
+    """A mask u8 of class indices with the value of each class in place of its index. None keeps the indices."""
+    return mask if values is None else np.asarray(values, np.uint8)[mask]
 
 
 def write_mask(mask: np.ndarray, image: Path, path: Path) -> None:

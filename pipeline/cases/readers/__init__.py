@@ -2,11 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
 from pipeline.cases.readers.decathlon import Decathlon
 from pipeline.cases.readers.folders import Folders
 from pipeline.cases.readers.nnunet import NnUNet
 from pipeline.cases.readers.phantom import Phantom
+from pipeline.own_kinds import Family
 
-Reader = Annotated[Phantom | Decathlon | Folders | NnUNet, Field(discriminator="kind")]
+Reader = Annotated[Phantom | Decathlon | Folders | NnUNet, Family("reader", ("scan", "read"))]

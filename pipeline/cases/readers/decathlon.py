@@ -21,10 +21,10 @@ _LISTS = {"training": "numTraining", "test": "numTest"}
 
 
 class Decathlon(Knobs):
-    """A data set of the Decathlon. Cases under `training` have a label. Cases under `test` belong to the pool.
+    """Layout of the Medical Segmentation Decathlon: `dataset.json` lists NIfTI files.
 
-    Files under other keys are refused. Axes are in the order of the file. With several modalities, the last axis of the
-    file is the channels.
+    Cases under `training` have a label. Cases under `test` belong to the pool. Files under other keys are refused. Axes
+    are in the order of the file. With several modalities, the last axis of the file is the channels.
     """
 
     kind: Literal["decathlon"] = "decathlon"

@@ -22,10 +22,11 @@ _CHANNELS = {"grey": ["grey"], "rgb": ["red", "green", "blue"]}
 
 
 class Folders(Knobs):
-    """PNG, JPEG, BMP or TIFF images. Masks with the same stem hold the class index of each pixel.
+    """Pictures or TIFF stacks: a folder of images, and a folder of masks with the same names.
 
-    A TIFF file may hold a stack of slices and any number of channels. Images without a mask belong to the pool. Spacing
-    is unknown.
+    Images are PNG, JPEG, BMP or TIFF. The endings of image and mask may differ. Masks hold the class index of each
+    pixel, or are black and white (`foreground_above`). A TIFF file may hold a stack of slices and any number of
+    channels. Images without a mask belong to the pool. Spacing is unknown.
     """
 
     kind: Literal["folders"] = "folders"

@@ -30,10 +30,11 @@ _IGNORE = "ignore"
 
 
 class NnUNet(Knobs):
-    """A folder `DatasetXXX_Name`: `dataset.json`, `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`, `imagesTs`.
+    """Raw layout of nnU-Net v2: a folder with `dataset.json`, `imagesTr`, `labelsTr`, `imagesTs`; a file per channel.
 
-    Cases without a label belong to the pool. The spacing of a TIFF stack is read from `CASE.json`, in mm. The `ignore`
-    label becomes 255. Source of the format: nnU-Net's documentation, `dataset_format.md`.
+    Images are named `CASE_0000.nii.gz`, with the number of the channel, and labels `CASE.nii.gz`. Cases of `imagesTs`
+    without a label belong to the pool. The spacing of a TIFF stack is read from `CASE.json`, in mm. The `ignore` label
+    becomes 255. Source of the format: nnU-Net's documentation, `dataset_format.md`.
     """
 
     kind: Literal["nnunet"] = "nnunet"
@@ -68,8 +69,13 @@ class NnUNet(Knobs):
         self._labels()
         channels = len(self.channel_names())
         training = self._cases("imagesTr", "labelsTr", channels, None)
-        self._check_number(training)
-        return [*training, *self._cases("imagesTs", "labelsTs", channels, self.labels_ts)]
+        expected = self._check_number(training)
+        if expected != sum(source.label is not None for source in training):
+            self._refuse_lost_label(training, "labelsTr", "move its images to imagesTs, or lower `numTraining`")
+        others = self._cases("imagesTs", "labelsTs", channels, self.labels_ts)
+        if self.labels_ts == "test":
+            self._refuse_lost_label(others, "labelsTs", "move its images to another folder")
+        return [*training, *others]
 
     def read(self, source: Source) -> tuple[np.ndarray, np.ndarray | None]:
         """Image f32 `[channel, *space]` with intensities as stored, and label u8 `[*space]` or None."""
@@ -156,8 +162,17 @@ class NnUNet(Knobs):
             found.append((file.name, file.name.removesuffix(ending)))
         return found
 
-    def _check_number(self, training: Sequence[Source]) -> None:
-        """Refuse a data set with missing or surplus cases, as nnU-Net's own check does.
+    def _refuse_lost_label(self, sources: Sequence[Source], labels: str, otherwise: str) -> None:
+        """Refuse a case without a label among cases with labels: a lost file would only make a split smaller."""
+        without = [source.case_id for source in sources if source.label is None]
+        if without and len(without) < len(sources):
+            raise BadInput(
+                f"{self.path / labels}: case '{without[0]}': expected a label like {len(sources) - len(without)} other "
+                f"cases, found none ({len(without)} cases without); add the label, {otherwise}"
+            )
+
+    def _check_number(self, training: Sequence[Source]) -> int | None:
+        """Refuse a data set with missing or surplus cases, as nnU-Net's own check does. Returns `numTraining`.
 
         `numTraining` may count cases without a label or leave them out.
         """
@@ -168,6 +183,7 @@ class NnUNet(Knobs):
                 f"{self._index}: `numTraining` expected {expected} cases in imagesTr, found {counts[0]} ({counts[1]} "
                 "with label); fetch the missing files, or correct the number"
             )
+        return expected
 
     def _ending(self) -> str:
         found = self._content().get("file_ending")

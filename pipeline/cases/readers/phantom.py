@@ -27,7 +27,7 @@ Amount = Annotated[float, Field(ge=0)]
 
 
 class Phantom(Knobs):
-    """A phantom data set. Cases are drawn from the seed whenever they are read, and nothing is stored.
+    """Synthetic cases with exact labels. Cases are drawn from the seed whenever they are read; nothing is stored.
 
     The organ (class 1) is a deformed ellipse with a thin rim. The core (class 2) lies in the organ, the lobe (class 3)
     beside the organ. Look-alikes have about the organ's size and intensity but no rim, or a rim and no interior. Cases

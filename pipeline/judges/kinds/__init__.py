@@ -2,8 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from pipeline.judges.judge import JudgeKnobs
 from pipeline.judges.kinds.agreement import Agreement
 from pipeline.judges.kinds.entropy import Entropy
 from pipeline.judges.kinds.error_map import ErrorMap
@@ -17,6 +16,7 @@ from pipeline.judges.kinds.rca import Rca
 from pipeline.judges.kinds.shape import Shape
 from pipeline.judges.kinds.synthetic import Synthetic
 from pipeline.judges.kinds.table import ScoreTable
+from pipeline.own_kinds import Family
 
 Judge = Annotated[
     Agreement
@@ -32,5 +32,5 @@ Judge = Annotated[
     | Shape
     | Synthetic
     | ScoreTable,
-    Field(discriminator="kind"),
+    Family("judge", JudgeKnobs),
 ]

@@ -36,8 +36,8 @@ class Pairwise(JudgeKnobs):
 
     The penalty of the regression has the least log-loss of pairs on labelled groups that are left out. The goal is a
     high Dice of the top pick, but this Dice moves by whole proposals and is too coarse a criterion with few cases. With
-    one labelled group nothing can be left out, and the largest penalty is taken. Raises `BadInput` without out-of-fold
-    proposals, or if no labelled case has proposals that differ in true Dice.
+    one labelled group nothing can be left out, and the largest penalty is taken. The judge needs out-of-fold proposals,
+    and a labelled case whose proposals differ in true Dice; otherwise the stage ends with an error.
 
     `pairwise.json` holds weights (per spread) and spreads. For every penalty it also holds the log-loss, the share of
     pairs in the right order, and the lift of the top pick over slot 0 (in Dice) on the groups left out. The numbers of

@@ -43,12 +43,13 @@ class Quality(JudgeKnobs):
     from out-of-fold proposals of labelled cases and from corruptions. The loss is the smooth L1 error of the Dice of
     every foreground class, and a logistic ranking term on pairs of masks of one image. The weights are a moving
     average, kept from the evaluation that ranks proposals best on the labelled groups that the network leaves out.
-    Equal masks have equal scores. The judge abstains on masks that are 255 everywhere. Raises `BadInput` without
-    out-of-fold proposals, and for labelled cases of fewer than two groups.
+    Equal masks have equal scores. The judge abstains on masks that are 255 everywhere. The judge needs out-of-fold
+    proposals, and labelled cases of at least two groups; otherwise the stage ends with an error.
 
     Cost with the default knobs on one CPU core: 4 ms per network and proposal at 128x128, 23 ms at 48x64x48. Learning
     takes 0.13 s per step of 16 masks at 128x128 (4 minutes in all) and 0.7 s at 48x64x48, where smaller batches and
-    fewer steps help. The memory is described in `MaskBatches`.
+    fewer steps help. Memory per voxel and labelled case: 4 bytes per channel and class, and 1 byte per mask and
+    corruption.
     """
 
     kind: Literal["quality"]

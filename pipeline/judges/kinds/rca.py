@@ -32,8 +32,9 @@ class Rca(JudgeKnobs):
 
     References are labelled cases, chosen so that every class is in a reference if their number allows. References of
     the judged patient are left out. The judge abstains if no reference is left, and on proposals without a known voxel
-    among the voxels drawn. Raises `BadInput` if no labelled case has foreground. The judge is coarse: the classifier
-    sees grey values, no shape, and favours masks of voxels that look alike, such as eroded masks.
+    among the voxels drawn. The judge needs a labelled case with foreground; otherwise the stage ends with an error. The
+    judge is coarse: the classifier sees grey values, no shape, and favours masks of voxels that look alike, such as
+    eroded masks.
 
     Cost on one core with the defaults and one channel: per case 4 ms at 128x128 and 50 ms at 48x64x48 for the features,
     then per proposal 5 and 9 ms, at most proportional to `voxels` times `references`.

@@ -2,11 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from pipeline.own_kinds import Family
 from pipeline.pairs.strategies.all_pairs import AllPairs
 from pipeline.pairs.strategies.none import NoPairs
 from pipeline.pairs.strategies.random import Random
+from pipeline.pairs.strategies.strategy import StrategyKnobs
 from pipeline.pairs.strategies.top_base import TopBase
 from pipeline.pairs.strategies.top_bottom import TopBottom
 from pipeline.pairs.strategies.top_quantile import TopQuantile
@@ -16,5 +16,5 @@ Mined = TopBottom | TopBase | TopRandom | TopQuantile | Random | AllPairs
 """Strategies that make pairs: all kinds but `none`."""
 
 Strategy = Annotated[
-    TopBottom | TopBase | TopRandom | TopQuantile | Random | AllPairs | NoPairs, Field(discriminator="kind")
+    TopBottom | TopBase | TopRandom | TopQuantile | Random | AllPairs | NoPairs, Family("strategy", StrategyKnobs)
 ]

@@ -2,8 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from pipeline.own_kinds import Family
 from pipeline.proposals.samplers.consensus import ConsensusSampler
 from pipeline.proposals.samplers.ensemble import Ensemble
 from pipeline.proposals.samplers.imported import Imported
@@ -26,5 +25,5 @@ Sampler = Annotated[
     | Imported
     | ConsensusSampler
     | RegionsSampler,
-    Field(discriminator="kind"),
+    Family("sampler", ("settings", "draw")),
 ]

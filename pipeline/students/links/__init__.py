@@ -5,13 +5,12 @@ Torch is imported inside functions, so that reading `params.yaml` stays fast.
 
 from typing import Annotated
 
-from pydantic import Field
-
+from pipeline.own_kinds import Family
 from pipeline.students.links.cdpo import ConservativeDPO
 from pipeline.students.links.hinge import Hinge
 from pipeline.students.links.ipo import IPO
 from pipeline.students.links.robust import RobustDPO
 from pipeline.students.links.sigmoid import Sigmoid
 
-Link = Annotated[Sigmoid | ConservativeDPO | RobustDPO | IPO | Hinge, Field(discriminator="kind")]
+Link = Annotated[Sigmoid | ConservativeDPO | RobustDPO | IPO | Hinge, Family("link", ("aimed_shift",))]
 """Every member is a `LossOfMargin`."""

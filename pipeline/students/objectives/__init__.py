@@ -5,13 +5,13 @@ Torch is imported inside functions, so that reading `params.yaml` stays fast.
 
 from typing import Annotated
 
-from pydantic import Field
-
+from pipeline.own_kinds import Family
 from pipeline.students.objectives.distill import Distill
 from pipeline.students.objectives.full import Full
 from pipeline.students.objectives.imitate import Imitate
 from pipeline.students.objectives.mapo import Mapo
 from pipeline.students.objectives.mean_teacher import MeanTeacher
+from pipeline.students.objectives.objective import ObjectiveKnobs
 from pipeline.students.objectives.preference import Preference
 from pipeline.students.objectives.proposal import Proposal
 from pipeline.students.objectives.pseudo_label import PseudoLabel
@@ -33,5 +33,5 @@ Objective = Annotated[
     | Full
     | TunedThreshold
     | Proposal,
-    Field(discriminator="kind"),
+    Family("objective", ObjectiveKnobs),
 ]

@@ -1,0 +1,268 @@
+"""What a data set holds: layout, classes, masks, grids and patients, and the knobs that follow."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from math import isclose
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.cases.files import picture, tiff
+from pipeline.cases.readers.decathlon import Decathlon
+from pipeline.cases.readers.folders import Folders
+from pipeline.cases.readers.nnunet import NnUNet
+from pipeline.cases.readers.reader import Reader, Source
+from pipeline.errors import BadInput
+from pipeline.segmenter.strong_views import Modality
+
+_PICTURES = (*picture.ENDINGS, *tiff.ENDINGS)
+_MASKS = re.compile(r"mask|label|seg|annot|ground|truth|gt", re.IGNORECASE)
+"""Words in the names of folders of masks."""
+_READ = 100
+"""Masks that are read, and images whose colours are compared: enough to see what a data set holds, in seconds."""
+_SHADES = 32
+"""Values from here on are shades of grey, and below they are class indices."""
+_PATIENT = re.compile(r"(?P<patient>.*?\d+)[_-].*")
+"""A name that begins with what may be a patient: everything up to its first number."""
+_LARGEST = 256
+"""Voxels along an axis of a picture above which the working grid is made smaller, so that a CPU is enough."""
+
+
+@dataclass
+class Look:
+    """Blocks of `params.yaml` that fit a data set, and what was found and guessed."""
+
+    data: dict[str, Any]
+    """The block `data`."""
+    sources: list[Source]
+    classes: list[str]
+    channels: list[str]
+    empty: int = 0
+    """Masks without foreground among those that were read."""
+    read: int = 0
+    """Masks that were read."""
+    values: str = ""
+    """What masks hold, for pictures."""
+    guessed: list[str] = field(default_factory=list)
+    """What was guessed, one line each: for a user to check."""
+
+    @property
+    def dimensions(self) -> int:
+        """Spatial axes: 2 or 3."""
+        return len(self.sources[0].shape)
+
+    @property
+    def labelled(self) -> list[Source]:
+        """Cases with a mask."""
+        return [source for source in self.sources if source.label is not None]
+
+    @property
+    def modality(self) -> Modality | None:
+        """Modality of the strong views, guessed from channels and files. None if nothing speaks for one."""
+        names = " ".join(self.channels).lower()
+        if re.search(r"\bct\b", names):
+            return "ct"
+        if re.search(r"mr|t1|t2|flair|pd|adc|dwi", names) or (self.dimensions == 3 and self.data["kind"] != "folders"):
+            return "mri"
+        return "photograph" if len(self.channels) == 3 else None
+
+    @property
+    def sides(self) -> list[str]:
+        """Names of classes that speak of left or right."""
+        return [name for name in self.classes if re.search(r"(^|[^a-z])(left|right|l|r)([^a-z]|$)", name.lower())]
+
+    @property
+    def flips(self) -> list[int]:
+        """Axes along which images may be flipped: none where classes have sides."""
+        if self.sides:
+            return []
+        return [0] if self.dimensions == 3 else [0, 1] if self.modality == "photograph" else [1]
+
+    @property
+    def spacing(self) -> list[float] | None:
+        """Median voxel edges in mm of volumes whose voxels differ by more than a tenth. None if no grid is needed."""
+        edges = [source.spacing_mm for source in self.sources if source.spacing_mm is not None]
+        if self.dimensions == 2 or len(edges) < len(self.sources):
+            return None
+        median = np.median(np.array(edges), axis=0)
+        same = all(isclose(a, b, rel_tol=0.1) for one in edges for a, b in zip(one, median, strict=True))
+        return None if same else [round(float(edge), 3) for edge in median]
+
+    @property
+    def resize(self) -> list[int] | None:
+        """Working grid of pictures of several or large sizes: the median size, at most 256, in steps of 16 voxels."""
+        shapes = np.array([source.shape for source in self.sources])
+        if self.dimensions == 3 or (len(np.unique(shapes, axis=0)) == 1 and shapes.max() <= _LARGEST):
+            return None
+        median = np.median(shapes, axis=0)
+        scaled = median * min(1, _LARGEST / median.max())
+        return [max(16, round(float(size) / 16) * 16) for size in scaled]
+
+    @property
+    def window(self) -> list[int] | None:
+        """Window of networks on volumes that are larger than 96 voxels along an axis."""
+        largest = np.max([source.shape for source in self.sources], axis=0)
+        return [min(64, int(size)) for size in largest] if self.dimensions == 3 and largest.max() > 96 else None
+
+    @property
+    def splits(self) -> dict[str, int | str]:
+        """Sizes of the splits. A pool is made of masked cases only if every case has a mask."""
+        masked = len(self.labelled)
+        # Fewer than 15 patients of validation promote nothing.
+        validation = min(100, max(masked * 3 // 10, min(15, masked * 2 // 5)))
+        without = len(self.sources) - masked
+        labelled, pool = (masked * 2 // 5, 0) if without else (masked // 5, masked * 3 // 10)
+        return {"labelled": labelled, "pool": pool, "validation": validation, "test": "rest"}
+
+    def patients(self) -> tuple[int, str, str] | None:
+        """Number of names before the first `_` or `-`, with two names that share one. None if all differ."""
+        matches = (_PATIENT.fullmatch(source.case_id) for source in self.sources)
+        names = [(match["patient"], match.string) for match in matches if match]
+        counts = Counter(patient for patient, _ in names)
+        if len(names) < len(self.sources) or len(counts) in (1, len(names)) or max(counts.values()) == len(names):
+            return None
+        common = next(patient for patient, count in counts.items() if count > 1)
+        first, second = islice((name for patient, name in names if patient == common), 2)
+        return len(counts), first, second
+
+
+def look(path: Path) -> Look:
+    """What the data set at `path` holds. Raises `BadInput` for an unknown layout and for faults of the data set."""
+    if not path.is_dir():
+        raise BadInput(f"{path}: expected the folder of a data set, found none; correct --data")
+    index = path / "dataset.json"
+    if index.is_file():
+        return _indexed(path, index)
+    if (path / "imagesTr").is_dir():
+        raise BadInput(f"{index}: expected the dataset.json of nnU-Net beside imagesTr, found none; add the file")
+    below = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    folders = {folder.name: files for folder in below if (files := _pictures(folder))}
+    if sets := [folder.name for folder in below if (folder / "dataset.json").is_file()]:
+        raise BadInput(f"{path}: expected one data set, found dataset.json in {sets}; give --data {path / sets[0]}")
+    if not folders:
+        raise BadInput(
+            f"{path}: expected dataset.json (nnU-Net, Decathlon), or a folder of images and a folder of masks, found "
+            + (f"{len(files)} pictures in one folder" if (files := _pictures(path)) else "neither")
+            + "; put images into images/ and their masks, under the same names, into masks/"
+        )
+    return _folders(path, folders)
+
+
+def _indexed(path: Path, index: Path) -> Look:
+    content = json.loads(index.read_text()) if index.stat().st_size else {}
+    if not isinstance(content, dict):
+        raise BadInput(f"{index}: expected a JSON object, found {type(content).__name__}; fetch the file again")
+    reader: Reader
+    if "channel_names" in content or "file_ending" in content:
+        kind, reader = "nnunet", NnUNet(path=path)
+    elif "training" in content:
+        kind, reader = "decathlon", Decathlon(path=path)
+    else:
+        raise BadInput(
+            f"{index}: expected `channel_names` (nnU-Net) or `training` (Decathlon), found {sorted(content)}; correct "
+            "the file"
+        )
+    return _looked({"kind": kind, "path": str(path)}, reader)
+
+
+def _folders(path: Path, folders: Mapping[str, Mapping[str, Path]]) -> Look:
+    """Paired folders: the folder of masks has a name that says so, or fewer grey values than the other."""
+    named = [name for name in folders if _MASKS.search(name)]
+    images = [name for name in folders if name not in named]
+    if len(images) != 1 or len(named) > 1:
+        raise BadInput(
+            f"{path}: expected one folder of images and one of masks, found the folders of pictures {list(folders)}; "
+            "give --data a folder with images/ and masks/"
+        )
+    data: dict[str, Any] = {"kind": "folders", "path": str(path)}
+    data |= {"images": images[0]} if images[0] != "images" else {}
+    masks = named[0] if named else None
+    data |= {"masks": masks} if masks != "masks" else {}
+    stems = set(folders[images[0]])
+    guessed: list[str] = []
+    if masks is not None:
+        if not stems & set(folders[masks]):
+            one, other = next(iter(folders[images[0]].values())), next(iter(folders[masks].values()))
+            raise BadInput(
+                f"{path}: expected masks with the names of their images, found '{one.name}' and '{other.name}'; rename "
+                "the masks"
+            )
+        values = sorted({int(value) for file in islice(folders[masks].values(), _READ) for value in _values(file)})
+        data |= _of_values(values, path / masks, guessed)
+    colours = {_colour(file) for file in islice(folders[images[0]].values(), _READ)}
+    if len(colours) > 1 or colours == {"grey in colour"}:
+        data["channels"] = "rgb" if "colour" in colours else "grey"
+        guessed.append(f"images are read as {data['channels']} (found: {', '.join(sorted(colours))})")
+    found = _looked(data, Folders.model_validate_json(json.dumps(data)))
+    found.guessed = [*guessed, *found.guessed]
+    return found
+
+
+def _of_values(values: Sequence[int], masks: Path, guessed: list[str]) -> dict[str, Any]:
+    """Knobs of the reader for the values that masks hold."""
+    if len(values) <= 2 and max(values, default=0) >= _SHADES:
+        guessed.append(f"masks hold {' and '.join(map(str, values))}: pixels above 127 are foreground")
+        return {"foreground_above": 127, "classes": ["background", "foreground"]}
+    known = [value for value in values if value != 255]
+    if max(known, default=0) < _SHADES:
+        classes = ["background", *(f"class_{value}" for value in range(1, max(known, default=1) + 1))]
+        classes = ["background", "foreground"] if len(classes) == 2 else classes
+        guessed.append(f"masks hold the class indices {values}, called {', '.join(classes[1:])}: give them their names")
+        return {"classes": classes}
+    if all(value <= _SHADES or value >= 255 - _SHADES for value in values):
+        guessed.append("masks are nearly black and white, as JPEG stores them: pixels above 127 are foreground")
+        return {"foreground_above": 127, "classes": ["background", "foreground"]}
+    raise BadInput(
+        f"{masks}: expected class indices (0, 1, ...) or black and white, found the values {_short(values)}; convert "
+        "the masks to class indices"
+    )
+
+
+def _looked(data: dict[str, Any], reader: Reader) -> Look:
+    found = Look(data, reader.scan(), reader.class_names(), reader.channel_names())
+    for source in islice(found.labelled, _READ):
+        _, label = reader.read(source)
+        found.read += 1
+        found.empty += not bool(np.any((label > 0) & (label < 255))) if label is not None else 0
+    return found
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    """Pictures and TIFF files of a folder by stem, without hidden files."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    return {file.stem: file for file in files if file.suffix.lower() in _PICTURES}
+
+
+def _values(file: Path) -> np.ndarray:
+    return np.unique(_array(file))
+
+
+def _colour(file: Path) -> str:
+    array = _array(file)
+    if array.ndim < 3 or array.shape[-1] not in (3, 4):
+        return "grey"
+    same = (array[..., 0] == array[..., 1]).all() and (array[..., 1] == array[..., 2]).all()
+    return "grey in colour" if same else "colour"
+
+
+def _array(file: Path) -> np.ndarray:
+    """Values as stored. The readers check the file; here a picture is only looked at."""
+    if file.suffix.lower() in tiff.ENDINGS:
+        import tifffile
+
+        return np.asarray(tifffile.imread(file))
+    from PIL import Image
+
+    with Image.open(file) as opened:
+        return np.asarray(opened)
+
+
+def _short(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")

@@ -1,0 +1,85 @@
+"""segpref: better segmentation from unlabelled images, and a measure of how far to believe the result.
+
+The program `segpref` starts a project and runs its stages. `segpref.show` draws a pair in a notebook. An installation
+has this module as the package `segpref`, with the packages `segpref.pipeline` and `segpref.stages` inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from pipeline import __version__
+from pipeline.show import show
+from stages import command, names
+
+__all__ = ["main", "show"]
+
+SECTIONS = {
+    "A project": ("init", "run", "knobs"),
+    "Stages, which `dvc repro` runs": (
+        "provenance",
+        "prepare",
+        "check",
+        "base",
+        "propose",
+        "judge",
+        "panel",
+        "audit",
+        "mine",
+        "train",
+        "validate",
+        "evaluate",
+        "promote",
+        "report",
+    ),
+    "What comes of a run": ("predict", "export", "export_pairs", "export_proposals", "compare", "next_round"),
+}
+"""Commands by their section of `segpref --help`."""
+
+
+class Program(click.Group):
+    """The commands of `stages`, by the names of their modules with `-` in place of `_`. Only used commands load."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [_shown(name) for section in SECTIONS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        module = name.replace("-", "_")
+        return command(module) if module in names() else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from difflib import get_close_matches
+
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = get_close_matches(args[0], self.list_commands(ctx), n=1)
+            raise click.UsageError(error.message + (f" Did you mean '{close[0]}'?" if close else ""), ctx) from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(_shown(name), str(command(name).help).splitlines()[0]) for name in section])
+
+
+def _shown(name: str) -> str:
+    return name.replace("_", "-")
+
+
+@click.group(cls=Program, help="Better segmentation from unlabelled images. See also `segpref COMMAND --help`.")
+@click.version_option(__version__, package_name="segpref")
+def _program() -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program `segpref`, with these arguments or those of the command line."""
+    _program(arguments, prog_name="segpref")
+
+
+if __name__ == "__main__":
+    main()

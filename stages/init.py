@@ -1,0 +1,23 @@
+"""Data set, or none for phantoms -> the folder of a new project: params.yaml that fits, dvc.yaml and git."""
+
+from pathlib import Path
+
+import click
+
+from stages import FOLDER, guarded
+
+
+@click.command(help=__doc__)
+@click.argument("folder", type=FOLDER)
+@click.option("--data", type=FOLDER, help="Folder of the data set, which stays where it is.  [default: phantoms]")
+@guarded
+def main(folder: Path, data: Path | None) -> None:
+    from pipeline.project.start import start
+
+    for line in start(folder, data):
+        click.echo(f"  {line}")
+    click.echo(f"{folder}: look at params.yaml, then: cd {folder} && dvc repro")
+
+
+if __name__ == "__main__":
+    main()

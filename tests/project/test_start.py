@@ -1,0 +1,180 @@
+"""`segpref init`: what is found in a data set, and a project whose knobs load and whose cases can be prepared."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from ruamel.yaml import YAML
+
+from pipeline.cases.prepare import prepare
+from pipeline.errors import BadInput
+from pipeline.params import Params, load_params
+from pipeline.project.look import look
+from pipeline.project.start import check_repository, dvc_file, start
+from pipeline.store.cases import CaseStore
+from stages import command
+from tests.fixtures.phantoms import disc, save_image, write_decathlon, write_folders, write_nnunet
+
+
+def published(root: Path) -> Path:
+    """Grey pictures in three channels, of several sizes and odd names; masks of 0 and 255, some empty, some missing."""
+    for number in range(30):
+        shape = (40 + number, 50)
+        label = disc(shape, 8 if number % 5 else 0)
+        name = f"benign ({number}).png"
+        save_image(root / "pictures" / name, np.stack([label * 90 + np.uint8(number)] * 3, -1))
+        if number < 24:
+            save_image(root / "ground truth" / name, label * 255)
+    return root
+
+
+LAYOUTS: dict[str, Callable[[Path], Path]] = {
+    "nnunet": lambda root: write_nnunet(root, cases=20, unlabelled=6),
+    "decathlon": lambda root: write_decathlon(root, cases=20),
+    "folders": lambda root: write_folders(root, cases=20),
+    "published": published,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_project_is_made_of_a_layout_and_its_cases_can_be_prepared(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, folder = LAYOUTS[layout](tmp_path / "set"), tmp_path / "project"
+    done = CliRunner().invoke(command("init"), [str(folder), "--data", str(data)])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == f"{folder}: look at params.yaml, then: cd {folder} && dvc repro"
+    monkeypatch.chdir(folder)
+    params = load_params(Path("params.yaml"))
+    prepare(params.data, params.preprocess, params.splits, tmp_path / "cases", params.execution)
+    cases = CaseStore(tmp_path / "cases")
+    assert all(cases.split(split) for split in ("labelled", "pool", "validation", "test"))
+    log = subprocess.run(["git", "log", "--format=%s"], capture_output=True, text=True, check=True)
+    assert log.stdout == "Start of the project\n"
+    status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
+    assert status.stdout == ""
+
+
+def test_what_was_found_is_said(tmp_path: Path) -> None:
+    said = start(tmp_path / "project", published(tmp_path / "set"))
+    assert said == [
+        "layout folders: 30 cases, 24 with a mask",
+        "1 channel (grey), 40x50 to 69x50",
+        "classes: background, foreground",
+        "masks without foreground: 5 of 24 that were looked at",
+        "guessed: masks hold 0 and 255: pixels above 127 are foreground",
+        "guessed: images are read as grey (found: grey in colour)",
+        "guessed: modality none, flips along the axes [1]",
+    ]
+    params = load_params(tmp_path / "project/params.yaml")
+    assert params.data.model_dump() | {"path": None} == {
+        "kind": "folders",
+        "path": None,
+        "case_table": None,
+        "images": "pictures",
+        "masks": "ground truth",
+        "classes": ("background", "foreground"),
+        "channels": "grey",
+        "foreground_above": 127,
+    }
+    assert params.preprocess.resize == (48, 48)
+    assert (params.splits.labelled, params.splits.pool, params.splits.validation) == (9, 0, 9)
+
+
+def knobs_of(folder: Path, data: Path) -> tuple[list[str], Params]:
+    return start(folder, data), load_params(folder / "params.yaml")
+
+
+def test_patients_in_names_are_pointed_out(tmp_path: Path) -> None:
+    for number in range(8):
+        save_image(tmp_path / f"set/images/p{number // 2}_{number}.png", disc((20, 24), 5))
+    said, _ = knobs_of(tmp_path / "project", tmp_path / "set")
+    assert any(
+        line.startswith("check: names such as 'p0_0' and 'p0_1' look like one patient (4 in all)") for line in said
+    )
+
+
+def test_classes_with_sides_are_not_flipped(tmp_path: Path) -> None:
+    write_nnunet(tmp_path / "set", cases=12, ending=".png")
+    file = tmp_path / "set/dataset.json"
+    file.write_text(file.read_text().replace('"ball"', '"left kidney"'))
+    _, params = knobs_of(tmp_path / "project", tmp_path / "set")
+    assert params.augmentation.flips == ()
+    assert "tta" not in {sampler.kind for sampler in params.propose.samplers.values()}
+
+
+def test_phantoms_without_data(tmp_path: Path) -> None:
+    assert start(tmp_path / "project", None) == ["phantoms, which need no data"]
+    assert load_params(tmp_path / "project/params.yaml").data.kind == "phantom"
+
+
+def test_no_stage_of_a_project_names_code(tmp_path: Path) -> None:
+    """Every command is one of segpref, and only `provenance` looks at the code, every time."""
+    stages = YAML(typ="safe").load(dvc_file())["stages"]
+    bodies = {name: stage.get("do", stage) for name, stage in stages.items()}
+    assert {body["cmd"].split()[0] for body in bodies.values()} == {"segpref"}
+    assert [name for name, body in bodies.items() if body.get("always_changed")] == ["provenance"]
+    deps = [dep for body in bodies.values() for dep in body.get("deps", [])]
+    assert not {dep for dep in deps if dep.split("/")[0] in ("pipeline", "stages", "kinds")}
+
+
+def test_a_project_is_not_written_over_another(tmp_path: Path) -> None:
+    start(tmp_path, None)
+    with pytest.raises(BadInput, match=r"dvc.yaml: expected a folder without a project, found one; choose another"):
+        start(tmp_path, None)
+
+
+def test_a_copied_folder_says_what_to_do(tmp_path: Path) -> None:
+    start(tmp_path, None)
+    check_repository(tmp_path)
+    (tmp_path / ".git").rename(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match=r"expected a git repository, which DVC needs, found none; run `git init && git"):
+        check_repository(tmp_path)
+    (tmp_path / ".dvc/config").unlink()
+    with pytest.raises(BadInput, match=r"expected the folder .dvc of a project, found none; copy the project with its"):
+        check_repository(tmp_path)
+
+
+def bad(root: Path, kind: str) -> None:
+    save = lambda name, values: save_image(root / name, np.array(values, np.uint8))  # noqa: E731
+    match kind:
+        case "one folder":
+            save("a.png", [[0, 1]])
+        case "three folders":
+            for name in ("a/a.png", "b/a.png", "c/a.png"):
+                save(name, [[0, 1]])
+        case "greys":
+            save("images/a.png", [[0, 90, 255]])
+            save("masks/a.png", [[0, 90, 255]])
+        case "other names":
+            save("images/a.png", [[0, 1]])
+            save("masks/a_mask.png", [[0, 1]])
+        case "no index":
+            save("imagesTr/a_0000.png", [[0, 1]])
+        case "one above":
+            write_nnunet(root / "set")
+        case "other json":
+            (root / "dataset.json").write_text('{"name": "a"}')
+
+
+FAULTS = {
+    "one folder": "found 1 pictures in one folder; put images into images/ and their masks, under the same names, into",
+    "three folders": r"expected one folder of images and one of masks, found the folders of pictures \['a', 'b', 'c'\]",
+    "greys": r"masks: expected class indices \(0, 1, ...\) or black and white, found the values 0, 90, 255; convert",
+    "other names": "expected masks with the names of their images, found 'a.png' and 'a_mask.png'; rename the masks",
+    "no index": r"dataset.json: expected the dataset.json of nnU-Net beside imagesTr, found none; add the file",
+    "one above": r"expected one data set, found dataset.json in \['set'\]; give --data .*set",
+    "other json": r"expected `channel_names` \(nnU-Net\) or `training` \(Decathlon\), found \['name'\]; correct",
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_layout_that_is_not_known_is_named(kind: str, tmp_path: Path) -> None:
+    bad(tmp_path, kind)
+    with pytest.raises(BadInput, match=FAULTS[kind]):
+        look(tmp_path)
