@@ -1,4 +1,4 @@
-"""A MONAI bundle of a trained model. MONAI's own runner makes the masks of `stages.predict` from the bundle."""
+"""A MONAI bundle of a trained model. MONAI's own runner makes the masks of `segpref predict` from the bundle."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Transforms of a bundle: find images, bring images to the working grid, write masks on the grids of the images.
 
 `scripts/transforms.py` of an exported bundle is a copy of this file. This file imports nothing of the library but the
-two files that lie beside the copy. The transforms make the masks of `stages.predict` and refuse the same images.
+two files that lie beside the copy. The transforms make the masks of `segpref predict` and refuse the same images.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def _kind(file: Path) -> str:
     kind = next((kind for kind, endings in _ENDINGS.items() if file.name.lower().endswith(endings)), None)
     if kind is None:
         known = ", ".join(ending for endings in _ENDINGS.values() for ending in endings)
-        raise ValueError(f"{file}: this bundle reads {known}; convert the file, or use segpref's stages.predict")
+        raise ValueError(f"{file}: this bundle reads {known}; convert the file, or use `segpref predict`")
     return kind
 
 

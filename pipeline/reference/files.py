@@ -25,7 +25,7 @@ def refuse_old_reference(schema: Path, page: Path) -> None:
         there = file.is_file()
         if not there or file.read_text("utf-8") != text:
             found = "other content" if there else "no file"
-            old.append(f"{file}: expected the knobs of the code, found {found}; run python -m stages.knobs")
+            old.append(f"{file}: expected the knobs of the code, found {found}; run segpref knobs")
     if old:
         raise BadInput.all(old)
 

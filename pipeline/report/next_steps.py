@@ -326,11 +326,11 @@ def _use_the_promoted_student(numbers: Numbers) -> str | None:
     name, headroom = numbers.promotion.promoted, numbers.headroom
     if name is None:
         return None
-    use = f"Use '{name}' (python -m stages.predict)"
+    use = f"Use '{name}' (segpref predict)"
     if headroom.high is None or headroom.high < HEADROOM:
         return f"{use}."
     return (
-        f"{use}, or start the next round from it (python -m stages.next_round): the best proposals are "
+        f"{use}, or start the next round from it (segpref next-round): the best proposals are "
         f"{inline(headroom, signed=True)} Dice points above the base."
     )
 
@@ -350,7 +350,7 @@ def _add_continued_training(numbers: Numbers) -> str | None:
 def _repeat_with_another_seed(numbers: Numbers) -> str | None:
     """One run says nothing about the spread between trainings."""
     return (
-        "Repeat the run with another seed, and compare both (python -m stages.compare): 1 seed does not show how much "
+        "Repeat the run with another seed, and compare both (segpref compare): 1 seed does not show how much "
         "results vary between trainings."
     )
 

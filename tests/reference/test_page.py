@@ -52,7 +52,7 @@ def test_a_file_that_is_not_current_is_named_and_written_anew(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     found = CliRunner().invoke(main, ["--check"])
     assert found.exit_code == 2
-    expected = "expected the knobs of the code, found no file; run python -m stages.knobs"
+    expected = "expected the knobs of the code, found no file; run segpref knobs"
     assert found.output.splitlines() == [f"error: {file}: {expected}" for file in FILES]
     assert CliRunner().invoke(main, []).exit_code == 0
     assert [Path(file).read_bytes() for file in FILES] == [(ROOT / file).read_bytes() for file in FILES]

@@ -70,7 +70,7 @@ def first(**given: Any) -> str:
 
 def test_another_seed_is_always_left() -> None:
     (said,) = next_steps(numbers())
-    assert said.startswith(f"{SEED}, and compare both (python -m stages.compare): 1 seed")
+    assert said.startswith(f"{SEED}, and compare both (segpref compare): 1 seed")
 
 
 def test_too_few_patients_to_promote() -> None:
@@ -211,11 +211,11 @@ def test_a_run_without_continued_training() -> None:
 def test_a_promoted_student_is_used_and_starts_the_next_round_if_there_is_headroom() -> None:
     promoted = record(considered("rn_dpo", 0.03), promoted="rn_dpo")
     assert first(promotion=promoted) == (
-        "Use 'rn_dpo' (python -m stages.predict), or start the next round from it (python -m stages.next_round): the "
+        "Use 'rn_dpo' (segpref predict), or start the next round from it (segpref next-round): the "
         "best proposals are +7.0 [+5.0, +9.0] Dice points above the base."
     )
     assert next_steps(numbers(promotion=promoted, headroom=Estimate(0.001, 0.0, 0.002)))[1] == (
-        "Use 'rn_dpo' (python -m stages.predict)."
+        "Use 'rn_dpo' (segpref predict)."
     )
 
 

@@ -237,6 +237,9 @@ def test_code_that_a_page_names_is_there(page: Path) -> None:
     paths = set(re.findall(r"(?<![\w./-])((?:pipeline|stages|tests|benchmarks|examples)/[\w./]*\w)", text))
     modules = re.findall(r"python -m ((?:stages|benchmarks)\.\w+)", text)
     paths |= {f"{module.replace('.', '/')}.py" for module in modules}
+    shell = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S))
+    commands = re.findall(r"`segpref ([a-z-]+)", text) + re.findall(r"(?:^|&& )segpref ([a-z-]+)", shell, re.M)
+    paths |= {f"stages/{command.replace('-', '_')}.py" for command in commands}
     assert not {path for path in paths - MADE_BY_THE_READER if not (ROOT / path).exists()}
 
 

@@ -18,7 +18,7 @@ from pipeline.store.tables import ROW, read_foreign_table, refuse_no_table
 
 
 class ScoreTable(JudgeKnobs):
-    """Scores of the user's own QC tool or of an expert, for the proposals that `stages.export_proposals` wrote."""
+    """Scores of the user's own QC tool or of an expert, for the proposals that `segpref export-proposals` wrote."""
 
     kind: Literal["table"]
     path: Path

@@ -65,7 +65,7 @@ class Bundle(Knobs):
         if "scripts.transforms.ToWorkingGridd" in json.dumps(config.content):
             raise BadInput(
                 f"{config.path}: expected transforms of MONAI, found a bundle that this project exported; export the "
-                "same model with `python -m stages.export NAME --format safetensors`, and use base.kind 'checkpoint'"
+                "same model with `segpref export NAME --format safetensors`, and use base.kind 'checkpoint'"
             )
         before, seen = effects(config, "preprocessing", "image", BEFORE, cases.channels, self.ignore)
         after, given = effects(config, "postprocessing", "pred", AFTER, cases.channels, self.ignore)
