@@ -168,3 +168,36 @@ def test_kinds_of_another_project_are_gone(project: Project, tmp_path: Path) -> 
     (tmp_path / "other/params.yaml").write_text(file.read_text())
     with pytest.raises(BadInput, match=r"judges.mine.kind: found 'constant', expected one of"):
         load_params(tmp_path / "other/params.yaml")
+
+
+STUDENT = TINY["students"]["rn_dpo"]
+OWN = {
+    "sampler": (
+        "pipeline.proposals.samplers.ensemble import Ensemble",
+        {"propose": {**TINY["propose"], "samplers": {"mine": {"kind": "own"}}}},
+        lambda params: params.propose.samplers["mine"],
+    ),
+    "strategy": (
+        "pipeline.pairs.strategies.top_bottom import TopBottom",
+        {"pairs": {**TINY["pairs"], "mined": {"judge": "agreement", "strategy": {"kind": "own"}}}},
+        lambda params: params.pairs["mined"].strategy,
+    ),
+    "link": (
+        "pipeline.students.links.sigmoid import Sigmoid",
+        {"students": {"mine": {**STUDENT, "objective": {"kind": "preference", "link": {"kind": "own"}}}}},
+        lambda params: params.students["mine"].objective.link,
+    ),
+    "objective": (
+        "pipeline.students.objectives.supervised import Supervised",
+        {"students": {"mine": {"pairs": "none", "objective": {"kind": "own"}}}},
+        lambda params: params.students["mine"].objective,
+    ),
+}
+
+
+@pytest.mark.parametrize("family", OWN)
+def test_an_own_kind_joins_every_family(family: str, project: Project) -> None:
+    line, blocks, taken = OWN[family]
+    name = line.rpartition(" ")[2]
+    text = f"from typing import Literal\nfrom {line}\n\nclass Own({name}):\n    kind: Literal['own'] = 'own'\n"
+    assert type(taken(load_params(project({"own.py": text}, **blocks)))).__module__ == "kinds.own"
