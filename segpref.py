@@ -6,15 +6,43 @@ has this module as the package `segpref`, with the packages `segpref.pipeline` a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import click
 
 from pipeline import __version__
 from pipeline.show import show
+from pipeline.source_code import PREFIX
 from stages import command, names
 
 __all__ = ["main", "show"]
+
+
+class _OneName(MetaPathFinder, Loader):
+    """Finder of a clone: `segpref.pipeline` is `pipeline`, the same module, so that own kinds fit clone and wheel."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        inside = name.partition(".")[2].partition(".")[0]
+        return ModuleSpec(name, self) if name.startswith(f"{__name__}.") and inside in ("pipeline", "stages") else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = import_module(spec.name.partition(".")[2])
+        self.own = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Keep the module as it ran under its own name."""
+        module.__spec__ = self.own
+
+
+if PREFIX == "" and __name__ == "segpref":
+    __path__: list[str] = []
+    sys.meta_path.insert(0, _OneName())
 
 SECTIONS = {
     "A project": ("init", "run", "knobs"),

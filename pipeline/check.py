@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import BadInput
 from pipeline.judges.judge import JudgeKnobs
+from pipeline.measures.intervals import LEAST
 from pipeline.params import Params
 from pipeline.proposals.fit_regions import regions_to_fit
 from pipeline.proposals.fit_thresholds import samplers_to_fit
@@ -33,7 +34,30 @@ def check(params: Params, cases: CaseStore) -> list[str]:
     ]
     if problems:
         raise BadInput.all(f"params.yaml: {problem}" for problem in problems)
-    return list(_notes(params, len({case.group for case in cases.known("labelled")})))
+    patients = {split: len({case.group for case in cases.known(split)}) for split in ("labelled", "validation", "test")}
+    return [
+        *_notes(params, patients["labelled"]),
+        *_notes_on_validation(params, patients["validation"]),
+        *_notes_on_test(patients["test"]),
+        *_notes_on_flips(params),
+    ]
+
+
+def _notes_on_validation(params: Params, patients: int) -> Iterator[str]:
+    """What so few validation patients cannot show."""
+    if params.students and patients < params.promotion.min_patients:
+        yield (
+            f"splits.validation: {patients} patients are fewer than promotion.min_patients "
+            f"({params.promotion.min_patients}), so no student can be promoted; give validation more labelled patients"
+        )
+    few = [name for name, pairs in params.pairs.items() if pairs.judge != "none"]
+    if patients >= params.audit.calibration.min_cases:
+        few = []
+    if few:
+        yield (
+            f"splits.validation: {patients} patients are few to calibrate pairs on (pair sets {', '.join(few)}), so "
+            "p_correct is drawn towards one half; give validation more labelled patients"
+        )
 
 
 def check_paths(params: Params) -> None:
@@ -65,6 +89,26 @@ def _missing(key: str, path: Path) -> str | None:
     return f"params.yaml: {key}: expected a file or folder, found {found}; " + (
         f"did you mean '{there / close[0]}'?" if close else "correct the path, or put the files there"
     )
+
+
+def _notes_on_test(patients: int) -> Iterator[str]:
+    if 0 < patients < LEAST:
+        yield f"splits.test: {patients} patients are fewer than {LEAST}, so results on test have no intervals"
+
+
+def _notes_on_flips(params: Params) -> Iterator[str]:
+    """Samplers that flip images along axes along which no model has seen a flipped image."""
+    seen = set(params.augmentation.flips)
+    if not isinstance(params.base, Base):
+        return
+    for name, sampler in params.propose.samplers.items():
+        if isinstance(sampler, TTA | Mean):
+            asked = {axis for axes in sampler.flips for axis in axes}
+            if more := sorted(asked - seen):
+                yield (
+                    f"propose.samplers.{name}: flips along axes {more}, and augmentation.flips has {sorted(seen)}, so "
+                    "the models have not seen such images; give both the same axes"
+                )
 
 
 def _of_splits(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator[str]:

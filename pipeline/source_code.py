@@ -49,7 +49,7 @@ def code_of(module: str, knobs: object) -> dict[str, str]:
             waiting.add(kind.__module__)
         else:
             _add_outside(Path(inspect.getfile(kind)), files)
-    waiting |= {name for file in files for name in _imported_by(file)} & graph.modules
+    waiting |= {PREFIX + name.removeprefix("segpref.") for file in files for name in _imported_by(file)} & graph.modules
     used: set[str] = set()
     while waiting:
         name = waiting.pop()
@@ -107,9 +107,9 @@ def syntax_of(source: str) -> str:
 
 
 def _text(node: Any) -> str:
-    if isinstance(node, ast.ImportFrom) and node.module and PREFIX:
+    if isinstance(node, ast.ImportFrom) and node.module:
         # The same code has the same text in a clone and in an installation.
-        node.module = node.module.removeprefix(PREFIX)
+        node.module = node.module.removeprefix("segpref.")
     if isinstance(node, ast.JoinedStr):
         node = ast.JoinedStr(_joined(node.values))
     if isinstance(node, ast.AST):

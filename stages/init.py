@@ -16,7 +16,7 @@ def main(folder: Path, data: Path | None) -> None:
 
     for line in start(folder, data):
         click.echo(f"  {line}")
-    click.echo(f"{folder}: look at params.yaml, then: cd {folder} && dvc repro")
+    click.echo(f"{folder}: look at params.yaml, then: cd {folder} && segpref run")
 
 
 if __name__ == "__main__":

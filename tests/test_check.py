@@ -15,7 +15,7 @@ from pipeline.params import Params
 from tests.fixtures.builders import case_store
 from tests.fixtures.chain import TINY, with_changes
 
-SPLITS = ["labelled"] * 8 + ["pool", "pool", "validation", "test"]
+SPLITS = ["labelled"] * 8 + ["pool"] * 2 + ["validation"] * 20 + ["test"] * 5
 SUPERVISED = {"anchor": {"supervised": 1.0}}
 
 
@@ -74,7 +74,7 @@ def with_tta(**knobs: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"splits": [*SPLITS[:-1], "pool"]}, "splits.test: expected at least one case, found none"),
+        ({"splits": [*SPLITS[:-5], *["pool"] * 5]}, "splits.test: expected at least one case, found none"),
         ({"unlabelled": (10,)}, "splits.validation: expected cases with a mask, found 1 without (first: 'c10')"),
         ({"base": {**TINY["base"], "folds": 9}}, "base.folds: expected 0 or 2 to 8 (8 labelled patients), found 9"),
         (
@@ -139,4 +139,28 @@ def test_paths_that_are_not_there_are_named_by_their_keys(tmp_path, monkeypatch)
         "params.yaml: data.path: expected a file or folder, found none: raw has no 'Dataset001_Livr'; did you mean "
         "'raw/Dataset001_Liver'?",
         "params.yaml: tables.qc.path: expected a file or folder, found none; correct the path, or put the files there",
+    ]
+
+
+def test_what_few_patients_cannot_show_is_noted(tmp_path):
+    """14 patients of validation promote nothing and calibrate little; 4 of test give no intervals."""
+    splits = ["labelled"] * 8 + ["pool"] * 2 + ["validation"] * 14 + ["test"] * 4
+    assert found(tmp_path, splits=splits) == [
+        "splits.validation: 14 patients are fewer than promotion.min_patients (15), so no student can be promoted; "
+        "give validation more labelled patients",
+        "splits.validation: 14 patients are few to calibrate pairs on (pair sets mined), so p_correct is drawn towards "
+        "one half; give validation more labelled patients",
+        "splits.test: 4 patients are fewer than 5, so results on test have no intervals",
+    ]
+
+
+def test_flips_that_no_model_has_seen_are_noted(tmp_path):
+    samplers = {"mean": {"kind": "mean", "flips": [[0], [1]]}, "tta": {"kind": "tta", "flips": [[0]]}}
+    notes = found(tmp_path, augmentation={"flips": [0]}, propose={**TINY["propose"], "samplers": samplers})
+    assert notes[0] == (
+        "propose.samplers.mean: the base has no folds, so the threshold is not fitted and stays .5; set base.folds"
+    )
+    assert notes[1:] == [
+        "propose.samplers.mean: flips along axes [1], and augmentation.flips has [0], so the models have not seen such "
+        "images; give both the same axes"
     ]

@@ -11,6 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.errors import BadInput
+from pipeline.judges.judge import JudgeKnobs
 from pipeline.judges.kinds.agreement import Agreement
 from pipeline.own_kinds import load_own_kinds
 from pipeline.params import load_params
@@ -100,6 +101,15 @@ def test_an_own_judge_is_a_judge(project: Project) -> None:
     assert type(params.judges["mine"]).__name__ == "Constant"
     assert params.judges["mine"].value == 2.0  # type: ignore[union-attr]
     assert type(params.judges["agreement"]) is Agreement
+
+
+def test_an_own_kind_may_import_by_the_name_of_the_installation(project: Project) -> None:
+    """The module is the same one, so the class is a judge."""
+    files = {"constant.py": JUDGE.replace("from pipeline", "from segpref.pipeline"), "_helper.py": HELPER}
+    params = load_params(project(files, judges={"mine": {"kind": "constant"}}))
+    assert isinstance(params.judges["mine"], JudgeKnobs)
+    assert "pipeline/judges/judge.py" in code_of("pipeline.judges.score", params.judges)
+    assert not [name for name in sys.modules if name.startswith("segpref.") and sys.modules[name].__name__ == name]
 
 
 def test_an_own_reader_is_a_reader(project: Project) -> None:

@@ -11,7 +11,14 @@ from pydantic import Field
 
 from pipeline.audit.judges import BIN_SIZES, audit_bins, audit_judge, headroom, validation_scores
 from pipeline.audit.pair_sets import audit_pairs, calibrate_pairs, try_pairs, voxel_shares
-from pipeline.audit.verdicts import Validation, headroom_verdict, judge_verdict, nothing_known, warnings
+from pipeline.audit.verdicts import (
+    Validation,
+    constant_picks,
+    headroom_verdict,
+    judge_verdict,
+    nothing_known,
+    warnings,
+)
 from pipeline.knobs import Knobs, Name
 from pipeline.pairs.calibration import Calibration, Isotonic, PairCalibration, knots
 from pipeline.pairs.mine import PairSet
@@ -96,7 +103,12 @@ def run_audit(
             "groups": of.groups,
             "headroom": {**room, "verdict": headroom_verdict(room, of.groups)},
             "calibration": {name: part.summary for name, part in calibrated.items()},
-            "warnings": warnings(judge_table, pair_table, of, notes) if len(validation) else nothing_known(),
+            "warnings": [
+                *warnings(judge_table, pair_table, of, notes),
+                *constant_picks(validation, {name: pairs.judge for name, pairs in sets.items()}),
+            ]
+            if len(validation)
+            else nothing_known(),
         },
     )
 

@@ -120,6 +120,9 @@ def _advice(row: AuditRow, strategies: Sequence[AuditRow]) -> str:
     else:
         mined = {"": _above(row, "pair_error") < 0.5}
     if not any(mined.values()):
+        rates = [one["noise_rate"] for one in strategies if one["mined"]] if strategies else [row["pair_error"]]
+        if rates and all(rate is not None and rate < 0.5 for rate in rates):
+            return "do not train on it: too few patients to tell its pairs from a coin's"
         return "do not train on it, its pairs are not clearly better than a coin's"
     if _sign(row, "lift") < 1:
         return "do not train on it"
@@ -174,6 +177,26 @@ def warnings(
             )
             found.append(_warned(name, text))
     found += [_warned(name, f"pair set '{name}': {note}") for name, note in notes.items() if note]
+    return found
+
+
+def constant_picks(validation: pl.DataFrame, judge_of: Mapping[str, str]) -> list[AuditWarning]:
+    """Warnings about judges that pick one and the same proposal in every case: their pairs are about no image.
+
+    `validation`: rows of the panel. `judge_of`: judge by pair set.
+    """
+    found: list[AuditWarning] = []
+    for name, judge in judge_of.items():
+        score = pl.col(f"score_{judge}")
+        best = validation.filter(score.is_not_null()).sort(score, descending=True, maintain_order=True)
+        picks = best.unique("case_id", keep="first", maintain_order=True)
+        if len(picks) > 1 and picks.select("sampler", "setting").n_unique() == 1:
+            pick = " ".join(picks.select("sampler", "setting").row(0))
+            text = (
+                f"pair set '{name}': judge '{judge}' picks '{pick}' in all {len(picks)} validation cases, so its pairs "
+                "prefer one fixed proposal and say nothing of single images"
+            )
+            found.append(_warned(name, text))
     return found
 
 

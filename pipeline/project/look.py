@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from math import isclose
@@ -13,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from pipeline.cases.files import picture, tiff
+from pipeline.cases.files.checks import case_id_of
 from pipeline.cases.readers.decathlon import Decathlon
 from pipeline.cases.readers.folders import Folders
 from pipeline.cases.readers.nnunet import NnUNet
 from pipeline.cases.readers.reader import Reader, Source
 from pipeline.errors import BadInput
 from pipeline.segmenter.strong_views import Modality
+from pipeline.store.tables import ROW, read_foreign_table
 
 _PICTURES = (*picture.ENDINGS, *tiff.ENDINGS)
 _MASKS = re.compile(r"mask|label|seg|annot|ground|truth|gt", re.IGNORECASE)
@@ -29,6 +33,8 @@ _READ = 100
 """Masks that are read, and images whose colours are compared: enough to see what a data set holds, in seconds."""
 _SHADES = 32
 """Values from here on are shades of grey, and below they are class indices."""
+_PATIENTS = re.compile(r"patient|subject|person|group|exam", re.IGNORECASE)
+"""Words in the names of columns of patients."""
 _PATIENT = re.compile(r"(?P<patient>.*?\d+)[_-].*")
 """A name that begins with what may be a patient: everything up to its first number."""
 _LARGEST = 256
@@ -83,7 +89,9 @@ class Look:
         """Axes along which images may be flipped: none where classes have sides."""
         if self.sides:
             return []
-        return [0] if self.dimensions == 3 else [0, 1] if self.modality == "photograph" else [1]
+        nifti = self.sources[0].image.endswith((".nii", ".nii.gz"))
+        # Left and right: the first axis of NIfTI, the last of pictures. Photographs have no upside either.
+        return [0, 1] if self.modality == "photograph" else [0] if nifti else [self.dimensions - 1]
 
     @property
     def spacing(self) -> list[float] | None:
@@ -125,6 +133,8 @@ class Look:
         """Number of names before the first `_` or `-`, with two names that share one. None if all differ."""
         matches = (_PATIENT.fullmatch(source.case_id) for source in self.sources)
         names = [(match["patient"], match.string) for match in matches if match]
+        if "case_table" in self.data:
+            return None
         counts = Counter(patient for patient, _ in names)
         if len(names) < len(self.sources) or len(counts) in (1, len(names)) or max(counts.values()) == len(names):
             return None
@@ -227,11 +237,27 @@ def _of_values(values: Sequence[int], masks: Path, guessed: list[str]) -> dict[s
 
 def _looked(data: dict[str, Any], reader: Reader) -> Look:
     found = Look(data, reader.scan(), reader.class_names(), reader.channel_names())
+    if table := _case_table(reader.path, {case_id_of(source.case_id) for source in found.sources}):
+        data["case_table"] = table
+        found.guessed.append(f"{table['file']} names the patients, in column '{table['group']}'")
     for source in islice(found.labelled, _READ):
         _, label = reader.read(source)
         found.read += 1
         found.empty += not bool(np.any((label > 0) & (label < 255))) if label is not None else 0
     return found
+
+
+def _case_table(root: Path, case_ids: set[str]) -> dict[str, Any] | None:
+    """Knobs of a CSV beside the data with a column of the cases and a column whose name speaks of patients."""
+    for file in sorted(root.glob("*.csv")):
+        with suppress(BadInput):  # a file that is no such table is not for us
+            content = read_foreign_table(file, ROW)
+            texts = {name: content[name].cast(pl.String).drop_nulls().to_list() for name in content.columns[1:]}
+            cases = next((name for name, cells in texts.items() if {*map(case_id_of, cells)} == case_ids), None)
+            patients = next((name for name in texts if _PATIENTS.search(name) and name != cases), None)
+            if cases and patients:
+                return {"file": file.name, "case": cases, "group": patients}
+    return None
 
 
 def _pictures(folder: Path) -> dict[str, Path]:

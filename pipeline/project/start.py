@@ -25,7 +25,9 @@ COPIED = (
 )
 """Files of a clone that every project has."""
 KEPT = (NOTHING, Path("models/students/.gitkeep"))
-"""Empty files: DVC needs paths that exist."""
+"""Files without content: DVC needs paths that exist."""
+FEW = 15
+"""Patients of validation below which the default of `promotion.min_patients` promotes nothing."""
 KINDS = """# Kinds of your own
 
 A class in a Python file of this folder joins its family: a judge, sampler, reader, strategy, link or objective. Its
@@ -101,10 +103,9 @@ def params_file(found: Look) -> str:
         "spacing": found.spacing,
         "orientation": dimensions == 3 and all(source.affine is not None for source in found.sources),
         "splits": splits,
+        "without": len(found.sources) - len(found.labelled),
         "flips": flips,
-        "why_flips": f"Classes have sides ({', '.join(found.sides)}), so no image is flipped."
-        if found.sides
-        else "A flipped image must be plausible. Leave an axis out if it is not.",
+        "why_flips": _why_flips(found),
         "tta": [[flip] for flip in flips] + ([flips] if len(flips) == 2 else []),
         "window": found.window,
         "folds": 2 if int(splits["labelled"]) >= 3 else 0,
@@ -139,7 +140,15 @@ def described(found: Look) -> list[str]:
     if found.read:
         lines.append(f"masks without foreground: {found.empty} of {found.read} that were looked at")
     lines += [f"guessed: {line}" for line in found.guessed]
-    lines.append(f"guessed: modality {found.modality or 'none'}, flips along the axes {found.flips or 'none'}")
+    lines.append(f"guessed: modality {found.modality or 'unknown'}, {_flips_text(found)}")
+    splits = found.splits
+    test = masked - sum(int(splits[split]) for split in ("labelled", "pool", "validation"))
+    lines.append(
+        f"splits: labelled {splits['labelled']}, validation {splits['validation']}, test {test}, pool "
+        f"{splits['pool'] or total - masked}"
+    )
+    if 0 < int(splits["validation"]) < FEW:
+        lines.append(f"check: fewer than {FEW} validation cases promote no student; more masks show more")
     if (patients := found.patients()) is not None:
         count, first, second = patients
         lines.append(
@@ -152,6 +161,21 @@ def described(found: Look) -> list[str]:
             "import a model (`model`, `base`)"
         )
     return lines
+
+
+def _why_flips(found: Look) -> str:
+    if not found.sides:
+        return "A flipped image must be plausible. Leave an axis out if it is not."
+    return (
+        f"Classes have sides ({', '.join(found.sides)}), so no image is flipped. `swap_labels`, which lists classes "
+        "that change places, allows flips."
+    )
+
+
+def _flips_text(found: Look) -> str:
+    if found.sides:
+        return f"no flips, because classes have sides ({', '.join(found.sides)}; see augmentation.swap_labels)"
+    return f"flips along {'axis' if len(found.flips) == 1 else 'the axes'} {', '.join(map(str, found.flips))}"
 
 
 def commit(folder: Path, message: str, files: Sequence[str] = ()) -> None:
@@ -200,13 +224,18 @@ def _tolerance(found: Look) -> float:
 
 
 def _block(values: dict[str, Any]) -> str:
-    """Entries of a block as YAML lines, indented by two spaces."""
+    """Entries of a block as YAML lines, indented by two spaces: a line each, lists in brackets."""
     from io import StringIO
 
     from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-    yaml = YAML()
-    yaml.default_flow_style = None
+    content = CommentedMap()
+    for key, value in values.items():
+        content[key] = value
+        if isinstance(value, list | dict):
+            content[key] = CommentedSeq(value) if isinstance(value, list) else CommentedMap(value)
+            content[key].fa.set_flow_style()
     text = StringIO()
-    yaml.dump(values, text)
+    YAML().dump(content, text)
     return "\n".join(f"  {line}" for line in text.getvalue().splitlines())

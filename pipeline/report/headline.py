@@ -47,7 +47,9 @@ def _model(run: Run, results: Results) -> str:
         return "params.yaml has no students, so no model was compared with the base."
     if record.promoted is None:
         best = best_on_validation(run, [one.arm for one in results.students if _usable(one.arm)])
-        return record.reason + ("" if best is None else f" Best on validation: {_gains(run, results, best.name)}")
+        return record.reason + (
+            "" if best is None else f" Best on validation, measured on test: {_gains(run, results, best.name)}"
+        )
     one = next(one for one in results.students if one.name == record.promoted)
     over_base = record.student(record.promoted).over_base
     said = [f"{ON_TEST[one.arm.gain.sign]}: {_gains(run, results, one.name)}"]
@@ -91,13 +93,13 @@ def _judge(run: Run, numbers: Numbers) -> str:
             return "params.yaml has no judges and no score tables."
         return "None: the audit measured no judge that a user could have."
     measured = (
-        f"{inline(found.over_fixed, signed=True)} Dice points above the best fixed proposal and "
-        f"{inline(found.lift, signed=True)} above the base, on {found.cases} validation cases"
+        f"{inline(found.over_fixed, signed=True)} Dice points against the best fixed sampler and "
+        f"{inline(found.lift, signed=True)} against the base, on {found.cases} validation cases"
     )
     said = (
         f"'{found.name}': its top picks are {measured}."
         if found.over_fixed.sign == 1
-        else f"None is shown to beat the best fixed proposal. '{found.name}' has the largest lift: its top picks are "
+        else f"None is shown to beat the best fixed sampler. '{found.name}' has the largest lift: its top picks are "
         f"{measured}."
     )
     return f"{said} Audit: {found.advice}."

@@ -10,6 +10,7 @@ import pytest
 from pipeline.audit.verdicts import (
     AuditWarning,
     Validation,
+    constant_picks,
     headroom_verdict,
     judge_verdict,
     noise_verdict,
@@ -110,8 +111,11 @@ def test_pairs_that_may_be_a_coin_s():
     coin = tried("top_base", 0.45, 0.35, 0.55)
     said = "45 % [35, 55] of its top_base pairs are wrong"
     assert (
-        verdict(coin) == f"{BEATS}, {LESS}; {said}; do not train on it, its pairs are not clearly better than a coin's"
+        verdict(coin)
+        == f"{BEATS}, {LESS}; {said}; do not train on it: too few patients to tell its pairs from a coin's"
     )
+    worse = tried("top_base", 0.5, 0.4, 0.6)
+    assert verdict(worse).endswith("do not train on it, its pairs are not clearly better than a coin's")
     both = "29 % [20, 38] of its top_bottom and 45 % [35, 55] of its top_base pairs are wrong"
     assert verdict(tried(), coin) == f"{BEATS}, {LESS}; {both}; {ANCHORED}, nor on its top_base pairs"
     assert verdict(tried("top_base", 0.4, 0.3, 0.5)).endswith("coin's"), "the end is not below one half"
@@ -125,7 +129,7 @@ def test_strategies_that_mine_nothing_are_named():
     )
 
 
-@pytest.mark.parametrize(("high", "said"), [(0.4, ANCHORED), (0.5, "not clearly better than a coin's")])
+@pytest.mark.parametrize(("high", "said"), [(0.4, ANCHORED), (0.5, "too few patients to tell its pairs from a coin's")])
 def test_without_strategies_all_pairs_decide(high, said):
     found = judge_verdict(GOOD | ends("pair_error", 0.3, 0.2, high), [], 40, research=False)
     assert found.startswith(f"{BEATS}, {LESS}; do not train")
@@ -164,7 +168,7 @@ def test_without_intervals_nothing_is_shown():
     assert verdict(tried("top_bottom", 0.29, None, None), groups=4, **few) == (
         f"top pick is not shown to beat the base (+0.8 Dice points), not shown to differ from {OTHERS} (-0.3 Dice "
         f"points; {BEST}); 29 % of its top_bottom pairs are wrong; measured on 4 patients or exams only; "
-        "do not train on it, its pairs are not clearly better than a coin's"
+        "do not train on it: too few patients to tell its pairs from a coin's"
     )
 
 
@@ -257,3 +261,25 @@ def test_nothing_known_is_one_warning():
     ((pairs, text),) = [(warning["pairs"], warning["text"]) for warning in nothing_known()]
     assert pairs is None
     assert str(text).endswith("label some cases and add 'validation' to propose.splits")
+
+
+def test_a_judge_that_always_picks_one_proposal_is_named():
+    """Over two cases: `j` picks slot 1 in both, `k` another one in each; ties go to the first slot."""
+    rows = pl.DataFrame(
+        {
+            "case_id": ["a", "a", "b", "b"],
+            "sampler": ["base", "mean"] * 2,
+            "setting": ["base", "p>=0.3"] * 2,
+            "score_j": [0.1, 0.2, 0.4, 0.5],
+            "score_k": [0.1, 0.2, 0.5, 0.5],
+            "score_none": [None, 0.2, None, None],
+        }
+    )
+    found = constant_picks(rows, {"p": "j", "q": "k", "r": "none"})
+    assert [(one["pairs"], one["text"]) for one in found] == [
+        (
+            "p",
+            "pair set 'p': judge 'j' picks 'mean p>=0.3' in all 2 validation cases, so its pairs prefer one fixed "
+            "proposal and say nothing of single images",
+        )
+    ]

@@ -48,7 +48,7 @@ def test_a_project_is_made_of_a_layout_and_its_cases_can_be_prepared(
     data, folder = LAYOUTS[layout](tmp_path / "set"), tmp_path / "project"
     done = CliRunner().invoke(command("init"), [str(folder), "--data", str(data)])
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines()[-1] == f"{folder}: look at params.yaml, then: cd {folder} && dvc repro"
+    assert done.output.splitlines()[-1] == f"{folder}: look at params.yaml, then: cd {folder} && segpref run"
     monkeypatch.chdir(folder)
     params = load_params(Path("params.yaml"))
     prepare(params.data, params.preprocess, params.splits, tmp_path / "cases", params.execution)
@@ -69,7 +69,9 @@ def test_what_was_found_is_said(tmp_path: Path) -> None:
         "masks without foreground: 5 of 24 that were looked at",
         "guessed: masks hold 0 and 255: pixels above 127 are foreground",
         "guessed: images are read as grey (found: grey in colour)",
-        "guessed: modality none, flips along the axes [1]",
+        "guessed: modality unknown, flips along axis 1",
+        "splits: labelled 9, validation 9, test 6, pool 6",
+        "check: fewer than 15 validation cases promote no student; more masks show more",
     ]
     params = load_params(tmp_path / "project/params.yaml")
     assert params.data.model_dump() | {"path": None} == {
@@ -97,6 +99,29 @@ def test_patients_in_names_are_pointed_out(tmp_path: Path) -> None:
     assert any(
         line.startswith("check: names such as 'p0_0' and 'p0_1' look like one patient (4 in all)") for line in said
     )
+
+
+def test_a_table_of_patients_beside_the_data_is_used(tmp_path: Path) -> None:
+    """The table that fits, and not another one, nor one that is broken."""
+    published(tmp_path / "set")
+    rows = [f"benign ({number}),p{number // 3},x" for number in range(30)]
+    (tmp_path / "set/a.csv").write_text("image,patient\nother,p\n")
+    (tmp_path / "set/b.csv").write_text("image,patient\na,b,c,d\n")
+    (tmp_path / "set/c.csv").write_text("\n".join(["image,Patient ID,site", *rows]) + "\n")
+    said, params = knobs_of(tmp_path / "project", tmp_path / "set")
+    assert "guessed: c.csv names the patients, in column 'Patient ID'" in said
+    table = params.data.case_table
+    assert table is not None
+    assert (table.file, table.case, table.group) == ("c.csv", "image", "Patient ID")
+
+
+def test_the_hint_on_patients_can_be_taken_out_of_its_comment(tmp_path: Path) -> None:
+    start(tmp_path / "project", published(tmp_path / "set"))
+    file = tmp_path / "project/params.yaml"
+    file.write_text(file.read_text().replace("# case_table: {", "case_table: {"))
+    table = load_params(file).data.case_table
+    assert table is not None
+    assert table.group == "patient"
 
 
 def test_classes_with_sides_are_not_flipped(tmp_path: Path) -> None:

@@ -286,7 +286,8 @@ def headline(built: Built) -> Headline:
 def test_without_a_promotion_the_best_student_on_validation_is_named(built: Built) -> None:
     """rn_cdpo gains 20 in each case, and supervised +10 -10 +10 -10 0. The oracle gains more and is for research."""
     assert re.fullmatch(
-        r"No student .* \(15\)\. Best on validation: student 'rn_cdpo' gains \+20\.0 \[\+20\.0, \+20\.0\] Dice points "
+        r"No student .* \(15\)\. Best on validation, measured on test: "
+        r"student 'rn_cdpo' gains \+20\.0 \[\+20\.0, \+20\.0\] Dice points "
         r"over the base and \+20\.0 \[\+1[0-9]\.., \+2[0-9]\..\] over 'supervised', on 5 test cases\.",
         headline(built).model,
     )
@@ -311,8 +312,8 @@ def test_test_says_whether_the_promoted_student_is_better(tmp_path: Path, gain, 
 
 def test_the_judge_has_its_lift_over_the_fixed_proposal_and_the_advice_of_the_audit(built: Built) -> None:
     assert headline(built).judge == (
-        "'agreement': its top picks are +2.0 [+1.0, +3.0] Dice points above the best fixed proposal and +2.0 "
-        "[+1.0, +3.0] above the base, on 3 validation cases. Audit: verdict <on> agreement."
+        "'agreement': its top picks are +2.0 [+1.0, +3.0] Dice points against the best fixed sampler and "
+        "+2.0 [+1.0, +3.0] against the base, on 3 validation cases. Audit: verdict <on> agreement."
     )
 
 
