@@ -15,6 +15,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PACKAGES = ("pipeline", "stages")
 PROJECT = (
+    *("raw/none", "models/students/.gitkeep"),
     "dvc.yaml",
     "params.yaml",
     "params.schema.json",

@@ -13,7 +13,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_
 
 
 NOTHING = Path("raw/none")
-"""Path of an empty file, for knobs that read no file. DVC needs a path that exists."""
+"""Path of a file that is not read, for knobs that read no file. DVC needs a path that exists."""
 
 
 class Knobs(BaseModel):

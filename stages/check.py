@@ -22,7 +22,7 @@ def main(cases: Path, out: Path, notes: Path, params_file: Path) -> None:
     found = check(load_params(params_file), CaseStore(cases))
     write_json(notes, found)
     # Notes change with the knobs and the mark does not, so the base is not trained anew.
-    out.touch()
+    out.write_text("The run can be done.\n")
     say("check", check_findings, found)
 
 

@@ -16,6 +16,8 @@ from pipeline.knobs import NOTHING
 from pipeline.project.look import Look, look
 
 COPIED = (
+    str(NOTHING),
+    "models/students/.gitkeep",
     "params.schema.json",
     ".gitignore",
     ".dvcignore",
@@ -24,8 +26,6 @@ COPIED = (
     ".dvc/plots/by_model.json",
 )
 """Files of a clone that every project has."""
-KEPT = (NOTHING, Path("models/students/.gitkeep"))
-"""Files without content: DVC needs paths that exist."""
 FEW = 15
 """Patients of validation below which the default of `promotion.min_patients` promotes nothing."""
 KINDS = """# Kinds of your own
@@ -62,11 +62,8 @@ def start(folder: Path, data: Path | None) -> list[str]:
     for name in COPIED:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(shipped(name), folder / name)
-    for path in KEPT:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).touch()
     if not (folder / ".git").exists():
-        commit(folder, "Start of the project", [*new, *COPIED, *map(str, KEPT)])
+        commit(folder, "Start of the project", [*new, *COPIED])
     return said
 
 

@@ -36,7 +36,7 @@ class Phantom(Knobs):
 
     kind: Literal["phantom"] = "phantom"
     path: Path = NOTHING
-    """Path of the empty file: phantoms read no file."""
+    """`raw/none`, since phantoms read no file."""
     case_table: None = None
     """Always null: phantoms have no table, and their groups are part of the data set."""
     cases: Annotated[int, Field(ge=1)] = 160
