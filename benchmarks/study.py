@@ -26,10 +26,14 @@ from ruamel.yaml import YAML
 from benchmarks.stage import stage
 from pipeline.measures.intervals import Interval, crossed_interval
 
-RATES = (2e-4, 5e-4, 1e-3)
+RATES = (5e-4, 1e-3, 2e-3)
 """Learning rates of the study."""
-TRIED = ((2e-4, 1.0), (5e-4, 1.0), (1e-3, 1.0), (5e-4, 0.3), (5e-4, 0.1))
+TRIED = (*((rate, 1.0) for rate in RATES), (5e-4, 0.3), (5e-4, 0.1))
 """Learning rates and weights that every family tries. What the weight belongs to is the family's own; see `family`."""
+WITHOUT_WEIGHT = {"supervised": TRIED[:4], "full": TRIED[:3]}
+"""Tries of the families that have no weight. The fourth of `supervised` varies the labelled images strongly."""
+BEST = "regions composed"
+"""Proposal to imitate: composed of regions where that is better out of fold than the mean of all, else the mean."""
 
 NETWORK = {"name": "UNet", "arguments": {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 2}}
 SETS: dict[str, dict[str, Any]] = {
@@ -86,7 +90,7 @@ PICKS = {"judge": "pairwise", "fixed": "fixed", "oracle": "oracle"}
 POOL_TERMS: dict[str, dict[str, Any] | None] = {
     "alone": None,
     "agreement": {"proposal": "consensus majority", "where": "agreement"},
-    "fitted": {"proposal": "mean fitted"},
+    "best": {"proposal": BEST},
 }
 """Terms beside the pairs, by the end of the arm's name."""
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -126,22 +130,30 @@ def full(of: dict[str, Any], steps: int, rate: float) -> dict[str, Any]:
     return {"pairs": "none", "objective": {"kind": "full", "batch": 2 * of["batch"], "optimisation": optimisation}}
 
 
-def family(name: str, weight: float, of: dict[str, Any]) -> dict[str, Any]:
-    """The student of a family at a weight, for the choice of learning rate and weight on validation."""
+def family(name: str, rate: float, weight: float, of: dict[str, Any]) -> dict[str, Any]:
+    """The student of a family at a learning rate and a weight, for the choice on validation."""
     students: dict[str, Any] = {
-        # This family has no weight, so tries at a weight below 1 vary the labelled images strongly instead.
         "supervised": {"pairs": "none", "objective": {"kind": "supervised"}, "labelled_views": weight < 1},
         "distill": pooled({"kind": "distill"}, weight),
-        "imitate": pooled({"kind": "imitate", "proposal": "mean fitted"}, weight),
+        "imitate": pooled({"kind": "imitate", "proposal": BEST}, weight),
         "mean_teacher": pooled({"kind": "mean_teacher", "consistency": {"weight": 10 * weight}}, 1.0),
         "pseudo_label": pooled({"kind": "pseudo_label"}, weight),
-        "preference": with_pool(OBJECTIVES["rn_dpo"], "judge", weight, POOL_TERMS["fitted"]),
+        "preference": with_pool(OBJECTIVES["rn_dpo"], "judge", weight, POOL_TERMS["best"]),
         "preference_alone": with_pool(OBJECTIVES["rn_dpo"], "judge", weight, None),
+        "full": full(of, of["steps"]["student"], rate),
     }
     return students[name]
 
 
-FAMILIES = ("supervised", "imitate", "preference", "preference_alone", "distill", "mean_teacher", "pseudo_label")
+def tries(name: str) -> tuple[tuple[float, float], ...]:
+    """Learning rates and weights that a family tries."""
+    return WITHOUT_WEIGHT.get(name, TRIED)
+
+
+FAMILIES = (
+    *("supervised", "full", "imitate", "preference", "preference_alone"),
+    *("distill", "mean_teacher", "pseudo_label"),
+)
 
 
 def try_name(name: str, rate: float, weight: float) -> str:
@@ -152,7 +164,9 @@ def try_name(name: str, rate: float, weight: float) -> str:
 def tried(of: dict[str, Any], families: Sequence[str]) -> dict[str, tuple[float, dict[str, Any]]]:
     """Learning rate and student by name, of the choice on validation."""
     return {
-        try_name(name, rate, weight): (rate, family(name, weight, of)) for name in families for rate, weight in TRIED
+        try_name(name, rate, weight): (rate, family(name, rate, weight, of))
+        for name in families
+        for rate, weight in tries(name)
     }
 
 
@@ -162,7 +176,7 @@ def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict
 
     def add(name: str, of_family: str, student: dict[str, Any] | None = None) -> None:
         rate, weight = chosen[of_family]
-        found[name] = rate, student or family(of_family, weight, of)
+        found[name] = rate, student or family(of_family, rate, weight, of)
 
     def paired(pick: str, objective: str, pool: str) -> None:
         of_family = "imitate" if objective == "imitate" else "preference_alone" if pool == "alone" else "preference"
@@ -176,23 +190,24 @@ def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict
         for plain, views in (("supervised", False), ("supervised_strong", True)):
             student = {"pairs": "none", "objective": {"kind": "supervised"}, "labelled_views": views}
             add(plain, "supervised", student)
-        add("imitate_fitted", "imitate")
-        weight = chosen["imitate"][1]
-        for name, proposal in (("mean", "mean all"), ("regions", "regions composed")):
+        add("imitate_best", "imitate")
+        rate, weight = chosen["imitate"]
+        for name, proposal in (("mean", "mean all"), ("fitted", "mean fitted")):
             add(f"imitate_{name}", "imitate", pooled({"kind": "imitate", "proposal": proposal}, weight))
         for pick in ("judge", "oracle"):
             paired(pick, "imitate", "alone")
-            paired(pick, "rn_dpo", "fitted")
+            paired(pick, "rn_dpo", "best")
         paired("oracle", "rn_dpo", "alone")
-        add("imitate_fitted_own", "imitate", {**family("imitate", weight, of), "offsets": "validation"})
-        steps = of["steps"]
-        found["full_same"] = RATES[1], full(of, steps["student"], RATES[1])
-        found["full"] = RATES[1], full(of, steps["full"], RATES[2])
+        add("imitate_best_own", "imitate", {**family("imitate", rate, weight, of), "offsets": "validation"})
+        add("full_same", "full")
+        rate = chosen["full"][0]
+        found["full"] = rate, full(of, of["steps"]["full"], rate)
     if which == "more":
         for name in ("distill", "mean_teacher", "pseudo_label"):
             add(name, name)
-        labels = {**full(of, of["steps"]["student"], RATES[1])["objective"], "kind": "validation_labels"}
-        found["validation_labels"] = RATES[1], {"pairs": "none", "objective": labels}
+        rate = chosen["full"][0]
+        labels = {**full(of, of["steps"]["student"], rate)["objective"], "kind": "validation_labels"}
+        found["validation_labels"] = rate, {"pairs": "none", "objective": labels}
         for pick in PICKS:
             for objective in OBJECTIVES:
                 for pool in POOL_TERMS:
@@ -374,10 +389,12 @@ def choose(out: Path) -> None:
     tried_families = [
         name
         for name in FAMILIES
-        if all((out / of / f"seed_0/history/{try_name(name, *each)}.csv").is_file() for of in TUNED for each in TRIED)
+        if all(
+            (out / of / f"seed_0/history/{try_name(name, *each)}.csv").is_file() for of in TUNED for each in tries(name)
+        )
     ]
     for name in tried_families:
-        for rate, weight in TRIED:
+        for rate, weight in tries(name):
             gains = []
             for of in TUNED:
                 history = pl.read_csv(out / of / f"seed_0/history/{try_name(name, rate, weight)}.csv")
@@ -402,17 +419,19 @@ COMPARED = {
     for objective in ("rn_dpo", "rn_cdpo", "dpo")
     for pool in POOL_TERMS
 } | {
-    "RN-DPO against DPO, judge, fitted": ("judge_rn_dpo_fitted", "judge_dpo_fitted"),
+    "RN-DPO against DPO, judge, best": ("judge_rn_dpo_best", "judge_dpo_best"),
     "RN-DPO against DPO, judge, alone": ("judge_rn_dpo_alone", "judge_dpo_alone"),
     "RN-DPO against DPO, oracle, alone": ("oracle_rn_dpo_alone", "oracle_dpo_alone"),
+    "imitation of the best fixed proposal against the mean at .5": ("imitate_best", "imitate_mean"),
     "imitation of the fitted mean against the mean at .5": ("imitate_fitted", "imitate_mean"),
-    "imitation of the fitted mean against distillation": ("imitate_fitted", "distill"),
-    "judge on top of the best imitation": ("judge_rn_dpo_fitted", "imitate_fitted"),
-    "fixed on top of the best imitation": ("fixed_rn_dpo_fitted", "imitate_fitted"),
-    "oracle on top of the best imitation": ("oracle_rn_dpo_fitted", "imitate_fitted"),
-    "imitation of the fitted mean against 12 passes of it": ("imitate_fitted", "mean_fitted"),
+    "imitation of the best fixed proposal against distillation": ("imitate_best", "distill"),
+    "judge on top of the best imitation": ("judge_rn_dpo_best", "imitate_best"),
+    "fixed on top of the best imitation": ("fixed_rn_dpo_best", "imitate_best"),
+    "oracle on top of the best imitation": ("oracle_rn_dpo_best", "imitate_best"),
+    "imitation of the best fixed proposal against the proposal itself": ("imitate_best", "regions"),
+    "imitation of the best fixed proposal against 12 passes of the fitted mean": ("imitate_best", "mean_fitted"),
     "strong labelled views": ("supervised_strong", "supervised"),
-    "own threshold of the student": ("imitate_fitted_own", "imitate_fitted"),
+    "own threshold of the student": ("imitate_best_own", "imitate_best"),
 }
 """Pairs of arms by what their difference says. Both arms were trained on the same seeds."""
 

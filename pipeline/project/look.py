@@ -123,10 +123,10 @@ class Look:
     def splits(self) -> dict[str, int | str]:
         """Sizes of the splits. A pool is made of masked cases only if every case has a mask."""
         masked = len(self.labelled)
-        # Fewer than 15 patients of validation promote nothing.
-        validation = min(100, max(masked * 3 // 10, min(15, masked * 2 // 5)))
-        without = len(self.sources) - masked
-        labelled, pool = (masked * 2 // 5, 0) if without else (masked // 5, masked * 3 // 10)
+        # Fewer than 15 patients of validation promote nothing, so validation comes first where 13 others are left.
+        validation = min(100, max(15, masked * 3 // 10)) if masked >= 28 else masked * 2 // 5
+        without, others = len(self.sources) - masked, masked - validation
+        labelled, pool = (others * 2 // 3, 0) if without else (others * 3 // 10, others * 2 // 5)
         return {"labelled": labelled, "pool": pool, "validation": validation, "test": "rest"}
 
     def patients(self) -> tuple[int, str, str] | None:

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from pipeline.errors import BadInput
 from pipeline.knobs import NOTHING
 from pipeline.project.look import Look, look
+from pipeline.segmenter.strong_views import Modality
 
 COPIED = (
     str(NOTHING),
@@ -137,7 +138,8 @@ def described(found: Look) -> list[str]:
     if found.read:
         lines.append(f"masks without foreground: {found.empty} of {found.read} that were looked at")
     lines += [f"guessed: {line}" for line in found.guessed]
-    lines.append(f"guessed: modality {found.modality or 'unknown'}, {_flips_text(found)}")
+    unknown = f"unknown (training.views.modality: one of {', '.join(get_args(Modality))})"
+    lines.append(f"guessed: modality {found.modality or unknown}, {_flips_text(found)}")
     splits = found.splits
     test = masked - sum(int(splits[split]) for split in ("labelled", "pool", "validation"))
     lines.append(

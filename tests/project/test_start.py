@@ -69,8 +69,9 @@ def test_what_was_found_is_said(tmp_path: Path) -> None:
         "masks without foreground: 5 of 24 that were looked at",
         "guessed: masks hold 0 and 255: pixels above 127 are foreground",
         "guessed: images are read as grey (found: grey in colour)",
-        "guessed: modality unknown, flips along axis 1",
-        "splits: labelled 9, validation 9, test 6, pool 6",
+        "guessed: modality unknown (training.views.modality: one of photograph, microscopy, ultrasound, mri, ct), "
+        "flips along axis 1",
+        "splits: labelled 10, validation 9, test 5, pool 6",
         "check: fewer than 15 validation cases promote no student; more masks show more",
     ]
     params = load_params(tmp_path / "project/params.yaml")
@@ -85,7 +86,7 @@ def test_what_was_found_is_said(tmp_path: Path) -> None:
         "foreground_above": 127,
     }
     assert params.preprocess.resize == (48, 48)
-    assert (params.splits.labelled, params.splits.pool, params.splits.validation) == (9, 0, 9)
+    assert (params.splits.labelled, params.splits.pool, params.splits.validation) == (10, 0, 9)
 
 
 def knobs_of(folder: Path, data: Path) -> tuple[list[str], Params]:
