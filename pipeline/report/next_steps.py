@@ -205,7 +205,12 @@ def _imitate_the_fixed_proposal(numbers: Numbers) -> str | None:
         return None
     against = "no student was trained" if best is None else f"the best student, '{best}', gains {_signed(gains[best])}"
     if fixed.imitated_by:
-        action = f"Bring {_names(fixed.imitated_by)} nearer to its target '{fixed.name}' by more steps or images"
+        curves = [numbers.students[name].curve for name in fixed.imitated_by if name in numbers.students]
+        early = next((curve for curve in curves if curve.best < curve.last), None)
+        how = "more steps or images"
+        if early is not None:
+            how = f"a lower learning rate (best at step {early.best} of {early.last})"
+        action = f"Bring {_names(fixed.imitated_by)} nearer to the target '{fixed.name}' by {how}"
     elif fixed.has_arm:
         action = f"Let a student imitate the proposal '{fixed.name}' (kind: imitate)"
     else:

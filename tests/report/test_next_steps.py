@@ -94,7 +94,12 @@ def test_too_few_patients_to_promote() -> None:
             "Add the proposal 'flips mean' as an arm (kind: proposal) and a student of it (kind: imitate)",
         ),
         (True, (), "Let a student imitate the proposal 'flips mean' (kind: imitate)"),
-        (True, ("copy", "other"), "Bring 'copy' and 1 more nearer to its target 'flips mean' by more steps or images"),
+        (True, ("copy", "other"), "Bring 'copy' and 1 more nearer to the target 'flips mean' by more steps or images"),
+        (
+            True,
+            ("sft",),
+            "Bring 'sft' nearer to the target 'flips mean' by a lower learning rate (best at step 100 of 200)",
+        ),
     ],
 )
 def test_a_fixed_proposal_gains_more_untrained_than_any_student(has_arm, imitated_by, action) -> None:
