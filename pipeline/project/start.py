@@ -93,7 +93,6 @@ def params_file(found: Look) -> str:
     values = {
         "data": found.data,
         "dimensions": dimensions,
-        "sites": "case_table" not in found.data,
         "normalise": "unit" if found.modality == "photograph" else "percentile" if found.modality == "ct" else "zscore",
         "why_normalise": _WHY_NORMALISE.get(found.modality or "", "Intensities have no absolute scale."),
         "resize": found.resize,
