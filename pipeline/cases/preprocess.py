@@ -76,6 +76,13 @@ class Preprocess(Knobs):
             raise ValueError("spacing and resize both set the working grid; set one to null")
         return self
 
+    @property
+    def canonical(self) -> Preprocess:
+        """This block, with one normalisation for all channels if all channels have the same. For comparisons."""
+        how = self.normalise
+        one = isinstance(how, tuple) and all(each == how[0] for each in how)
+        return self.model_copy(update={"normalise": how[0]}) if one and isinstance(how, tuple) else self
+
     def grid(self, source: Source) -> Grid:
         """The working grid of a case: source -> orientation -> `spacing` or `resize`.
 
