@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.cases.voxels import on_working_grid, to_ras, voxels_at, working_axes
+from pipeline.cases.grid import source_edges
+from pipeline.cases.splines import slice_axis, splined
+from pipeline.cases.voxels import normalised, on_working_grid, to_ras, turned, voxels_at, working_axes
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 
@@ -70,10 +72,19 @@ class Preprocess(Knobs):
     resize: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """Working grid of all cases in voxels per working axis. Null keeps the source's grid or the grid of `spacing`."""
 
+    resample: Literal["linear", "nnunet"] = "linear"
+    """How images reach the grid of `spacing`.
+
+    - `linear`: resampled linearly with anti-aliasing, then normalised.
+    - `nnunet`: normalised, then resampled by cubic splines, and slice by slice if one voxel edge is more than three
+      times another. For a base of nnU-Net."""
+
     @model_validator(mode="after")
     def _one_grid(self) -> Preprocess:
         if self.spacing is not None and self.resize is not None:
             raise ValueError("spacing and resize both set the working grid; set one to null")
+        if self.resample == "nnunet" and self.resize is not None:
+            raise ValueError("resample: 'nnunet' resamples to a spacing, found resize; set resize to null")
         return self
 
     @property
@@ -118,10 +129,10 @@ class Preprocess(Knobs):
         return voxels_at(before, edges, self.spacing)
 
     def image(self, image: np.ndarray, case: Case) -> np.ndarray:
-        """Image f32 `[channel, *working]` from `[channel, *source]`, resampled, then normalised per channel.
+        """Image f32 `[channel, *working]` from `[channel, *source]`, resampled and normalised per channel.
 
-        Resampling is linear, with anti-aliasing. A constant channel becomes 0, except with `unit` and a fixed range.
-        Raises `BadInput` if the list of normalisations does not have one entry per channel, and for `unit` if
+        The knob `resample` says how and in which order. A constant channel becomes 0, except with `unit` and a fixed
+        range. Raises `BadInput` if the list of normalisations does not have one entry per channel, and for `unit` if
         intensities are not from 0 to 255.
         """
         hows = self.normalise if isinstance(self.normalise, tuple) else (self.normalise,) * len(image)
@@ -132,6 +143,10 @@ class Preprocess(Knobs):
             )
         try:
             plain = [how if isinstance(how, str) else how.model_dump() for how in hows]
+            if self.resample == "nnunet":
+                axis = None if self.spacing is None else slice_axis(source_edges(case), self.spacing)
+                ready = [normalised(turned(c, case.orientation), how) for c, how in zip(image, plain, strict=True)]
+                return np.stack([splined(channel, case.shape, axis, order=3) for channel in ready])
             return on_working_grid(image, plain, case.shape, case.orientation)
         except ValueError as error:
             raise BadInput(f"case '{case.case_id}': {error}") from error

@@ -313,6 +313,16 @@ def test_a_folder_says_what_its_images_are(tmp_path):
     imported(tmp_path / "ignored", cases, tmp_path / "model", kind="checkpoint", ignore=["preprocess"])
 
 
+def test_a_knob_that_is_newer_than_the_folder_has_its_default(tmp_path):
+    cases = discs(tmp_path / "cases")
+    folder_of(tmp_path / "model", "base")
+    cases.write_input(tmp_path / "model")
+    stated = json.loads((tmp_path / "model" / INPUT).read_text())
+    del stated["preprocess"]["resample"]
+    (tmp_path / "model" / INPUT).write_text(json.dumps(stated))
+    imported(tmp_path, cases, tmp_path / "model", kind="checkpoint")
+
+
 def dealt(folder: Path, splits: list[str], groups: list[str] | None = None) -> CaseStore:
     """Cases `c0` to `c4`, whose images are known by their names, in these splits."""
     return case_store(folder, [disc((10, 10), 2 + 0.5 * row) for row in range(5)], splits, groups=groups)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from copy import deepcopy
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import nn
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
+from pipeline.evaluation.prediction import class_probabilities
 from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.heads import all_heads
 from pipeline.segmenter.knobs import MODELS
@@ -26,7 +29,7 @@ from pipeline.segmenter.sliding import View, pad_around, place_in
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import check_manifest
 from tests.fixtures.foreign import Canary, base_of, discs, history, imported
-from tests.fixtures.networks import Constant, noise, seeded, small
+from tests.fixtures.networks import Constant, noise, row_of, seeded, small
 from tests.fixtures.results_folder import UNET, kwargs_of, plain_network, results_folder
 
 KNOBS: dict[str, Any] = {"kind": "nnunet", "folds": [0, 1], "base_fold": 1}
@@ -98,6 +101,20 @@ def test_supervised_losses_use_all_heads(tmp_path):
     heads = all_heads(model.load(), torch.from_numpy(noise((1, 8, 16))))
     assert [tuple(head.logits.shape[2:]) for head in heads] == [(8, 16), (4, 8)]
     assert [head.weight for head in heads] == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_a_copy_learns_on_its_own(tmp_path):
+    """A student starts from a copy of the base, and every weight of the copy has a gradient from the heads."""
+    folder = volumes(tmp_path, transpose_forward=[1, 0, 2], transpose_backward=[1, 0, 2])
+    network = Model(imported(tmp_path, discs(tmp_path / "cases", (6, 8, 9)), folder, **KNOBS)).load()
+    image = torch.from_numpy(noise((1, 16, 4, 8)))
+    before = network(image).detach()
+    copied = deepcopy(network)
+    sum(head.weight * head.logits.square().mean() for head in all_heads(copied, image)).backward()
+    assert all(parameter.grad is not None for parameter in copied.parameters())
+    torch.optim.SGD(copied.parameters(), 0.1).step()
+    assert not torch.allclose(copied(image), before)
+    assert torch.equal(network(image), before)
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------
@@ -200,8 +217,27 @@ def test_another_preparation_is_refused_with_the_block_to_paste(tmp_path):
 def test_the_spacing_of_the_plans_is_on_our_axes(tmp_path):
     """Plans of 5, 2 and 1 mm along z, y and x."""
     folder, cases = volumes(tmp_path, spacing=[5.0, 2.0, 1.0]), discs(tmp_path / "cases", (6, 8, 9))
-    with pytest.raises(BadInput, match=r'"spacing":\[1.0,2.0,5.0\]'):
+    with pytest.raises(BadInput, match=r'"spacing":\[1.0,2.0,5.0\],"resize":null,"resample":"nnunet"'):
         imported(tmp_path, cases, folder, **KNOBS)
+
+
+class Logit(nn.Module):
+    """The image as the logits of class 1, and 0 as those of class 0."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.zeros_like(image), image], 1)
+
+
+def test_logits_and_not_probabilities_are_resampled():
+    """Logits 0 and 4 become 0, 1, 3 and 4 on the grid of the source."""
+    case = replace(row_of((1, 2)), original_shape=(1, 4))
+    image = np.array([[[0.0, 4.0]]], np.float32)
+    found = class_probabilities(planned(Logit(), (1, 2)), image, case)
+    expected = 1 / (1 + np.exp(-np.array([0, 1, 3, 4])))
+    assert found[1, 0] == pytest.approx(expected, rel=1e-6)
+    # Offsets are of logits: log 3 more of class 1.
+    found = class_probabilities(planned(Logit(), (1, 2)), image, case, (np.log(3),))
+    assert found[1, 0, 0] == pytest.approx(3 / 4)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +261,7 @@ def test_normalisations_by_their_names(tmp_path, scheme, normalise):
         ({"preprocessor_name": "MyPreprocessor"}, "found preprocessor_name: MyPreprocessor"),
         ({"image_reader_writer": "MyIO"}, "found image_reader_writer: MyIO"),
         ({"resampling_fn_data": "resample_torch_fornnunet"}, "found resampling_fn_data: resample_torch_fornnunet"),
+        ({"resampling_fn_data_kwargs": {"order": 1}}, "found resampling_fn_data_kwargs: {'order': 1}"),
         ({"labels": {"background": 0, "a": 1, "b": 2}}, r"weights of another network: 'decoder.seg_layers.0.bias' exp"),
         ({"inherits_from": "3d_fullres"}, "expected a configuration '3d_fullres', found 2d"),
         ({"inherits_from": "2d"}, "names that inherit from each other"),

@@ -77,6 +77,10 @@ class Plans:
         ):
             if (found := self._get(key)) not in known:
                 raise self._refusal(f"{key}: {found}", f"use a model with {' or '.join(known)}")
+        for key, order in (("resampling_fn_data", 3), ("resampling_fn_probabilities", 1)):
+            expected = {"is_seg": False, "order": order, "order_z": 0, "force_separate_z": None}
+            if (arguments := self._get(f"{key}_kwargs")) != expected:
+                raise self._refusal(f"{key}_kwargs: {arguments}", f"use a model with {expected}")
 
     def _get(self, key: str) -> Any:
         found = self.configuration.get(key, self.plans.get(key))
@@ -177,22 +181,14 @@ class Plans:
                 f"{expected.model_dump_json()}`, found `preprocess: {prepared.model_dump_json()}`; set `preprocess` to "
                 "the expected block"
             )
-        return [*notes, *self._differences(expected)]
-
-    def _differences(self, expected: Preprocess) -> list[str]:
-        notes = [
+        return [
+            *notes,
             "nnU-Net crops images to their non-zero voxels before it normalises and cuts windows, and this project "
-            "does not, so predictions of images with margins of zeros differ"
+            "does not, so predictions of images with margins of zeros differ",
         ]
-        if expected.spacing is not None:
-            notes.append(
-                "nnU-Net resamples normalised images by cubic splines, and slice by slice where voxels are "
-                "anisotropic; this project resamples linearly before it normalises, so predictions differ"
-            )
-        return notes
 
     def preprocess(self, cases: CaseStore) -> Preprocess:
-        """Block `preprocess` that is nearest to the plans. Raises `BadInput` for normalisations without such a block.
+        """Block `preprocess` of the plans. Raises `BadInput` for normalisations without such a block.
 
         `spacing` is null if all cases have the spacing of the plans already, because nnU-Net resamples none of them.
         """
@@ -205,6 +201,7 @@ class Plans:
             "normalise": self._normalise(),
             "orientation": _READERS[self._get("image_reader_writer")][1],
             "spacing": None if as_planned else spacing,
+            "resample": "linear" if as_planned else "nnunet",
         }
         return Preprocess.model_validate_json(json.dumps(content))
 
