@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.cases.splines import slice_axis, splined
+from pipeline.cases.as_nnunet import slice_axis, splined
 from pipeline.cases.voxels import back, resized, turned, working_axes
 from pipeline.errors import BadInput
 from pipeline.store.cases import Case
@@ -40,7 +40,7 @@ def to_source(probability: np.ndarray, case: Case) -> np.ndarray:
 def logits_to_source(logits: np.ndarray, case: Case) -> np.ndarray:
     """Logits f32 `[output, *source]` from `[output, *working]`, as nnU-Net brings them back.
 
-    They are interpolated linearly, and slice by slice as `splines.slice_axis` says. Raises `BadInput` for logits on
+    They are interpolated linearly, and slice by slice as `as_nnunet.slice_axis` says. Raises `BadInput` for logits on
     another grid.
     """
     _expect(logits.shape[1:], case.shape, case, "working grid")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from pipeline.cases.as_nnunet import nonzero_box, slice_axis, splined
 from pipeline.cases.grid import source_edges
-from pipeline.cases.splines import slice_axis, splined
 from pipeline.cases.voxels import normalised, on_working_grid, to_ras, turned, voxels_at, working_axes
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
@@ -77,7 +77,7 @@ class Preprocess(Knobs):
 
     - `linear`: resampled linearly with anti-aliasing, then normalised.
     - `nnunet`: normalised, then resampled by cubic splines, and slice by slice if one voxel edge is more than three
-      times another. For a base of nnU-Net."""
+      times another. For a base of nnU-Net. Images with a margin of zeros are refused, because nnU-Net crops them."""
 
     @model_validator(mode="after")
     def _one_grid(self) -> Preprocess:
@@ -144,12 +144,25 @@ class Preprocess(Knobs):
         try:
             plain = [how if isinstance(how, str) else how.model_dump() for how in hows]
             if self.resample == "nnunet":
+                _refuse_margin(image, case)
                 axis = None if self.spacing is None else slice_axis(source_edges(case), self.spacing)
                 ready = [normalised(turned(c, case.orientation), how) for c, how in zip(image, plain, strict=True)]
                 return np.stack([splined(channel, case.shape, axis, order=3) for channel in ready])
             return on_working_grid(image, plain, case.shape, case.orientation)
         except ValueError as error:
             raise BadInput(f"case '{case.case_id}': {error}") from error
+
+
+def _refuse_margin(image: np.ndarray, case: Case) -> None:
+    """Refuse an image `[channel, *source]` that nnU-Net would crop before everything else."""
+    box = nonzero_box(image)
+    if box != tuple(slice(0, length) for length in image.shape[1:]):
+        asked = ", ".join(f"{part.start}:{part.stop}" for part in box)
+        raise BadInput(
+            f"case '{case.case_id}': expected an image without a margin of zeros for preprocess.resample 'nnunet', "
+            f"found zeros in all channels outside of the voxels [{asked}], to which nnU-Net crops; crop image and "
+            "label to these voxels"
+        )
 
 
 def one_orientation(sources: list[Source]) -> str | None:

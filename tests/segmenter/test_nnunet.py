@@ -51,9 +51,14 @@ def stated(cases: CaseStore, **info: Any) -> CaseStore:
     return CaseStore(cases.folder)
 
 
+def prepared(folder: Path, space: tuple[int, ...] = (10, 10), channels: int = 1) -> CaseStore:
+    """Discs that `cases.json` says are prepared as in nnU-Net."""
+    return stated(discs(folder, space, channels), preprocess={"resample": "nnunet"})
+
+
 def test_folds_become_base_and_members(tmp_path):
     folder = pictures(tmp_path)
-    out = imported(tmp_path, discs(tmp_path / "cases"), folder, **KNOBS)
+    out = imported(tmp_path, prepared(tmp_path / "cases"), folder, **KNOBS)
     check_manifest(out, content=True)
     found = {"base": Model(out), **family(out).members}
     assert list(found) == ["base", "nnunet_fold_0"]
@@ -70,7 +75,7 @@ def test_folds_become_base_and_members(tmp_path):
 
 def test_a_layer_of_encoder_and_decoder_is_stored_once(tmp_path):
     """nnU-Net names the layers of the encoder four times."""
-    out = imported(tmp_path, discs(tmp_path / "cases"), pictures(tmp_path), **KNOBS)
+    out = imported(tmp_path, prepared(tmp_path / "cases"), pictures(tmp_path), **KNOBS)
     numbers = sum(value.numel() for value in Model(out).load().parameters())
     assert 4 * numbers < Model(out).weights.stat().st_size < 4 * numbers + 40_000
 
@@ -82,7 +87,7 @@ def test_the_network_sees_the_axes_of_nnunet(tmp_path, kind):
     arguments = kwargs_of(3, kind, strides)
     turns = {"transpose_forward": [2, 0, 1], "transpose_backward": [1, 2, 0]}
     folder = volumes(tmp_path, kind=kind, arch_kwargs=arguments, schemes=("ZScoreNormalization",) * 2, **turns)
-    cases = stated(discs(tmp_path / "cases", (6, 8, 9), channels=2), channel_names=["channel_0", "channel_1"])
+    cases = stated(prepared(tmp_path / "cases", (6, 8, 9), channels=2), channel_names=["channel_0", "channel_1"])
     model = Model(imported(tmp_path, cases, folder, **KNOBS))
     assert model.architecture.window == (4, 16, 8)  # of x, y and z, from patches of x, z and y
     image = torch.from_numpy(noise((2, 4, 16, 8)))
@@ -97,7 +102,7 @@ def test_the_network_sees_the_axes_of_nnunet(tmp_path, kind):
 
 def test_supervised_losses_use_all_heads(tmp_path):
     """Three stages have heads at full and at half resolution, with the weights 2/3 and 1/3."""
-    model = Model(imported(tmp_path, discs(tmp_path / "cases"), pictures(tmp_path), **KNOBS))
+    model = Model(imported(tmp_path, prepared(tmp_path / "cases"), pictures(tmp_path), **KNOBS))
     heads = all_heads(model.load(), torch.from_numpy(noise((1, 8, 16))))
     assert [tuple(head.logits.shape[2:]) for head in heads] == [(8, 16), (4, 8)]
     assert [head.weight for head in heads] == pytest.approx([2 / 3, 1 / 3])
@@ -106,7 +111,7 @@ def test_supervised_losses_use_all_heads(tmp_path):
 def test_a_copy_learns_on_its_own(tmp_path):
     """A student starts from a copy of the base, and every weight of the copy has a gradient from the heads."""
     folder = volumes(tmp_path, transpose_forward=[1, 0, 2], transpose_backward=[1, 0, 2])
-    network = Model(imported(tmp_path, discs(tmp_path / "cases", (6, 8, 9)), folder, **KNOBS)).load()
+    network = Model(imported(tmp_path, prepared(tmp_path / "cases", (6, 8, 9)), folder, **KNOBS)).load()
     image = torch.from_numpy(noise((1, 16, 4, 8)))
     before = network(image).detach()
     copied = deepcopy(network)
@@ -195,7 +200,7 @@ def test_all_sets_of_axes_are_mirrored():
 
 
 def test_mirroring_can_be_switched_off(tmp_path):
-    folder, cases = pictures(tmp_path), discs(tmp_path / "cases")
+    folder, cases = pictures(tmp_path), prepared(tmp_path / "cases")
     mirrored = Model(imported(tmp_path / "1", cases, folder, **KNOBS)).architecture
     plain = Model(imported(tmp_path / "2", cases, folder, mirror=False, **KNOBS)).architecture
     assert (mirrored.mirror, plain.mirror) == ((0, 1), ())
@@ -206,7 +211,7 @@ def test_mirroring_can_be_switched_off(tmp_path):
 
 def test_another_preparation_is_refused_with_the_block_to_paste(tmp_path):
     """CT of mean 100 and deviation 50, from -100 to 300: -100 becomes -4 and 300 becomes 4."""
-    folder, cases = pictures(tmp_path, schemes=("CTNormalization",)), discs(tmp_path / "cases")
+    folder, cases = pictures(tmp_path, schemes=("CTNormalization",)), prepared(tmp_path / "cases")
     with pytest.raises(BadInput, match=r"plans.json: the model prepares images otherwise than the cases") as caught:
         imported(tmp_path, cases, folder, **KNOBS)
     block = json.loads(str(caught.value).split("expected `preprocess: ")[1].split("`, found")[0])
@@ -216,7 +221,7 @@ def test_another_preparation_is_refused_with_the_block_to_paste(tmp_path):
 
 def test_the_spacing_of_the_plans_is_on_our_axes(tmp_path):
     """Plans of 5, 2 and 1 mm along z, y and x."""
-    folder, cases = volumes(tmp_path, spacing=[5.0, 2.0, 1.0]), discs(tmp_path / "cases", (6, 8, 9))
+    folder, cases = volumes(tmp_path, spacing=[5.0, 2.0, 1.0]), prepared(tmp_path / "cases", (6, 8, 9))
     with pytest.raises(BadInput, match=r'"spacing":\[1.0,2.0,5.0\],"resize":null,"resample":"nnunet"'):
         imported(tmp_path, cases, folder, **KNOBS)
 
@@ -244,7 +249,7 @@ def test_logits_and_not_probabilities_are_resampled():
     ("scheme", "normalise"), [("RescaleTo01Normalization", "minmax"), ("RGBTo01Normalization", "unit")]
 )
 def test_normalisations_by_their_names(tmp_path, scheme, normalise):
-    cases = stated(discs(tmp_path / "cases"), preprocess={"normalise": normalise})
+    cases = stated(prepared(tmp_path / "cases"), preprocess={"normalise": normalise, "resample": "nnunet"})
     imported(tmp_path, cases, pictures(tmp_path, schemes=(scheme,)), **KNOBS)
 
 
@@ -269,7 +274,7 @@ def test_normalisations_by_their_names(tmp_path, scheme, normalise):
 )
 def test_what_is_not_supported_is_named(tmp_path, more, message):
     with pytest.raises(BadInput, match=message):
-        imported(tmp_path, discs(tmp_path / "cases"), pictures(tmp_path, **more), **KNOBS)
+        imported(tmp_path, prepared(tmp_path / "cases"), pictures(tmp_path, **more), **KNOBS)
     assert not (tmp_path / "models").exists()
 
 
@@ -287,20 +292,20 @@ def changed(folder: Path, **block: Any) -> Path:
 def test_other_networks_are_named_and_none_is_imported(tmp_path, name):
     folder = changed(pictures(tmp_path), network_class_name=name)
     with pytest.raises(BadInput, match=f"expected a network .*PlainConvUNet or .*, found '{name}'"):
-        imported(tmp_path, discs(tmp_path / "cases"), folder, **KNOBS)
+        imported(tmp_path, prepared(tmp_path / "cases"), folder, **KNOBS)
 
 
 def test_a_network_that_moved_is_found(tmp_path):
     """nnU-Net writes this name for old plans, and looks the class up in the other modules of the package."""
     name = "dynamic_network_architectures.architectures.residual_unet.ResidualEncoderUNet"
     folder = changed(pictures(tmp_path, kind="ResidualEncoderUNet"), network_class_name=name)
-    imported(tmp_path, discs(tmp_path / "cases"), folder, **KNOBS)
+    imported(tmp_path, prepared(tmp_path / "cases"), folder, **KNOBS)
 
 
 def test_classes_of_other_modules_are_named(tmp_path):
     folder = changed(pictures(tmp_path), arch_kwargs={**kwargs_of(2), "nonlin": "os.system"})
     with pytest.raises(BadInput, match=r"arch_kwargs: nonlin: expected a class of torch.nn, found 'os.system'"):
-        imported(tmp_path, discs(tmp_path / "cases"), folder, **KNOBS)
+        imported(tmp_path, prepared(tmp_path / "cases"), folder, **KNOBS)
 
 
 def test_plans_of_an_old_form(tmp_path):
@@ -310,28 +315,28 @@ def test_plans_of_an_old_form(tmp_path):
     plans["configurations"]["2d"]["UNet_class_name"] = "PlainConvUNet"
     (folder / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(BadInput, match="found plans of an old form, without `architecture`"):
-        imported(tmp_path, discs(tmp_path / "cases"), folder, **KNOBS)
+        imported(tmp_path, prepared(tmp_path / "cases"), folder, **KNOBS)
 
 
 def test_a_2d_configuration_on_volumes(tmp_path):
     with pytest.raises(BadInput, match="found a network of 2D windows, and 3D images in the data"):
-        imported(tmp_path, discs(tmp_path / "cases", (6, 8, 9)), pictures(tmp_path), **KNOBS)
+        imported(tmp_path, prepared(tmp_path / "cases", (6, 8, 9)), pictures(tmp_path), **KNOBS)
 
 
 def test_files_of_another_family(tmp_path):
-    cases = stated(discs(tmp_path / "cases"), files="nifti")
+    cases = stated(prepared(tmp_path / "cases"), files="nifti")
     with pytest.raises(BadInput, match="trained on files of the family 'pictures', found 'nifti' in the data"):
         imported(tmp_path, cases, pictures(tmp_path), **KNOBS)
 
 
 def test_classes_in_another_order(tmp_path):
-    cases = stated(discs(tmp_path / "cases"), class_names=["class_1", "background"])
+    cases = stated(prepared(tmp_path / "cases"), class_names=["class_1", "background"])
     with pytest.raises(BadInput, match=r"dataset.json: expected the classes .*, in the order of the data"):
         imported(tmp_path, cases, pictures(tmp_path), **KNOBS)
 
 
 def test_missing_checkpoints_name_those_that_are_there(tmp_path):
-    cases, folder = discs(tmp_path / "cases"), pictures(tmp_path)
+    cases, folder = prepared(tmp_path / "cases"), pictures(tmp_path)
     for knobs in ({**KNOBS, "folds": [0, 1, 4]}, {**KNOBS, "checkpoint": "best"}):
         with pytest.raises(BadInput, match=r"no such checkpoint; there are fold_0/checkpoint_final.pth, fold_1/che"):
             imported(tmp_path, cases, folder, **knobs)
@@ -343,7 +348,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     content = torch.load(file, weights_only=False)
     torch.save({**content, "logging": Canary(tmp_path / "ran")}, file)
     with pytest.raises(BadInput, match=r"fold_0/checkpoint_final.pth: .*found the code 'posix.mkdir'"):
-        imported(tmp_path, discs(tmp_path / "cases"), folder, **KNOBS)
+        imported(tmp_path, prepared(tmp_path / "cases"), folder, **KNOBS)
     assert not (tmp_path / "ran").exists()
 
 
@@ -351,11 +356,11 @@ def test_a_checkpoint_of_another_program(tmp_path):
     folder = pictures(tmp_path)
     torch.save(seeded(lambda: nn.Conv2d(1, 1, 1)).state_dict(), folder / "fold_1/checkpoint_final.pth")
     with pytest.raises(BadInput, match="expected a checkpoint of nnU-Net v2, found no 'network_weights'"):
-        imported(tmp_path, discs(tmp_path / "cases"), folder, **KNOBS)
+        imported(tmp_path, prepared(tmp_path / "cases"), folder, **KNOBS)
 
 
 def test_the_package_is_named_where_it_is_missing(tmp_path, monkeypatch):
-    folder, cases = pictures(tmp_path), discs(tmp_path / "cases")
+    folder, cases = pictures(tmp_path), prepared(tmp_path / "cases")
     for name in [name for name in sys.modules if name.startswith("dynamic_network_architectures")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "dynamic_network_architectures", None)

@@ -181,11 +181,7 @@ class Plans:
                 f"{expected.model_dump_json()}`, found `preprocess: {prepared.model_dump_json()}`; set `preprocess` to "
                 "the expected block"
             )
-        return [
-            *notes,
-            "nnU-Net crops images to their non-zero voxels before it normalises and cuts windows, and this project "
-            "does not, so predictions of images with margins of zeros differ",
-        ]
+        return notes
 
     def preprocess(self, cases: CaseStore) -> Preprocess:
         """Block `preprocess` of the plans. Raises `BadInput` for normalisations without such a block.
@@ -201,7 +197,7 @@ class Plans:
             "normalise": self._normalise(),
             "orientation": _READERS[self._get("image_reader_writer")][1],
             "spacing": None if as_planned else spacing,
-            "resample": "linear" if as_planned else "nnunet",
+            "resample": "nnunet",
         }
         return Preprocess.model_validate_json(json.dumps(content))
 

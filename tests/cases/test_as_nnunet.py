@@ -1,4 +1,4 @@
-"""Resampling as in nnU-Net: numbers worked by hand."""
+"""Preparation of images as in nnU-Net: numbers worked by hand."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from pipeline.cases.as_nnunet import nonzero_box, slice_axis, splined
 from pipeline.cases.grid import logits_to_source
 from pipeline.cases.preprocess import Preprocess
-from pipeline.cases.splines import slice_axis, splined
 from pipeline.errors import BadInput
 from pipeline.store.cases import Case
 from tests.fixtures.networks import row_of
@@ -65,12 +65,33 @@ def case(shape: tuple[int, ...], original: tuple[int, ...], now: tuple[float, ..
 
 
 def test_images_are_normalised_before_they_are_resampled():
-    """0 and 2 become -1 and 1. Resampled first, the ends and the middle would have another deviation."""
+    """1 and 3 become -1 and 1. Resampled first, the ends and the middle would have another deviation."""
     knobs = Preprocess(spacing=(1.0, 0.5), resample="nnunet")
-    found = knobs.image(np.array([[[0.0, 2.0]]], np.float32), case((1, 4), (1, 2), (1.0, 1.0), (1.0, 0.5)))
+    found = knobs.image(np.array([[[1.0, 3.0]]], np.float32), case((1, 4), (1, 2), (1.0, 1.0), (1.0, 0.5)))
     assert found[0, 0, [0, 3]] == pytest.approx([-1, 1], abs=1e-6)
     assert found[0, 0, 1] == pytest.approx(-found[0, 0, 2])
     assert found.std() != pytest.approx(1, abs=0.05)
+
+
+def test_the_box_outside_which_an_image_is_0():
+    image = np.zeros((2, 4, 5), np.float32)
+    assert nonzero_box(image) == (slice(0, 4), slice(0, 5))
+    image[0, 1, 3], image[1, 2, 3] = 7, -7
+    assert nonzero_box(image) == (slice(1, 3), slice(3, 4))
+
+
+def test_a_margin_of_zeros_is_refused():
+    """nnU-Net crops it, which moves the grid, the windows and the measures of the normalisation."""
+    image = np.zeros((2, 3, 4), np.float32)
+    image[0, 1, 2], image[1, 2, 1] = 1, -1
+    there = case((3, 4), (3, 4), (1.0, 1.0), (1.0, 1.0))
+    with pytest.raises(
+        BadInput, match=r"case 'c0': .* found zeros in all channels outside of the voxels \[1:3, 1:3\],"
+    ):
+        Preprocess(resample="nnunet").image(image, there)
+    assert Preprocess().image(image, there).shape == (2, 3, 4)
+    image[1, 0, 0] = image[1, 2, 3] = 5
+    assert Preprocess(resample="nnunet").image(image, there).shape == (2, 3, 4)
 
 
 def test_thick_slices_are_not_mixed():

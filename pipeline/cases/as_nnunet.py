@@ -1,6 +1,6 @@
-"""Resampling as in nnU-Net v2: by splines, and slice by slice where voxels are anisotropic.
+"""Preparation of images as in nnU-Net v2: the box of non-zero voxels, and resampling by splines.
 
-Source: `default_resampling.py` of nnU-Net 2.8.1, with the arguments of its default plans.
+Source: `cropping.py` and `default_resampling.py` of nnU-Net 2.8.1, with the arguments of its default plans.
 """
 
 from __future__ import annotations
@@ -11,6 +11,16 @@ import numpy as np
 
 _ANISOTROPIC = 3.0
 """Longest voxel edge over the shortest above which slices are resampled one by one."""
+
+
+def nonzero_box(image: np.ndarray) -> tuple[slice, ...]:
+    """Smallest box of space outside which an image `[channel, *space]` is 0 in all channels; all of an image of 0."""
+    found = (image != 0).any(0)
+    box = []
+    for axis, length in enumerate(found.shape):
+        rows = np.flatnonzero(found.any(tuple(other for other in range(found.ndim) if other != axis)))
+        box.append(slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, length))
+    return tuple(box)
 
 
 def slice_axis(now: Sequence[float], then: Sequence[float]) -> int | None:
