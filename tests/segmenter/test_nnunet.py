@@ -19,6 +19,9 @@ from torch import nn
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import class_probabilities
+from pipeline.exports.bundle import write_bundle
+from pipeline.exports.export import _write_program
+from pipeline.exports.predict import ready_model
 from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.heads import all_heads
 from pipeline.segmenter.knobs import MODELS
@@ -120,6 +123,25 @@ def test_a_copy_learns_on_its_own(tmp_path):
     torch.optim.SGD(copied.parameters(), 0.1).step()
     assert not torch.allclose(copied(image), before)
     assert torch.equal(network(image), before)
+
+
+def test_exports_that_would_predict_otherwise_are_refused(tmp_path):
+    found = ready_model(imported(tmp_path, prepared(tmp_path / "cases"), pictures(tmp_path), **KNOBS), "base")
+    message = rf"expected a network .*, found {UNET}PlainConvUNet, .*; export as safetensors"
+    with pytest.raises(BadInput, match=message):
+        write_bundle(found, tmp_path / "out", "name", "card")
+    with pytest.raises(BadInput, match=message):
+        _write_program(found, tmp_path / "out")
+
+
+def test_an_export_comes_back_as_the_same_base(tmp_path):
+    """Through a folder of this project, with layers of two names, axes and mirroring."""
+    cases = prepared(tmp_path / "cases")
+    first = imported(tmp_path, cases, pictures(tmp_path), **KNOBS)
+    second = imported(tmp_path / "2", cases, first, kind="checkpoint", members=["nnunet_fold_0"])
+    for name in ("base", "nnunet_fold_0"):
+        assert Model(second, name).weights.read_bytes() == Model(first, name).weights.read_bytes()
+    assert Model(second).architecture == Model(first).architecture
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------

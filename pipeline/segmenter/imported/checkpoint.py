@@ -159,4 +159,6 @@ def _same_input(folder: Path, cases: CaseStore, ignore: tuple[Stated, ...]) -> N
 def _plain(key: str, info: Mapping[str, Any]) -> Any:
     """Statement of a key, with the defaults of knobs that were added after it was written."""
     value = info.get(key)
-    return Preprocess.model_validate_json(json.dumps(value)) if key == "preprocess" and value is not None else value
+    return (
+        {**Preprocess().model_dump(mode="json"), **value} if key == "preprocess" and isinstance(value, dict) else value
+    )
