@@ -122,8 +122,8 @@ class Params(Knobs):
         if isinstance(self.base, Base | None):
             if self.model != NOTHING:
                 raise ValueError(
-                    f"model: found '{self.model}', but only a base of kind checkpoint, bundle or program reads a "
-                    f"model; set base.kind to one of these kinds, or set model to {NOTHING}"
+                    f"model: found '{self.model}', but only a base of kind checkpoint, bundle, nnunet or program "
+                    f"reads a model; set base.kind to one of these kinds, or set model to {NOTHING}"
                 )
         elif self.model == NOTHING:
             raise ValueError(f"model: expected the file or folder of a {self.base.kind}, found {NOTHING}; set the path")

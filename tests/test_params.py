@@ -224,7 +224,7 @@ def test_every_knob_says_what_it_means():
         ),
         (
             {"base": {"kind": "checkpont"}},
-            "base.kind: found 'checkpont', expected one of 'trained', 'checkpoint', 'bundle', 'program'",
+            "base.kind: found 'checkpont', expected one of 'trained', 'checkpoint', 'bundle', 'nnunet', 'program'",
         ),
         ({"base": {"kind": "checkpoint", "weigths": "last"}, "model": "m"}, "base.weigths: unknown key"),
         ({"base": {"kind": "program"}, "model": "m"}, "base.window: missing; add the key"),
@@ -239,9 +239,8 @@ def test_every_knob_says_what_it_means():
         ),
         (
             {"model": "my.pt"},
-            "model: found 'my.pt', but only a base of kind checkpoint, bundle or program reads a model; set base.kind "
-            "to "
-            "one of these kinds, or set model to raw/none",
+            "model: found 'my.pt', but only a base of kind checkpoint, bundle, nnunet or program reads a model; set "
+            "base.kind to one of these kinds, or set model to raw/none",
         ),
         (
             {"students__dpo__stopping": {"held_out": 0.2}},

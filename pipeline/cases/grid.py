@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.cases.voxels import back, resized, turned
+from pipeline.cases.as_nnunet import slice_axis, splined
+from pipeline.cases.voxels import back, resized, turned, working_axes
 from pipeline.errors import BadInput
 from pipeline.store.cases import Case
 
@@ -34,6 +35,27 @@ def to_source(probability: np.ndarray, case: Case) -> np.ndarray:
     """
     _expect(probability.shape[1:], case.shape, case, "working grid")
     return back(probability, case.original_shape, case.orientation)
+
+
+def logits_to_source(logits: np.ndarray, case: Case) -> np.ndarray:
+    """Logits f32 `[output, *source]` from `[output, *working]`, as nnU-Net brings them back.
+
+    They are interpolated linearly, and slice by slice as `as_nnunet.slice_axis` says. Raises `BadInput` for logits on
+    another grid.
+    """
+    _expect(logits.shape[1:], case.shape, case, "working grid")
+    shape = tuple(case.original_shape[axis] for axis in working_axes(case.orientation, len(case.shape)))
+    known = case.spacing_mm is not None and case.original_spacing_mm is not None
+    axis = slice_axis(case.spacing_mm or (), source_edges(case)) if known else None
+    found = np.stack([splined(channel, shape, axis, order=1) for channel in logits])
+    return back(found, case.original_shape, case.orientation)
+
+
+def source_edges(case: Case) -> tuple[float, ...]:
+    """Voxel edges of the source in mm, in the order of the working axes. Raises `BadInput` if they are unknown."""
+    if case.original_spacing_mm is None:
+        raise BadInput(f"case '{case.case_id}': expected a known spacing, found none; save it with the image")
+    return tuple(case.original_spacing_mm[axis] for axis in working_axes(case.orientation, len(case.shape)))
 
 
 def _expect(found: tuple[int, ...], expected: tuple[int, ...], case: Case, grid: str) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.cases.voxels import on_working_grid, to_ras, voxels_at, working_axes
+from pipeline.cases.as_nnunet import nonzero_box, slice_axis, splined
+from pipeline.cases.grid import source_edges
+from pipeline.cases.voxels import normalised, on_working_grid, to_ras, turned, voxels_at, working_axes
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 
@@ -70,11 +72,27 @@ class Preprocess(Knobs):
     resize: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """Working grid of all cases in voxels per working axis. Null keeps the source's grid or the grid of `spacing`."""
 
+    resample: Literal["linear", "nnunet"] = "linear"
+    """How images reach the grid of `spacing`.
+
+    - `linear`: resampled linearly with anti-aliasing, then normalised.
+    - `nnunet`: normalised, then resampled by cubic splines, and slice by slice if one voxel edge is more than three
+      times another. For a base of nnU-Net. Images with a margin of zeros are refused, because nnU-Net crops them."""
+
     @model_validator(mode="after")
     def _one_grid(self) -> Preprocess:
         if self.spacing is not None and self.resize is not None:
             raise ValueError("spacing and resize both set the working grid; set one to null")
+        if self.resample == "nnunet" and self.resize is not None:
+            raise ValueError("resample: 'nnunet' resamples to a spacing, found resize; set resize to null")
         return self
+
+    @property
+    def canonical(self) -> Preprocess:
+        """This block, with one normalisation for all channels if all channels have the same. For comparisons."""
+        how = self.normalise
+        one = isinstance(how, tuple) and all(each == how[0] for each in how)
+        return self.model_copy(update={"normalise": how[0]}) if one and isinstance(how, tuple) else self
 
     def grid(self, source: Source) -> Grid:
         """The working grid of a case: source -> orientation -> `spacing` or `resize`.
@@ -111,10 +129,10 @@ class Preprocess(Knobs):
         return voxels_at(before, edges, self.spacing)
 
     def image(self, image: np.ndarray, case: Case) -> np.ndarray:
-        """Image f32 `[channel, *working]` from `[channel, *source]`, resampled, then normalised per channel.
+        """Image f32 `[channel, *working]` from `[channel, *source]`, resampled and normalised per channel.
 
-        Resampling is linear, with anti-aliasing. A constant channel becomes 0, except with `unit` and a fixed range.
-        Raises `BadInput` if the list of normalisations does not have one entry per channel, and for `unit` if
+        The knob `resample` says how and in which order. A constant channel becomes 0, except with `unit` and a fixed
+        range. Raises `BadInput` if the list of normalisations does not have one entry per channel, and for `unit` if
         intensities are not from 0 to 255.
         """
         hows = self.normalise if isinstance(self.normalise, tuple) else (self.normalise,) * len(image)
@@ -125,9 +143,26 @@ class Preprocess(Knobs):
             )
         try:
             plain = [how if isinstance(how, str) else how.model_dump() for how in hows]
+            if self.resample == "nnunet":
+                _refuse_margin(image, case)
+                axis = None if self.spacing is None else slice_axis(source_edges(case), self.spacing)
+                ready = [normalised(turned(c, case.orientation), how) for c, how in zip(image, plain, strict=True)]
+                return np.stack([splined(channel, case.shape, axis, order=3) for channel in ready])
             return on_working_grid(image, plain, case.shape, case.orientation)
         except ValueError as error:
             raise BadInput(f"case '{case.case_id}': {error}") from error
+
+
+def _refuse_margin(image: np.ndarray, case: Case) -> None:
+    """Refuse an image `[channel, *source]` that nnU-Net would crop before everything else."""
+    box = nonzero_box(image)
+    if box != tuple(slice(0, length) for length in image.shape[1:]):
+        asked = ", ".join(f"{part.start}:{part.stop}" for part in box)
+        raise BadInput(
+            f"case '{case.case_id}': expected an image without a margin of zeros for preprocess.resample 'nnunet', "
+            f"found zeros in all channels outside of the voxels [{asked}], to which nnU-Net crops; crop image and "
+            "label to these voxels"
+        )
 
 
 def one_orientation(sources: list[Source]) -> str | None:

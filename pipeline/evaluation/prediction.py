@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipeline.cases.grid import to_source
+from pipeline.cases.grid import logits_to_source, to_source
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.segmenter.student_record import StudentRecord
@@ -27,12 +27,27 @@ Measured = Literal["test", "validation"]
 def class_probabilities(segmenter: Segmenter, image: Values, case: Case, offsets: Sequence[float] = ()) -> np.ndarray:
     """Class probabilities f32 `[class, *source]` of an image f32 `[channel, *working]`.
 
-    `offsets` are added to the logits of the foreground classes, one per class. Empty: no offsets.
+    `offsets` are added to the logits of the foreground classes, one per class. Empty: no offsets. Probabilities are
+    resampled to the source's grid, or, for a network of nnU-Net's plans, the logits.
     """
+    if segmenter.architecture.planned and case.resampled:
+        return _by_logits(segmenter, image, case, offsets)
     whole = np.empty((segmenter.architecture.classes, *case.shape), np.float32)
     for where, working in _bands(segmenter, image, offsets):
         whole[(slice(None), *where)] = working
     return to_source(whole, case)
+
+
+def _by_logits(segmenter: Segmenter, image: Values, case: Case, offsets: Sequence[float]) -> np.ndarray:
+    """Class probabilities f32 `[class, *source]` of logits that were resampled to the source's grid."""
+    import torch
+
+    from pipeline.segmenter.logits import probability, shifted
+
+    whole = np.empty((segmenter.architecture.outputs, *case.shape), np.float32)
+    for where, logits in segmenter.bands(image):
+        whole[(slice(None), *where)] = logits.cpu().numpy()
+    return probability(shifted(torch.from_numpy(logits_to_source(whole, case)), offsets)).numpy()
 
 
 def predicted_mask(segmenter: Segmenter, image: Values, case: Case, offsets: Sequence[float] = ()) -> np.ndarray:

@@ -38,6 +38,16 @@ def write_bundle(found: ReadyModel, out: Path, name: str, card: str) -> None:
         raise BadInput(
             f"{found.model.weights}: expected a network of MONAI for a bundle, found a program; share the file itself"
         )
+    if architecture.planned:
+        raise BadInput(
+            f"{found.model.folder}: expected a network of MONAI for a bundle, found {architecture.name}, whose "
+            "inference is not MONAI's; export as safetensors"
+        )
+    if found.input.preprocess.resample != "linear":
+        raise BadInput(
+            f"{found.model.folder}: expected preprocess.resample 'linear' for a bundle, found "
+            f"'{found.input.preprocess.resample}'; export as safetensors"
+        )
     if found.input.files == "pictures" and architecture.dimensions == 3:
         raise BadInput(
             f"{found.model.folder}: the model was trained on stacks of TIFF, which bundles do not read; convert the "

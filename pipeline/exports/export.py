@@ -82,6 +82,11 @@ def _write_program(found: ReadyModel, out: Path) -> None:
     architecture = found.model.architecture
     if architecture.program:
         raise BadInput(f"{found.model.weights}: expected a network, found a program; share the file itself")
+    if architecture.planned:
+        raise BadInput(
+            f"{found.model.folder}: expected a network whose windows are padded at their ends, found "
+            f"{architecture.name}, which pads around the centre and mirrors; export as safetensors"
+        )
     network = found.model.load().cpu()
     generator = torch.Generator().manual_seed(0)
 

@@ -1,4 +1,4 @@
-"""Segmentation networks of MONAI by name: arguments of their classes, and windows on which the networks run."""
+"""Segmentation networks by name, of MONAI or of nnU-Net's plans: arguments, and windows on which the networks run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import nn
 from pipeline.errors import BadInput
 from pipeline.segmenter.heads import all_heads, keep_main_head
 from pipeline.segmenter.knobs import Network
+from pipeline.segmenter.planned import PLANNED, planned_network
 from pipeline.store.manifest import read_json, write_json
 
 ARCHITECTURE = "network.json"
@@ -38,7 +39,7 @@ _BUILDING = threading.Lock()
 class Architecture:
     """Everything that is needed to rebuild a network, stored as `network.json` beside the weights."""
 
-    name: str  # class of `monai.networks.nets`, or `PROGRAM`
+    name: str  # class of `monai.networks.nets`, whole name of a class of nnU-Net's plans (`PLANNED`), or `PROGRAM`
     arguments: dict[str, Any]
     dimensions: int  # spatial axes, 2 or 3
     channels: int
@@ -83,6 +84,16 @@ class Architecture:
         return self.name == PROGRAM
 
     @property
+    def planned(self) -> bool:
+        """Whether the network is of nnU-Net's plans. Its inference pads, cuts and blends windows as nnU-Net does."""
+        return self.name.startswith(PLANNED)
+
+    @property
+    def mirror(self) -> tuple[int, ...]:
+        """Axes over which inference mirrors, to average the logits. Empty for networks that are not of plans."""
+        return tuple(self.arguments["mirror"]) if self.planned else ()
+
+    @property
     def outputs(self) -> int:
         """Number of output channels: one for a sigmoid head, else one per class."""
         return 1 if self.head == "sigmoid" else self.classes
@@ -92,17 +103,24 @@ class Architecture:
 
         torch's global generator keeps its state. Raises `BadInput` for arguments that the class refuses.
         """
-        kind, sizes = self._kind(), {name: value for name, value, _ in self.sizes()}
         # Initialisation draws from torch's global generator, so threads build networks one at a time.
         with _BUILDING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                return keep_main_head(kind(**sizes, **self.arguments))
+                return keep_main_head(self._new())
+            except BadInput:
+                raise
             except _FAILURES as error:
                 raise BadInput(
                     f"base.network.arguments: {self.name} refuses {self.arguments} for {self.dimensions}D images of "
                     f"{self.channels} channels: {error}"
                 ) from error
+
+    def _new(self) -> nn.Module:
+        if self.planned:
+            return planned_network(self.name, self.arguments, self.channels, self.outputs)
+        sizes = {name: value for name, value, _ in self.sizes()}
+        return self._kind()(**sizes, **self.arguments)
 
     def sizes(self) -> list[tuple[str, int, int | None]]:
         """Arguments of the class for the numbers of axes, channels and outputs: name, value, and default of the class.

@@ -15,7 +15,8 @@ from pipeline.measures.intervals import mean_over_groups
 from pipeline.measures.overlap import dice_from_counts, overlaps_to
 from pipeline.segmenter.architecture import Architecture
 from pipeline.segmenter.logits import predicted_classes
-from pipeline.segmenter.sliding import PLAIN, Sliding, View, bands_of, pad_to
+from pipeline.segmenter.planned import mirrorings
+from pipeline.segmenter.sliding import PLAIN, Sliding, View, bands_of, pad_around, pad_to, place_in
 from pipeline.store.cases import LabelledCases, Values, Where, fits
 
 
@@ -34,12 +35,26 @@ class Segmenter:
 
     @torch.no_grad()
     def window_logits(self, image: Tensor, view: View = PLAIN) -> Tensor:
-        """Logits f32 `[output, *space]`, on the device, of an image f32 `[channel, *space]` that fits the window."""
+        """Logits f32 `[output, *space]`, on the device, of an image f32 `[channel, *space]` that fits the window.
+
+        Images smaller than the window are padded at their ends, or on both sides for a network of nnU-Net's plans.
+        """
         seen = view.there(image)
-        padded = pad_to(seen, view.window(self.window))[None].to(self.compute.device)
+        window = view.window(self.window)
+        around = self.architecture.planned
+        padded = pad_around(seen, window) if around else pad_to(seen, window)
+        logits = self._mirrored(padded[None].to(self.compute.device))
+        return view.back(logits[0][(slice(None), *place_in(window, seen.shape[1:], around))])
+
+    def _mirrored(self, images: Tensor) -> Tensor:
+        """Logits f32 of images of window size: the mean over the mirrorings of the architecture."""
         with self.compute.autocast():
-            logits = self.network(padded)
-        return view.back(logits[0].float()[(slice(None), *(slice(0, length) for length in seen.shape[1:]))])
+            logits = self.network(images).float()
+            every = list(mirrorings(self.architecture.mirror))
+            for axes in every:
+                places = [2 + axis for axis in axes]
+                logits = logits + self.network(images.flip(places)).float().flip(places)
+        return logits / (1 + len(every)) if every else logits
 
     def logits(self, image: Values, view: View = PLAIN) -> Tensor:
         """Logits f32 `[output, *space]`, on the device, of an image f32 `[channel, *space]` of any size.
@@ -56,7 +71,7 @@ class Segmenter:
 
     def sliding(self, image: Values, view: View = PLAIN, axis: int | None = None, park: Path | None = None) -> Sliding:
         """Sliding window at the first row of a case that is larger than the window. See `Sliding` for the arguments."""
-        return Sliding(self.window_logits, image, self.window, view, axis, park)
+        return Sliding(self.window_logits, image, self.window, view, axis, park, self.architecture.planned)
 
     def bands(self, image: Values, axis: int | None = None) -> Iterator[tuple[Where, Tensor]]:
         """Boxes that together cover the case, and their logits f32 `[output, *box]`. A case that fits is one box."""

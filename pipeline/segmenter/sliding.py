@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.segmenter.planned import centre_weights, even_starts
 from pipeline.store.cases import Values
 
 BAND_BYTES = 2**21
@@ -67,6 +68,27 @@ def pad_to(image: Tensor, window: Sequence[int], value: float = 0.0) -> Tensor:
     return nn.functional.pad(image, [edge for length in reversed(missing) for edge in (0, length)], value=value)
 
 
+def pad_around(image: Tensor, window: Sequence[int]) -> Tensor:
+    """Image whose last axes are padded with 0 on both sides up to the window, as nnU-Net pads. See `place_in`."""
+    space = image.shape[-len(window) :]
+    edges = [
+        edge
+        for want, have, part in zip(window, space, place_in(window, space, True), strict=True)
+        for edge in (max(0, want - have) - part.start, part.start)
+    ]
+    # torch pads from the last axis to the first.
+    return nn.functional.pad(image, edges[::-1])
+
+
+def place_in(window: Sequence[int], space: Sequence[int], around: bool) -> tuple[slice, ...]:
+    """Place of a padded image of shape `space` in the window: at the start of each axis, or `around`: in the middle.
+
+    If the missing voxels are an odd number, one more is after the image than before it.
+    """
+    starts = [max(0, want - have) // 2 if around else 0 for want, have in zip(window, space, strict=True)]
+    return tuple(slice(start, start + have) for start, have in zip(starts, space, strict=True))
+
+
 def longest(space: Sequence[int]) -> int:
     """Axis along which a case is cut into rows: the longest axis, so that a row has the fewest voxels."""
     return int(np.argmax(space))
@@ -79,6 +101,7 @@ class Sliding:
     `sliding_window_inference(overlap=0.5, mode="gaussian")` up to the order of sums. Rows are held until their last
     window is added and `rows` has passed them: in memory or, between two calls, in the file `park`. `forward` returns
     the logits f32 `[output, *cut]` of one window of the image, where `cut` is the window clipped to the case.
+    `planned`: windows lie at even distances, with the weights of nnU-Net, for a network of nnU-Net's plans.
     """
 
     def __init__(
@@ -89,15 +112,19 @@ class Sliding:
         view: View = PLAIN,
         axis: int | None = None,
         park: Path | None = None,
+        planned: bool = False,
     ) -> None:
         self.forward, self.image, self.window, self.view, self.park = forward, image, tuple(window), view, park
+        self.planned = planned
         space = tuple(image.shape[1:])
         self.axis = longest(space) if axis is None else axis
         self.cut = tuple(min(have, want) for have, want in zip(space, window, strict=True))
         # The last window is moved back inside the case. In a flipped view that is the first window of the image.
         backwards = view.backwards(len(space))
+        starts = even_starts if planned else half_starts
         corners = [
-            _starts(have, want, axis in backwards) for axis, (have, want) in enumerate(zip(space, window, strict=True))
+            _turned(starts(have, want), have - want, axis in backwards)
+            for axis, (have, want) in enumerate(zip(space, window, strict=True))
         ]
         self.steps = corners.pop(self.axis)
         self.length = space[self.axis]
@@ -177,23 +204,25 @@ class Sliding:
                     raise OSError(f"{self.park}: expected {into.nbytes} more bytes, found fewer; is the disk full?")
 
     def _weights(self) -> Tensor:
-        """Weight of each voxel of a window in the blend, f32 `[*cut]`, Gaussian as in MONAI."""
+        """Weight of each voxel of a window in the blend, f32 `[*cut]`, Gaussian as in MONAI or as in nnU-Net."""
         from monai.data.utils import compute_importance_map
 
-        whole = compute_importance_map(self.view.window(self.window), mode="gaussian")[None]
-        # The network blends in its view, where a small case is padded at the ends: cut there, then turn back.
+        window = self.view.window(self.window)
+        whole = centre_weights(window) if self.planned else compute_importance_map(window, mode="gaussian")
+        # The network blends in its view, where a small case is padded: cut there, then turn back.
         seen = self.view.there(torch.zeros((1, *self.cut))).shape[1:]
-        return self.view.back(whole[(slice(None), *(slice(0, length) for length in seen))])[0]
+        return self.view.back(whole[place_in(window, seen, self.planned)][None])[0]
 
 
-def _starts(have: int, want: int, backwards: bool) -> list[int]:
-    """First voxels of the windows along an axis: half a window apart, with the last window at the end of the case.
-
-    `backwards` mirrors the windows: the window at the start of the case is then the last window of the view.
-    """
+def half_starts(have: int, want: int) -> list[int]:
+    """First voxels of the windows along an axis: half a window apart, with the last window at the end of the case."""
     last = max(0, have - want)
-    starts = [*range(0, last, max(1, want // 2)), last]
-    return sorted(last - start for start in starts) if backwards else starts
+    return [*range(0, last, max(1, want // 2)), last]
+
+
+def _turned(starts: list[int], last: int, backwards: bool) -> list[int]:
+    """First voxels of windows. `backwards` mirrors them: the window at the start is then the last of the view."""
+    return sorted(max(0, last) - start for start in starts) if backwards else starts
 
 
 def bands_of(start: int, stop: int, space: Sequence[int], axis: int) -> Iterator[tuple[int, int]]:

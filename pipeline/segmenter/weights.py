@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -12,22 +13,44 @@ from torch import Tensor, nn
 from pipeline.compute import LOADED
 from pipeline.errors import BadInput
 
+_TIED = "tied"
+"""Key of the metadata of our safetensors: further names of tensors by name, as JSON. The tensors are written once."""
+
 
 def save_weights(network: nn.Module, path: Path) -> None:
-    """Write the state of a network as safetensors, and rename the file into place."""
+    """Write the state of a network as safetensors, and rename the file into place.
+
+    A tensor with several names, such as a layer of a DynUNet, is written once.
+    """
     from safetensors.torch import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    # A DynUNet has two names for every layer, and safetensors refuses a tensor with two names.
+    whole = network.state_dict()
+    tied = _tied(whole)
+    state = {name: value.detach().cpu().contiguous() for name, value in whole.items() if name not in tied}
+    # safetensors refuses tensors that share a part of their memory.
     seen: set[int] = set()
     for name, value in state.items():
-        state[name] = value.clone() if value.data_ptr() in seen else value
-        seen.add(value.data_ptr())
+        state[name] = value.clone() if value.untyped_storage().data_ptr() in seen else value
+        seen.add(value.untyped_storage().data_ptr())
+    # One key, because safetensors writes several keys in an order that differs between runs.
+    metadata = {_TIED: json.dumps(tied, sort_keys=True)} if tied else None
     # `save` in place of `save_file`, whose files only the owner can read.
-    partial.write_bytes(save(state))
+    partial.write_bytes(save(state, metadata))
     partial.replace(path)
+
+
+def _tied(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Further names of tensors with several names, each with the first name of its tensor."""
+    first: dict[tuple[object, ...], str] = {}
+    tied = {}
+    for name, value in state.items():
+        key = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        # Empty tensors have no memory to share.
+        if value.numel() and first.setdefault(key, name) != name:
+            tied[name] = first[key]
+    return tied
 
 
 def load_weights(network: nn.Module, path: Path) -> nn.Module:
@@ -38,13 +61,18 @@ def load_weights(network: nn.Module, path: Path) -> nn.Module:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file by name. Raises `BadInput` for another file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """Tensors of a safetensors file by name. Names of one tensor get the same tensor.
+
+    Raises `BadInput` for another file.
+    """
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tied = json.loads((file.metadata() or {}).get(_TIED, "{}"))
+        return found | {name: found[first] for name, first in tied.items()}
+    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise BadInput(f"{path}: not a readable safetensors file ({error}); fetch it or write it again") from error
 
 
@@ -52,7 +80,7 @@ def load_state(network: nn.Module, found: Mapping[str, Tensor], path: str) -> nn
     """Load a state from the file `path` into a network and return the network.
 
     Raises `BadInput` with names and shapes for a state of another network, and with names for weights that are not
-    finite or not floats.
+    finite or not floats, and for different weights under two names of one layer.
     """
     expected = network.state_dict()
     if wrong := _differences(expected, found):
@@ -70,6 +98,12 @@ def load_state(network: nn.Module, found: Mapping[str, Tensor], path: str) -> nn
             raise BadInput(
                 f"{path}: '{name}': expected finite numbers, found {lost} of {value.numel()} NaN or infinite; train or "
                 "fetch the weights again"
+            )
+    for name, first in _tied(expected).items():
+        if found[name] is not found[first] and not torch.equal(found[name], found[first]):
+            raise BadInput(
+                f"{path}: expected equal weights under the names '{first}' and '{name}', which are one layer of the "
+                "network, found different weights; train or fetch the weights again"
             )
     network.load_state_dict(dict(found))
     return network

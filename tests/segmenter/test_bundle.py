@@ -177,7 +177,9 @@ def test_pickled_code_in_the_weights_is_not_run(tmp_path):
 
     state = {**network().state_dict(), "hook": Canary(tmp_path / "ran")}
     bundle = write_bundle(tmp_path / "bundle", config(), state)  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="expected a state_dict of plain tensors, which loads without running code"):
+    with pytest.raises(
+        BadInput, match="expected tensors, plain values and NumPy numbers, which load without running code"
+    ):
         imported(tmp_path, discs(tmp_path / "cases"), bundle, kind="bundle", trust=True)
     assert not (tmp_path / "ran").exists()
 
@@ -228,7 +230,7 @@ def test_what_is_ignored_is_left_out(tmp_path):
 
 def test_a_bundle_of_this_project_comes_back_by_its_weights(tmp_path):
     own = {"_target_": "scripts.transforms.ToWorkingGridd", "spec": "@spec"}
-    assert "stages.export NAME --format safetensors" in refused(tmp_path, config(own, ZSCORE))
+    assert "segpref export NAME --format safetensors" in refused(tmp_path, config(own, ZSCORE))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -14,8 +16,8 @@ from safetensors.torch import save_file
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.segmenter.imported.weight_file import read_state
-from pipeline.segmenter.knobs import MODELS
+from pipeline.segmenter.imported.weight_file import read_state, read_torch
+from pipeline.segmenter.knobs import MODELS, Network
 from pipeline.segmenter.models import Model, family
 from pipeline.segmenter.seen import SEEN, Seen
 from pipeline.segmenter.student_record import STUDENT_FILE
@@ -142,12 +144,47 @@ def test_a_mismatch_names_keys_and_shapes(tmp_path):
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.parametrize("core", ["_core", "core"])
+def test_a_checkpoint_with_the_measures_of_its_trainer(tmp_path, core):
+    """NumPy's scalars under the module names of NumPy 1 and 2, which differ by one underscore; then a list of them."""
+    state = network().state_dict()
+    numbers = [np.float64(0.5), np.float32(0.5), np.float16(0.5), np.int64(3), np.int32(3), np.bool_(True)]
+    content = {"network_weights": state, "_best_ema": np.float64(0.7), "logging": {"dice": numbers}}
+    torch.save(content, tmp_path / "of_2.pth")
+    with zipfile.ZipFile(tmp_path / "of_2.pth") as old, zipfile.ZipFile(tmp_path / "model.pth", "w") as new:
+        for name in old.namelist():
+            found = old.read(name)
+            new.writestr(name, found.replace(b"numpy._core.", f"numpy.{core}.".encode()))
+    found, notes = read_state(tmp_path / "model.pth")
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    assert notes == ["model.pth: the weights were read from the key 'network_weights'"]
+    measures = read_torch(tmp_path / "model.pth")
+    assert measures["_best_ema"] == 0.7
+    assert measures["logging"]["dice"] == numbers
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (np.complex128(1), "numpy.dtypes.Complex128DType"),
+        (np.array(["a"]), "numpy._core.multiarray._reconstruct"),
+        (Path("x"), "pathlib.PosixPath"),
+        (Network, "pipeline.segmenter.knobs.Network"),
+        (print, "print"),
+    ],
+)
+def test_an_object_of_any_other_class_is_named(tmp_path, value, name):
+    torch.save({"network_weights": network().state_dict(), "more": value}, tmp_path / "model.pth")
+    with pytest.raises(BadInput, match=rf"model.pth: expected tensors, plain .*, found the code '{name}'; if you"):
+        read_state(tmp_path / "model.pth")
+
+
 def test_pickled_code_is_not_run(tmp_path):
     """A file whose unpickling creates a folder; torch's own unsafe loading shows that it would."""
     torch.save({"state_dict": network().state_dict(), "hook": Canary(tmp_path / "ran")}, tmp_path / "model.pt")
     with pytest.raises(
         BadInput,
-        match=r"model.pt: expected a state_dict of plain tensors, .*found the code 'posix.mkdir'; .*save network",
+        match=r"model.pt: expected tensors, plain values and NumPy .*found the code 'posix.mkdir'; .*save network",
     ):
         imported(tmp_path, discs(tmp_path / "cases"), tmp_path / "model.pt", kind="checkpoint", network=NETWORK)
     assert not (tmp_path / "ran").exists()
@@ -274,6 +311,16 @@ def test_a_folder_says_what_its_images_are(tmp_path):
     assert '"normalise": "zscore"' in str(caught.value)
     assert f"set `preprocess: {json.dumps(stated['preprocess'])}`" in str(caught.value)
     imported(tmp_path / "ignored", cases, tmp_path / "model", kind="checkpoint", ignore=["preprocess"])
+
+
+def test_a_knob_that_is_newer_than_the_folder_has_its_default(tmp_path):
+    cases = discs(tmp_path / "cases")
+    folder_of(tmp_path / "model", "base")
+    cases.write_input(tmp_path / "model")
+    stated = json.loads((tmp_path / "model" / INPUT).read_text())
+    del stated["preprocess"]["resample"]
+    (tmp_path / "model" / INPUT).write_text(json.dumps(stated))
+    imported(tmp_path, cases, tmp_path / "model", kind="checkpoint")
 
 
 def dealt(folder: Path, splits: list[str], groups: list[str] | None = None) -> CaseStore:

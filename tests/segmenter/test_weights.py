@@ -165,12 +165,59 @@ def test_counters_are_whole_numbers():
         load_state(nn.BatchNorm2d(2), {**state, "running_var": torch.full((2,), torch.inf)}, "w.pt")
 
 
-def test_weights_under_two_names_are_written_and_read(tmp_path):
-    """As those of a DynUNet."""
-    layer, new = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
-    save_weights(nn.ModuleDict({"one": layer, "two": layer}), tmp_path / "w.safetensors")
-    load_weights(nn.ModuleDict({"one": new, "two": new}), tmp_path / "w.safetensors")
-    assert same(new, layer)
+def tied() -> nn.ModuleDict:
+    layer = nn.Conv2d(1, 2, 1)
+    return nn.ModuleDict({"one": layer, "two": layer})
+
+
+def test_a_layer_with_two_names_is_written_once(tmp_path):
+    """A weight and a bias of 2 floats: 16 bytes, and the layer is one layer again."""
+    network = tied()
+    save_weights(network, tmp_path / "w.safetensors")
+    content = (tmp_path / "w.safetensors").read_bytes()
+    assert len(content) - 8 - int.from_bytes(content[:8], "little") == 16
+    found = load_weights(tied(), tmp_path / "w.safetensors")
+    assert same(found, network)
+    assert found["one"].weight is found["two"].weight
+    save_weights(network, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == content
+
+
+def test_a_part_of_a_tensor_is_written_as_a_tensor(tmp_path):
+    """A buffer that is the first number of another buffer."""
+
+    def views() -> nn.Module:
+        network = nn.Module()
+        network.register_buffer("whole", torch.tensor([1.0, 2.0]))
+        network.register_buffer("first", network.whole[:1])
+        network.register_buffer("second", network.whole[1:])
+        return network
+
+    save_weights(views(), tmp_path / "w.safetensors")
+    assert same(load_weights(views(), tmp_path / "w.safetensors"), views())
+
+
+def test_a_dynunet_is_stored_once(tmp_path):
+    from monai.networks.nets import DynUNet
+
+    def made() -> nn.Module:
+        return DynUNet(2, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), filters=(4, 8, 16), deep_supervision=True)
+
+    network = made()
+    save_weights(network, tmp_path / "w.safetensors")
+    numbers = sum(value.numel() for value in network.parameters())
+    assert sum(value.numel() for value in network.state_dict().values()) > 1.9 * numbers
+    assert 4 * numbers < (tmp_path / "w.safetensors").stat().st_size < 4 * numbers + 20_000
+    assert same(load_weights(made(), tmp_path / "w.safetensors"), network)
+
+
+def test_different_weights_of_one_layer_are_refused():
+    """torch alone would keep the last of them."""
+    state = {name: value.clone() for name, value in tied().state_dict().items()}
+    load_state(tied(), state, "w.pt")
+    state["two.bias"][1] = 9
+    with pytest.raises(BadInput, match=r"w.pt: expected equal weights under the names 'one.bias' and 'two.bias', wh"):
+        load_state(tied(), state, "w.pt")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100])

@@ -6,6 +6,7 @@ from pydantic import Discriminator, Tag
 
 from pipeline.segmenter.imported.bundle import Bundle
 from pipeline.segmenter.imported.checkpoint import Checkpoint
+from pipeline.segmenter.imported.nnunet import NnUNetFolder
 from pipeline.segmenter.imported.program import ImportedProgram
 from pipeline.segmenter.knobs import Base, kind_of_base
 
@@ -13,6 +14,7 @@ AnyBase = Annotated[
     Annotated[Base, Tag("trained")]
     | Annotated[Checkpoint, Tag("checkpoint")]
     | Annotated[Bundle, Tag("bundle")]
+    | Annotated[NnUNetFolder, Tag("nnunet")]
     | Annotated[ImportedProgram, Tag("program")],
     Discriminator(kind_of_base),
 ]

@@ -201,17 +201,10 @@ def _compared(config: Config, stated: dict[str, Any], cases: CaseStore) -> list[
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise BadInput(f"{config.path}: preprocessing: {json.dumps(wanted)} is not supported here: {reason}") from error
-    if _canonical(expected) != _canonical(found):
+    if expected.canonical != found.canonical:
         raise BadInput(
             f"{config.path}: preprocessing: the bundle prepares images otherwise than the cases: expected `preprocess: "
             f"{expected.model_dump_json()}`, found `preprocess: {found.model_dump_json()}`; set `preprocess` to the "
             "expected block"
         )
     return []
-
-
-def _canonical(preprocess: Preprocess) -> Preprocess:
-    """Preprocessing with a single normalisation if all channels have the same, for comparison."""
-    how = preprocess.normalise
-    one = isinstance(how, tuple) and all(each == how[0] for each in how)
-    return preprocess.model_copy(update={"normalise": how[0]}) if one and isinstance(how, tuple) else preprocess

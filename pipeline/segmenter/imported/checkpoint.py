@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
+from pipeline.cases.preprocess import Preprocess
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 from pipeline.segmenter.knobs import MODELS, Network
@@ -145,10 +147,18 @@ def _same_input(folder: Path, cases: CaseStore, ignore: tuple[Stated, ...]) -> N
     stated = read_json(path)
     for key in INPUT_KEYS:
         # How masks are written says nothing of the images.
-        if key != "mask_values" and key not in ignore and stated.get(key) != cases.info.get(key):
+        if key != "mask_values" and key not in ignore and _plain(key, stated) != _plain(key, cases.info):
             wanted, found = json.dumps(stated.get(key)), json.dumps(cases.info.get(key))
             to_do = f"set `preprocess: {wanted}`" if key == "preprocess" else "prepare the data as for the model"
             raise BadInput(
                 f"{path}: {key}: the model expects {wanted}, found {found} in {cases.folder / 'cases.json'}; {to_do}, "
                 f"or list '{key}' under base.ignore if the difference is intended"
             )
+
+
+def _plain(key: str, info: Mapping[str, Any]) -> Any:
+    """Statement of a key, with the defaults of knobs that were added after it was written."""
+    value = info.get(key)
+    return (
+        {**Preprocess().model_dump(mode="json"), **value} if key == "preprocess" and isinstance(value, dict) else value
+    )

@@ -1,0 +1,123 @@
+"""Preparation of images as in nnU-Net: numbers worked by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pipeline.cases.as_nnunet import nonzero_box, slice_axis, splined
+from pipeline.cases.grid import logits_to_source
+from pipeline.cases.preprocess import Preprocess
+from pipeline.errors import BadInput
+from pipeline.store.cases import Case
+from tests.fixtures.networks import row_of
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "axis"),
+    [
+        ((1, 1, 4), (1, 1, 1), 2),
+        ((4, 1, 1), (1, 1, 5), 0),  # the edges before decide
+        ((1, 1, 1), (1, 5, 1), 1),
+        ((1, 1, 3), (1, 1, 1), None),  # not more than threefold
+        ((1, 4, 4), (1, 1, 5), None),  # two longest edges
+    ],
+)
+def test_the_axis_of_slices(now, then, axis):
+    assert slice_axis(now, then) == axis
+
+
+def test_the_nearest_slice_is_taken():
+    """Centres of 4 new slices in 2 old ones: -0.25, 0.25, 0.75 and 1.25. Of 2 in 4: 0.5 and 2.5, the later ones."""
+    values = np.arange(16, dtype=np.float32).reshape(2, 2, 4)
+    found = splined(values, (4, 2, 4), 0, order=3)
+    assert found == pytest.approx(values[[0, 0, 1, 1]], abs=1e-5)
+    assert splined(values, (2, 2, 2), 2, order=3) == pytest.approx(values[:, :, [1, 3]], abs=1e-5)
+
+
+def test_planes_are_interpolated():
+    """Centres of 4 new voxels in 2 old ones: -0.25, 0.25, 0.75 and 1.25, which are the edges at both ends."""
+    row = np.array([[[0.0, 4.0]]], np.float32)
+    assert splined(row, (1, 1, 4), None, order=1).ravel() == pytest.approx([0, 1, 3, 4], abs=1e-6)
+    assert splined(row.repeat(3, 0), (3, 1, 4), 0, order=1)[2].ravel() == pytest.approx([0, 1, 3, 4], abs=1e-6)
+    assert splined(row, (1, 1, 2), None, order=1) is row
+
+
+def test_splines_follow_a_curve_that_lines_cut_off():
+    """The peak of a wave of 8 voxels lies between two voxels, where a line is too low by 1 - cos(pi/8) = 0.08."""
+    wave = np.sin(2 * np.pi * (np.arange(32) - 1.5) / 8).astype(np.float32)[None]
+    line, spline = (splined(wave, (1, 96), None, order)[0, 16:80].max() for order in (1, 3))
+    assert line == pytest.approx(np.cos(np.pi / 8), abs=1e-3)
+    # Splines are clipped to the values of the voxels, as in scikit-image.
+    assert spline == pytest.approx(line, abs=1e-3)
+    shifted = np.sin(2 * np.pi * np.arange(32) / 8).astype(np.float32)[None]
+    places = (np.arange(96) + 0.5) / 3 - 0.5
+    truth = np.sin(2 * np.pi * places / 8)[16:80]
+    errors = [np.abs(splined(shifted, (1, 96), None, order)[0, 16:80] - truth).max() for order in (1, 3)]
+    assert errors[1] < 0.01 < 0.05 < errors[0]
+
+
+def case(shape: tuple[int, ...], original: tuple[int, ...], now: tuple[float, ...], then: tuple[float, ...]) -> Case:
+    return replace(row_of(shape), original_shape=original, original_spacing_mm=now, spacing_mm=then)
+
+
+def test_images_are_normalised_before_they_are_resampled():
+    """1 and 3 become -1 and 1. Resampled first, the ends and the middle would have another deviation."""
+    knobs = Preprocess(spacing=(1.0, 0.5), resample="nnunet")
+    found = knobs.image(np.array([[[1.0, 3.0]]], np.float32), case((1, 4), (1, 2), (1.0, 1.0), (1.0, 0.5)))
+    assert found[0, 0, [0, 3]] == pytest.approx([-1, 1], abs=1e-6)
+    assert found[0, 0, 1] == pytest.approx(-found[0, 0, 2])
+    assert found.std() != pytest.approx(1, abs=0.05)
+
+
+def test_the_box_outside_which_an_image_is_0():
+    image = np.zeros((2, 4, 5), np.float32)
+    assert nonzero_box(image) == (slice(0, 4), slice(0, 5))
+    image[0, 1, 3], image[1, 2, 3] = 7, -7
+    assert nonzero_box(image) == (slice(1, 3), slice(3, 4))
+
+
+def test_a_margin_of_zeros_is_refused():
+    """nnU-Net crops it, which moves the grid, the windows and the measures of the normalisation."""
+    image = np.zeros((2, 3, 4), np.float32)
+    image[0, 1, 2], image[1, 2, 1] = 1, -1
+    there = case((3, 4), (3, 4), (1.0, 1.0), (1.0, 1.0))
+    with pytest.raises(
+        BadInput, match=r"case 'c0': .* found zeros in all channels outside of the voxels \[1:3, 1:3\],"
+    ):
+        Preprocess(resample="nnunet").image(image, there)
+    assert Preprocess().image(image, there).shape == (2, 3, 4)
+    image[1, 0, 0] = image[1, 2, 3] = 5
+    assert Preprocess(resample="nnunet").image(image, there).shape == (2, 3, 4)
+
+
+def test_thick_slices_are_not_mixed():
+    """Slices of 5 mm become slices of 2.5 mm: every slice twice."""
+    image = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
+    knobs = Preprocess(spacing=(1.0, 1.0, 2.5), resample="nnunet", normalise="minmax")
+    found = knobs.image(image, case((2, 2, 6), (2, 2, 3), (1.0, 1.0, 5.0), (1.0, 1.0, 2.5)))
+    assert found[0] == pytest.approx(image[0].repeat(2, 2) / 11, abs=1e-6)
+
+
+def test_resize_is_refused():
+    with pytest.raises(ValidationError, match="resample: 'nnunet' resamples to a spacing, found resize"):
+        Preprocess(resize=(4, 4), resample="nnunet")
+
+
+def test_logits_go_back_by_lines():
+    logits = np.array([[[0.0, 4.0]], [[0.0, 0.0]]], np.float32)
+    found = logits_to_source(logits, case((1, 2), (1, 4), (1.0, 1.0), (1.0, 2.0)))
+    assert found[0, 0] == pytest.approx([0, 1, 3, 4], abs=1e-6)
+    assert found[1].tolist() == [[0, 0, 0, 0]]
+    with pytest.raises(BadInput, match=r"case 'c0': expected \(1, 2\) voxels, the working grid, found \(2, 2\)"):
+        logits_to_source(np.zeros((2, 2, 2), np.float32), case((1, 2), (1, 4), (1.0, 1.0), (1.0, 2.0)))
+
+
+def test_logits_of_a_reoriented_case():
+    """The first axis of the source runs backwards on the working grid."""
+    turned = replace(case((2, 2, 1), (4, 2, 1), (1.0, 1.0, 1.0), (2.0, 1.0, 1.0)), orientation=(-1, 2, 3))
+    logits = np.array([0.0, 4.0], np.float32)[None, :, None, None].repeat(2, 2)
+    assert logits_to_source(logits, turned)[0, :, 0, 0] == pytest.approx([4, 3, 1, 0], abs=1e-6)
