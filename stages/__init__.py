@@ -63,7 +63,7 @@ def say(name: str, findings: str | Callable[..., str | Sequence[str]], *given: A
         said = f"finished, but its findings cannot be said ({type(error).__name__}: {error})"
     encoding = sys.stdout.encoding or "utf-8"
     for line in [said] if isinstance(said, str) else said:
-        click.echo(f"{name.replace('_', '-')}: {line}".encode(encoding, "replace").decode(encoding))
+        click.echo(f"{name}: {line}".encode(encoding, "replace").decode(encoding))
 
 
 def stage(function: Callable[..., None]) -> Callable[..., None]:

@@ -26,7 +26,7 @@ def main(name: str, licence: str | None, proposals: Path, out: Path | None, para
     finished = FinishedRun(load_params(params_file), **run)
     pairs, shards = export_pair_set(name, finished, ProposalStore(proposals), licence, out)
     say(
-        "export_pairs",
+        "export-pairs",
         f"{pairs} pairs in {shards} shard{'s' * (shards > 1)} in {out}; case_id and group are those of the source, so "
         f"read {out / 'README.md'} and look at a row before you share the folder",
     )

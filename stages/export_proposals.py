@@ -20,7 +20,7 @@ def main(out: Path, cases: Path, proposals: Path, splits: tuple[str, ...], param
 
     count = export_proposals(CaseStore(cases), ProposalStore(proposals), splits, out)
     asked = f"fill the score column of {out / SHEET} and name it under tables: in {params_file}"
-    say("export_proposals", f"{count} proposals in {out}; {asked}")
+    say("export-proposals", f"{count} proposals in {out}; {asked}")
 
 
 if __name__ == "__main__":

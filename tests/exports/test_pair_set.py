@@ -114,7 +114,7 @@ def test_what_is_loaded_is_what_was_mined(
     monkeypatch.chdir(folder)
     result = CliRunner().invoke(main, ["mined", "--license", "cc-by-4.0"], catch_exceptions=False)
     assert (
-        "export_pairs: 6 pairs in 1 shard in exports/mined_pairs; case_id and group are those of the source"
+        "export-pairs: 6 pairs in 1 shard in exports/mined_pairs; case_id and group are those of the source"
         in result.output
     )
     rows = loaded(folder / "exports/mined_pairs")
