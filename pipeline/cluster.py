@@ -321,7 +321,12 @@ def _outcomes(client: Client, task: _OnWorker, shards: Sequence[Indexed], load: 
             continue
         told = False
         for future in finished:
-            yield _outcome(future, running.pop(future))
+            shard = running.pop(future)
+            if future.status in ("lost", "pending"):
+                # The worker died after the shard was done, and the empty result with it. A done shard is not repeated.
+                waiting.append(shard)
+            else:
+                yield _outcome(future, shard)
 
 
 def _outcome(future: Future, shard: Indexed) -> str:

@@ -131,13 +131,18 @@ def test_a_shard_of_a_dead_worker_is_done_again(cluster: Cluster, own: Any) -> N
 
 
 def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_kept(cluster: Cluster, own: Any) -> None:
-    """Dask gives up after two workers here. The nannies start new workers, so the cluster lives on."""
+    """Dask gives up after two workers here. The nannies start new workers, so the cluster lives on.
+
+    Dask cannot tell which shard of a worker has killed the worker, so a shard that waited there may be named too.
+    """
     with pytest.raises(BadInput) as caught:
         members(own(fatal="c", deaths=9), on(cluster))
-    first, last = str(caught.value).splitlines()
-    assert first.startswith("shard 2: 2 workers died while they had this shard, the last at tcp://127.0.0.1:")
-    assert last == "stage: 1 of 8 shards failed; finished shards are kept"
-    assert len(list(Path("work/done").glob("*.arrow"))) == 7
+    *named, last = str(caught.value).splitlines()
+    died = r"shard \d: 2 workers died while they had this shard, the last at tcp://127\.0\.0\.1:\d+, most likely .*"
+    assert all(re.fullmatch(died, line) for line in named), named
+    assert any(line.startswith("shard 2: ") for line in named)
+    assert last == f"stage: {len(named)} of 8 shards failed; finished shards are kept"
+    assert len(list(Path("work/done").glob("*.arrow"))) == 8 - len(named)
 
 
 def test_memory_of_a_shard_bounds_the_shards_in_work_and_the_workers(
