@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.cases.files import picture, tiff
-from pipeline.cases.files.checks import case_id_of
+from pipeline.cases.files import image_file, picture, tiff
+from pipeline.cases.files.checks import case_id_of, json_object
 from pipeline.cases.readers.decathlon import Decathlon
 from pipeline.cases.readers.folders import Folders
 from pipeline.cases.readers.nnunet import NnUNet
@@ -166,9 +166,7 @@ def look(path: Path) -> Look:
 
 
 def _indexed(path: Path, index: Path) -> Look:
-    content = json.loads(index.read_text()) if index.stat().st_size else {}
-    if not isinstance(content, dict):
-        raise BadInput(f"{index}: expected a JSON object, found {type(content).__name__}; fetch the file again")
+    content = json_object(index)
     reader: Reader
     if "channel_names" in content or "file_ending" in content:
         kind, reader = "nnunet", NnUNet(path=path)
@@ -267,27 +265,19 @@ def _pictures(folder: Path) -> dict[str, Path]:
 
 
 def _values(file: Path) -> np.ndarray:
-    return np.unique(_array(file))
+    """Values of a mask: class indices as stored, or grey values where the file holds no indices."""
+    shape = image_file.header(file, file.stem).shape
+    try:
+        return np.unique(image_file.mask_values(file, file.stem, shape, None))
+    except BadInput:  # colours, or a lossy format; a file that cannot be read is refused again
+        return np.unique(image_file.mask_values(file, file.stem, shape, None, bright=True))
 
 
 def _colour(file: Path) -> str:
-    array = _array(file)
-    if array.ndim < 3 or array.shape[-1] not in (3, 4):
+    channels = image_file.image(file, file.stem, image_file.header(file, file.stem).shape)
+    if len(channels) != 3:
         return "grey"
-    same = (array[..., 0] == array[..., 1]).all() and (array[..., 1] == array[..., 2]).all()
-    return "grey in colour" if same else "colour"
-
-
-def _array(file: Path) -> np.ndarray:
-    """Values as stored. The readers check the file; here a picture is only looked at."""
-    if file.suffix.lower() in tiff.ENDINGS:
-        import tifffile
-
-        return np.asarray(tifffile.imread(file))
-    from PIL import Image
-
-    with Image.open(file) as opened:
-        return np.asarray(opened)
+    return "grey in colour" if (channels == channels[0]).all() else "colour"
 
 
 def _short(values: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.errors import BadInput
 from pipeline.knobs import NOTHING
 from pipeline.project.look import Look, look
+from pipeline.promotion.knobs import Promotion
 from pipeline.segmenter.strong_views import Modality
 
 COPIED = (
@@ -27,8 +28,8 @@ COPIED = (
     ".dvc/plots/by_model.json",
 )
 """Files of a clone that every project has."""
-FEW = 15
-"""Patients of validation below which the default of `promotion.min_patients` promotes nothing."""
+FEW = Promotion.model_fields["min_patients"].default
+"""Patients of validation below which nothing is promoted."""
 KINDS = """# Kinds of your own
 
 A class in a Python file of this folder joins its family: a judge, sampler, reader, strategy, link or objective. Its

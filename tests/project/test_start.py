@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline.cases.prepare import prepare
@@ -87,6 +88,17 @@ def test_what_was_found_is_said(tmp_path: Path) -> None:
     }
     assert params.preprocess.resize == (48, 48)
     assert (params.splits.labelled, params.splits.pool, params.splits.validation) == (10, 0, 9)
+
+
+def test_masks_in_colour_or_lossy_are_black_and_white(tmp_path: Path) -> None:
+    """JPEG holds values near 0 and 255, and a mask in three channels holds no indices."""
+    for number in range(3):
+        label = disc((40, 40), 9) * 255
+        save_image(tmp_path / f"set/images/{number}.png", label)
+        save_image(tmp_path / f"set/masks/{number}.png", np.stack([label] * 3, -1))
+        Image.fromarray(label).save(tmp_path / f"set/masks/{number}.jpg", quality=80)
+        (tmp_path / f"set/masks/{number}.{('png', 'jpg')[number % 2]}").unlink()
+    assert look(tmp_path / "set").data["foreground_above"] == 127
 
 
 def knobs_of(folder: Path, data: Path) -> tuple[list[str], Params]:
@@ -184,6 +196,15 @@ def bad(root: Path, kind: str) -> None:
             save("imagesTr/a_0000.png", [[0, 1]])
         case "one above":
             write_nnunet(root / "set")
+        case "damaged image":
+            save("images/a.png", [[0, 1]])
+            (root / "images/a.png").write_bytes((root / "images/a.png").read_bytes()[:-20])
+        case "damaged mask":
+            save("images/a.png", [[0, 1]])
+            (root / "masks").mkdir()
+            (root / "masks/a.png").write_bytes(b"no picture")
+        case "damaged json":
+            (root / "dataset.json").write_text('{"name": ')
         case "other json":
             (root / "dataset.json").write_text('{"name": "a"}')
 
@@ -195,6 +216,9 @@ FAULTS = {
     "other names": "expected masks with the names of their images, found 'a.png' and 'a_mask.png'; rename the masks",
     "no index": r"dataset.json: expected the dataset.json of nnU-Net beside imagesTr, found none; add the file",
     "one above": r"expected one data set, found dataset.json in \['set'\]; give --data .*set",
+    "damaged image": r"images/a.png: case 'a': expected 1 x 2 pixels, found a truncated or damaged file",
+    "damaged mask": r"masks/a.png: case 'a': expected a picture, found an unreadable file",
+    "damaged json": r"dataset.json: .*found",
     "other json": r"expected `channel_names` \(nnU-Net\) or `training` \(Decathlon\), found \['name'\]; correct",
 }
 
