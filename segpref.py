@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pkgutil import iter_modules
 from types import ModuleType
 
 import click
@@ -18,7 +19,8 @@ import click
 from pipeline import __version__
 from pipeline.show import show
 from pipeline.source_code import PREFIX
-from stages import command, names
+from stages import __name__ as _STAGES
+from stages import __path__ as _FOLDERS
 
 __all__ = ["main", "show"]
 
@@ -65,6 +67,17 @@ SECTIONS = {
     "What comes of a run": ("predict", "export", "export_pairs", "export_proposals", "compare", "next_round"),
 }
 """Commands by their section of `segpref --help`."""
+
+
+def names() -> list[str]:
+    """Names of all commands: the modules of `stages`."""
+    return sorted(module.name for module in iter_modules(_FOLDERS))
+
+
+def command(name: str) -> click.Command:
+    """Command of a module of `stages`."""
+    found: click.Command = import_module(f"{_STAGES}.{name}").main
+    return found
 
 
 class Program(click.Group):

@@ -6,9 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
 import click
@@ -17,17 +15,6 @@ from pipeline.errors import BadInput
 from pipeline.lock import alone
 
 FOLDER = click.Path(path_type=Path)
-
-
-def names() -> list[str]:
-    """Names of all commands: the modules of this package."""
-    return sorted(module.name for module in iter_modules(__path__))
-
-
-def command(name: str) -> click.Command:
-    """Command of a module of this package."""
-    found: click.Command = import_module(f"{__name__}.{name}").main
-    return found
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pipeline.measures.numbers import decimal
 from pipeline.report.arms import Results, best_on_validation
 from pipeline.report.cells import inline
-from pipeline.report.next_steps import Numbers, best_judge, next_steps
+from pipeline.report.next_steps import next_steps
 from pipeline.report.run import Arm, Run
+from pipeline.report.step_numbers import Numbers, best_judge
 
 SHOWN = 3
 """Number of next steps that the first screen shows. All further steps are folded."""

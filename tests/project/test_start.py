@@ -18,7 +18,7 @@ from pipeline.params import Params, load_params
 from pipeline.project.look import look
 from pipeline.project.start import check_repository, dvc_file, start
 from pipeline.store.cases import CaseStore
-from stages import command
+from segpref import command
 from tests.fixtures.phantoms import disc, save_image, write_decathlon, write_folders, write_nnunet
 
 

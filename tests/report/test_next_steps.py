@@ -14,15 +14,8 @@ from pipeline.promotion.knobs import Promotion
 from pipeline.promotion.record import Comparison, Considered, PromotionRecord
 from pipeline.report.arms import Results
 from pipeline.report.headline import Headline
-from pipeline.report.next_steps import (
-    FixedProposal,
-    Judged,
-    Numbers,
-    TrainedStudent,
-    UsedPairs,
-    best_judge,
-    next_steps,
-)
+from pipeline.report.next_steps import next_steps
+from pipeline.report.step_numbers import FixedProposal, Judged, Numbers, TrainedStudent, UsedPairs, best_judge
 from pipeline.segmenter.validation_curve import ValidationCurve
 from tests.fixtures.reporting import GAINS, NO_PAIRS, STUDENTS, Built, build
 

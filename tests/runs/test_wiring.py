@@ -24,8 +24,7 @@ from pipeline.proposals.samplers import Sampler
 from pipeline.provenance import stages_and_knobs
 from pipeline.students.links import Link
 from pipeline.students.objectives import Objective
-from segpref import SECTIONS, main
-from stages import command, names
+from segpref import SECTIONS, command, main, names
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
