@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from math import isclose
@@ -235,7 +234,7 @@ def _of_values(values: Sequence[int], masks: Path, guessed: list[str]) -> dict[s
 
 def _looked(data: dict[str, Any], reader: Reader) -> Look:
     found = Look(data, reader.scan(), reader.class_names(), reader.channel_names())
-    if table := _case_table(reader.path, {case_id_of(source.case_id) for source in found.sources}):
+    if table := _case_table(reader.path, {case_id_of(source.case_id) for source in found.sources}, found.guessed):
         data["case_table"] = table
         found.guessed.append(f"{table['file']} names the patients, in column '{table['group']}'")
     for source in islice(found.labelled, _READ):
@@ -245,16 +244,19 @@ def _looked(data: dict[str, Any], reader: Reader) -> Look:
     return found
 
 
-def _case_table(root: Path, case_ids: set[str]) -> dict[str, Any] | None:
+def _case_table(root: Path, case_ids: set[str], guessed: list[str]) -> dict[str, Any] | None:
     """Knobs of a CSV beside the data with a column of the cases and a column whose name speaks of patients."""
     for file in sorted(root.glob("*.csv")):
-        with suppress(BadInput):  # a file that is no such table is not for us
+        try:
             content = read_foreign_table(file, ROW)
-            texts = {name: content[name].cast(pl.String).drop_nulls().to_list() for name in content.columns[1:]}
-            cases = next((name for name, cells in texts.items() if {*map(case_id_of, cells)} == case_ids), None)
-            patients = next((name for name in texts if _PATIENTS.search(name) and name != cases), None)
-            if cases and patients:
-                return {"file": file.name, "case": cases, "group": patients}
+        except BadInput as error:
+            guessed.append(f"a table that cannot be read is not used: {error}")
+            continue
+        texts = {name: content[name].cast(pl.String).drop_nulls().to_list() for name in content.columns[1:]}
+        cases = next((name for name, cells in texts.items() if {*map(case_id_of, cells)} == case_ids), None)
+        patients = next((name for name in texts if _PATIENTS.search(name) and name != cases), None)
+        if cases and patients:
+            return {"file": file.name, "case": cases, "group": patients}
     return None
 
 

@@ -123,6 +123,8 @@ def test_a_table_of_patients_beside_the_data_is_used(tmp_path: Path) -> None:
     (tmp_path / "set/c.csv").write_text("\n".join(["image,Patient ID,site", *rows]) + "\n")
     said, params = knobs_of(tmp_path / "project", tmp_path / "set")
     assert "guessed: c.csv names the patients, in column 'Patient ID'" in said
+    (broken,) = (line for line in said if "cannot be read" in line)
+    assert broken.startswith(f"guessed: a table that cannot be read is not used: {tmp_path / 'set/b.csv'}: row 2")
     table = params.data.case_table
     assert table is not None
     assert (table.file, table.case, table.group) == ("c.csv", "image", "Patient ID")
