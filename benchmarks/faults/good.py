@@ -50,6 +50,13 @@ def _grey_16() -> Expected:
     return stored("case_03", WIDE[None], LABEL)
 
 
+def _published_name() -> Expected:
+    for file in (IMAGE, MASK):
+        move(str(file), str(file.with_name("benign (3).png")))()
+    with Image.open(IMAGE.with_name("benign (3).png")) as found:
+        return stored("benign_3", np.array(found)[None], LABEL)
+
+
 def _mask_1_bit() -> Expected:
     Image.fromarray(LABEL.astype(bool)).save(MASK)
     with Image.open(IMAGE) as found:
@@ -176,6 +183,7 @@ def _spreadsheet() -> Expected:
 
 GOOD = [
     _picture("a grey PNG of 16 bits", _grey_16),
+    _picture("a name as published, with a space and brackets", _published_name),
     _picture("a mask of 1 bit", _mask_1_bit),
     _picture("a mask with a colour table", _colour_table),
     _picture("a big-endian BigTIFF with the ending `.TIF`", _big_endian_tiff),

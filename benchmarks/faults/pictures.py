@@ -75,6 +75,11 @@ def _same_twice() -> None:
 
 PLAIN = np.full((20, 24), 7, np.uint8)
 
+
+def _grey_copy() -> None:
+    Image.fromarray(PLAIN).save(IMAGE.replace("case_03", "case 03"))
+
+
 IMAGES = [
     _image("a PNG that is cut off", cut(IMAGE), "case_03.png"),
     _image("a PNG of which one bit is flipped", flip_bit(IMAGE), "case_03.png"),
@@ -105,8 +110,9 @@ IMAGES = [
     _image("a link to a file that is gone", lambda: (remove(IMAGE)(), Path(IMAGE).symlink_to("gone.png")), IMAGE),
     _image("two images of one name", lambda: Image.fromarray(PLAIN).save(IMAGE.replace("png", "jpg")), "case_03"),
     _image(
-        "a space in the name of a case", lambda: (move(IMAGE, IMAGE.replace("_", " "))(), remove(MASK)()), "case 03"
+        "a name without a letter or digit", lambda: (move(IMAGE, "raw/set/images/(!).png")(), remove(MASK)()), "(!)"
     ),
+    _image("two names that become one case id", _grey_copy, "case 03.png"),
     _image(
         "a name of 240 bytes", lambda: (move(IMAGE, f"raw/set/images/{'a' * 236}.png")(), remove(MASK)()), "a" * 100
     ),
