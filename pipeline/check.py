@@ -229,8 +229,8 @@ def _notes(params: Params, patients: int) -> Iterator[str]:
             )
         elif patients < FEWEST:
             yield (
-                f"propose.samplers.{name}: {patients} labelled patients are fewer than {FEWEST}, so the threshold is "
-                "not fitted and stays .5"
+                f"propose.samplers.{name}: {patients} labelled patients with proposals out of fold are fewer than "
+                f"{FEWEST}, so the threshold is not fitted and stays .5"
             )
     for name, sampler in regions_to_fit(params.propose.samplers).items():
         if not patients:
@@ -240,8 +240,8 @@ def _notes(params: Params, patients: int) -> Iterator[str]:
             )
         elif patients < FEWEST:
             yield (
-                f"propose.samplers.{name}: {patients} labelled patients are fewer than {FEWEST}, so no model of "
-                f"regions is fitted and the mask is that of '{sampler.fixed}'"
+                f"propose.samplers.{name}: {patients} labelled patients with proposals out of fold are fewer than "
+                f"{FEWEST}, so no model of regions is fitted and the mask is that of '{sampler.fixed}'"
             )
 
 

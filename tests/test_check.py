@@ -134,7 +134,7 @@ def test_a_threshold_that_is_not_fitted_is_noted(tmp_path):
     assert "no labelled case has proposals out of fold, so the threshold is not fitted" in line
     few = ["labelled"] * 4 + SPLITS[8:]
     (line,) = found(tmp_path / "b", splits=few, propose=propose, base={**TINY["base"], "folds": 2, "fold_members": 1})
-    assert "4 labelled patients are fewer than 8" in line
+    assert "4 labelled patients with proposals out of fold are fewer than 8" in line
 
 
 def test_regions_that_are_not_composed_are_noted(tmp_path):
@@ -143,7 +143,7 @@ def test_regions_that_are_not_composed_are_noted(tmp_path):
     assert "so no model of regions is fitted and the mask is that of 'base'; set base.folds to at least 2" in line
     few = ["labelled"] * 4 + SPLITS[8:]
     (line,) = found(tmp_path / "b", splits=few, propose=propose, base={**TINY["base"], "folds": 2, "fold_members": 1})
-    assert "4 labelled patients are fewer than 8, so no model of regions" in line
+    assert "with proposals out of fold are fewer than 8, so no model of regions is fitted" in line
 
 
 def test_paths_that_are_not_there_are_named_by_their_keys(tmp_path, monkeypatch):
