@@ -208,10 +208,7 @@ class Plans:
         for channel, (scheme, mask) in enumerate(zip(schemes, masked, strict=True)):
             match scheme:
                 case "ZScoreNormalization" if mask:
-                    raise self._refusal(
-                        f"use_mask_for_norm of channel {channel}, which normalises non-zero voxels alone",
-                        "use a model without it",
-                    )
+                    found.append("zscore_nonzero")
                 case "ZScoreNormalization":
                     found.append("zscore")
                 case "CTNormalization":
