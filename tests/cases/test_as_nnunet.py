@@ -111,6 +111,13 @@ def test_a_margin_of_zeros_is_cropped_and_comes_back():
     assert np.isneginf(logits[1, 0]).all()
 
 
+def test_single_precision_decides_between_two_lengths():
+    """25 voxels of 1.9 mm are 47.5 of 1 mm. In single precision 1.9 is a little less."""
+    knobs = Preprocess(resample="nnunet", spacing=(1.0, 1.0, 1.0))
+    for file, length in (("a.nii.gz", 47), ("a.tif", 48)):
+        assert knobs.grid(Source("a", (4, 4, 25), file, None, (1.0, 1.0, 1.9))).shape == (4, 4, length)
+
+
 def test_a_crop_of_a_reoriented_case_shifts_the_affine():
     """Source voxels 2 to 5 of 8 along the first axis, which runs backwards: working voxel 0 is source voxel 5."""
     affine = (-2.0, 0, 0, 14, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1)

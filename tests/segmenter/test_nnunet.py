@@ -284,7 +284,6 @@ def test_normalisations_by_their_names(tmp_path, scheme, normalise):
     [
         ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "found regions, which overlap, which is not supp"),
         ({"previous_stage": "3d_lowres"}, "found a stage of a cascade"),
-        ({"use_mask_for_norm": [True]}, "found use_mask_for_norm of channel 0"),
         ({"schemes": ("MyNormalization",)}, "found the normalisation MyNormalization"),
         ({"preprocessor_name": "MyPreprocessor"}, "found preprocessor_name: MyPreprocessor"),
         ({"image_reader_writer": "MyIO"}, "found image_reader_writer: MyIO"),
