@@ -148,7 +148,7 @@ class Preprocess(Knobs):
                 "none; use preprocess.resize, or save the spacing with the image"
             )
         if self.resample == "nnunet" and source.image.lower().endswith(ENDINGS):
-            # nnU-Net takes edges in the single precision of NIfTI, which decides between two lengths as near as another.
+            # nnU-Net takes edges in the single precision of NIfTI, which decides where two lengths are equally near.
             edges = tuple(float(np.float32(edge)) for edge in edges)
         return voxels_at(before, edges, self.spacing)
 
