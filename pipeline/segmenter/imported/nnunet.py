@@ -97,12 +97,14 @@ class NnUNetFolder(Knobs):
         self, model: Path, fold: Fold, content: dict[str, Any], plans: Plans, cases: CaseStore
     ) -> ImportedNetwork:
         from pipeline.segmenter.imported.importer import ImportedNetwork
+        from pipeline.segmenter.imported.nnunet_origin import Origin
         from pipeline.segmenter.imported.weight_file import state_of
         from pipeline.segmenter.weights import load_state
 
         file = self._file(model, fold)
         allowed = content.get("inference_allowed_mirroring_axes") or ()
         architecture = plans.architecture(cases, tuple(allowed) if self.mirror else ())
+        architecture = Origin.of(plans, cases).kept(architecture)
         state, _ = state_of({"network_weights": content["network_weights"]}, file)
         where = f"{file}: trainer '{content['trainer_name']}' with the network of {plans.path}"
         return ImportedNetwork(architecture, file, load_state(architecture.build(0), state, where))
