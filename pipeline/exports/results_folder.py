@@ -61,7 +61,7 @@ def export_results_folder(
         # As nnU-Net writes them: in the order of the keys.
         (folder / "plans.json").write_text(json.dumps(plans, indent=4))
         (folder / "dataset.json").write_text(json.dumps(dataset, indent=4))
-        _seen(list(models.values())).save(folder)
+        Seen.of_all([found.model.seen_folder for found in models.values()]).save(folder)
     return out / name
 
 
@@ -124,11 +124,3 @@ def _level(name: str) -> int:
     found = _OUTPUT_BIAS.fullmatch(name)
     assert found is not None
     return int(found[1])
-
-
-def _seen(models: list[ReadyModel]) -> Seen:
-    """Images that one of the models has seen. Complete if the lists of all models are."""
-    each = [Seen.of(found.model.seen_folder) for found in models]
-    learned = frozenset().union(*(one.learned for one in each))
-    chosen_by = frozenset().union(*(one.chosen_by for one in each))
-    return Seen(learned, chosen_by, all(one.complete for one in each))

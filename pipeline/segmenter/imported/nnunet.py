@@ -59,12 +59,10 @@ class NnUNetFolder(Knobs):
         """
         from pipeline.segmenter.imported.importer import ImportedModel
         from pipeline.segmenter.imported.nnunet_folds import SPLITS_FILE, Folds
-        from pipeline.segmenter.imported.nnunet_plans import Plans
         from pipeline.segmenter.seen import SEEN
 
         content = self._content(model, self.base_fold)
-        start = _of(content, "init_args", self._file(model, self.base_fold))
-        plans = Plans.of(model, str(start["configuration"]))
+        plans = self._plans(model, content)
         notes = plans.check(cases)
         base = self._network(model, self.base_fold, content, plans, cases)
         members = {
@@ -109,6 +107,20 @@ class NnUNetFolder(Knobs):
 
         folds = Folds.of(model, self.folds)
         return {} if folds is None else folds.held_out(cases)
+
+    def planned(self, model: Path) -> tuple[Plans, tuple[int, ...]]:
+        """Plans of the base fold, and the axes of its network that the training mirrors.
+
+        Raises `BadInput` as `read` does for a folder, plans and labels that are not supported.
+        """
+        content = self._content(model, self.base_fold)
+        return self._plans(model, content), tuple(content.get("inference_allowed_mirroring_axes") or ())
+
+    def _plans(self, model: Path, content: dict[str, Any]) -> Plans:
+        from pipeline.segmenter.imported.nnunet_plans import Plans
+
+        start = _of(content, "init_args", self._file(model, self.base_fold))
+        return Plans.of(model, str(start["configuration"]))
 
     def _file(self, model: Path, fold: Fold) -> Path:
         return model / f"fold_{fold}" / f"checkpoint_{self.checkpoint}.pth"
