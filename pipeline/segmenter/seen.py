@@ -57,6 +57,14 @@ class Seen:
                 f"{path}: expected a list of the images that a model has seen, found other content; remove the file"
             ) from error
 
+    @classmethod
+    def of_all(cls, models: Sequence[Path]) -> Seen:
+        """Images that any of the models has seen. Complete if the lists of all models are."""
+        each = [cls.of(model) for model in models]
+        learned = frozenset().union(*(one.learned for one in each))
+        chosen_by = frozenset().union(*(one.chosen_by for one in each))
+        return cls(learned, chosen_by, all(one.complete for one in each))
+
     def save(self, folder: Path) -> None:
         """Write `seen.json`."""
         content = {"learned": sorted(self.learned), "chosen_by": sorted(self.chosen_by), "complete": self.complete}

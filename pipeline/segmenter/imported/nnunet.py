@@ -59,12 +59,10 @@ class NnUNetFolder(Knobs):
         """
         from pipeline.segmenter.imported.importer import ImportedModel
         from pipeline.segmenter.imported.nnunet_folds import SPLITS_FILE, Folds
-        from pipeline.segmenter.imported.nnunet_plans import Plans
         from pipeline.segmenter.seen import SEEN
 
         content = self._content(model, self.base_fold)
-        start = _of(content, "init_args", self._file(model, self.base_fold))
-        plans = Plans.of(model, str(start["configuration"]))
+        plans = self._plans(model, content)
         notes = plans.check(cases)
         base = self._network(model, self.base_fold, content, plans, cases)
         members = {
@@ -110,6 +108,20 @@ class NnUNetFolder(Knobs):
         folds = Folds.of(model, self.folds)
         return {} if folds is None else folds.held_out(cases)
 
+    def planned(self, model: Path) -> tuple[Plans, tuple[int, ...]]:
+        """Plans of the base fold, and the axes of its network that the training mirrors.
+
+        Raises `BadInput` as `read` does for a folder, plans and labels that are not supported.
+        """
+        content = self._content(model, self.base_fold)
+        return self._plans(model, content), tuple(content.get("inference_allowed_mirroring_axes") or ())
+
+    def _plans(self, model: Path, content: dict[str, Any]) -> Plans:
+        from pipeline.segmenter.imported.nnunet_plans import Plans
+
+        start = _of(content, "init_args", self._file(model, self.base_fold))
+        return Plans.of(model, str(start["configuration"]))
+
     def _file(self, model: Path, fold: Fold) -> Path:
         return model / f"fold_{fold}" / f"checkpoint_{self.checkpoint}.pth"
 
@@ -132,12 +144,14 @@ class NnUNetFolder(Knobs):
         self, model: Path, fold: Fold, content: dict[str, Any], plans: Plans, cases: CaseStore
     ) -> ImportedNetwork:
         from pipeline.segmenter.imported.importer import ImportedNetwork
+        from pipeline.segmenter.imported.nnunet_origin import Origin
         from pipeline.segmenter.imported.weight_file import state_of
         from pipeline.segmenter.weights import load_state
 
         file = self._file(model, fold)
         allowed = content.get("inference_allowed_mirroring_axes") or ()
         architecture = plans.architecture(cases, tuple(allowed) if self.mirror else ())
+        architecture = Origin.of(plans, cases).kept(architecture)
         state, _ = state_of({"network_weights": content["network_weights"]}, file)
         where = f"{file}: trainer '{content['trainer_name']}' with the network of {plans.path}"
         return ImportedNetwork(architecture, file, load_state(architecture.build(0), state, where))
