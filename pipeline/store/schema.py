@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-VERSION = 6
+VERSION = 7
 """Version of the contract. Readers refuse files of another version."""
 
 UNKNOWN = 255
@@ -57,11 +57,12 @@ CASES = TableSchema(
         "original_spacing_mm": _REALS,  # of the source's grid; null if unknown
         "affine": _REALS,  # 16 numbers, row by row, of the source's grid; null if the file has no orientation
         "orientation": _INTS,  # working axis of each source axis, from 1, negative if reversed; null: equal axes
+        "crop": _INTS,  # first voxel and stop of each source axis that the working grid covers; null: all voxels
         "site": _TEXT,
         "sources": _TEXTS,  # files of the case: image, label, then all others; relative to the data root
         "sha256": _TEXTS,  # one per file in `sources`
     },
-    frozenset({"spacing_mm", "original_spacing_mm", "affine", "orientation", "site"}),
+    frozenset({"spacing_mm", "original_spacing_mm", "affine", "orientation", "crop", "site"}),
 )
 
 PROPOSALS = TableSchema(
@@ -287,6 +288,34 @@ RELIABILITY = TableSchema(
     },
 )
 
+ANSWERS = ("a", "b", "equal", "unusable")
+"""What a reviewer says of two masks: the better one, as good as each other, or neither of use."""
+
+VERDICTS = TableSchema(
+    "verdicts",
+    "an answer of a reviewer on two masks of a case",
+    ("reviewer", "number"),
+    {
+        "reviewer": _TEXT,
+        "number": _INT,  # place among the answers of the reviewer that count, from 1
+        "case_id": _TEXT,
+        "group": _TEXT,
+        "split": _SPLIT,
+        "mask_a": _TEXT,  # of `ProposalStore.mask_hashes`; of two masks, that of the lower slot is `a`
+        "mask_b": _TEXT,
+        "answer": pl.Enum(ANSWERS),
+        "a_side": pl.Enum(("left", "right")),  # side on which mask `a` was shown
+        "seconds": _REAL,  # from the pair's appearance to the answer
+        "time": pl.Datetime("ms", "UTC"),
+        "draw": pl.Enum(("audit", "doubt", "repeat")),  # why the pair was shown
+        "target": _TEXT,  # judge or pair set whose pairs were drawn; of a repeat, that of the first showing
+        "stratum": _TEXT,  # stratum of the draw within the target; of a repeat, that of the first showing
+        "population": _COUNT,  # pairs of the stratum that could have been drawn; null outside of draw `audit`
+        "disagreement": _COUNT,  # |D| in voxels of the working grid
+    },
+    frozenset({"population"}),
+)
+
 TABLES = (
     CASES,
     PROPOSALS,
@@ -301,6 +330,7 @@ TABLES = (
     AUDIT_BINS,
     CALIBRATION,
     RELIABILITY,
+    VERDICTS,
 )
 """Every table of the contract. A test checks the documented tables against this list."""
 

@@ -84,7 +84,7 @@ def test_a_table_of_another_version_or_kind_is_refused(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"scores.parquet: expected schema 'pairs', found 'scores'; run `dvc repro`"):
         scan_table(path, schema.PAIRS)
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
-    with pytest.raises(BadInput, match=r"scores.parquet: expected version '7', found '6'; run `dvc repro`"):
+    with pytest.raises(BadInput, match=r"scores.parquet: expected version '8', found '7'; run `dvc repro`"):
         read_table(path, schema.SCORES)
 
 
@@ -193,12 +193,12 @@ def test_an_array_that_is_missing_or_another_is_refused(tmp_path, monkeypatch):
         open_array(tmp_path, schema.MASKS)
     create_array(tmp_path, schema.MASKS, (2, 2, 4, 4), 2)
     (tmp_path / "masks.zarr").rename(tmp_path / "labels.zarr")
-    with pytest.raises(BadInput, match=r"labels.zarr: expected name and version \('labels', 6\), found \('masks', 6\)"):
+    with pytest.raises(BadInput, match=r"labels.zarr: expected name and version \('labels', 7\), found \('masks', 7\)"):
         open_array(tmp_path, schema.LABELS)
     (tmp_path / "labels.zarr").rename(tmp_path / "masks.zarr")
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
     with pytest.raises(
-        BadInput, match=r"masks.zarr: expected name and version \('masks', 7\), found \('masks', 6\); run `dvc repro`"
+        BadInput, match=r"masks.zarr: expected name and version \('masks', 8\), found \('masks', 7\); run `dvc repro`"
     ):
         open_array(tmp_path, schema.MASKS)
 
@@ -218,7 +218,7 @@ def finished(tmp_path) -> Path:
 def test_a_manifest_lists_every_file(finished):
     check_manifest(finished, content=True)
     manifest = json.loads((finished / MANIFEST).read_text())
-    assert (set(manifest["sha256"]), manifest["version"]) == ({"a.txt", "b/c.txt"}, 6)
+    assert (set(manifest["sha256"]), manifest["version"]) == ({"a.txt", "b/c.txt"}, 7)
 
 
 def test_an_unfinished_store_is_refused(finished):
@@ -250,7 +250,7 @@ def test_a_manifest_of_other_content_is_refused(finished):
 
 def test_a_store_of_another_version_is_refused(finished, monkeypatch):
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
-    with pytest.raises(BadInput, match=r"manifest.json: expected version 7, found 6; run `dvc repro`"):
+    with pytest.raises(BadInput, match=r"manifest.json: expected version 8, found 7; run `dvc repro`"):
         check_manifest(finished)
 
 
