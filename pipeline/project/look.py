@@ -88,9 +88,9 @@ class Look:
         """Axes along which images may be flipped: none where classes have sides."""
         if self.sides:
             return []
-        nifti = self.sources[0].image.endswith((".nii", ".nii.gz"))
-        # Left and right: the first axis of NIfTI, the last of pictures. Photographs have no upside either.
-        return [0, 1] if self.modality == "photograph" else [0] if nifti else [self.dimensions - 1]
+        volume = self.sources[0].image.lower().endswith(image_file.VOLUMES)
+        # Left and right: the first axis of volumes, the last of pictures. Photographs have no upside either.
+        return [0, 1] if self.modality == "photograph" else [0] if volume else [self.dimensions - 1]
 
     @property
     def spacing(self) -> list[float] | None:
