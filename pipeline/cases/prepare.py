@@ -15,7 +15,7 @@ import polars as pl
 
 from pipeline.cases.case_table import described
 from pipeline.cases.duplicates import duplicates, duplicates_text, pixel_hash, with_duplicates_grouped
-from pipeline.cases.files.image_file import VOLUMES
+from pipeline.cases.files.image_file import is_volume
 from pipeline.cases.grid import to_working
 from pipeline.cases.nnunet_split import with_given_split
 from pipeline.cases.preprocess import Preprocess, one_orientation
@@ -294,7 +294,7 @@ def _family(plan: Sequence[_Planned]) -> str | None:
     None for cases without files.
     """
     image = plan[0].source.image
-    return None if not image else "nifti" if image.lower().endswith(VOLUMES) else "pictures"
+    return None if not image else "nifti" if is_volume(image) else "pictures"
 
 
 def _names(reader: Reader) -> tuple[list[str], list[str]]:

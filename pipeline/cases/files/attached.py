@@ -22,8 +22,7 @@ from pipeline.cases.files.text_headers import TextHeader, metaimage, nrrd
 from pipeline.errors import BadInput
 
 ENDINGS = (".nrrd", ".mha")
-DETACHED = (".nhdr", ".mhd")
-"""Endings of headers whose voxels are in another file. Such files are refused by name."""
+_DETACHED = (".nhdr", ".mhd")
 
 _NRRD_GEOMETRY = {
     **{"space": "space", "spacedimension": "space dimension", "spacedirections": "space directions"},
@@ -39,6 +38,15 @@ _DAMAGE = (OSError, EOFError, ValueError, zlib.error)
 _PIECE = 1 << 20
 _EITHER = 32 + zlib.MAX_WBITS
 """Window of zlib that finds out whether data are of zlib or gzip, as MetaIO does."""
+
+
+def refuse_detached(file: Path) -> None:
+    """Refuse a header whose voxels are in another file: a change of the other file would not be seen."""
+    if file.suffix.lower() in _DETACHED:
+        raise BadInput(
+            f"{file}: expected image and header in one file, found a header ({file.suffix}) whose voxels are in "
+            "another file; save the image as .nrrd or .mha, e.g. with SimpleITK"
+        )
 
 
 def header(file: Path, case_id: str) -> Header:

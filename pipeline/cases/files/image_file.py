@@ -23,16 +23,27 @@ ENDINGS = (*VOLUMES, *tiff.ENDINGS, *picture.ENDINGS)
 
 def ending_of(file: Path) -> str:
     """Ending of a file name, one of `ENDINGS`. Raises `BadInput` for DICOM and all other endings."""
-    found = next((ending for ending in ENDINGS if file.name.lower().endswith(ending)), None)
+    found = _ending(file)
     if found is None:
         refuse_dicom(file)
-        if file.suffix.lower() in attached.DETACHED:
-            raise BadInput(
-                f"{file}: expected image and header in one file, found a header (`{file.suffix}`) whose voxels are in "
-                "another file; save the image as .nrrd or .mha, e.g. with SimpleITK"
-            )
+        attached.refuse_detached(file)
         raise BadInput(f"{file}: expected {', '.join(ENDINGS)}, found '{file.suffix}'; convert it, e.g. to .nii.gz")
     return found
+
+
+def stem_of(file: Path) -> str | None:
+    """Name of a file without its ending. None for an ending that is not one of `ENDINGS`."""
+    ending = _ending(file)
+    return None if ending is None else file.name[: -len(ending)]
+
+
+def is_volume(file: str | Path) -> bool:
+    """Whether the ending of a file is one of `VOLUMES`."""
+    return str(file).lower().endswith(VOLUMES)
+
+
+def _ending(file: Path) -> str | None:
+    return next((ending for ending in ENDINGS if file.name.lower().endswith(ending)), None)
 
 
 def header(file: Path, case_id: str) -> Header:
