@@ -25,7 +25,7 @@ from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures
 from pipeline.knobs import Knobs
 
-_ENDINGS = (*nifti.ENDINGS, *tiff.ENDINGS, *(e for e in picture.ENDINGS if e not in picture.LOSSY))
+_ENDINGS = (*image_file.VOLUMES, *tiff.ENDINGS, *(e for e in picture.ENDINGS if e not in picture.LOSSY))
 _IGNORE = "ignore"
 
 
