@@ -132,7 +132,7 @@ def judge_and_pairs(name: str, params: Params) -> tuple[dict[str, Any] | None, d
     knobs = params.pairs.get(name)
     if knobs is None or knobs.judge == "none":
         return None, None
-    known = {**params.judges, **params.tables, **params.consensus}
+    known = {**params.scored, **params.consensus}
     judge = {
         "name": knobs.judge,
         "kind": known[knobs.judge].kind,

@@ -1,0 +1,1 @@
+"""Review: answers of people on pairs of masks."""
