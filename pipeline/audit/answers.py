@@ -35,7 +35,7 @@ _PLACE = ("case_id", "slot_a", "slot_b")
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of reviewers, from `read_verdicts`."""
+    """Answers of reviewers, from `read_answers`."""
 
     table: pl.DataFrame
 
@@ -155,7 +155,7 @@ def answers_row(one: Measured, answers: Answers, least: int) -> dict[str, Any]:
     counted = drawn.with_columns(against=one.against)
     known = counted.filter(pl.col("against").is_not_nan())
     target = _target(known, one.name, least)
-    mine = counted.filter(pl.col("target") == target)
+    mine = counted.filter(pl.col("target").is_in([] if target is None else [target]))
     used = mine.filter(pl.col("against").is_not_nan())
     share = sampled_share(*(mine[name].to_numpy() for name in ("against", "weight", "stratum", "group")))
     enough = share is not None and len(used) >= least

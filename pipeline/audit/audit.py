@@ -24,7 +24,7 @@ from pipeline.audit.verdicts import (
 from pipeline.knobs import Knobs, Name
 from pipeline.pairs.calibration import REVIEWED, Calibration, Isotonic, PairCalibration, knots
 from pipeline.pairs.mine import PairSet
-from pipeline.pairs.reviewed import judged, reviewer_curve
+from pipeline.pairs.reviewed import judged, read_answers, reviewer_curve
 from pipeline.pairs.strategies import Mined
 from pipeline.pairs.strategies.none import NoPairs
 from pipeline.pairs.strategies.reviewed import Reviewed
@@ -34,7 +34,6 @@ from pipeline.store import schema
 from pipeline.store.manifest import write_json
 from pipeline.store.proposals import Data
 from pipeline.store.tables import scan_table, write_table
-from pipeline.store.verdicts import read_verdicts
 
 
 class Audit(Knobs):
@@ -83,7 +82,7 @@ def run_audit(
     panel = scan_table(panel_file, schema.panel(judges))
     validation = panel.filter(pl.col("split") == "validation", pl.col("true_dice").is_not_null()).collect()
     all_sets = {name: pairs for name, pairs in pair_sets.items() if not isinstance(pairs.strategy, NoPairs)}
-    answers = Answers(read_verdicts(data.verdicts, data.cases, data.proposals))
+    answers = Answers(read_answers(data))
     answered, sets = len(answers.table) > 0, all_sets if len(validation) else {}
     rows, of = validation.lazy(), _validation(validation, data)
     ordered = {name: part for name, pairs in (all_sets if answered else sets).items() if (part := judged(pairs))}

@@ -21,6 +21,9 @@ MOST = 20
 """Margin from which `p_correct` of a pair of reviewers is level."""
 
 
+_PLACE = ["case_id", "slot_a", "slot_b"]
+
+
 class Curves(NamedTuple):
     """Curves from the margin of a pair to P(the order is right). A curve is None if it is unknown."""
 
@@ -49,8 +52,27 @@ def reviewer_curve(error: float | None) -> Curve | None:
     return Curve(margin, right / (right + wrong))
 
 
+def read_answers(data: Data) -> pl.DataFrame:
+    """Answers of `read_verdicts`, with the mask of the lower slot as mask `a`.
+
+    Slots may have changed places since the review. Raises `BadInput` as `read_verdicts` does.
+    """
+    found = read_verdicts(data.verdicts, data.cases, data.proposals)
+    turned = pl.col("slot_a") > pl.col("slot_b")
+    other = pl.col("answer").cast(pl.String).replace({"a": "b", "b": "a"}).cast(found.schema["answer"])
+    return found.with_columns(
+        pl.when(turned).then(other).otherwise("answer").alias("answer"),
+        pl.min_horizontal("slot_a", "slot_b").alias("slot_a"),
+        pl.max_horizontal("slot_a", "slot_b").alias("slot_b"),
+        *(
+            pl.when(turned).then(f"mask_{second}").otherwise(f"mask_{first}").alias(f"mask_{first}")
+            for first, second in ("ab", "ba")
+        ),
+    )
+
+
 def preferences(answers: pl.DataFrame) -> pl.DataFrame:
-    """Pairs of masks with the number of answers for each mask, from `read_verdicts`.
+    """Pairs of masks with the number of answers for each mask, from `read_answers`.
 
     Columns `case_id`, `chosen`, `rejected`, `chosen_score`, `rejected_score` (numbers of answers, f64). Equal
     numbers are a tie, and `chosen` is then the lower slot.
@@ -83,7 +105,8 @@ def mine_reviewed(
 
     Further reasons of cases without a pair: `not_reviewed` (no answer), `undecided` (no answer prefers a mask). `tie`:
     as many answers for the one mask as for the other. With `otherwise`, the cases without a pair of reviewers are
-    those of the judge, with the reasons of the judge.
+    those of the judge, with the reasons of the judge. A pair of the judge on which reviewers preferred no mask is left
+    out.
     """
     strategy = pairs.strategy
     assert isinstance(strategy, Reviewed)
@@ -121,12 +144,13 @@ def mine_reviewed(
     else:
         other = panel.filter(~pl.col("case_id").is_in(list(with_pair)))
         by_judge, drops = mine(other, proposals, rest, split, seed, curves.judge)
-        table = pl.concat([table, by_judge])
-        reasons = dict(drops["dropped"])  # type: ignore[call-overload]
-    two = "chosen", "rejected"
-    of_pairs = kept.select("case_id", slot_a=pl.min_horizontal(two), slot_b=pl.max_horizontal(two))
-    decided = seen.filter(pl.col("answer").is_in(["a", "b"]))
-    behind = decided.join(of_pairs, on=["case_id", "slot_a", "slot_b"], how="semi")
+        # On these pairs reviewers preferred no mask, so a judge is not asked either.
+        undecided = seen.select("case_id", "slot_a", "slot_b").unique()
+        kept_of_judge = _slots_of(by_judge).join(undecided, on=_PLACE, how="anti").select(by_judge.columns)
+        lost = by_judge["case_id"].n_unique() - kept_of_judge["case_id"].n_unique()
+        table = pl.concat([table, kept_of_judge])
+        reasons = dict(drops["dropped"]) | {"undecided": lost}  # type: ignore[call-overload]
+    behind = seen.filter(pl.col("answer").is_in(["a", "b"])).join(_slots_of(kept), on=_PLACE, how="semi")
     return table.sort(schema.PAIRS.key), {
         "cases": len(here),
         "cases_with_pairs": table["case_id"].n_unique(),
@@ -136,12 +160,18 @@ def mine_reviewed(
     }
 
 
+def _slots_of(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Pairs with the columns `slot_a` and `slot_b`: the lower and the higher of the two slots."""
+    two = ("chosen", "rejected")
+    return pairs.with_columns(slot_a=pl.min_horizontal(two), slot_b=pl.max_horizontal(two))
+
+
 def mine_reviewed_to(
     panel_file: Path, judges: list[str], data: Data, pairs: PairSet, seed: int, out: Path, curves: Curves
 ) -> None:
     """Write the pairs to `out`, and the counts of `mine_reviewed` to `NAME.drops.json` beside `out`."""
     panel = scan_table(panel_file, schema.panel(judges)).drop("true_dice")
-    answers = read_verdicts(data.verdicts, data.cases, data.proposals)
+    answers = read_answers(data)
     table, drops = mine_reviewed(panel, data.proposals, pairs, pairs.split, seed, answers, curves)
     write_table(table, schema.PAIRS, out, pairs)
     write_json(out.with_suffix(".drops.json"), drops)

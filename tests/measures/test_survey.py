@@ -17,7 +17,7 @@ def simple(values: list[float], group: list[int] | None = None):
 
 
 def test_a_simple_draw_has_the_exact_binomial_interval():
-    """2 of 20: the variance .09 / 19 is that of 19 answers. Clopper and Pearson give 2 of 20 the ends .0123 and .3170."""
+    """2 of 20: the variance is .09 / 19, as of 19 answers. Clopper and Pearson: 2 of 20 is in [.012, .317]."""
     found = simple([1, 1] + [0] * 18)
     assert (found.share, found.groups) == (pytest.approx(0.1), 20)
     assert found.effective == pytest.approx(19)

@@ -25,7 +25,7 @@ class Reviewed(Knobs):
     a margin m is (1 - e)^m / ((1 - e)^m + e^m). `p_correct` is null without such pairs.
 
     Alone, the strategy needs the judge `none`. With `otherwise`, the judge of the pair set orders the cases on which no
-    pair of reviewers is there.
+    pair of reviewers is there. A pair of the judge on which reviewers preferred no mask is left out.
     """
 
     kind: Literal["reviewed"]
