@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.measures.overlap import region
+from pipeline.store.schema import UNKNOWN
 
 _OPPOSITE = dict(zip("LRAPSI", "RLPAIS", strict=True))
 _RIGHTWARDS, _DOWNWARDS = "LP", "PI"
@@ -24,7 +25,10 @@ STORED = "as stored: the files do not say how the patient lies"
 MOST = 65535
 """Largest number of a pixel."""
 WINDOW = (1, 99)
-"""Percentiles of an image that the page shows as black and white at first."""
+"""Percentiles of the intensities that the page shows as black and white at first.
+
+The window spans the percentiles of the image and those inside the masks, so that no small bright organ is all white.
+"""
 
 
 class View(NamedTuple):
@@ -82,7 +86,7 @@ def view_of(
         first=int(per_slice.argmax()),
         aspect=float(aspect),
         scale=scale,
-        window=_windows(image, rgb),
+        window=_windows(image, ((masks > 0) & (masks < UNKNOWN)).any(axis=0), rgb),
         edges=edges,
         display=display,
     )
@@ -112,10 +116,11 @@ def _numbers(image: np.ndarray) -> tuple[np.ndarray, list[tuple[float, float]]]:
     return out, scale
 
 
-def _windows(image: np.ndarray, rgb: bool) -> list[tuple[float, float]]:
-    parts = [image] * len(image) if rgb else list(image)
+def _windows(image: np.ndarray, inside: np.ndarray, rgb: bool) -> list[tuple[float, float]]:
     found = []
-    for part in parts:
-        low, high = (float(edge) for edge in np.percentile(part, WINDOW))
+    for part in [image] * len(image) if rgb else [one[None] for one in image]:
+        values = [part, part[:, inside]] if inside.any() else [part]
+        edges = np.array([np.percentile(each, WINDOW) for each in values])
+        low, high = float(edges[:, 0].min()), float(edges[:, 1].max())
         found.append((low, high if high > low else low + 1.0))
     return found

@@ -230,10 +230,10 @@ function fit() {
   Object.assign(look, { zoom: 1, x: columns / 2, y: rows / 2 });
 }
 
-/** Show a box in the middle, with a margin of half its size. */
+/** Show a box in the middle, with a margin of its size. */
 function zoomTo([top, left, bottom, right]) {
   const [rows, columns] = current.about.shape.slice(1);
-  const zoom = Math.min(rows / (2 * (bottom - top)), columns / (2 * (right - left)));
+  const zoom = Math.min(rows / (3 * (bottom - top)), columns / (3 * (right - left)));
   Object.assign(look, { zoom: Math.max(1, Math.min(zoom, 8)), x: (left + right) / 2, y: (top + bottom) / 2 });
 }
 
@@ -288,7 +288,7 @@ function toDifference(step) {
 function describe() {
   const { about } = current;
   const again = current.again ? "Shown again. " : "";
-  const display = about.display ? ` Slices lie ${about.display}.` : "";
+  const display = about.display ? ` Display: ${about.display}.` : "";
   find("about").textContent = `${again}Case ${current.case}.${display}`;
   find("slices").hidden = about.shape[0] === 1;
   find("slice").max = about.shape[0];
@@ -534,7 +534,7 @@ find("start").addEventListener("submit", async (event) => {
     sessionStorage.setItem("reviewer", reviewer);
     find("start").hidden = true;
     await next();
-    if (current) canvases[0].closest("section").focus();
+    if (current) find("review").focus({ preventScroll: true });
   } catch (error) {
     problem(error.status ? error.message : "The server does not answer. Start it again, and open the address it prints.");
   }
