@@ -109,7 +109,7 @@ def stratified(pairs: pl.DataFrame, *seed: object) -> pl.DataFrame:
     if not len(pairs):
         return pairs.with_columns(pl.lit("").alias("stratum"), pl.lit(0).alias("population"))
     margin, size = pl.col("margin"), pl.col("disagreement")
-    third = 1 + sum((margin > margin.quantile(cut)).cast(pl.Int8) for cut in (1 / 3, 2 / 3))
+    third = 1 + sum((margin > margin.quantile(cut, "lower")).cast(pl.Int8) for cut in (1 / 3, 2 / 3))
     half = 1 + (size > size.median()).cast(pl.Int8)
     named = pairs.with_columns(pl.format("margin {}/3, |D| {}/2", third, half).alias("stratum"))
     order = numpy_generator(*seed, "review").permutation(len(pairs))

@@ -86,7 +86,7 @@ def view_of(
         first=int(per_slice.argmax()),
         aspect=float(aspect),
         scale=scale,
-        window=_windows(image, ((masks > 0) & (masks < UNKNOWN)).any(axis=0), rgb),
+        window=_windows(image, np.any((masks > 0) & (masks < UNKNOWN), axis=0), rgb),
         edges=edges,
         display=display,
     )

@@ -6,6 +6,7 @@ export const COLOURS = ["#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73"];
 export const DASHES = [[], [8, 5], [2, 4], [12, 4, 2, 4], [5, 2]];
 const HALO = "rgba(0, 0, 0, 0.85)";
 const LINE = 2;
+const STRIPE = 10; // pixels from a stripe to the next
 
 export const colourOf = (label) => COLOURS[(label - 1) % COLOURS.length];
 export const dashOf = (label) => DASHES[(label - 1) % DASHES.length];
@@ -143,7 +144,7 @@ function strokes(context, pair, slice, side, both, at) {
   context.setLineDash([]);
 }
 
-/** Diagonal lines over the region, so that the image below stays visible and no colour is needed. */
+/** Diagonal stripes over the region, white beside black, so that they show on any image and need no colour. */
 function hatch(context, region, box, width, height) {
   const layer = document.createElement("canvas");
   layer.width = Math.max(1, Math.round(width));
@@ -152,18 +153,24 @@ function hatch(context, region, box, width, height) {
   over.imageSmoothingEnabled = false;
   over.drawImage(region, ...box);
   over.globalCompositeOperation = "source-in";
-  over.fillStyle = "rgba(255, 255, 255, 0.22)";
+  over.fillStyle = over.createPattern(stripes(), "repeat");
   over.fillRect(0, 0, width, height);
-  over.globalCompositeOperation = "source-atop";
-  over.strokeStyle = "#fff";
-  over.lineWidth = 1.2;
-  over.beginPath();
-  for (let x = -height; x < width; x += 7) {
-    over.moveTo(x, height);
-    over.lineTo(x + height, 0);
-  }
-  over.stroke();
   context.drawImage(layer, 0, 0);
+}
+
+function stripes() {
+  const tile = document.createElement("canvas");
+  tile.width = tile.height = STRIPE;
+  const pixels = new ImageData(STRIPE, STRIPE);
+  for (let y = 0; y < STRIPE; y++) {
+    for (let x = 0; x < STRIPE; x++) {
+      const place = (x + y) % STRIPE;
+      const value = place < 2 ? 255 : 0;
+      pixels.data.set([value, value, value, place < 4 ? 255 : 0], 4 * (y * STRIPE + x));
+    }
+  }
+  tile.getContext("2d").putImageData(pixels, 0, 0);
+  return tile;
 }
 
 function letters(context, edges, width, height) {

@@ -4,7 +4,7 @@ import { COLOURS, DASHES, boxOf, colourOf, dashOf, draw, placement } from "./dra
 
 const key = location.hash.slice(1);
 const BLINK_MS = 700; // well below three flashes per second
-const DEAD_MS = 250; // a key that is pressed twice must not answer the next pair
+const DEAD_MS = 150; // a key that is pressed twice must not answer the next pair
 const SLICES_KEPT = 80;
 const VIEWS = ["side", "blink", "both"];
 const VIEW_TEXT = { side: "side by side", blink: "in turn", both: "both on one image" };
