@@ -26,11 +26,11 @@ from pipeline.judges.kinds.table import ScoreTable
 from pipeline.knobs import NOTHING, Knobs, Name, blocks_in, kind_of
 from pipeline.own_kinds import load_own_kinds
 from pipeline.pairs.mine import PairSet
+from pipeline.pairs.review_knobs import Review
 from pipeline.pairs.strategies.none import NoPairs
 from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.promotion.knobs import Promotion
 from pipeline.proposals.knobs import Propose
-from pipeline.review.knobs import Review
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.imported import AnyBase
 from pipeline.segmenter.imported.program import ImportedProgram

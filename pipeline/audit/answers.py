@@ -46,9 +46,10 @@ class Answers:
         The population of a stratum may have changed between two sessions. N_h is then the mean over the answers.
         """
         found = self.table.filter(pl.col("draw") == "audit")
-        return found.with_columns(
-            weight=pl.col("population").mean().over("target", "stratum") / pl.len().over("target", "stratum")
-        )
+        # The cases of another split are another population.
+        found = found.with_columns(pl.format("{} {}", "split", "stratum").alias("stratum"))
+        place = ("target", "stratum")
+        return found.with_columns(weight=pl.col("population").mean().over(place) / pl.len().over(place))
 
     @cached_property
     def _twice(self) -> pl.DataFrame:
@@ -145,6 +146,9 @@ class Measured:
     """What each answer of `Answers.drawn` says, f64 `[answer]`, from `by_judge` or `by_pairs`."""
     on_labels: Interval
     """Noise on labelled validation cases; None without such cases."""
+    own: str | None = None
+    """Target of the draw that was made for the judge or pair set. None for a judge that has the name of a pair set,
+    because a review of that name draws pairs of the set."""
     pairs: int | None = None
     """Number of pairs of a pair set today."""
 
@@ -154,7 +158,7 @@ def answers_row(one: Measured, answers: Answers, least: int) -> dict[str, Any]:
     drawn = answers.drawn
     counted = drawn.with_columns(against=one.against)
     known = counted.filter(pl.col("against").is_not_nan())
-    target = _target(known, one.name, least)
+    target = _target(known, one.own, least)
     mine = counted.filter(pl.col("target").is_in([] if target is None else [target]))
     used = mine.filter(pl.col("against").is_not_nan())
     share = sampled_share(*(mine[name].to_numpy() for name in ("against", "weight", "stratum", "group")))
@@ -178,12 +182,14 @@ def answers_row(one: Measured, answers: Answers, least: int) -> dict[str, Any]:
     return row
 
 
-def _target(known: pl.DataFrame, name: str, least: int) -> str | None:
+def _target(known: pl.DataFrame, own: str | None, least: int) -> str | None:
     """Judge or pair set whose draw is used: the own draw if it has enough answers, else the draw with most answers."""
     counts = dict(known.group_by("target").len().sort("target").iter_rows())
     if not counts:
         return None
-    return name if counts.get(name, 0) >= least else max(counts, key=lambda target: (counts[target], target == name))
+    if own is not None and counts.get(own, 0) >= least:
+        return own
+    return max(counts, key=lambda target: (counts[target], target == own))
 
 
 def _verdict(row: AuditRow, one: Measured, drawn: pl.DataFrame, least: int) -> str:
@@ -196,7 +202,7 @@ def _verdict(row: AuditRow, one: Measured, drawn: pl.DataFrame, least: int) -> s
             "second time that a coin would do as well"
         )
     said = f"after {many}: {percent_text(row, 'noise')} of its pairs are wrong"
-    if row["drawn_for"] != one.name:
+    if row["drawn_for"] != one.own:
         said += f", among the pairs that were drawn for '{row['drawn_for']}'"
     if not row["repeats"]:
         said += ", errors of the reviewer included, because no pair was shown twice"
@@ -204,7 +210,7 @@ def _verdict(row: AuditRow, one: Measured, drawn: pl.DataFrame, least: int) -> s
         said += ", without an interval, because few patients were seen"
     strata = drawn.group_by("stratum").agg(pl.col("population").mean())
     population = round(float(strata["population"].sum()))
-    if one.pairs is not None and row["drawn_for"] == one.name and population != one.pairs:
+    if one.pairs is not None and row["drawn_for"] == one.own and population != one.pairs:
         said += f"; drawn from {population} pairs, and the set has {one.pairs} now"
     return said
 

@@ -199,7 +199,7 @@ def _by_answers(
     )
     least, answers = knobs.least_answers, asked.answers
     rows = [
-        answers_row(asked.judge(name, on_labels(labelled_judges, name, "pair_error")), answers, least)
+        answers_row(asked.judge(name, name not in sets, on_labels(labelled_judges, name, "pair_error")), answers, least)
         for name in judges
     ]
     for name, pairs in sets.items():

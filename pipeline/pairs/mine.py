@@ -11,7 +11,7 @@ import polars as pl
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs, Name
-from pipeline.pairs.calibration import Curve, curve_of
+from pipeline.pairs.calibration import REVIEWED, Curve, curve_of
 from pipeline.pairs.strategies import Mined, Strategy
 from pipeline.pairs.strategies.none import NoPairs
 from pipeline.pairs.strategies.reviewed import Reviewed
@@ -262,7 +262,7 @@ def calibration_of(audit: Path, name: str, pairs: PairSet) -> Curve | None:
     Raises `BadInput` for a curve of another judge or strategy.
     """
     file = audit / "calibration.parquet"
-    table = read_table(file, schema.CALIBRATION).filter(pl.col("pairs") == name)
+    table = read_table(file, schema.CALIBRATION).filter(pl.col("pairs") == name, pl.col("strategy") != REVIEWED)
     expected = (pairs.judge, pairs.strategy.kind)
     for found in table.select("judge", "strategy").unique().rows():
         if found != expected:

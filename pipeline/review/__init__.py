@@ -1,1 +1,1 @@
-"""Review: answers of people on pairs of masks."""
+"""Review: a person looks at two masks of an image and says which is better."""

@@ -19,9 +19,9 @@ from pipeline.pairs.reviewed import curves_of
 from pipeline.store import schema
 from pipeline.store.proposals import Data
 from pipeline.store.tables import read_table, write_table
+from tests.fixtures.answering import answered, write_answers
 from tests.fixtures.auditing import stores
 from tests.fixtures.builders import panel_of
-from tests.fixtures.reviewing import answered, write_answers
 
 NOTHING_KNOWN = Interval(None, None, None)
 SCORES = pl.DataFrame(
@@ -76,7 +76,7 @@ def row_of(told: list[dict[str, Any]], name: str = "j", least: int = 5, pairs: i
     answers = Answers(answered(told))
     cases = sorted({row["case_id"] for row in told})
     scores = pl.concat([SCORES.with_columns(case_id=pl.lit(case)) for case in cases])
-    one = Measured("judge", name, by_judge(answers.drawn, scores), Interval(0.3, 0.2, 0.4), pairs)
+    one = Measured("judge", name, by_judge(answers.drawn, scores), Interval(0.3, 0.2, 0.4), name, pairs)
     return answers_row(one, answers, least)
 
 

@@ -20,8 +20,8 @@ from pipeline.judges.score import JudgeFiles, judge
 from pipeline.store import schema
 from pipeline.store.proposals import Data
 from pipeline.store.tables import read_table
+from tests.fixtures.answering import answered, write_answers
 from tests.fixtures.builders import bars, case_store, no_proposals, proposal_store
-from tests.fixtures.reviewing import answered, write_answers
 
 LENGTHS = [[8, 3, 13], [9, 4, 14], [10, 5, 15], [7, 2, 12]] * 3
 KNOBS: dict[str, Any] = {"kind": "expert", "least": 8, "ridges": (0.01,)}

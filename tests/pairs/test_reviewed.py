@@ -18,8 +18,8 @@ from pipeline.store import schema
 from pipeline.store.cases import CaseStore
 from pipeline.store.proposals import Data, ProposalStore
 from pipeline.store.tables import read_table, write_table
+from tests.fixtures.answering import answered, write_answers
 from tests.fixtures.builders import bars, case_store, panel_of, proposal_store
-from tests.fixtures.reviewing import answered, write_answers
 
 ALONE = PairSet.model_validate({"judge": "none", "strategy": {"kind": "reviewed"}})
 BESIDE = PairSet.model_validate({"judge": "j", "strategy": {"kind": "reviewed", "otherwise": {"kind": "top_bottom"}}})

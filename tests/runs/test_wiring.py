@@ -18,11 +18,11 @@ from ruamel.yaml import YAML
 from pipeline.cases.readers import Reader
 from pipeline.judges.kinds import Judge
 from pipeline.knobs import Knobs
+from pipeline.pairs.review_knobs import Review
 from pipeline.pairs.strategies import Strategy
 from pipeline.params import Params, load_params
 from pipeline.proposals.samplers import Sampler
 from pipeline.provenance import stages_and_knobs
-from pipeline.review.knobs import Review
 from pipeline.students.links import Link
 from pipeline.students.objectives import Objective
 from segpref import SECTIONS, command, main, names

@@ -99,7 +99,7 @@ def test_verdicts_on_other_masks_are_refused(
 def test_a_verdict_on_a_test_case_is_refused(stores: Stores, tmp_path: Path) -> None:
     masks = bars([3, 5, 10, 5])
     cases = case_store(tmp_path / "cases", [masks[0]] * 2, ["test", "pool"])
-    with pytest.raises(BadInput, match="expected no verdict on a test case, found 1, the first on 'c0'"):
+    with pytest.raises(BadInput, match="expected a case outside of the test split, found 'c0'"):
         read_verdicts(written(tmp_path, [verdict(stores, 1)]), cases, stores[1])
 
 
