@@ -48,17 +48,22 @@ def draws_of(params: Params, panel_file: Path, proposals: ProposalStore, audit: 
 
 
 def _first(params: Params) -> str:
-    """The first pair set with pairs."""
+    """The first pair set with pairs of a judge."""
     named = [name for name, pairs in params.pairs.items() if judged(pairs)]
     if not named:
-        raise BadInput("review: params.yaml has no pair set with pairs; name a judge: --target NAME")
+        raise BadInput("review: params.yaml has no pair set with pairs of a judge; name a judge: --target NAME")
     return named[0]
 
 
 def _pairs(
     params: Params, panel: pl.LazyFrame, proposals: ProposalStore, audit: Path, target: str, split: str
 ) -> pl.DataFrame:
-    if target in params.pairs and (pairs := judged(params.pairs[target])):
+    if (named := params.pairs.get(target)) is not None:
+        if (pairs := judged(named)) is None:
+            raise BadInput(
+                f"review: --target {target}: expected a pair set with pairs of a judge, found strategy "
+                f"'{named.strategy.kind}'; choose another pair set, or a judge"
+            )
         calibration = calibration_of(audit, target, pairs)
         return pairs_of_set(panel, proposals, pairs, split, params.seed, calibration)
     judge = entry({name: name for name in params.judge_names}, target, "pairs, judges, tables or consensus")

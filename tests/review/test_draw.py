@@ -15,7 +15,7 @@ from pipeline.review.journal import Answered, History, Shown
 from pipeline.review.start import Wanted, draws_of
 from pipeline.store.proposals import ProposalStore
 from tests.fixtures.builders import bars, case_store, panel_of, proposal_store
-from tests.fixtures.reviewing import PANEL, write_run
+from tests.fixtures.review_run import PANEL, write_run
 
 
 def pairs(count: int) -> pl.DataFrame:
@@ -187,6 +187,10 @@ def test_targets_of_a_run(run: Path) -> None:
     assert set(of_judge.filter(slot_a=0)["better"]) == {0}
     with pytest.raises(BadInput, match=r"has no entry 'agreemnt'.*did you mean 'agreement'"):
         draws(run, target="agreemnt")
+    with pytest.raises(
+        BadInput, match=r"--target none: expected a pair set with pairs of a judge, found strategy 'none'"
+    ):
+        draws(run, target="none")
 
 
 def test_doubt_is_where_the_judges_of_the_run_disagree(run: Path) -> None:

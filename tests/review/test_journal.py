@@ -112,6 +112,7 @@ def test_a_torn_line_is_cut_off_and_only_by_the_writer(tmp_path: Path) -> None:
         (answered(1).model_dump_json(), "0+1 was answered before"),
         (Undone(showing=showing(2)).model_dump_json(), "0+2 has no answer that counts"),
     ],
+    ids=["no showing", "no JSON", "never shown", "answered twice", "nothing to undo"],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, line: str, found: str) -> None:
     journal = Journal(tmp_path / "ann.jsonl")
