@@ -152,10 +152,10 @@ def _nrrd_grid(fields: Fields, axes: int) -> tuple[tuple[float, ...] | None, tup
     space = fields.get("space", "").lower()
     signs = _SPACES.get(space) if axes == 3 else _LPS if not space else None
     if signs is None:
-        expected = f"`space: {', '.join(name for name in _SPACES if '-' in name)}`" if axes == 3 else "no `space` in 2D"
+        expected = " or ".join(name for name in _SPACES if "-" in name) if axes == 3 else "none for an image of 2 axes"
         raise ValueError(
-            f"expected {expected}, found '{space or 'none'}', so that left and right are unknown; correct `space`, or "
-            "state the voxel edges as `spacings` without `space directions` if the space is unknown"
+            f"expected the `space` {expected}, found {repr(space) if space else 'none'}, so that left and right are "
+            "unknown; correct `space`, or state voxel edges as `spacings` in place of `space directions`"
         )
     columns = np.array(vectors).T
     origin = _floats(fields["spaceorigin"].strip("()"), "space origin") if "spaceorigin" in fields else (0.0,) * axes
@@ -322,10 +322,10 @@ def _affine(columns: np.ndarray, origin: Sequence[float], signs: Sequence[int], 
     affine = np.eye(4)
     affine[:axes, :axes], affine[:axes, 3] = columns, origin
     affine[:axes] *= np.array(signs[:axes])[:, None]
+    affine += 0.0  # 0 in place of -0
     if not np.isfinite(affine).all() or not spans(affine[:3, :axes]):
         raise ValueError(
             f"expected {'three' if axes == 3 else 'two'} directions in `{field}`, found {affine[:axes].tolist()}; "
             "correct the header"
         )
-    # Adding 0 makes 0 of -0.
-    return tuple(float(value) + 0.0 for value in affine.astype(np.float32).ravel())
+    return tuple(float(value) for value in affine.astype(np.float32).ravel())
