@@ -17,9 +17,6 @@ from pipeline.store import schema
 from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import scan_table
 
-_NO_JUDGE = ("none", "reviewed")
-"""Strategies whose pairs no judge has ordered alone."""
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -50,22 +47,18 @@ def draws_of(params: Params, panel_file: Path, proposals: ProposalStore, audit: 
 
 
 def _first(params: Params) -> str:
-    """The first pair set with pairs of a judge."""
-    named = [name for name, pairs in params.pairs.items() if pairs.strategy.kind not in _NO_JUDGE]
+    """The first pair set with pairs."""
+    named = [name for name, pairs in params.pairs.items() if pairs.judge != "none"]
     if not named:
-        raise BadInput("review: params.yaml has no pair set with pairs of a judge; name a judge: --target NAME")
+        raise BadInput("review: params.yaml has no pair set with pairs; name a judge: --target NAME")
     return named[0]
 
 
 def _pairs(
     params: Params, panel: pl.LazyFrame, proposals: ProposalStore, audit: Path, target: str, split: str
 ) -> pl.DataFrame:
-    if (pairs := params.pairs.get(target)) is not None:
-        if pairs.strategy.kind in _NO_JUDGE:
-            raise BadInput(
-                f"review: --target {target}: expected a pair set with pairs of a judge, found strategy "
-                f"'{pairs.strategy.kind}'; choose another pair set, or a judge"
-            )
+    if target in params.pairs and params.pairs[target].judge != "none":
+        pairs = params.pairs[target]
         calibration = calibration_of(audit, target, pairs)
         return pairs_of_set(panel, proposals, pairs, split, params.seed, calibration)
     judge = entry({name: name for name in params.judge_names}, target, "pairs, judges, tables or consensus")
