@@ -295,7 +295,7 @@ class Review:
         if self.draws.doubt is not None:
             answered = [one for h in all_histories.values() for one, _ in h.counted if one.target == JUDGES_OF_DOUBT]
             left = max(0, len(self.draws.doubt) - len({one.pair for one in answered}))
-            said.append(f"The judges disagree on {left} more pairs; the next pair is the one that is worth most.")
+            said.append(f"The judges disagree on {left} more pairs.")
         return " ".join(said)
 
     def _error(self, shown: Shown, answer: Answer, pair: Pair) -> float:

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.store import schema
 from pipeline.store.tables import read_table
-from tests.fixtures.reviewing import Server, describe, journal_lines, rename, write_run
+from tests.fixtures.review_run import Server, describe, journal_lines, rename, write_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -15,7 +15,7 @@ from pipeline.review.journal import Answered, History, Shown
 from pipeline.review.start import Wanted, draws_of
 from pipeline.store.proposals import ProposalStore
 from tests.fixtures.builders import bars, case_store, panel_of, proposal_store
-from tests.fixtures.reviewing import PANEL, write_run
+from tests.fixtures.review_run import PANEL, write_run
 
 
 def pairs(count: int) -> pl.DataFrame:

@@ -14,7 +14,7 @@ from pipeline.errors import BadInput
 from pipeline.review.session import Review
 from pipeline.store import schema
 from pipeline.store.tables import read_table
-from tests.fixtures.reviewing import describe, rename, review_of, write_run
+from tests.fixtures.review_run import describe, rename, review_of, write_run
 
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient

@@ -15,7 +15,7 @@ from pipeline.store import schema
 from pipeline.store.tables import read_table
 from pipeline.store.verdicts import read_verdicts
 from tests.fixtures.builders import proposal_store
-from tests.fixtures.reviewing import RADII, ball, journal_lines, review_of, write_run
+from tests.fixtures.review_run import RADII, ball, journal_lines, review_of, write_run
 
 
 @pytest.fixture
