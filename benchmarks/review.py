@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
 
-from benchmarks.audit_coverage import drawn_and_judged
+from benchmarks.audit_coverage import Population, drawn_and_judged
 from benchmarks.stage import stage
 from benchmarks.study import RATES, SETS, measured, parameters, trained
 from pipeline.audit.answers import Answers, Measured, answers_row, by_judge, by_pairs
@@ -131,9 +131,10 @@ class Target:
 JUDGED = ("flip", "gaussian", "size_bias")
 
 
-def targets(panel: pl.DataFrame, proposals: Any, dice: Dice) -> Iterator[Target]:
+def targets(population: Population, dice: Dice, judged: Sequence[str] = JUDGED) -> Iterator[Target]:
     """Every judge with all pairs that it orders, and with the pairs of its best over its worst mask."""
-    for judge in JUDGED:
+    panel, proposals = population.panel, population.proposals
+    for judge in judged:
         strategy = PairSet.model_validate({"judge": judge, "strategy": {"kind": "top_bottom"}})
         of_set = pairs_of_set(panel.lazy().drop("true_dice"), proposals, strategy, "validation", 0, None)
         for kind, pairs in (("judge", pairs_of_judge(panel.lazy(), proposals, judge, "validation")), ("pairs", of_set)):
@@ -152,13 +153,16 @@ def _known(panel: pl.DataFrame) -> tuple[Dice, dict[str, str]]:
 
 
 def interval_rows(
-    seeds: int, errors: Sequence[float] = ERRORS, numbers: Sequence[int] = NUMBERS
+    seeds: int,
+    errors: Sequence[float] = ERRORS,
+    numbers: Sequence[int] = NUMBERS,
+    judged: Sequence[str] = JUDGED,
 ) -> list[dict[str, Any]]:
     """Coverage and width of the interval of the noise rate, per target, error rate and number of answers."""
     found = []
-    with drawn_and_judged(POPULATION, JUDGED) as population:
+    with drawn_and_judged(POPULATION, judged) as population:
         dice, group = _known(population.panel)
-        for target in targets(population.panel, population.proposals, dice):
+        for target in targets(population, dice, judged):
             reviews = [
                 shown_pairs(
                     Draws(target.judge, stratified(target.pairs, seed, target.kind), None, 0.0, seed, "validation"),
@@ -199,7 +203,7 @@ def label_rows(seeds: int, cases: int = 50) -> list[dict[str, Any]]:
     with drawn_and_judged(POPULATION, JUDGED) as population:
         dice, group = _known(population.panel)
         names = population.panel["case_id"].unique(maintain_order=True).to_list()
-        for target in targets(population.panel, population.proposals, dice):
+        for target in targets(population, dice):
             of_pair = target.pairs["case_id"].to_numpy()
             ends = []
             for seed in range(seeds):

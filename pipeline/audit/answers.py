@@ -196,16 +196,13 @@ def _verdict(row: AuditRow, one: Measured, drawn: pl.DataFrame, least: int) -> s
     many = f"{row['answers']} answer{'' if row['answers'] == 1 else 's'}"
     if row["answers"] < least:
         return f"no estimate: {many} where {least} are asked for"
-    if row["noise"] is None:
-        return (
-            f"no estimate after {many}: of {row['repeats']:g} pairs shown twice, so many have another answer the "
-            "second time that a coin would do as well"
-        )
     said = f"after {many}: {percent_text(row, 'noise')} of its pairs are wrong"
     if row["drawn_for"] != one.own:
         said += f", among the pairs that were drawn for '{row['drawn_for']}'"
     if not row["repeats"]:
         said += ", errors of the reviewer included, because no pair was shown twice"
+    elif row["reviewer_error"] is None:
+        said += ", from a reviewer whose second answers are so far no better than a coin's: show more pairs again"
     if row["noise_low"] is None:
         said += ", without an interval, because few patients were seen"
     strata = drawn.group_by("stratum").agg(pl.col("population").mean())

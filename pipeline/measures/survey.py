@@ -107,23 +107,23 @@ def corrected_share(found: Sampled, repeats: Repeats) -> Interval:
     For q, the lower end takes the distribution of the lower ends of its exact intervals, the upper end that of the
     upper ends. For e, both take the Jeffreys distribution of the share of other answers, cut off where e is one half.
 
-    Without pairs that were shown twice, q is returned, with its interval. All three are None for a reviewer whose
-    second answer is no better than a coin. Without ends for fewer than `LEAST` groups.
+    Without pairs that were shown twice, q is returned, with its interval. If the second answers are no better than a
+    coin, by chance or not, the share is that of the median of the distribution of e, and the interval is wide. Without
+    ends for fewer than `LEAST` groups.
     """
     from scipy.special import betainc, betaincinv
 
     if not repeats.shown:
         return share_ends(found)
-    if repeats.error is None:
-        return Interval(None, None, None)
-    share = float(_turned(np.array(found.share), np.array(repeats.error)))
+    a, b = repeats.differ + 0.5, repeats.shown - repeats.differ + 0.5
+    errors = _error(betaincinv(a, b, _GRID * betainc(a, b, 0.5)))
+    error = float(np.median(errors)) if repeats.error is None else repeats.error
+    share = float(_turned(np.array(found.share), np.array(error)))
     if found.groups < LEAST:
         return Interval(share, None, None)
     q_low, q_high = _ends(found.share * found.effective, found.effective, _GRID)
-    a, b = repeats.differ + 0.5, repeats.shown - repeats.differ + 0.5
-    error = _error(betaincinv(a, b, _GRID * betainc(a, b, 0.5)))
-    low = float(np.quantile(_turned(q_low[:, None], error), 0.025))
-    high = float(np.quantile(_turned(1 - q_high[:, None], error), 0.975))
+    low = float(np.quantile(_turned(q_low[:, None], errors), 0.025))
+    high = float(np.quantile(_turned(1 - q_high[:, None], errors), 0.975))
     return Interval(share, min(share, low), max(share, high))
 
 

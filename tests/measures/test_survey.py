@@ -81,7 +81,8 @@ def test_the_error_of_the_reviewer_is_taken_out():
     assert share == pytest.approx(0.2)
     assert low < 0.2 < high
     assert corrected_share(found, Repeats(0, 0)) == share_ends(found), "nothing is known of the reviewer"
-    assert corrected_share(found, Repeats(10, 6)) == (None, None, None), "a coin"
+    coin = corrected_share(found, Repeats(10, 6))
+    assert coin.low < 0.01, "nearly all answers against the judge may be errors of such a reviewer"
     wide = corrected_share(found, Repeats(10, 2))
     assert wide.high - wide.low > high - low, "fewer repeats say less of the reviewer"
 
@@ -97,9 +98,6 @@ def test_an_interval_holds_its_share_and_turns_with_it(yes: int, no: int, shown:
         return
     repeats = Repeats(shown, min(differ, shown))
     one = corrected_share(simple([1.0] * yes + [0.0] * no), repeats)
-    if one.mean is None:
-        assert 2 * repeats.differ >= repeats.shown
-        return
     assert 0 <= one.low <= one.mean <= one.high <= 1
     other = corrected_share(simple([0.0] * yes + [1.0] * no), repeats)
     assert (1 - other.mean, 1 - other.high, 1 - other.low) == pytest.approx(one, abs=1e-9)
@@ -112,6 +110,5 @@ def test_the_interval_holds_the_truth():
         wrong, errs = generator.random(50) < 0.2, generator.random(50) < 0.1
         differ = ((generator.random(5) < 0.1) != (generator.random(5) < 0.1)).sum()
         found = corrected_share(simple((wrong ^ errs).astype(float).tolist()), Repeats(5, differ))
-        if found.mean is not None:
-            inside.append(found.low <= 0.2 <= found.high)
+        inside.append(found.low <= 0.2 <= found.high)
     assert np.mean(inside) >= 0.93

@@ -187,10 +187,6 @@ def test_targets_of_a_run(run: Path) -> None:
     assert set(of_judge.filter(slot_a=0)["better"]) == {0}
     with pytest.raises(BadInput, match=r"has no entry 'agreemnt'.*did you mean 'agreement'"):
         draws(run, target="agreemnt")
-    with pytest.raises(
-        BadInput, match=r"--target none: expected a pair set with pairs of a judge, found strategy 'none'"
-    ):
-        draws(run, target="none")
 
 
 def test_doubt_is_where_the_judges_of_the_run_disagree(run: Path) -> None:
