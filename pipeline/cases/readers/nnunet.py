@@ -33,8 +33,9 @@ class NnUNet(Knobs):
     """Raw layout of nnU-Net v2: a folder with `dataset.json`, `imagesTr`, `labelsTr`, `imagesTs`; a file per channel.
 
     Images are named `CASE_0000.nii.gz`, with the number of the channel, and labels `CASE.nii.gz`. `file_ending` may
-    also be that of NRRD (`.nrrd`), MetaImage (`.mha`), TIFF or pictures without loss. Cases of `imagesTs` without a label
-    belong to the pool. The spacing of a TIFF stack is read from `CASE.json`, in mm. The `ignore` label becomes 255.
+    also be that of NRRD (`.nrrd`), MetaImage (`.mha`), TIFF or pictures without loss. Cases of `imagesTs` without a
+    label belong to the pool. The spacing of a TIFF stack is read from `CASE.json`, in mm. The `ignore` label becomes
+    255.
     Source of the format: nnU-Net's documentation, `dataset_format.md`.
     """
 
