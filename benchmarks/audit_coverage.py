@@ -141,7 +141,7 @@ def _case_ids(count: int) -> list[str]:
 
 def _cases(folder: Path, labels: np.ndarray) -> CaseStore:
     count = len(labels)
-    unknown = ("spacing_mm", "original_spacing_mm", "affine", "orientation", "site")
+    unknown = ("spacing_mm", "original_spacing_mm", "affine", "orientation", "crop", "site")
     shape = [[EDGE, EDGE]] * count
     table = pl.DataFrame(
         {

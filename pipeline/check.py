@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from pipeline.proposals.fit_thresholds import samplers_to_fit
 from pipeline.proposals.samplers.mean import Mean
 from pipeline.proposals.samplers.tta import TTA
 from pipeline.segmenter.base import folds_objection, model_names
+from pipeline.segmenter.imported.nnunet import NnUNetFolder
+from pipeline.segmenter.imported.nnunet_folds import SPLITS_FILE
 from pipeline.segmenter.knobs import Base
 from pipeline.segmenter.offsets import FEWEST
 from pipeline.store.cases import Case, CaseStore
@@ -27,19 +29,20 @@ from pipeline.students.objectives.proposal import Proposal
 def check(params: Params, cases: CaseStore) -> list[str]:
     """Notes on what the run can do only in part. Raises `BadInput` with everything that the run cannot do."""
     splits = {split: cases.split(split) for split in ("labelled", "pool", "validation", "test")}
+    out_of_fold = _out_of_fold(params, cases)
     problems = [
         *_of_splits(params, splits),
         *_of_axes(params, len(cases.all[0].shape), len(cases.class_names)),
-        *_of_judges(params),
+        *_of_judges(params, out_of_fold),
         *_of_review(params),
         *_of_pairs(params, splits),
         *_of_students(params, splits),
     ]
     if problems:
         raise BadInput.all(f"params.yaml: {problem}" for problem in problems)
-    patients = {split: len({case.group for case in cases.known(split)}) for split in ("labelled", "validation", "test")}
+    patients = {split: len({case.group for case in cases.known(split)}) for split in ("validation", "test")}
     return [
-        *_notes(params, patients["labelled"]),
+        *_notes(params, len({case.group for case in cases.known("labelled") if case.case_id in out_of_fold})),
         *_notes_on_validation(params, patients["validation"]),
         *_notes_on_test(patients["test"]),
         *_notes_on_flips(params),
@@ -144,10 +147,27 @@ def _of_axes(params: Params, dimensions: int, classes: int) -> Iterator[str]:
             yield str(error)
 
 
-def _of_judges(params: Params) -> Iterator[str]:
-    if isinstance(params.base, Base) and params.base.folds > 1:
+def _out_of_fold(params: Params, cases: CaseStore) -> set[str]:
+    """Ids of the labelled cases that get proposals out of fold."""
+    if isinstance(params.base, NnUNetFolder):
+        return set(params.base.held_out(params.model, cases))
+    folds = isinstance(params.base, Base) and params.base.folds > 1
+    return {case.case_id for case in cases.split("labelled")} if folds else set()
+
+
+def _way_to_folds(params: Params) -> str | None:
+    """What gives labelled cases proposals out of fold. None for a base that cannot have folds."""
+    if isinstance(params.base, NnUNetFolder):
+        if not (file := params.model / SPLITS_FILE).is_file():
+            return f"copy {SPLITS_FILE} of the training to {file}"
+        return f"put cases into the split labelled that one of base.folds held out (`val` in {file})"
+    return "set base.folds to at least 2" if isinstance(params.base, Base) else None
+
+
+def _of_judges(params: Params, out_of_fold: Collection[str]) -> Iterator[str]:
+    if out_of_fold:
         return
-    advice = "set base.folds to at least 2, or remove" if isinstance(params.base, Base) else "remove"
+    advice = f"{way}, or remove" if (way := _way_to_folds(params)) else "remove"
     for name, judge in params.judges.items():
         if isinstance(judge, JudgeKnobs) and judge.learns:
             sets = [pairs for pairs, one in params.pairs.items() if name in _judges_of(params, one.judge)]
@@ -156,7 +176,7 @@ def _of_judges(params: Params) -> Iterator[str]:
             users += [f"consensus.{entry}" for entry, one in params.consensus.items() if name in one.judges]
             yield (
                 f"judges.{name}: kind '{judge.kind}' learns from proposals of models that have not seen a labelled "
-                f"case, found a base without folds; {advice} the judge" + (f" and {', '.join(users)}" if users else "")
+                f"case, found none; {advice} the judge" + (f" and {', '.join(users)}" if users else "")
             )
 
 
@@ -216,32 +236,30 @@ def _of_students(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterat
 
 
 def _notes(params: Params, patients: int) -> Iterator[str]:
-    """Notes on samplers that are not fitted. `patients` is the number of labelled patients with a known voxel."""
+    """Notes on samplers that are not fitted. `patients` have a labelled case with proposals out of fold."""
     fits = samplers_to_fit(params.propose.samplers)
-    folds = isinstance(params.base, Base) and params.base.folds > 1
-    trained = isinstance(params.base, Base)
+    way = _way_to_folds(params)
     for name in fits:
-        if not folds:
-            way_out = "set base.folds" if trained else "give `fitted` as numbers if you know better ones"
+        if not patients:
             yield (
-                f"propose.samplers.{name}: the base has no folds, so the threshold is not fitted and stays .5; "
-                f"{way_out}"
+                f"propose.samplers.{name}: no labelled case has proposals out of fold, so the threshold is not fitted "
+                f"and stays .5; {way or 'give `fitted` as numbers if you know better ones'}"
             )
         elif patients < FEWEST:
             yield (
-                f"propose.samplers.{name}: {patients} labelled patients are fewer than {FEWEST}, so the threshold is "
-                "not fitted and stays .5"
+                f"propose.samplers.{name}: {patients} labelled patients with proposals out of fold are fewer than "
+                f"{FEWEST}, so the threshold is not fitted and stays .5"
             )
     for name, sampler in regions_to_fit(params.propose.samplers).items():
-        if not folds:
+        if not patients:
             yield (
-                f"propose.samplers.{name}: the base has no folds, so no model of regions is fitted and the mask is "
-                f"that of '{sampler.fixed}'" + ("; set base.folds" if trained else "")
+                f"propose.samplers.{name}: no labelled case has proposals out of fold, so no model of regions is "
+                f"fitted and the mask is that of '{sampler.fixed}'" + (f"; {way}" if way else "")
             )
         elif patients < FEWEST:
             yield (
-                f"propose.samplers.{name}: {patients} labelled patients are fewer than {FEWEST}, so no model of "
-                f"regions is fitted and the mask is that of '{sampler.fixed}'"
+                f"propose.samplers.{name}: {patients} labelled patients with proposals out of fold are fewer than "
+                f"{FEWEST}, so no model of regions is fitted and the mask is that of '{sampler.fixed}'"
             )
 
 

@@ -1,6 +1,6 @@
-"""Base or student -> folder with weights, program or MONAI bundle, and a model card.
+"""Base or student -> folder with weights, program, MONAI bundle or nnU-Net's results folder, and a model card.
 
-NAME is `base`, a student of params.yaml, or `promoted`."""
+NAME is `base`, a student of params.yaml, or `promoted`. The format nnunet takes several names, one for each fold."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from stages import FOLDER, say, stage
 
 
 @click.command(help=__doc__)
-@click.argument("name")
-@click.option("--format", "form", type=click.Choice(["safetensors", "program", "bundle"]), required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--format", "form", type=click.Choice(["safetensors", "program", "bundle", "nnunet"]), required=True)
 @click.option(
     "--model", type=FOLDER, help="Folder of the model.  [default: models/base, models/promoted or models/students/NAME]"
 )
@@ -28,7 +28,7 @@ from stages import FOLDER, say, stage
 @click.option("--out", type=FOLDER, help="New folder.  [default: exports/NAME_FORMAT]")
 @stage
 def main(
-    name: str,
+    names: tuple[str, ...],
     form: str,
     model: Path | None,
     weights: str | None,
@@ -40,20 +40,14 @@ def main(
     from typing import cast
 
     from pipeline.exports.card import FinishedRun
-    from pipeline.exports.export import Format, export_model
-    from pipeline.exports.predict import ready_model
-    from pipeline.params import RESERVED, entry, load_params
+    from pipeline.exports.export import Format, export_models, models_of
+    from pipeline.params import load_params
 
     params = load_params(params_file)
-    if name not in RESERVED:
-        entry(params.students, name, "students")
-    model = model or Path("models" if name in RESERVED else "models/students") / name
-    out = out or Path("exports") / f"{name}_{form}"
-    found = ready_model(model, weights)
-    # The card of the promoted student shows the results of the student, which have its own name.
-    own = found.student if name == "promoted" and found.student else name
-    export_model(own, found, FinishedRun(params, **run), cast(Format, form), out, licence)
-    say("export", f"{form} of {own} in {out}; read {out / 'MODEL_CARD.md'} before you share it")
+    found = models_of(names, params, model, weights)
+    out = out or Path("exports") / f"{'-'.join(names)}_{form}"
+    card = export_models(found, FinishedRun(params, **run), cast(Format, form), out, licence)
+    say("export", f"{form} of {', '.join(found)} in {out}; read {card} before you share it")
 
 
 if __name__ == "__main__":

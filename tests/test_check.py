@@ -66,6 +66,31 @@ def test_everything_is_said_at_once(tmp_path):
     assert lines[4].endswith("expected one of ['base', 'member_1'], found 'member_3'")
 
 
+@pytest.mark.parametrize(
+    ("val", "expected"),
+    [
+        (None, "copy splits_final.json of the training to {file}, or remove the judge"),
+        (["c8"], "put cases into the split labelled that one of base.folds held out (`val` in {file}), or remove the"),
+        (["c7"], None),
+    ],
+)
+def test_a_learned_judge_with_an_nnunet(tmp_path, val, expected):
+    """c7 is labelled, and c8 is in the pool. The fold must have held a labelled case out."""
+    file = tmp_path / "model/splits_final.json"
+    file.parent.mkdir()
+    if val:
+        file.write_text(json.dumps([{"train": [], "val": val}]))
+    lines = found(
+        tmp_path,
+        model=str(file.parent),
+        base={"kind": "nnunet", "folds": [0]},
+        judges={**TINY["judges"], "pairwise": {"kind": "pairwise"}},
+    )
+    assert [line for line in lines if "judges.pairwise" in line and str(expected).format(file=file) in line] == (
+        lines if expected else []
+    )
+
+
 def with_tta(**knobs: Any) -> dict[str, Any]:
     samplers = {**TINY["propose"]["samplers"], "turned": {"kind": "tta", **knobs}}
     return {**TINY["propose"], "samplers": samplers}
@@ -106,19 +131,19 @@ def test_single_problems(tmp_path, changes, expected):
 def test_a_threshold_that_is_not_fitted_is_noted(tmp_path):
     propose = {"imports": "raw/none", "samplers": {"mean": {"kind": "mean"}}}
     (line,) = found(tmp_path / "a", propose=propose)
-    assert "the base has no folds, so the threshold is not fitted" in line
+    assert "no labelled case has proposals out of fold, so the threshold is not fitted" in line
     few = ["labelled"] * 4 + SPLITS[8:]
     (line,) = found(tmp_path / "b", splits=few, propose=propose, base={**TINY["base"], "folds": 2, "fold_members": 1})
-    assert "4 labelled patients are fewer than 8" in line
+    assert "4 labelled patients with proposals out of fold are fewer than 8" in line
 
 
 def test_regions_that_are_not_composed_are_noted(tmp_path):
     propose = {"imports": "raw/none", "samplers": {"regions": {"kind": "regions", "fixed": "base"}}}
     (line,) = found(tmp_path / "a", propose=propose)
-    assert "the base has no folds, so no model of regions is fitted and the mask is that of 'base'" in line
+    assert "so no model of regions is fitted and the mask is that of 'base'; set base.folds to at least 2" in line
     few = ["labelled"] * 4 + SPLITS[8:]
     (line,) = found(tmp_path / "b", splits=few, propose=propose, base={**TINY["base"], "folds": 2, "fold_members": 1})
-    assert "4 labelled patients are fewer than 8, so no model of regions" in line
+    assert "with proposals out of fold are fewer than 8, so no model of regions is fitted" in line
 
 
 def test_paths_that_are_not_there_are_named_by_their_keys(tmp_path, monkeypatch):
@@ -158,7 +183,8 @@ def test_flips_that_no_model_has_seen_are_noted(tmp_path):
     samplers = {"mean": {"kind": "mean", "flips": [[0], [1]]}, "tta": {"kind": "tta", "flips": [[0]]}}
     notes = found(tmp_path, augmentation={"flips": [0]}, propose={**TINY["propose"], "samplers": samplers})
     assert notes[0] == (
-        "propose.samplers.mean: the base has no folds, so the threshold is not fitted and stays .5; set base.folds"
+        "propose.samplers.mean: no labelled case has proposals out of fold, so the threshold is not fitted and stays "
+        ".5; set base.folds to at least 2"
     )
     assert notes[1:] == [
         "propose.samplers.mean: flips along axes [1], and augmentation.flips has [0], so the models have not seen such "

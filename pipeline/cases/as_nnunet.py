@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_LEAST_DEVIATION = 1e-8
 _ANISOTROPIC = 3.0
 """Longest voxel edge over the shortest above which slices are resampled one by one."""
 
@@ -21,6 +22,27 @@ def nonzero_box(image: np.ndarray) -> tuple[slice, ...]:
         rows = np.flatnonzero(found.any(tuple(other for other in range(found.ndim) if other != axis)))
         box.append(slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, length))
     return tuple(box)
+
+
+def inside(image: np.ndarray) -> np.ndarray:
+    """Voxels bool `[*space]` of an image `[channel, *space]` that count for `zscore_nonzero`: not 0, or a hole.
+
+    A voxel is 0 if it is 0 in all channels. Holes are zeros that non-zero voxels enclose. A picture has no holes,
+    because nnU-Net sees a picture as a volume of one slice, which leaves every pixel open.
+    """
+    from scipy.ndimage import binary_fill_holes
+
+    found = (image != 0).any(0)
+    return binary_fill_holes(found) if found.ndim == 3 else found
+
+
+def zscore_inside(channel: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Intensities f32 with mean 0 and standard deviation 1 within `where`, bool of the same shape, and 0 elsewhere."""
+    values = channel[where].astype(np.float64)
+    found = np.zeros(channel.shape, np.float32)
+    if len(values):
+        found[where] = (values - values.mean()) / max(float(values.std()), _LEAST_DEVIATION)
+    return found
 
 
 def slice_axis(now: Sequence[float], then: Sequence[float]) -> int | None:

@@ -14,10 +14,11 @@ def to_working(label: np.ndarray, case: Case) -> np.ndarray:
     """Label u8 `[*working]` from `[*source]`: the value whose indicator is largest after linear resampling.
 
     Indicators are resampled like images. 255 competes as a class of its own. Ties go to the lower value. The same array
-    is returned if the grids are equal. Raises `BadInput` for a label on another grid.
+    is returned if the grids are equal. Labels outside of the case's crop are dropped. Raises `BadInput` for a label on
+    another grid.
     """
     _expect(label.shape, case.original_shape, case, "source's grid")
-    label = turned(label, case.orientation)
+    label = turned(label if case.crop is None else label[case.box], case.orientation)
     if label.shape == case.shape:
         return label
     values = np.unique(label)
@@ -30,25 +31,35 @@ def to_working(label: np.ndarray, case: Case) -> np.ndarray:
 def to_source(probability: np.ndarray, case: Case) -> np.ndarray:
     """Probability f32 `[class, *source]` from `[class, *working]`, interpolated linearly between voxel centres.
 
-    The same array is returned if the grids are equal. Classes that sum to 1 still sum to 1. Raises `BadInput` for
-    probabilities on another grid.
+    The same array is returned if the grids are equal. Classes that sum to 1 still sum to 1. Outside of the case's crop
+    the background has 1. Raises `BadInput` for probabilities on another grid.
     """
     _expect(probability.shape[1:], case.shape, case, "working grid")
-    return back(probability, case.original_shape, case.orientation)
+    return _pasted(back(probability, case.cropped_shape, case.orientation), case, background=1, others=0)
 
 
 def logits_to_source(logits: np.ndarray, case: Case) -> np.ndarray:
-    """Logits f32 `[output, *source]` from `[output, *working]`, as nnU-Net brings them back.
+    """Logits f32 `[class, *source]` from `[class, *working]` of a softmax, as nnU-Net brings them back.
 
-    They are interpolated linearly, and slice by slice as `as_nnunet.slice_axis` says. Raises `BadInput` for logits on
-    another grid.
+    They are interpolated linearly, and slice by slice as `as_nnunet.slice_axis` says. Outside of the case's crop the
+    background has 0, and all other classes have minus infinity. Raises `BadInput` for logits on another grid.
     """
     _expect(logits.shape[1:], case.shape, case, "working grid")
-    shape = tuple(case.original_shape[axis] for axis in working_axes(case.orientation, len(case.shape)))
+    shape = tuple(case.cropped_shape[axis] for axis in working_axes(case.orientation, len(case.shape)))
     known = case.spacing_mm is not None and case.original_spacing_mm is not None
     axis = slice_axis(case.spacing_mm or (), source_edges(case)) if known else None
     found = np.stack([splined(channel, shape, axis, order=1) for channel in logits])
-    return back(found, case.original_shape, case.orientation)
+    return _pasted(back(found, case.cropped_shape, case.orientation), case, background=0, others=-np.inf)
+
+
+def _pasted(values: np.ndarray, case: Case, background: float, others: float) -> np.ndarray:
+    """Values f32 `[class, *source]` from `[class, *box]`, with a value outside of the box for the classes above 0."""
+    if case.crop is None:
+        return values
+    whole = np.full((len(values), *case.original_shape), others, np.float32)
+    whole[0] = background
+    whole[(slice(None), *case.box)] = values
+    return whole
 
 
 def source_edges(case: Case) -> tuple[float, ...]:
@@ -75,13 +86,13 @@ def working_affine(case: Case) -> np.ndarray | None:
         return None
     orientation = case.orientation or range(1, len(case.shape) + 1)
     to_source_voxel = np.eye(4)
-    for axis, (towards, length) in enumerate(zip(orientation, case.original_shape, strict=True)):
+    for axis, (towards, part) in enumerate(zip(orientation, case.box, strict=True)):
         working = abs(towards) - 1
-        ratio = length / case.shape[working]
+        ratio = (part.stop - part.start) / case.shape[working]
         first = (ratio - 1) / 2  # source voxel at the centre of the first working voxel
         to_source_voxel[axis, axis] = 0.0
         to_source_voxel[axis, working] = ratio if towards > 0 else -ratio
-        to_source_voxel[axis, 3] = first if towards > 0 else length - 1 - first
+        to_source_voxel[axis, 3] = part.start + first if towards > 0 else part.stop - 1 - first
     return np.asarray(case.affine, np.float64).reshape(4, 4) @ to_source_voxel
 
 
@@ -95,7 +106,10 @@ def on_source_grid(mask: np.ndarray, case: Case, classes: int) -> np.ndarray:
     if not case.resampled:
         return mask
     inside = [mask == label for label in range(classes)]
-    return to_source(np.stack([_signed_distance(one) for one in inside]), case).argmax(0).astype(np.uint8)
+    distances = back(np.stack([_signed_distance(one) for one in inside]), case.cropped_shape, case.orientation)
+    whole = np.zeros(case.original_shape, np.uint8)
+    whole[case.box] = distances.argmax(0)
+    return whole
 
 
 def _signed_distance(mask: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -26,8 +26,8 @@ class GivenSplit(Knobs):
     train: Literal["labelled", "pool", "free"] = "labelled"
     """Split of the fold's training cases. `free`: the counts of `splits` assign the training cases, like cases that
     the file does not name."""
-    val: Literal["validation", "test"] = "validation"
-    """Split of the fold's validation cases."""
+    val: Literal["validation", "test", "free"] = "validation"
+    """Split of the fold's validation cases. `free`: the counts of `splits` assign the validation cases."""
 
 
 def with_given_split(sources: Sequence[Source], given: GivenSplit | None, root: Path) -> list[Source]:
@@ -51,9 +51,12 @@ def with_given_split(sources: Sequence[Source], given: GivenSplit | None, root: 
             f"{file}: fold {given.fold}: expected every case once in train or val, found '{repeated[0]}' twice; "
             "correct the fold"
         )
-    split = {case_id: given.val for case_id in fold["val"]} | (
-        {} if given.train == "free" else {case_id: given.train for case_id in fold["train"]}
-    )
+    split = {
+        case_id: one
+        for key, one in (("train", given.train), ("val", given.val))
+        if one != "free"
+        for case_id in fold[key]
+    }
     for source in sources:
         if source.case_id in split and source.split not in (None, split[source.case_id]):
             raise BadInput(
@@ -64,13 +67,30 @@ def with_given_split(sources: Sequence[Source], given: GivenSplit | None, root: 
 
 
 def _fold(file: Path, number: int) -> dict[str, list[str]]:
-    """Case ids of the fold under `train` and `val`."""
-    folds = json_content(
-        file, "nnU-Net's splits as JSON", "copy splits_final.json there, or correct `splits.given.file`"
-    )
-    if not isinstance(folds, list) or number >= len(folds):
-        found = f"{len(folds)} folds" if isinstance(folds, list) else type(folds).__name__
-        raise BadInput(f"{file}: expected a list with fold {number}, found {found}; correct `splits.given.fold`")
+    folds = stated_folds(file, "copy splits_final.json there, or correct `splits.given.file`")
+    if number >= len(folds):
+        raise BadInput(
+            f"{file}: expected a list with fold {number}, found {len(folds)} folds; correct `splits.given.fold`"
+        )
+    return cases_of_fold(file, folds, number)
+
+
+def stated_folds(file: Path, advice: str) -> list[Any]:
+    """Entries of `splits_final.json`, one per fold. `advice` says what to do about a missing file.
+
+    Raises `BadInput` for a missing or damaged file, and for content that is no list.
+    """
+    folds = json_content(file, "nnU-Net's splits as JSON", advice)
+    if not isinstance(folds, list):
+        raise BadInput(
+            f"{file}: expected a list with one entry per fold, found {type(folds).__name__}; fetch "
+            "splits_final.json of the training"
+        )
+    return folds
+
+
+def cases_of_fold(file: Path, folds: Sequence[Any], number: int) -> dict[str, list[str]]:
+    """Case ids of a fold under `train` and `val`. Raises `BadInput` for an entry that has no such lists."""
     fold = folds[number]
     lists = [fold.get(key) for key in ("train", "val")] if isinstance(fold, dict) else [None]
     if not all(isinstance(ids, list) and all(isinstance(case_id, str) for case_id in ids) for ids in lists):

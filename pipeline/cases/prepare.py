@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pipeline.cases.boxes import Crops, crops_of
 from pipeline.cases.case_table import described
 from pipeline.cases.duplicates import duplicates, duplicates_text, pixel_hash, with_duplicates_grouped
 from pipeline.cases.files.nifti import ENDINGS
@@ -138,7 +139,8 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     notes = [*on_table, *on_splits]
     for note in notes:
         print(note, file=sys.stderr)
-    plan = _planned(sources, assigned, preprocess)
+    used = [source for source in sources if source.case_id in assigned]
+    plan = _planned(used, assigned, preprocess, crops_of(used, reader, preprocess, execution))
     cases = [planned.case for planned in plan]
     padded = _longest(case.shape for case in cases)
     original = _longest(case.original_shape for case in cases)
@@ -187,14 +189,14 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
         write_manifest(out, made_by)
 
 
-def _planned(sources: Sequence[Source], assigned: Mapping[str, str], preprocess: Preprocess) -> list[_Planned]:
-    """Cases of the assigned sources in the order of the arrays: by split, then by case id."""
-    order = sorted(
-        (source for source in sources if source.case_id in assigned),
-        key=lambda source: (schema.SPLITS.index(assigned[source.case_id]), source.case_id),
-    )
+def _planned(
+    sources: Sequence[Source], assigned: Mapping[str, str], preprocess: Preprocess, crops: Crops
+) -> list[_Planned]:
+    """Cases of assigned sources in the order of the arrays: by split, then by case id."""
+    order = sorted(sources, key=lambda source: (schema.SPLITS.index(assigned[source.case_id]), source.case_id))
     return [
-        _Planned(case_of(row, assigned[source.case_id], source, preprocess), source) for row, source in enumerate(order)
+        _Planned(case_of(row, assigned[source.case_id], source, preprocess, crops[source.case_id]), source)
+        for row, source in enumerate(order)
     ]
 
 
@@ -248,9 +250,9 @@ def _duplicate_notes(
     return [note]
 
 
-def case_of(row: int, split: str, source: Source, preprocess: Preprocess) -> Case:
-    """The case of a source, with the working grid. `row` is the row of the case in the arrays."""
-    grid = preprocess.grid(source)
+def case_of(row: int, split: str, source: Source, preprocess: Preprocess, crop: tuple[int, ...] | None = None) -> Case:
+    """The case of a source, with the working grid. `row` is the row of the case in the arrays, `crop` the column."""
+    grid = preprocess.grid(source, crop)
     return Case(
         case_id=source.case_id,
         case=row,
@@ -263,6 +265,7 @@ def case_of(row: int, split: str, source: Source, preprocess: Preprocess) -> Cas
         original_spacing_mm=source.spacing_mm,
         affine=source.affine,
         orientation=grid.orientation,
+        crop=grid.crop,
     )
 
 

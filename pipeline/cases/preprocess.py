@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.cases.as_nnunet import nonzero_box, slice_axis, splined
+from pipeline.cases.as_nnunet import inside, nonzero_box, slice_axis, splined, zscore_inside
+from pipeline.cases.files.nifti import ENDINGS
 from pipeline.cases.grid import source_edges
 from pipeline.cases.voxels import normalised, on_working_grid, to_ras, turned, voxels_at, working_axes
 from pipeline.errors import BadInput
@@ -36,7 +37,7 @@ class FixedRange(Knobs):
         return self
 
 
-Normalise = Literal["zscore", "percentile", "minmax", "unit"] | FixedRange
+Normalise = Literal["zscore", "zscore_nonzero", "percentile", "minmax", "unit"] | FixedRange
 
 UNKNOWN_ORIENTATION = "unknown"
 """Orientation of volumes whose files have no orientation."""
@@ -44,11 +45,12 @@ UNKNOWN_ORIENTATION = "unknown"
 
 @dataclass(frozen=True)
 class Grid:
-    """The working grid of a case. `orientation` is the column of `schema.CASES`."""
+    """The working grid of a case. `orientation` and `crop` are columns of `schema.CASES`."""
 
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...] | None
     orientation: tuple[int, ...] | None
+    crop: tuple[int, ...] | None
 
 
 class Preprocess(Knobs):
@@ -58,6 +60,8 @@ class Preprocess(Knobs):
     """Normalisation of intensities, per case and channel. A list has one entry per channel.
 
     - `zscore`: mean 0, standard deviation 1.
+    - `zscore_nonzero`: the same over the voxels that are not 0, and 0 elsewhere (`use_mask_for_norm` of nnU-Net). For
+      `resample: nnunet`.
     - `percentile`: clipped to the percentiles 0.5 and 99.5, then `zscore`.
     - `minmax`: 0 to 1.
     - `unit`: divided by 255, for pictures.
@@ -76,8 +80,8 @@ class Preprocess(Knobs):
     """How images reach the grid of `spacing`.
 
     - `linear`: resampled linearly with anti-aliasing, then normalised.
-    - `nnunet`: normalised, then resampled by cubic splines, and slice by slice if one voxel edge is more than three
-      times another. For a base of nnU-Net. Images with a margin of zeros are refused, because nnU-Net crops them."""
+    - `nnunet`: cropped to the box outside which all channels are 0, normalised, then resampled by cubic splines, and
+      slice by slice if one voxel edge is more than three times another. For a base of nnU-Net."""
 
     @model_validator(mode="after")
     def _one_grid(self) -> Preprocess:
@@ -85,7 +89,23 @@ class Preprocess(Knobs):
             raise ValueError("spacing and resize both set the working grid; set one to null")
         if self.resample == "nnunet" and self.resize is not None:
             raise ValueError("resample: 'nnunet' resamples to a spacing, found resize; set resize to null")
+        hows = self.normalise if isinstance(self.normalise, tuple) else (self.normalise,)
+        if self.resample != "nnunet" and "zscore_nonzero" in hows:
+            raise ValueError("normalise: 'zscore_nonzero' goes with resample: nnunet; set both, or use 'zscore'")
         return self
+
+    @property
+    def crops(self) -> bool:
+        """Whether the working grid covers a box of the source that depends on the voxels."""
+        return self.resample == "nnunet"
+
+    def crop(self, image: np.ndarray) -> tuple[int, ...] | None:
+        """Column `crop` of an image f32 `[channel, *source]`; None if nothing is cropped."""
+        if not self.crops:
+            return None
+        box = nonzero_box(image)
+        whole = all((part.start, part.stop) == (0, length) for part, length in zip(box, image.shape[1:], strict=True))
+        return None if whole else tuple(end for part in box for end in (part.start, part.stop))
 
     @property
     def canonical(self) -> Preprocess:
@@ -94,8 +114,8 @@ class Preprocess(Knobs):
         one = isinstance(how, tuple) and all(each == how[0] for each in how)
         return self.model_copy(update={"normalise": how[0]}) if one and isinstance(how, tuple) else self
 
-    def grid(self, source: Source) -> Grid:
-        """The working grid of a case: source -> orientation -> `spacing` or `resize`.
+    def grid(self, source: Source, crop: tuple[int, ...] | None = None) -> Grid:
+        """The working grid of a case: source -> crop -> orientation -> `spacing` or `resize`.
 
         The spacing of the grid follows from whole voxels and differs slightly from the knob `spacing`. Raises
         `BadInput` with the name of the case for knobs with another number of axes, for unknown spacing, and for a case
@@ -103,11 +123,12 @@ class Preprocess(Knobs):
         """
         orientation = None if self.orientation is None else _orientation(source)
         axes = working_axes(orientation, len(source.shape))
-        before = tuple(source.shape[axis] for axis in axes)
+        cropped = source.shape if crop is None else tuple(np.diff(crop)[::2].tolist())
+        before = tuple(cropped[axis] for axis in axes)
         edges = None if source.spacing_mm is None else tuple(source.spacing_mm[axis] for axis in axes)
         shape = self._shape(source, before, edges)
         spacing = edges and tuple(edge * old / new for edge, old, new in zip(edges, before, shape, strict=True))
-        return Grid(shape, spacing, orientation)
+        return Grid(shape, spacing, orientation, crop)
 
     def _shape(self, source: Source, before: tuple[int, ...], edges: tuple[float, ...] | None) -> tuple[int, ...]:
         for name in ("spacing", "resize"):
@@ -126,10 +147,13 @@ class Preprocess(Knobs):
                 f"{source.image}: case '{source.case_id}': expected a known spacing for preprocess.spacing, found "
                 "none; use preprocess.resize, or save the spacing with the image"
             )
+        if self.resample == "nnunet" and source.image.lower().endswith(ENDINGS):
+            # nnU-Net takes edges in the single precision of NIfTI, which decides where two lengths are equally near.
+            edges = tuple(float(np.float32(edge)) for edge in edges)
         return voxels_at(before, edges, self.spacing)
 
     def image(self, image: np.ndarray, case: Case) -> np.ndarray:
-        """Image f32 `[channel, *working]` from `[channel, *source]`, resampled and normalised per channel.
+        """Image f32 `[channel, *working]` from `[channel, *source]`, cropped, resampled and normalised per channel.
 
         The knob `resample` says how and in which order. A constant channel becomes 0, except with `unit` and a fixed
         range. Raises `BadInput` if the list of normalisations does not have one entry per channel, and for `unit` if
@@ -144,25 +168,17 @@ class Preprocess(Knobs):
         try:
             plain = [how if isinstance(how, str) else how.model_dump() for how in hows]
             if self.resample == "nnunet":
-                _refuse_margin(image, case)
                 axis = None if self.spacing is None else slice_axis(source_edges(case), self.spacing)
-                ready = [normalised(turned(c, case.orientation), how) for c, how in zip(image, plain, strict=True)]
-                return np.stack([splined(channel, case.shape, axis, order=3) for channel in ready])
+                part = image[(slice(None), *case.box)]
+                where = inside(part) if "zscore_nonzero" in plain else np.ones(())
+                ready = [
+                    zscore_inside(channel, where) if how == "zscore_nonzero" else normalised(channel, how)
+                    for channel, how in zip(part, plain, strict=True)
+                ]
+                return np.stack([splined(turned(c, case.orientation), case.shape, axis, order=3) for c in ready])
             return on_working_grid(image, plain, case.shape, case.orientation)
         except ValueError as error:
             raise BadInput(f"case '{case.case_id}': {error}") from error
-
-
-def _refuse_margin(image: np.ndarray, case: Case) -> None:
-    """Refuse an image `[channel, *source]` that nnU-Net would crop before everything else."""
-    box = nonzero_box(image)
-    if box != tuple(slice(0, length) for length in image.shape[1:]):
-        asked = ", ".join(f"{part.start}:{part.stop}" for part in box)
-        raise BadInput(
-            f"case '{case.case_id}': expected an image without a margin of zeros for preprocess.resample 'nnunet', "
-            f"found zeros in all channels outside of the voxels [{asked}], to which nnU-Net crops; crop image and "
-            "label to these voxels"
-        )
 
 
 def one_orientation(sources: list[Source]) -> str | None:

@@ -17,6 +17,7 @@ from pipeline.errors import BadInput
 from pipeline.judges.consensus import reads_truth
 from pipeline.judges.kinds.expert import EXPERT_FILE
 from pipeline.promotion.record import PromotionRecord
+from pipeline.segmenter.imported.nnunet_origin import without_origin
 from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.student_record import StudentRecord
@@ -73,7 +74,7 @@ def card_facts(name: str, found: ReadyModel, run: FinishedRun, licence: str | No
         "name": name,
         "license": licence,
         "weights": found.model.name,
-        "network": asdict(found.model.architecture),
+        "network": asdict(without_origin(found.model.architecture)),
         "offsets": list(found.offsets),
         "input": found.input.model_dump(mode="json"),
         "data": data_facts(cases, run.params),

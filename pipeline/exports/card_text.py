@@ -16,10 +16,15 @@ _NORMALISED = {
     "minmax": "scaled linearly so that the minimum is 0 and the maximum is 1, per image and channel",
     "unit": "divided by 255",
 }
-_IMPORTED = {"checkpoint": "weights", "bundle": "a MONAI bundle", "program": "a program (TorchScript or torch.export)"}
+_IMPORTED = {
+    "checkpoint": "weights",
+    "bundle": "a MONAI bundle",
+    "nnunet": "weights of a results folder of nnU-Net",
+    "program": "a program (TorchScript or torch.export)",
+}
 
 _MEASURES = {"dice": "Dice", "nsd": "NSD", "hd95": "HD95", "assd": "ASSD"}
-_LIBRARIES = {"safetensors": "segpref", "program": "pytorch", "bundle": "monai"}
+_LIBRARIES = {"safetensors": "segpref", "program": "pytorch", "bundle": "monai", "nnunet": "nnunetv2"}
 """Library that reads an export, by its format."""
 
 
@@ -83,7 +88,7 @@ def _model(facts: dict[str, Any], network: dict[str, Any]) -> list[str]:
     resize = facts["input"]["preprocess"]["resize"]
     fits = resize is not None and all(a <= b for a, b in zip(resize, network["window"], strict=True))
     lines = [
-        f"- network: MONAI {network['name']}, {network['dimensions']}D, {network['head']} head, window "
+        f"- network: {_library(network)}, {network['dimensions']}D, {network['head']} head, window "
         f"{_by(network['window'])}{'' if fits else '; larger images by overlapping windows'}",
         f"- classes: {', '.join(f'{i} {name}' for i, name in enumerate(facts['input']['class_names']))}",
         f"- weights: `{facts['weights']}`",
@@ -91,6 +96,16 @@ def _model(facts: dict[str, Any], network: dict[str, Any]) -> list[str]:
     if facts["offsets"]:
         lines.append(f"- offsets added to the logits of the foreground classes: {facts['offsets']}")
     return lines
+
+
+def _library(network: dict[str, Any]) -> str:
+    """Name of the network with its library, and the mirroring of its inference."""
+    # Names of MONAI's networks have no dot, and those of nnU-Net's plans have the module before the class.
+    if "." not in network["name"]:
+        return f"MONAI {network['name']}"
+    axes = network["arguments"]["mirror"]
+    mirrored = f"mean over mirrorings of the axes {', '.join(map(str, axes))}" if axes else "no mirroring"
+    return f"nnU-Net's {network['name'].rsplit('.', 1)[-1]} ({mirrored})"
 
 
 def _input(taken: dict[str, Any], network: dict[str, Any]) -> list[str]:

@@ -1,8 +1,12 @@
-"""Export of a trained model for others: weights, a program, or a MONAI bundle, each with a model card."""
+"""Export of trained models for others: weights, a program, a MONAI bundle, or a results folder of nnU-Net.
+
+Each export has a model card.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +18,9 @@ from pipeline.exports.card import CARD, FACTS, FinishedRun, card_facts
 from pipeline.exports.card_text import card_head, card_text
 from pipeline.exports.hub import check_licence, headed
 from pipeline.exports.new_folder import new_folder
-from pipeline.exports.predict import ReadyModel
+from pipeline.exports.predict import ReadyModel, ready_model
+from pipeline.exports.results_folder import export_results_folder
+from pipeline.params import RESERVED, Params, entry
 from pipeline.segmenter.architecture import ARCHITECTURE
 from pipeline.segmenter.program import load_program
 from pipeline.segmenter.seen import Seen
@@ -22,15 +28,52 @@ from pipeline.segmenter.student_record import STUDENT_FILE
 from pipeline.store.cases import INPUT
 from pipeline.store.manifest import check_manifest, write_json, write_manifest
 
-Format = Literal["safetensors", "program", "bundle"]
+OneModel = Literal["safetensors", "program", "bundle"]
+Format = Literal[OneModel, "nnunet"]
 PROGRAM, DESCRIPTION = "model.pt2", "program.json"
 
 TOLERANCE = 1e-4
 """Largest allowed difference between logits of a program and of its network, as a share of the largest logit."""
 
 
+def models_of(names: Sequence[str], params: Params, model: Path | None, weights: str | None) -> dict[str, ReadyModel]:
+    """Models by their own names, in the order of `names`: `base`, `promoted`, or students of `params`.
+
+    The promoted student has its own name, under which its results are stored. `model` is the folder of a single model,
+    and `weights` the name of its weights. Raises `BadInput` for unknown names and for a model that is named twice.
+    """
+    if model is not None and len(names) > 1:
+        raise BadInput(f"--model: expected one NAME, found {', '.join(names)}; export them without --model")
+    found: dict[str, ReadyModel] = {}
+    for name in names:
+        if name not in RESERVED:
+            entry(params.students, name, "students")
+        one = ready_model(model or Path("models" if name in RESERVED else "models/students") / name, weights)
+        own = one.student if name == "promoted" and one.student else name
+        if own in found:
+            raise BadInput(f"NAME: expected every model once, found '{own}' twice; name it once")
+        found[own] = one
+    return found
+
+
+def export_models(
+    found: Mapping[str, ReadyModel], run: FinishedRun, form: Format, out: Path, licence: str | None = None
+) -> Path:
+    """Export models in a format, and return the file of the first card. Only the format `nnunet` takes several models.
+
+    Raises `BadInput` as `export_model` and `export_results_folder` do.
+    """
+    if form == "nnunet":
+        return export_results_folder(found, run, out, licence) / "fold_0" / CARD
+    if len(found) > 1:
+        raise BadInput(f"--format {form}: expected one NAME, found {', '.join(found)}; export them one by one")
+    ((name, one),) = found.items()
+    export_model(name, one, run, form, out, licence)
+    return out / CARD
+
+
 def export_model(
-    name: str, found: ReadyModel, run: FinishedRun, form: Format, out: Path, licence: str | None = None
+    name: str, found: ReadyModel, run: FinishedRun, form: OneModel, out: Path, licence: str | None = None
 ) -> None:
     """Write the model and its card to the folder `out`. A failed export leaves no folder `out`.
 

@@ -67,7 +67,6 @@ class ModelInput(Knobs):
             spacing = tiff.spacing(image.spacing_file, image.case_id, axes)
         source = Source(image.case_id, header.shape, first.name, None, spacing, header.affine)
         self._check_orientation(source, where)
-        case = case_of(0, "test", source, self.preprocess)
         parts = [image_file.image(file, image.case_id, header.shape) for file in image.files]
         voxels = np.concatenate(parts)
         if self.convert is not None and len(voxels) in (1, 3):
@@ -79,6 +78,7 @@ class ModelInput(Knobs):
                 f"one file per channel ({image.case_id}_0000 and on)"
             )
         check_voxels(voxels, None, source, len(self.channel_names), first.parent)
+        case = case_of(0, "test", source, self.preprocess, self.preprocess.crop(voxels))
         return case, self.preprocess.image(voxels, case)
 
     def _check_family(self, file: Path, where: str, axes: int) -> None:

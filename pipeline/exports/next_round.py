@@ -145,7 +145,6 @@ def _refuse_offsets(project: Path, made: NextRound) -> None:
 def _copy_models(project: Path, out: Path, params: Params, made: NextRound) -> None:
     students = {"base": made.base, **made.members}
     architecture = Model(project / "models/students" / made.base, "last").architecture
-    seen = []
     for role, name in students.items():
         source = Model(project / "models/students" / name, "last")
         own = source.architecture != architecture
@@ -154,10 +153,7 @@ def _copy_models(project: Path, out: Path, params: Params, made: NextRound) -> N
         for file in (ARCHITECTURE, INPUT):
             shutil.copy(source.folder / file, target.folder / file)
         shutil.copy(source.weights, target.folder / f"{target.name}{source.weights.suffix}")
-        seen.append(Seen.of(source.folder))
-    learned = frozenset().union(*(one.learned for one in seen))
-    chosen_by = frozenset().union(*(one.chosen_by for one in seen))
-    Seen(learned, chosen_by, all(one.complete for one in seen)).save(out)
+    Seen.of_all([project / "models/students" / name for name in students.values()]).save(out)
 
 
 def _params(project: Path, folder: Path, params: Params, made: NextRound) -> tuple[Any, list[str]]:

@@ -35,6 +35,8 @@ PROBABILITY_FOLDER = "probability"
 
 _EXPORTS = {
     "program.json": "the export of a program, which runs without segpref; see its program.json",
+    "fold_0/checkpoint_final.pth": "a results folder of nnU-Net, which nnU-Net runs: "
+    "`nnUNetv2_predict_from_modelfolder`",
     "configs/inference.json": "a MONAI bundle, which MONAI runs: `python -m monai.bundle run`",
 }
 """Files that mark an export that is no model folder, and a description of the export."""

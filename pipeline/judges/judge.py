@@ -108,8 +108,9 @@ class JudgeInputs:
         if not found:
             raise BadInput(
                 f"{self.out_of_fold.folder}: a judge of kind '{kind}' learns from out-of-fold proposals of "
-                "labelled cases, found none; expected base.folds of at least 2 and a base of kind 'trained'; set "
-                "base.folds, or remove the judge"
+                "labelled cases, found none; expected base.folds of at least 2 and a base of kind 'trained', or an "
+                "nnU-Net with splits_final.json and labelled cases that a fold held out; set base.folds, or remove "
+                "the judge"
             )
         return found
 

@@ -57,6 +57,8 @@ class Look:
     """What masks hold, for pictures."""
     guessed: list[str] = field(default_factory=list)
     """What was guessed, one line each: for a user to check."""
+    mirrored: list[int] | None = None
+    """Axes that the training of the user's own model mirrors. None without such a model."""
 
     @property
     def dimensions(self) -> int:
@@ -88,6 +90,8 @@ class Look:
         """Axes along which images may be flipped: none where classes have sides."""
         if self.sides:
             return []
+        if self.mirrored is not None:
+            return self.mirrored
         nifti = self.sources[0].image.endswith((".nii", ".nii.gz"))
         # Left and right: the first axis of NIfTI, the last of pictures. Photographs have no upside either.
         return [0, 1] if self.modality == "photograph" else [0] if nifti else [self.dimensions - 1]

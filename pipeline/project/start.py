@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.errors import BadInput
 from pipeline.knobs import NOTHING
 from pipeline.project.look import Look, look
+from pipeline.project.look_at_model import LookedModel, look_at_model
 from pipeline.promotion.knobs import Promotion
 from pipeline.segmenter.strong_views import Modality
 
@@ -37,21 +38,28 @@ A class in a Python file of this folder joins its family: a judge, sampler, read
 """
 
 
-def start(folder: Path, data: Path | None) -> list[str]:
+def start(folder: Path, data: Path | None, model: Path | None = None) -> list[str]:
     """Make a project in `folder`, and say what was found and guessed, one line each.
 
-    Without `data` the project runs on phantoms. Raises `BadInput` for a data set that cannot be read, and for a folder
-    that holds a project already.
+    Without `data` the project runs on phantoms. `model` is a results folder of nnU-Net that becomes the base. Raises
+    `BadInput` for a data set that cannot be read, for a model that does not fit the data, and for a folder that holds a
+    project already.
     """
     new = {"dvc.yaml": dvc_file(), "kinds/README.md": KINDS}
     said: list[str] = []
     if data is None:
+        if model is not None:
+            raise BadInput("--model: expected the data of the model too, found none; give --data")
         new["params.yaml"] = shipped("params.yaml").read_text()
         said.append("phantoms, which need no data")
     else:
         found = look(data)
         found.data["path"] = str(_from(folder, data))
-        new["params.yaml"], said = params_file(found), described(found)
+        looked = None if model is None else look_at_model(model, found)
+        found.mirrored = None if looked is None else looked.mirrored
+        path = NOTHING if model is None else _from(folder, model)
+        new["params.yaml"] = params_file(found, looked, path)
+        said = [*described(found), *([] if looked is None else looked.said)]
     for name in (*new, *COPIED):
         if (folder / name).exists():
             raise BadInput(
@@ -85,14 +93,16 @@ def dvc_file() -> str:
     return re.sub(r"    deps:\n(      - (pipeline|stages|kinds)\n)+", "    always_changed: true\n", text, count=1)
 
 
-def params_file(found: Look) -> str:
-    """`params.yaml` for a data set, with a comment for every choice."""
+def params_file(found: Look, model: LookedModel | None = None, path: Path = NOTHING) -> str:
+    """`params.yaml` for a data set, with a comment for every choice. `path` is that of the user's own model."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     flips, dimensions = found.flips, found.dimensions
     splits = found.splits
     values = {
         "data": found.data,
+        "model": model,
+        "path": path.as_posix(),
         "dimensions": dimensions,
         "normalise": "unit" if found.modality == "photograph" else "percentile" if found.modality == "ct" else "zscore",
         "why_normalise": _WHY_NORMALISE.get(found.modality or "", "Intensities have no absolute scale."),
@@ -104,9 +114,12 @@ def params_file(found: Look) -> str:
         "without": len(found.sources) - len(found.labelled),
         "flips": flips,
         "why_flips": _why_flips(found),
-        "tta": [[flip] for flip in flips] + ([flips] if len(flips) == 2 else []),
+        "tta": [] if model else [[flip] for flip in flips] + ([flips] if len(flips) == 2 else []),
         "window": found.window,
         "folds": 2 if int(splits["labelled"]) >= 3 else 0,
+        "many": model is None or len(model.base["folds"]) > 1,
+        "images": model.images if model else 6 if dimensions == 2 else 2,
+        "learns": model.learns if model else int(splits["labelled"]) >= 3,
         "modality": found.modality,
         "millimetres": all(source.spacing_mm is not None for source in found.sources),
         "tolerance": _tolerance(found),
@@ -163,6 +176,8 @@ def described(found: Look) -> list[str]:
 
 
 def _why_flips(found: Look) -> str:
+    if not found.sides and found.mirrored is not None:
+        return "The training of nnU-Net mirrored these axes."
     if not found.sides:
         return "A flipped image must be plausible. Leave an axis out if it is not."
     return (
@@ -174,6 +189,8 @@ def _why_flips(found: Look) -> str:
 def _flips_text(found: Look) -> str:
     if found.sides:
         return f"no flips, because classes have sides ({', '.join(found.sides)}; see augmentation.swap_labels)"
+    if not found.flips:
+        return "no flips"
     return f"flips along {'axis' if len(found.flips) == 1 else 'the axes'} {', '.join(map(str, found.flips))}"
 
 

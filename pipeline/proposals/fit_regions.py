@@ -193,6 +193,13 @@ def fit_regions(
         by_fold = {fold: [case for case in cases if fold_of[case.case_id] != fold] for fold in folds}
         learns = [case for case in cases if len(case.right)]
         patients = len({case.group for case in cases})
+        if len(folds) < 2:
+            note = (
+                "expected labelled cases that two folds left out, so that a fold is composed by what was fitted on "
+                f"another, found one fold: the mask is that of '{sampler.fixed}'"
+            )
+            gains[name] = Gain(0.0, 0.0, patients, False, note)
+            continue
         if patients < FEWEST or not learns or not all(any(len(c.right) for c in kept) for kept in by_fold.values()):
             note = (
                 f"expected at least {FEWEST} labelled patients, with votes for the foreground, to fit on, found "

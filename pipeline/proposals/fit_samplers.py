@@ -51,20 +51,43 @@ def fitted_thresholds(
         limits = Limits(_bytes_whole(plan.cases, 1))
         tried = run(task, _known(plan), work, runtime.execution, "fit thresholds", limits)
         write_tried(tried, out, block)
+    return fit_thresholds(tried, means, plan.fold_of, _lacking(plan, samplers, of_pool))
+
+
+def _lacking(plan: Plan, samplers: dict[str, Sampler], of_pool: Family) -> dict[str, list[str]]:
+    """Members that the folds lack, by sampler `mean` of the pool. Samplers without such a member are left out."""
+    means = {name: one for name, one in samplers.items() if isinstance(one, Mean)}
     lacking = {
         name: [m for m in mean.chosen(tuple(of_pool.members)) if m not in plan.family.members]
-        for name, mean in samplers_to_fit(samplers).items()
+        for name, mean in means.items()
     }
-    return fit_thresholds(tried, means, plan.fold_of, lacking)
+    return {name: members for name, members in lacking.items() if members}
 
 
-def fitted_regions(plan: Plan, samplers: dict[str, Sampler], base: Path, runtime: Runtime) -> FittedRegions:
-    """Models of regions fitted on the labelled cases of a plan out of fold. `samplers` are those of the pool."""
+def fitted_regions(
+    plan: Plan, samplers: dict[str, Sampler], of_pool: Family, base: Path, runtime: Runtime
+) -> FittedRegions:
+    """Models of regions fitted on the labelled cases of a plan out of fold.
+
+    `samplers` are those of the pool, whose models `of_pool` has. Nothing is fitted where the pool's fixed proposal is a
+    mean of more models than a fold has: a gain over the smaller mean is none over the larger one.
+    """
+    of_folds = regions_to_fit(plan.knobs.samplers)
+    lacking = _lacking(plan, samplers, of_pool)
+    smaller = {name: one for name, one in of_folds.items() if one.fixed.partition(" ")[0] in lacking}
+    lost = {name: one for name, one in samplers.items() if name not in of_folds}
+    no_proposal = "the models of the folds do not draw the fixed proposal, so no model is fitted"
+    unfitted = dict(nothing_composed(lost, no_proposal).gains)
+    for name, one in smaller.items():
+        note = (
+            f"the folds lack the members {lacking[one.fixed.partition(' ')[0]]} of '{one.fixed}', so a gain over this "
+            f"mask cannot be measured: the mask is that of '{one.fixed}'"
+        )
+        unfitted |= nothing_composed({name: one}, note).gains
+    plan = plan.without(smaller)
     composing = regions_to_fit(plan.knobs.samplers)
-    lost = {name: one for name, one in samplers.items() if name not in composing}
-    unfitted = nothing_composed(lost, "the models of the folds do not draw the fixed proposal, so no model is fitted")
     if not composing:
-        return unfitted
+        return FittedRegions(gains=unfitted)
     plan.refuse_large()
     block = (plan.knobs.samplers, plan.swap_labels, runtime.compute, runtime.seed, plan.fitted)
     with workspace("fit_regions", __name__, block, [plan.cases.folder / MANIFEST, base / MANIFEST]) as work:
@@ -72,7 +95,7 @@ def fitted_regions(plan: Plan, samplers: dict[str, Sampler], base: Path, runtime
         seen = run(_SeeingRegions(plan, runtime), _known(plan), work, runtime.execution, "fit regions", limits)
     voters = {name: plan.voters(name) for name in composing}
     found = fit_regions(seen, composing, voters, plan.fold_of, runtime.seed)
-    return replace(found, gains={**found.gains, **unfitted.gains})
+    return replace(found, gains={**found.gains, **unfitted})
 
 
 def _known(plan: Plan) -> list[Shard]:

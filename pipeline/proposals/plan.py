@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,12 +66,13 @@ class Plan:
                 f"{[sampler.kind for sampler in samplers.values()]}; import masks, or configure `base`"
             )
         slots = setup.base + sum(len(sampler.settings(name, setup)) for name, sampler in samplers.items())
-        if setup.base and slots < 2:
+        # Out of fold, the base prediction alone is less to learn from, and no reason to stop.
+        if setup.base and slots < 2 and not self.families:
             raise BadInput(
                 "propose.samplers: expected at least two proposals per case, found the base prediction alone; add a "
                 "sampler"
             )
-        if slots < 2:
+        if not setup.base and slots < 2:
             raise BadInput(
                 "propose.samplers: expected at least two proposals per case, found one imported mask; add a source or "
                 "a sampler"
@@ -93,7 +95,11 @@ class Plan:
     def without_lost_regions(self) -> Plan:
         """The plan without samplers `regions` whose fixed proposal is not drawn."""
         lost = [n for n, one in regions_to_fit(self.knobs.samplers).items() if one.fixed not in self.names_before(n)]
-        samplers = {name: sampler for name, sampler in self.knobs.samplers.items() if name not in lost}
+        return self.without(lost)
+
+    def without(self, names: Collection[str]) -> Plan:
+        """The plan without the samplers of these names."""
+        samplers = {name: sampler for name, sampler in self.knobs.samplers.items() if name not in names}
         return replace(self, knobs=self.knobs.model_copy(update={"samplers": samplers}))
 
     def voters(self, name: str) -> list[str]:
@@ -102,8 +108,8 @@ class Plan:
 
     @property
     def fold_of(self) -> dict[str, str]:
-        """Name of the fold model of every labelled case with proposals out of fold."""
-        return {case_id: family.base.name for case_id, family in self.families.items() if family.base is not None}
+        """Name of the fold of every labelled case with proposals out of fold."""
+        return {case_id: family.fold for case_id, family in self.families.items() if family.fold is not None}
 
     def refuse_large(self) -> None:
         """Raise `BadInput` if cases are so large that they are drawn in bands, and a sampler needs whole cases."""

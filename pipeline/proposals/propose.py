@@ -62,14 +62,15 @@ def propose(
     _write_proposals("propose", plan, base, out, runtime)
 
 
-_NO_FOLDS = "the base has no folds, so every model has seen the labelled cases: the threshold is .5; set base.folds"
-_NO_REGIONS = "the base has no folds, so no model of regions is fitted; set base.folds"
+_TO_DO = "set base.folds, or copy splits_final.json into the folder of an nnU-Net"
+_NO_FOLDS = f"no fold of the base left out a labelled case, so the threshold is .5; {_TO_DO}"
+_NO_REGIONS = f"no fold of the base left out a labelled case, so no model of regions is fitted; {_TO_DO}"
 
 
 def propose_out_of_fold(
     cases: CaseStore, base: Path, knobs: Propose, out: Path, runtime: Runtime, swap_labels: SwapLabels = ()
 ) -> Fitted | None:
-    """Write proposals of every labelled case, drawn from models that have not seen the case.
+    """Write proposals of the labelled cases that a fold left out, drawn from models that have not seen the case.
 
     Learned judges train on these proposals. Samplers draw from the model of the fold instead of the base, and from the
     members and snapshots of the fold. A sampler without a model in the folds is left out. Imported masks are left out
@@ -96,7 +97,7 @@ def propose_out_of_fold(
         # A fixed proposal that the pool lacks is a mistake, which is found before any case is drawn.
         Plan(cases, tuple(cases.split(*knobs.splits)), family(base), {}, knobs, swap_labels).slots()
     plan = replace(plan, fitted=fitted_thresholds(plan, knobs.samplers, family(base), base, out, runtime))
-    plan = replace(plan, regions=fitted_regions(plan, knobs.samplers, base, runtime))
+    plan = replace(plan, regions=fitted_regions(plan, knobs.samplers, family(base), base, runtime))
     _write_proposals("out_of_fold", plan, base, out, runtime)
     return Fitted(plan.fitted, plan.regions)
 

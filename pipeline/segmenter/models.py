@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -61,14 +62,28 @@ class Model:
 def member_models(folder: Path) -> dict[str, Model]:
     """Members and folds of a base folder by name, folds last. A model of another architecture has its own folder."""
     models = read_json(folder / MODELS, "members", "folds")
-    names = [*models["members"], *models["folds"]]
-    return {name: Model(folder / name, "base") if (folder / name).is_dir() else Model(folder, name) for name in names}
+    names = {name: name for name in models["members"]} | _models_of_folds(models)
+    return {title: _stored(folder, name) for title, name in names.items()}
+
+
+def _stored(folder: Path, name: str) -> Model:
+    return Model(folder / name, "base") if (folder / name).is_dir() else Model(folder, name)
+
+
+def _models_of_folds(models: dict[str, Any]) -> dict[str, str]:
+    """Name of the weights of each fold. Imported folds are weights that have another name as base or member."""
+    return {fold: one.get("model", fold) for fold, one in models["folds"].items()}
 
 
 def unseen_labelled(model: Model) -> set[str]:
-    """Ids of the labelled cases that a fold has not seen. Empty for the base and its other members."""
-    models = read_json(model.folder / MODELS) if (model.folder / MODELS).is_file() else {}
-    return {case_id for case_id, fold in models.get("fold_of", {}).items() if fold == model.name}
+    """Ids of the labelled cases that a fold has not seen. Empty for models that are no fold."""
+    folder = model.seen_folder
+    if not (folder / MODELS).is_file():
+        return set()
+    models = read_json(folder / MODELS, "folds", "fold_of")
+    name = model.name if folder == model.folder else model.folder.name
+    own = {fold for fold, of_fold in _models_of_folds(models).items() if of_fold == name}
+    return {case_id for case_id, fold in models["fold_of"].items() if fold in own}
 
 
 def start_model(folder: Path, name: str) -> Model:
@@ -98,6 +113,7 @@ class Family:
     base: Model | None
     members: dict[str, Model]
     snapshots: dict[str, Model]
+    fold: str | None = None  # name of the fold whose models these are; None: the models of the pool
 
 
 def family(folder: Path) -> Family:
@@ -109,6 +125,7 @@ def family(folder: Path) -> Family:
 def fold_families(folder: Path) -> dict[str, Family]:
     """Models that have not seen a labelled case, by case id: the models of the case's fold.
 
+    Labelled cases that no fold has left out are not listed.
     Members and snapshots have the names of the base's members and snapshots. Snapshots that some fold lacks, because
     its training stopped early, are left out.
     """
@@ -118,10 +135,11 @@ def fold_families(folder: Path) -> dict[str, Family]:
     common = sorted(set.intersection(*kept)) if kept else []
     families = {
         fold: Family(
-            Model(folder, fold),
-            {name: Model(folder, f"{fold}_{name}") for name in relatives["members"]},
+            _stored(folder, of_fold),
+            {name: Model(folder, f"{fold}_{name}") for name in folds[fold]["members"]},
             {name: Model(folder, f"{fold}_{name}") for name in common},
+            fold,
         )
-        for fold, relatives in folds.items()
+        for fold, of_fold in _models_of_folds(models).items()
     }
     return {case_id: families[fold] for case_id, fold in models["fold_of"].items()}

@@ -22,6 +22,12 @@ SEEN = "seen.json"
 """File beside the weights of a model. An image is listed by the first 16 digits of the SHA-256 of its (first) file, not
 by its name. An image that is saved again with other bytes is another image."""
 
+_KEEP_SPLITS = (
+    "keep the splits of the model's run: the same `splits` for the same cases, or a case table with the splits of the "
+    "earlier cases; to use the model nevertheless, list 'seen' under base.ignore (kind 'checkpoint') or move the file "
+    f"away from its {SEEN} (kind 'program')"
+)
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -51,10 +57,22 @@ class Seen:
                 f"{path}: expected a list of the images that a model has seen, found other content; remove the file"
             ) from error
 
+    @classmethod
+    def of_all(cls, models: Sequence[Path]) -> Seen:
+        """Images that any of the models has seen. Complete if the lists of all models are."""
+        each = [cls.of(model) for model in models]
+        learned = frozenset().union(*(one.learned for one in each))
+        chosen_by = frozenset().union(*(one.chosen_by for one in each))
+        return cls(learned, chosen_by, all(one.complete for one in each))
+
     def save(self, folder: Path) -> None:
         """Write `seen.json`."""
         content = {"learned": sorted(self.learned), "chosen_by": sorted(self.chosen_by), "complete": self.complete}
         write_json(folder / SEEN, content)
+
+    def joined(self, other: Seen) -> Seen:
+        """This record with the images of another. It is as complete as this record."""
+        return Seen(self.learned | other.learned, self.chosen_by | other.chosen_by, self.complete)
 
     def also(self, cases: CaseStore, learned: Sequence[str], chosen_by: Sequence[str]) -> Seen:
         """This record with the images of the splits `learned` and `chosen_by`. Cases without a file add no image."""
@@ -77,8 +95,11 @@ class Seen:
                 found.append(f"{len(known)} of {len(here)} {split} cases (first: '{known[0]}')")
         return " and ".join(found) or None
 
-    def check(self, cases: CaseStore, model: Path, allowed: bool) -> list[str]:
-        """Notes on leaked cases, if leaks are allowed. Raises `BadInput` for a leak that is not allowed."""
+    def check(self, cases: CaseStore, model: Path, allowed: bool, to_do: str | None = None) -> list[str]:
+        """Notes on leaked cases, if leaks are allowed. Raises `BadInput` for a leak that is not allowed.
+
+        `to_do` says in the message what to do. None: how the splits of an earlier run of this project are kept.
+        """
         leaks = self.leaks(cases)
         if leaks is None:
             return []
@@ -87,7 +108,5 @@ class Seen:
         raise BadInput(
             f"model: {model}: expected a model that has not seen the test cases and was not trained on validation "
             f"cases, found {leaks} that the model, or a model it started from, has seen; measures on these cases would "
-            "be too good; keep the splits of the model's run: the same `splits` for the same cases, or a case table "
-            "with the splits of the earlier cases; to use the model nevertheless, list 'seen' under base.ignore (kind "
-            f"'checkpoint') or move the file away from its {SEEN} (kind 'program')"
+            f"be too good; {to_do or _KEEP_SPLITS}"
         )

@@ -55,6 +55,7 @@ class Case:
     original_spacing_mm: tuple[float, ...] | None
     affine: tuple[float, ...] | None
     orientation: tuple[int, ...] | None = None
+    crop: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, row: Iterable[Any]) -> Case:
@@ -68,9 +69,21 @@ class Case:
         return tuple(slice(0, length) for length in self.shape)
 
     @property
+    def box(self) -> tuple[slice, ...]:
+        """Box of the source's grid that the working grid covers, one slice per source axis."""
+        if self.crop is None:
+            return tuple(slice(0, length) for length in self.original_shape)
+        return tuple(slice(*ends) for ends in zip(self.crop[::2], self.crop[1::2], strict=True))
+
+    @property
+    def cropped_shape(self) -> tuple[int, ...]:
+        """Voxels of `box` per source axis."""
+        return tuple(part.stop - part.start for part in self.box)
+
+    @property
     def resampled(self) -> bool:
         """Whether the working grid differs from the source's grid in voxels or in axes."""
-        return self.shape != self.original_shape or self.orientation is not None
+        return self.shape != self.original_shape or self.orientation is not None or self.crop is not None
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,12 @@ CASES = TableSchema(
         "original_spacing_mm": _REALS,  # of the source's grid; null if unknown
         "affine": _REALS,  # 16 numbers, row by row, of the source's grid; null if the file has no orientation
         "orientation": _INTS,  # working axis of each source axis, from 1, negative if reversed; null: equal axes
+        "crop": _INTS,  # first voxel and stop of each source axis that the working grid covers; null: all voxels
         "site": _TEXT,
         "sources": _TEXTS,  # files of the case: image, label, then all others; relative to the data root
         "sha256": _TEXTS,  # one per file in `sources`
     },
-    frozenset({"spacing_mm", "original_spacing_mm", "affine", "orientation", "site"}),
+    frozenset({"spacing_mm", "original_spacing_mm", "affine", "orientation", "crop", "site"}),
 )
 
 PROPOSALS = TableSchema(

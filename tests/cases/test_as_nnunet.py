@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.cases.as_nnunet import nonzero_box, slice_axis, splined
-from pipeline.cases.grid import logits_to_source
+from pipeline.cases.grid import logits_to_source, on_source_grid, to_source, to_working, working_affine
 from pipeline.cases.preprocess import Preprocess
+from pipeline.cases.readers.reader import Source
 from pipeline.errors import BadInput
 from pipeline.store.cases import Case
 from tests.fixtures.networks import row_of
@@ -80,18 +81,75 @@ def test_the_box_outside_which_an_image_is_0():
     assert nonzero_box(image) == (slice(1, 3), slice(3, 4))
 
 
-def test_a_margin_of_zeros_is_refused():
-    """nnU-Net crops it, which moves the grid, the windows and the measures of the normalisation."""
-    image = np.zeros((2, 3, 4), np.float32)
-    image[0, 1, 2], image[1, 2, 1] = 1, -1
-    there = case((3, 4), (3, 4), (1.0, 1.0), (1.0, 1.0))
-    with pytest.raises(
-        BadInput, match=r"case 'c0': .* found zeros in all channels outside of the voxels \[1:3, 1:3\],"
-    ):
-        Preprocess(resample="nnunet").image(image, there)
-    assert Preprocess().image(image, there).shape == (2, 3, 4)
-    image[1, 0, 0] = image[1, 2, 3] = 5
-    assert Preprocess(resample="nnunet").image(image, there).shape == (2, 3, 4)
+def test_a_margin_of_zeros_is_cropped_and_comes_back():
+    """Non-zero voxels in rows 1 to 3 and columns 2 to 4 of 5x6. Every second voxel edge is halved."""
+    image = np.zeros((2, 5, 6), np.float32)
+    image[0, 1, 2], image[1, 3, 4], image[0, 2, 3] = 1, -1, 4
+    knobs = Preprocess(resample="nnunet", normalise="minmax", spacing=(1.0, 0.5))
+    crop = knobs.crop(image)
+    assert crop == (1, 4, 2, 5)
+    assert (knobs.crop(image[:, 1:4, 2:5]), Preprocess().crop(image)) == (None, None)
+    grid = knobs.grid(Source("c0", (5, 6), "", None, (1.0, 1.0)), crop)
+    assert (grid.shape, grid.spacing_mm, grid.crop) == ((3, 6), (1.0, 0.5), crop)
+    there = replace(case((3, 6), (5, 6), (1.0, 1.0), (1.0, 0.5)), crop=crop)
+    assert there.resampled
+    assert there.box == (slice(1, 4), slice(2, 5))
+    assert knobs.image(image, there).shape == (2, 3, 6)
+
+    label = np.zeros((5, 6), np.uint8)
+    label[1:3, 2:4], label[4, 0] = 1, 1
+    working = to_working(label, there)
+    assert working.tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [0] * 6]
+    inside = label * (np.arange(5)[:, None] < 4)
+    assert np.array_equal(on_source_grid(working, there, 2), inside)
+    probability = np.stack([1 - working, working]).astype(np.float32)
+    found = to_source(probability, there)
+    assert np.array_equal(found.argmax(0), inside)
+    assert (found.sum(0) == 1).all()
+    logits = logits_to_source(probability, there)
+    assert np.array_equal(logits.argmax(0), inside)
+    assert np.isneginf(logits[1, 0]).all()
+
+
+def test_single_precision_decides_between_two_lengths():
+    """25 voxels of 1.9 mm are 47.5 of 1 mm. In single precision 1.9 is a little less."""
+    knobs = Preprocess(resample="nnunet", spacing=(1.0, 1.0, 1.0))
+    for file, length in (("a.nii.gz", 47), ("a.tif", 48)):
+        assert knobs.grid(Source("a", (4, 4, 25), file, None, (1.0, 1.0, 1.9))).shape == (4, 4, length)
+
+
+def test_a_crop_of_a_reoriented_case_shifts_the_affine():
+    """Source voxels 2 to 5 of 8 along the first axis, which runs backwards: working voxel 0 is source voxel 5."""
+    affine = (-2.0, 0, 0, 14, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1)
+    there = replace(
+        case((4, 2, 1), (8, 2, 1), (2.0, 1.0, 1.0), (2.0, 1.0, 1.0)),
+        affine=affine, orientation=(-1, 2, 3), crop=(2, 6, 0, 2, 0, 1),
+    )  # fmt: skip
+    found = working_affine(there)
+    assert found is not None
+    assert (found @ [0, 0, 0, 1])[:3].tolist() == [14 - 2 * 5, 0, 0]
+    assert (found @ [3, 1, 0, 1])[:3].tolist() == [14 - 2 * 2, 1, 0]
+    label = np.zeros((8, 2, 1), np.uint8)
+    label[5] = 1
+    assert to_working(label, there)[:, 0, 0].tolist() == [1, 0, 0, 0]
+    mask = np.zeros((4, 2, 1), np.uint8)
+    mask[0] = 1
+    assert np.array_equal(on_source_grid(mask, there, 2), label)
+
+
+def test_nonzero_voxels_alone_are_normalised():
+    """3 and 5 become -1 and 1; a zero that they enclose becomes (0 - 4) / 1 in a volume, as one of them."""
+    knobs = Preprocess(resample="nnunet", normalise="zscore_nonzero")
+    picture = np.array([[[3.0, 0.0, 5.0]]], np.float32)
+    found = knobs.image(picture, case((1, 3), (1, 3), (1.0, 1.0), (1.0, 1.0)))
+    assert found.ravel() == pytest.approx([-1, 0, 1])
+    volume = np.ones((1, 3, 3, 3), np.float32)
+    volume[0, 1, 1, 1] = 0
+    found = knobs.image(volume, case((3, 3, 3), (3, 3, 3), (1.0,) * 3, (1.0,) * 3))
+    mean, deviation = 26 / 27, (26 / 27 / 27) ** 0.5
+    assert found[0, 1, 1, 1] == pytest.approx(-mean / deviation, rel=1e-5)
+    with pytest.raises(ValidationError, match="'zscore_nonzero' goes with resample: nnunet"):
+        Preprocess(normalise="zscore_nonzero")
 
 
 def test_thick_slices_are_not_mixed():

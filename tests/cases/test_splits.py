@@ -258,12 +258,21 @@ def test_a_fold_can_be_the_test_set_and_its_training_cases_drawn_from(tmp_path: 
     assert with_given_split(cases(1), None, tmp_path) == cases(1)
 
 
+def test_the_validation_cases_of_a_fold_can_be_drawn_from(tmp_path: Path) -> None:
+    """A network that was trained on four cases is measured on the two that its fold held out, one in each split."""
+    folds(tmp_path, {"train": IDS[:4], "val": IDS[4:]})
+    found = by_split(cases(*[1] * 6), tmp_path, GivenSplit(val="free"), validation=1, test="rest")
+    assert found["labelled"] == IDS[:4]
+    assert sorted([*found["validation"], *found["test"]]) == IDS[4:]
+    assert (len(found["validation"]), len(found["test"])) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("content", "fold", "message"),
     [
         ([{"train": ["zz"], "val": IDS[:1]}], 0, r"fold 0: expected cases of the data set, found 1 unknown, e.g. 'zz'"),
         ([{"train": IDS[:1], "val": IDS[1:2]}], 1, "expected a list with fold 1, found 1 folds; correct `splits.given"),
-        ({"train": [], "val": []}, 0, "expected a list with fold 0, found dict"),
+        ({"train": [], "val": []}, 0, "expected a list with one entry per fold, found dict"),
         ([["a"]], 0, "fold 0: expected lists of case ids under `train` and `val`"),
         ([{"train": IDS}], 0, "expected lists of case ids"),
         ([{"train": [1], "val": []}], 0, "expected lists of case ids"),

@@ -127,7 +127,9 @@ def test_without_folds_the_threshold_is_one_half_and_a_note_says_why(cases):
     found, _ = run(cases, FOLDS.model_copy(update={"folds": 0, "fold_members": 0}), {"mean": Mean(kind="mean")})
     fitted = json.loads(Path("out", FITTED_FILE).read_text())["mean"]
     assert fitted["thresholds"] == [0.5]
-    assert fitted["note"].endswith("set base.folds")
+    assert fitted["note"].startswith(
+        "no fold of the base left out a labelled case, so the threshold is .5; set base.folds"
+    )
     one, other = found.masks(cases.all[10], [found.slot("mean all"), found.slot("mean fitted")])
     assert np.array_equal(one, other)
 

@@ -184,6 +184,21 @@ def test_out_of_fold_samplers_that_have_nothing_to_draw_from_are_left_out(cases,
     assert found.table.select("case_id", "sampler").rows() == [("c0", "base"), ("c0", "cut")]
 
 
+def test_a_fold_may_be_the_base_itself_and_leave_cases_without_proposals(tmp_path, monkeypatch):
+    """As the folds of an nnU-Net: only c0 was held out, and the ensemble has no member in a fold."""
+    monkeypatch.chdir(tmp_path)
+    images = [noise((6, 6), f"c{i}") for i in range(2)]
+    cases = case_store(tmp_path / "cases", [np.zeros((6, 6), np.uint8)] * 2, ["labelled"] * 2, images)
+    folder = base_folder(tmp_path / "base", members=1)
+    listed = json.loads((folder / MODELS).read_text())
+    listed |= {"folds": {"fold_0": {"model": "base", "members": [], "snapshots": []}}, "fold_of": {"c0": "fold_0"}}
+    write_json(folder / MODELS, listed)
+    found = out_of_fold(cases, folder, Propose(samplers={"others": Ensemble(kind="ensemble")}))
+    assert found.table.select("case_id", "sampler").rows() == [("c0", "base")]
+    logits = segmenter_of(Model(folder).load(), Model(folder).architecture.window).logits(cases.image(cases.all[0]))
+    assert (found.masks(cases.all[0])[0] == labels(probability(logits))).all()
+
+
 def test_without_folds_there_is_no_out_of_fold_proposal(cases, tmp_path):
     found = out_of_fold(cases, base_folder(tmp_path / "base"), with_toy())
     assert found.case_ids() == []

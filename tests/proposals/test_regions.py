@@ -317,6 +317,7 @@ BASE = Base(
     network=Network(name="UNet", arguments={"channels": [4, 8], "strides": [2]}, multiple=2),
     optimisation=Optimisation(steps=10, learning_rate=5e-3, evaluate_every=5),
     batch=2,
+    members=0,
     folds=2,
 )
 SAMPLERS = {
@@ -389,7 +390,8 @@ def test_without_folds_the_fixed_proposal_is_taken(cases):
     content = json.loads(Path("out", REGIONS_FILE).read_text())["regions"]
     assert (content["composes"], content["note"]) == (
         False,
-        "the base has no folds, so no model of regions is fitted; set base.folds",
+        "no fold of the base left out a labelled case, so no model of regions is fitted; set base.folds, or copy "
+        "splits_final.json into the folder of an nnU-Net",
     )
     store = ProposalStore(Path("out"))
     slots = [store.slot("mean fitted"), store.slot("regions composed")]
@@ -425,3 +427,29 @@ def test_a_fixed_proposal_that_the_folds_lack_is_taken_as_it_is(cases):
     store = ProposalStore(Path("out"))
     assert np.array_equal(*store.masks(cases.all[10], [store.slot("e mean"), store.slot("r composed")]))
     assert "do not draw the fixed proposal" in json.loads(Path("out", REGIONS_FILE).read_text())["r"]["note"]
+
+
+def test_a_fixed_mean_of_fewer_models_than_in_the_pool_is_taken_as_it_is(cases):
+    """A gain over the mean of one model is none over the mean of two. With `members: []` both are of one model."""
+    runtime, base = Runtime(Compute(), 0, ONE), BASE.model_copy(update={"members": 1, "fold_members": 0})
+    train_base(cases, base, Augmentation(flips=()), runtime, Path("base"), Path("history.csv"))
+    notes = []
+    for members in (None, ()):
+        knobs = Propose.model_validate({"samplers": {**SAMPLERS, "mean": {**SAMPLERS["mean"], "members": members}}})
+        out = Path(f"folds_{members is None}")
+        propose_out_of_fold(cases, Path("base"), knobs, out, runtime)
+        notes.append(json.loads((out / REGIONS_FILE).read_text())["regions"]["note"])
+    assert notes[0] == (
+        "the folds lack the members ['member_1'] of 'mean fitted', so a gain over this mask cannot be measured: the "
+        "mask is that of 'mean fitted'"
+    )
+    assert notes[1] is None or notes[1].startswith("composing gains ")
+
+
+def test_one_fold_cannot_measure_the_gain():
+    """There is no case to fit on that the fold has not left out."""
+    table = seen(*[0.5] * 10)
+    fold_of = dict.fromkeys(table["case_id"], "fold_0")
+    found = fit_regions(table, {"r": RegionsSampler(kind="regions")}, {"r": ["base"]}, fold_of, 0)
+    assert not found.gains["r"].composes
+    assert "found one fold: the mask is that of 'mean fitted'" in str(found.gains["r"].note)

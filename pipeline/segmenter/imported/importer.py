@@ -48,6 +48,14 @@ class ImportedModel:
     notes: tuple[str, ...] = ()
     may_have_seen: bool = False
     """Whether the model may have seen test cases, and may have been trained on validation cases."""
+    seen: Seen = field(default_factory=Seen)
+    """Images that the model is known to have seen, beside those of a `seen.json`."""
+    seen_to_do: str | None = None
+    """What to do about cases that the model has seen. None: the advice of `Seen.check`."""
+    folds: dict[str, str] = field(default_factory=dict)
+    """Name of the network, `base` or a member, of every fold that held a labelled case out."""
+    fold_of: dict[str, str] = field(default_factory=dict)
+    """Fold by labelled case id, of the cases that a fold held out."""
 
 
 class Importer(Protocol):
@@ -89,8 +97,8 @@ def import_base(
         check_fits(one.architecture, cases, where)
         check_runs(one, compute, where)
     # The imported copy has seen the images that its source has seen.
-    seen = Seen.of(model)
-    notes = [*found.notes, *seen.check(cases, model, found.may_have_seen)]
+    seen = Seen.of(model).joined(found.seen)
+    notes = [*found.notes, *seen.check(cases, model, found.may_have_seen, found.seen_to_do)]
     for note in notes:
         print(f"base: {note}", file=sys.stderr)
     rows = []
@@ -110,8 +118,8 @@ def import_base(
         out / MODELS,
         {
             "members": list(found.members),
-            "folds": {},
-            "fold_of": {},
+            "folds": {fold: {"model": name, "members": [], "snapshots": []} for fold, name in found.folds.items()},
+            "fold_of": found.fold_of,
             "snapshots": list(found.snapshots),
             "imported": {"kind": knobs.kind, "sha256": sha256(found.base.source), "notes": notes},
         },

@@ -16,13 +16,19 @@ if TYPE_CHECKING:
     from pipeline.store.cases import CaseStore
 
 Fold = Annotated[int, Field(ge=0)] | Literal["all"]
+_SEEN_TO_DO = (
+    "put these cases into the split labelled, and measure on cases that no fold of base.folds was trained on, or list "
+    "in base.folds only a fold that held them out (`val` in {0}); to use the model nevertheless, move {0} elsewhere"
+)
 
 
 class NnUNetFolder(Knobs):
     """The results folder `TRAINER__PLANS__CONFIGURATION` of nnU-Net v2: `plans.json`, `dataset.json`, `fold_0` and on.
 
-    The network is a class of `dynamic_network_architectures` (`pip install 'segpref[nnunet]'`). The plans are compared
-    with `preprocess`. Windows, their blending, padding and mirroring are those of nnU-Net.
+    A copy of `splits_final.json` in the folder says which cases each fold was trained on. A labelled case that a fold
+    held out gets proposals out of fold from this fold. The network is a class of `dynamic_network_architectures` (`pip
+    install 'segpref[nnunet]'`). The plans are compared with `preprocess`. Windows, their blending, padding and
+    mirroring are those of nnU-Net.
     """
 
     kind: Literal["nnunet"]
@@ -52,11 +58,11 @@ class NnUNetFolder(Knobs):
         differs from the preparation of the cases.
         """
         from pipeline.segmenter.imported.importer import ImportedModel
-        from pipeline.segmenter.imported.nnunet_plans import Plans
+        from pipeline.segmenter.imported.nnunet_folds import SPLITS_FILE, Folds
+        from pipeline.segmenter.seen import SEEN
 
         content = self._content(model, self.base_fold)
-        start = _of(content, "init_args", self._file(model, self.base_fold))
-        plans = Plans.of(model, str(start["configuration"]))
+        plans = self._plans(model, content)
         notes = plans.check(cases)
         base = self._network(model, self.base_fold, content, plans, cases)
         members = {
@@ -69,11 +75,52 @@ class NnUNetFolder(Knobs):
                 f"the trainer '{trainer}' is not known here: if it builds another network than the plans state, or "
                 "prepares images otherwise, predictions differ from those of nnU-Net"
             )
-        notes.append(
-            f"{model} does not say here which images its folds were trained on, so measures are too good on images of "
-            "its training set: put other images into the splits validation and test"
+        folds = Folds.of(model, self.folds)
+        if folds is None:
+            if not (model / SEEN).is_file():
+                notes.append(
+                    f"{model / SPLITS_FILE}: no such file, so the cases that the folds were trained on are unknown, "
+                    "measures are too good on images of the training set, and no labelled case has proposals out of "
+                    f"fold; copy nnUNet_preprocessed/{plans.plans.get('dataset_name', 'DATASET')}/{SPLITS_FILE} into "
+                    "the folder"
+                )
+            return ImportedModel(base, members, notes=tuple(notes))
+        fold_of = folds.held_out(cases)
+        return ImportedModel(
+            base,
+            members,
+            notes=(*notes, *folds.notes(cases)),
+            # The final weights are those of the last step, whatever `val` says.
+            seen=folds.seen(cases, chosen=self.checkpoint == "best"),
+            seen_to_do=_SEEN_TO_DO.format(folds.file),
+            folds={
+                f"fold_{fold}": "base" if fold == self.base_fold else f"nnunet_fold_{fold}"
+                for fold in self.folds
+                if f"fold_{fold}" in fold_of.values()
+            },
+            fold_of=fold_of,
         )
-        return ImportedModel(base, members, notes=tuple(notes))
+
+    def held_out(self, model: Path, cases: CaseStore) -> dict[str, str]:
+        """Fold of each labelled case that a fold held out, without reading weights. Empty if that is unknown."""
+        from pipeline.segmenter.imported.nnunet_folds import Folds
+
+        folds = Folds.of(model, self.folds)
+        return {} if folds is None else folds.held_out(cases)
+
+    def planned(self, model: Path) -> tuple[Plans, tuple[int, ...]]:
+        """Plans of the base fold, and the axes of its network that the training mirrors.
+
+        Raises `BadInput` as `read` does for a folder, plans and labels that are not supported.
+        """
+        content = self._content(model, self.base_fold)
+        return self._plans(model, content), tuple(content.get("inference_allowed_mirroring_axes") or ())
+
+    def _plans(self, model: Path, content: dict[str, Any]) -> Plans:
+        from pipeline.segmenter.imported.nnunet_plans import Plans
+
+        start = _of(content, "init_args", self._file(model, self.base_fold))
+        return Plans.of(model, str(start["configuration"]))
 
     def _file(self, model: Path, fold: Fold) -> Path:
         return model / f"fold_{fold}" / f"checkpoint_{self.checkpoint}.pth"
@@ -97,12 +144,14 @@ class NnUNetFolder(Knobs):
         self, model: Path, fold: Fold, content: dict[str, Any], plans: Plans, cases: CaseStore
     ) -> ImportedNetwork:
         from pipeline.segmenter.imported.importer import ImportedNetwork
+        from pipeline.segmenter.imported.nnunet_origin import Origin
         from pipeline.segmenter.imported.weight_file import state_of
         from pipeline.segmenter.weights import load_state
 
         file = self._file(model, fold)
         allowed = content.get("inference_allowed_mirroring_axes") or ()
         architecture = plans.architecture(cases, tuple(allowed) if self.mirror else ())
+        architecture = Origin.of(plans, cases).kept(architecture)
         state, _ = state_of({"network_weights": content["network_weights"]}, file)
         where = f"{file}: trainer '{content['trainer_name']}' with the network of {plans.path}"
         return ImportedNetwork(architecture, file, load_state(architecture.build(0), state, where))

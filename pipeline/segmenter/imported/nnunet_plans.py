@@ -184,14 +184,18 @@ class Plans:
         return notes
 
     def preprocess(self, cases: CaseStore) -> Preprocess:
-        """Block `preprocess` of the plans. Raises `BadInput` for normalisations without such a block.
+        """Block `preprocess` of the plans for these cases. Raises `BadInput` as `block` does."""
+        dimensions = len(cases.padded)
+        # nnU-Net gives pictures voxels of length 1.
+        return self.block([case.original_spacing_mm or (1.0,) * dimensions for case in cases.all])
+
+    def block(self, edges: Sequence[tuple[float, ...]]) -> Preprocess:
+        """Block `preprocess` of the plans for cases with these voxel edges in mm, per axis of the source.
 
         `spacing` is null if all cases have the spacing of the plans already, because nnU-Net resamples none of them.
+        Raises `BadInput` for normalisations without such a block.
         """
-        dimensions = len(cases.padded)
-        spacing = tuple(float(edge) for edge in self.on_our_axes(self._get("spacing"), dimensions))
-        # nnU-Net gives pictures voxels of length 1.
-        edges = [case.original_spacing_mm or (1.0,) * dimensions for case in cases.all]
+        spacing = tuple(float(edge) for edge in self.on_our_axes(self._get("spacing"), len(edges[0])))
         as_planned = all(np.allclose(edge, spacing, rtol=_CLOSE, atol=0) for edge in edges)
         content = {
             "normalise": self._normalise(),
@@ -208,10 +212,7 @@ class Plans:
         for channel, (scheme, mask) in enumerate(zip(schemes, masked, strict=True)):
             match scheme:
                 case "ZScoreNormalization" if mask:
-                    raise self._refusal(
-                        f"use_mask_for_norm of channel {channel}, which normalises non-zero voxels alone",
-                        "use a model without it",
-                    )
+                    found.append("zscore_nonzero")
                 case "ZScoreNormalization":
                     found.append("zscore")
                 case "CTNormalization":
