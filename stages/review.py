@@ -63,7 +63,7 @@ def main(
     if aside := review.check(discard_stale):
         say("review", f"{aside} answers on masks that are gone are set aside")
     count = review.close() if table else serve(review, host, port, expose, lambda text: say("review", text))
-    say("review", f"{count} verdicts in {folder / TABLE}")
+    say("review", f"{count} verdict{'s' * (count != 1)} in {folder / TABLE}")
 
 
 if __name__ == "__main__":

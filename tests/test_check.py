@@ -128,6 +128,15 @@ def test_single_problems(tmp_path, changes, expected):
     assert any(expected in line for line in found(tmp_path, **changes))
 
 
+def test_what_needs_answers_of_reviewers_without_a_table_is_said(tmp_path):
+    pairs = {**TINY["pairs"], "answered": {"judge": "none", "strategy": {"kind": "reviewed"}}}
+    given: dict[str, Any] = {"experts": {"clinician": {"kind": "expert"}}, "pairs": pairs}
+    lines = found(tmp_path / "without", **given)
+    assert [line.split(": ")[1] for line in lines] == ["experts.clinician", "pairs.answered"]
+    assert "found review.verdicts: raw/none; answer pairs first, and set review.verdicts" in lines[0]
+    assert found(tmp_path / "with", **given, review={"verdicts": "review/verdicts.parquet"}) == []
+
+
 def test_a_threshold_that_is_not_fitted_is_noted(tmp_path):
     propose = {"imports": "raw/none", "samplers": {"mean": {"kind": "mean"}}}
     (line,) = found(tmp_path / "a", propose=propose)

@@ -157,6 +157,18 @@ def test_every_knob_says_what_it_means():
             "judges.mine: kind 'table' belongs under tables:, so that DVC watches its file; move the entry",
         ),
         (
+            {"judges__mine": {"kind": "expert"}},
+            "judges.mine: kind 'expert' belongs under experts:, so that DVC watches its file; move the entry",
+        ),
+        (
+            {"experts": {"oracle": {"kind": "expert"}}},
+            "experts.oracle: a judge or score table has the same name; choose another name",
+        ),
+        (
+            {"pairs__agreement": {"judge": "oracle", "strategy": {"kind": "reviewed"}}},
+            "pairs.agreement: found judge 'oracle', which strategy 'reviewed' does not ask without `otherwise`",
+        ),
+        (
             {"tables": {"oracle": {"kind": "table", "path": "x.csv"}}},
             "tables.oracle: a judge has the same name; choose another name",
         ),

@@ -18,7 +18,7 @@ from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
 from pipeline.store import schema
 from pipeline.store.manifest import write_json
 from pipeline.store.tables import read_table
-from tests.fixtures.chain import ROOT, TINY, run_chain, with_changes
+from tests.fixtures.chain import ROOT, TINY, run_chain, with_changes, write_params
 
 IMITATE = {"kind": "imitate", "proposal": "mean fitted"}
 ANCHORED = {"pairs": "none", "objective": IMITATE, "anchor": {"supervised": 1.0}}
@@ -70,6 +70,29 @@ def promote(folder: Path, name: str | None) -> None:
     content = json.loads(path.read_text())
     write_json(path, {**content, "promoted": name, "reason": "No student may replace the base: a test."})
     PromotionRecord.of(folder / "models/promoted")
+
+
+def test_answers_stay_with_their_masks(first: Path, tmp_path: Path) -> None:
+    """The masks of the next round are others, so the answers go, with everything that rests on them."""
+    promote(first, "two")
+    set_headroom(first, "headroom left: a test")
+    before = (first / "params.yaml").read_text()
+    more = {
+        "review": {"verdicts": "review/verdicts.parquet"},
+        "experts": {"clinician": {"kind": "expert"}},
+        "pairs": {**PARAMS["pairs"], "answered": {"judge": "none", "strategy": {"kind": "reviewed"}}},
+        "students": {**PARAMS["students"], "answered": {**PARAMS["students"]["learned"], "pairs": "answered"}},
+    }
+    write_params(first, {**PARAMS, **more})
+    try:
+        made = next_round(first, tmp_path / "round_2")
+    finally:
+        (first / "params.yaml").write_text(before)
+    params = load_params(tmp_path / "round_2/params.yaml")
+    assert (params.review.verdicts, params.experts, "answered" in params.pairs) == (Path("raw/none"), {}, False)
+    assert "answered" not in params.students
+    assert "review.verdicts: review/verdicts.parquet is about the masks of this round" in made.removed
+    assert "experts.clinician: it learns from answers on masks of this round" in made.removed
 
 
 def set_headroom(folder: Path, verdict: str) -> None:
