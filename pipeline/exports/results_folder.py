@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def export_results_folder(
     if licence is not None:
         check_licence(licence)
     origin = _common_origin(list(models.values()))
+    _note_spacing(next(iter(models.values())))
     plans, dataset = json.loads(origin.plans), json.loads(origin.dataset)
     # A name of its own, so that a copy into nnU-Net's results does not replace the folder of the base.
     plans["plans_name"] = "-".join(models)
@@ -99,6 +101,20 @@ def _common_origin(models: list[ReadyModel]) -> Origin:
     found_first = Origin.in_(first.model.architecture)
     assert found_first is not None
     return found_first
+
+
+def _note_spacing(found: ReadyModel) -> None:
+    """Say that only nnU-Net resamples new images, where the cases had the spacing of the plans.
+
+    nnU-Net gives all pictures the same spacing.
+    """
+    pictures = found.input.files == "pictures" and found.model.architecture.dimensions == 2
+    if found.input.preprocess.spacing is None and not pictures:
+        print(
+            "export: preprocess.spacing is null, so `segpref predict` keeps the voxels of an image with another "
+            "spacing than that of the plans, and nnU-Net resamples the image: their masks differ",
+            file=sys.stderr,
+        )
 
 
 def _checkpoint(found: ReadyModel, start: dict[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class Look:
     """What was guessed, one line each: for a user to check."""
     mirrored: list[int] | None = None
     """Axes that the training of the user's own model mirrors. None without such a model."""
+    trained: list[str] = field(default_factory=list)
+    """Ids of labelled cases of the training of the user's own model, which cannot be measured."""
 
     @property
     def dimensions(self) -> int:
@@ -129,10 +131,18 @@ class Look:
     @property
     def splits(self) -> dict[str, int | str]:
         """Sizes of the splits. A pool is made of masked cases only if every case has a mask."""
-        masked = len(self.labelled)
+        masked = len(self.labelled) - len(self.trained)
         # Fewer than 15 patients of validation promote nothing, so validation comes first where 13 others are left.
         validation = min(100, max(15, masked * 3 // 10)) if masked >= 28 else masked * 2 // 5
-        without, others = len(self.sources) - masked, masked - validation
+        without, others = len(self.sources) - len(self.labelled), masked - validation
+        if self.trained:
+            # All cases of the training are labelled. The others are measured, or are the pool.
+            return {
+                "labelled": len(self.trained),
+                "pool": 0 if without else others // 2,
+                "validation": validation,
+                "test": "rest",
+            }
         labelled, pool = (others * 2 // 3, 0) if without else (others * 3 // 10, others * 2 // 5)
         return {"labelled": labelled, "pool": pool, "validation": validation, "test": "rest"}
 
@@ -140,7 +150,7 @@ class Look:
         """Number of names before the first `_` or `-`, with two names that share one. None if all differ."""
         matches = (_PATIENT.fullmatch(source.case_id) for source in self.sources)
         names = [(match["patient"], match.string) for match in matches if match]
-        if "case_table" in self.data:
+        if "group" in self.data.get("case_table", {}):
             return None
         counts = Counter(patient for patient, _ in names)
         if len(names) < len(self.sources) or len(counts) in (1, len(names)) or max(counts.values()) == len(names):

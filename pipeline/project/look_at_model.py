@@ -18,6 +18,8 @@ from pipeline.segmenter.planned import planned_class
 
 _MOST = 6
 """Most pool images and labelled cases in a training step, as for projects without a model."""
+_FEWEST = 4
+"""Fewest labelled cases that are new to the model: two to measure on validation, and two on test."""
 _OTHERS = {
     ARCHITECTURE: "a model folder of segpref (kind 'checkpoint')",
     "configs": "a MONAI bundle (kind 'bundle')",
@@ -44,6 +46,8 @@ class LookedModel:
     """Class of the network."""
     learns: bool
     """Whether a labelled case can have proposals out of fold, so that learned judges learn."""
+    trained: list[str]
+    """Ids of the labelled cases that a fold was trained on, for a table that keeps them labelled. Empty: no table."""
     checks: list[str]
     """What a user has to check, one line each."""
 
@@ -78,6 +82,7 @@ def look_at_model(model: Path, found: Look) -> LookedModel:
     axes = plans.axes(found.dimensions)
     _check_fits(plans, found)
     splits = Folds.of(model, knobs.folds)
+    trained = _trained(splits, found)
     return LookedModel(
         base,
         _preprocess(plans, found),
@@ -86,6 +91,7 @@ def look_at_model(model: Path, found: Look) -> LookedModel:
         [int(length) for length in plans.on_our_axes(plans.configuration["patch_size"], found.dimensions)],
         name.rsplit(".", 1)[-1],
         splits is not None and any(case_id_of(one.case_id) in splits.validated for one in found.labelled),
+        trained if _divides(trained, found) else [],
         [*_on_splits(model, splits, found), *_on_speed(found)],
     )
 
@@ -144,19 +150,31 @@ def _check_fits(plans: Plans, found: Look) -> None:
 
 
 def _on_splits(model: Path, splits: Folds | None, found: Look) -> list[str]:
+    """What to do about cases of the training."""
     if splits is None:
         return [
             f"copy {SPLITS_FILE} of the training into {model} and make the project again: without the file, measures "
             "are too good on cases of the training, and no judge learns"
         ]
-    known = [one.case_id for one in found.labelled if case_id_of(one.case_id) in splits.trained]
-    if not known:
+    known = _trained(splits, found)
+    if not known or _divides(known, found):
         return []
     return [
         f"{len(known)} of {len(found.labelled)} cases with a mask are of the training of these folds, so they cannot "
         'be validation or test cases; set `splits` and `data.case_table`, or fewer folds (the page "nnU-Net" of '
         'segpref\'s documentation, "Which cases are measured")'
     ]
+
+
+def _trained(splits: Folds | None, found: Look) -> list[str]:
+    """Ids of the labelled cases that a fold was trained on."""
+    ids = [case_id_of(source.case_id) for source in found.labelled]
+    return [] if splits is None else [case_id for case_id in ids if case_id in splits.trained]
+
+
+def _divides(trained: Sequence[str], found: Look) -> bool:
+    """Whether a table of the cases of the training leaves cases to measure, and is not in the way of another table."""
+    return len(found.labelled) - len(trained) >= _FEWEST and "case_table" not in found.data
 
 
 def _on_speed(found: Look) -> Sequence[str]:

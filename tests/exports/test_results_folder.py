@@ -139,7 +139,7 @@ def test_the_way_there_and_back(tmp_path):
     assert masks[0] == masks[1]
 
 
-def test_mirroring_is_over_axes_of_nnunet(tmp_path):
+def test_mirroring_is_over_axes_of_nnunet(tmp_path, capsys):
     """A volume x, y, z is read as z, y, x and transposed to x, z, y: nnU-Net's axes 0 and 1 are x and z here."""
     model = volumes(tmp_path, transpose_forward=[2, 0, 1], transpose_backward=[1, 2, 0])
     for file in model.glob("fold_*/checkpoint_final.pth"):
@@ -150,6 +150,7 @@ def test_mirroring_is_over_axes_of_nnunet(tmp_path):
     assert Model(base).architecture.mirror == (0, 2)
     run = with_students(tmp_path, cases)
     assert content_of(exported(tmp_path, run, base=base))["inference_allowed_mirroring_axes"] == (0, 1)
+    assert "export: preprocess.spacing is null, so `segpref predict` keeps the voxels" in capsys.readouterr().err
 
 
 def test_no_mirroring_is_no_tuple(tmp_path):

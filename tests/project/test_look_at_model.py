@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,14 +86,46 @@ def test_knobs_follow_from_the_plans(tmp_path: Path) -> None:
     assert "pairwise" not in params.judges
 
 
-def test_judges_learn_if_folds_held_labelled_cases_out(tmp_path: Path) -> None:
-    model = pictures(tmp_path)
-    ids = [f"case_{number:02d}" for number in range(20)]
-    folds = [{"train": ids[10:], "val": ids[:10]}, {"train": ids[:10], "val": ids[10:]}]
-    (model / "splits_final.json").write_text(json.dumps(folds))
+def listed(model: Path, count: int) -> None:
+    """`splits_final.json` of two folds, which held out half of the first `count` cases each."""
+    ids = [f"case_{number:02d}" for number in range(count)]
+    one, other = ids[: count // 2], ids[count // 2 :]
+    (model / "splits_final.json").write_text(json.dumps([{"train": other, "val": one}, {"train": one, "val": other}]))
+
+
+def test_cases_of_the_training_are_labelled(tmp_path: Path) -> None:
+    """Of 28 cases with a mask, 16 are of the training. Of the other 12, 4 are of validation, and 8 of test.
+
+    The 4 cases without a mask are the pool.
+    """
+    model, data = pictures(tmp_path), tmp_path / "raw/Dataset001_Balls"
+    listed(model, 16)
     said, params = started(tmp_path, model)
-    assert said[-1].startswith("check: 20 of 28 cases with a mask are of the training of these folds, so they cannot")
+    table = tmp_path / "project/cases_of_training.csv"
+    assert said[-1] == (
+        f"to do: copy {table} to {data}: the table keeps the 16 cases of the model's training out of validation and "
+        "test"
+    )
     assert params.pairs["favourite"].judge == "pairwise"
+    with pytest.raises(BadInput, match=r"cases_of_training.csv: expected a CSV file in UTF-8, found none"):
+        prepare(params.data, params.preprocess, params.splits, tmp_path / "cases", params.execution)
+    shutil.copy(table, data)
+    prepare(params.data, params.preprocess, params.splits, tmp_path / "cases", params.execution)
+    cases = CaseStore(tmp_path / "cases")
+    assert {case.case_id for case in cases.split("labelled")} == {f"case_{number:02d}" for number in range(16)}
+    assert {split: len(cases.split(split)) for split in ("pool", "validation", "test")} == {
+        "pool": 4,
+        "validation": 4,
+        "test": 8,
+    }
+
+
+def test_cases_of_the_training_alone_cannot_be_divided(tmp_path: Path) -> None:
+    model = pictures(tmp_path)
+    listed(model, 26)
+    said, params = started(tmp_path, model)
+    assert said[-1].startswith("check: 26 of 28 cases with a mask are of the training of these folds, so they cannot")
+    assert params.data.case_table is None
 
 
 def test_a_single_fold_of_the_best_weights(tmp_path: Path) -> None:
