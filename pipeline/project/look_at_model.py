@@ -131,7 +131,7 @@ def _found(model: Path) -> str:
 
 def _preprocess(plans: Plans, found: Look) -> dict[str, Any]:
     """The block `preprocess` that the plans ask for, with all knobs but defaults, and `normalise`."""
-    block = plans.block([source.spacing_mm or (1.0,) * found.dimensions for source in found.sources]).canonical
+    block = plans.block([source.spacing_mm for source in found.sources], found.dimensions).canonical
     stated = block.model_dump(mode="json", exclude_defaults=True)
     return {"normalise": block.model_dump(mode="json")["normalise"], **stated}
 

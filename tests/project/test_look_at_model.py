@@ -58,7 +58,7 @@ def test_the_base_of_the_project_is_the_model(kind: str, tmp_path: Path, monkeyp
     expected = {"kind": "nnunet", "folds": (0, 1), "base_fold": 0, "mirror": True, "checkpoint": "final"}
     assert isinstance(params.base, NnUNetFolder)
     assert params.base.model_dump() == expected
-    assert params.preprocess.spacing == ((1.5, 1.0, 2.0) if kind == "other spacing" else None)
+    assert params.preprocess.spacing == (spacing and spacing[::-1])
     prepare(params.data, params.preprocess, params.splits, tmp_path / "cases", params.execution)
     cases = CaseStore(tmp_path / "cases")
     assert check(params, cases)

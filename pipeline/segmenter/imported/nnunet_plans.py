@@ -29,8 +29,6 @@ _READERS = {
 """Family of files and knob `preprocess.orientation` of nnU-Net's readers."""
 _AS_IT_IS = {"range": [0.0, 1.0], "to": [0.0, 1.0], "clip": False}
 _RESAMPLING = "resample_data_or_seg_to_shape"
-_CLOSE = 1e-3
-"""Largest difference of two voxel edges that count as equal, as a share. It adds no voxel below 500 voxels."""
 
 
 @dataclass(frozen=True)
@@ -185,22 +183,21 @@ class Plans:
 
     def preprocess(self, cases: CaseStore) -> Preprocess:
         """Block `preprocess` of the plans for these cases. Raises `BadInput` as `block` does."""
-        dimensions = len(cases.padded)
-        # nnU-Net gives pictures voxels of length 1.
-        return self.block([case.original_spacing_mm or (1.0,) * dimensions for case in cases.all])
+        return self.block([case.original_spacing_mm for case in cases.all], len(cases.padded))
 
-    def block(self, edges: Sequence[tuple[float, ...]]) -> Preprocess:
+    def block(self, edges: Sequence[tuple[float, ...] | None], dimensions: int) -> Preprocess:
         """Block `preprocess` of the plans for cases with these voxel edges in mm, per axis of the source.
 
-        `spacing` is null if all cases have the spacing of the plans already, because nnU-Net resamples none of them.
-        Raises `BadInput` for normalisations without such a block.
+        `spacing` is null if no edge is known and the plans have edges of 1, which nnU-Net gives to such images. It is
+        stated in every other case, also if no case is resampled, because new images may have other edges. Raises
+        `BadInput` for normalisations without such a block.
         """
-        spacing = tuple(float(edge) for edge in self.on_our_axes(self._get("spacing"), len(edges[0])))
-        as_planned = all(np.allclose(edge, spacing, rtol=_CLOSE, atol=0) for edge in edges)
+        spacing = tuple(float(edge) for edge in self.on_our_axes(self._get("spacing"), dimensions))
+        nowhere = all(edge is None for edge in edges) and all(edge == 1 for edge in spacing)
         content = {
             "normalise": self._normalise(),
             "orientation": _READERS[self._get("image_reader_writer")][1],
-            "spacing": None if as_planned else spacing,
+            "spacing": None if nowhere else spacing,
             "resample": "nnunet",
         }
         return Preprocess.model_validate_json(json.dumps(content))
