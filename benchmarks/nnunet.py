@@ -151,7 +151,7 @@ class Foreign:
 
 
 def parameters(foreign: Foreign, preprocess: dict[str, Any], mirror: bool) -> dict[str, Any]:
-    """Knobs up to the base. Training and validation cases are those of fold 0."""
+    """Knobs of a project. Training and validation cases are those of fold 0, and all further cases are the pool."""
     return {
         "seed": 0,
         "data": {"kind": "nnunet", "path": str(foreign.raw), "labels_ts": "test"},
@@ -166,14 +166,27 @@ def parameters(foreign: Foreign, preprocess: dict[str, Any], mirror: bool) -> di
         "augmentation": {"flips": []},
         "model": str(foreign.results),
         "base": {"kind": "nnunet", "folds": [0], "base_fold": 0, "mirror": mirror},
-        "propose": {"imports": "raw/none", "samplers": {}},
-        "judges": {},
+        "propose": {
+            "imports": "raw/none",
+            "samplers": {"thresholds": {"kind": "threshold", "thresholds": [0.3, 0.7]}},
+        },
+        "judges": {"agreement": {"kind": "agreement"}},
         "tables": {},
         "consensus": {},
         "audit": {},
-        "pairs": {},
-        "training": {"optimisation": {"steps": 1, "learning_rate": 1e-3, "evaluate_every": 1}},
-        "students": {},
+        "pairs": {
+            "none": {"judge": "none", "strategy": {"kind": "none"}},
+            "agreement": {"judge": "agreement", "strategy": {"kind": "top_bottom", "min_p_correct": 0.0}},
+        },
+        "training": {
+            "optimisation": {"steps": 1, "learning_rate": 1e-4, "evaluate_every": 1},
+            "images": 1,
+            "labelled": 1,
+        },
+        "students": {
+            "supervised": {"pairs": "none", "objective": {"kind": "supervised"}},
+            "preference": {"pairs": "agreement", "objective": {"kind": "preference"}, "anchor": {"supervised": 0.0}},
+        },
         "evaluation": {"nsd_tolerance": 1.0},
         "promotion": {"first_base": "raw/none"},
         "compute": {"device": "cpu", "threads": 1, "precision": "float32"},
@@ -249,28 +262,35 @@ def _test_images(foreign: Foreign) -> Path:
 
 def _segpref(foreign: Foreign, folder: Path, images: Path, mirror: bool) -> tuple[list[int], list[float] | None]:
     """Masks of the base in `folder/masks`, as a user gets them. Returns the window and the spacing of the plans."""
-    from pipeline.segmenter.imported.nnunet_plans import Plans
-    from pipeline.store.cases import CaseStore
-
-    (folder / "raw").mkdir(parents=True, exist_ok=True)
     before = Path.cwd()
-    os.chdir(folder)
-    Path("raw/none").touch()
-    _write_params(parameters(foreign, {"normalise": "zscore"}, mirror))
-    stage("prepare", "data/unplanned/manifest.json", "--out=data/unplanned")
-    preprocess = Plans.of(foreign.results, foreign.made.configuration).preprocess(CaseStore(Path("data/unplanned")))
-    _write_params(parameters(foreign, json.loads(preprocess.model_dump_json()), mirror))
-    stage("prepare", "data/cases/manifest.json", "--out=data/cases")
-    base = ("--cases=data/cases", "--out=models/base", "--history=history/base.csv")
-    stage("base", "models/base/manifest.json", *base)
+    spacing = imported_project(foreign, folder, mirror)["preprocess"]["spacing"]
     stage("predict", "masks/done", "models/base", str(images), "masks", "--workers=1", "--scheduler=synchronous")
     Path("masks/done").touch()
     window = json.loads(Path("models/base/network.json").read_text())["window"]
     os.chdir(before)
-    return window, list(preprocess.spacing) if preprocess.spacing else None
+    return window, spacing
 
 
-def _write_params(params: dict[str, Any]) -> None:
+def imported_project(foreign: Foreign, folder: Path, mirror: bool) -> dict[str, Any]:
+    """Project in a folder, which becomes the current folder, with its cases and its base. Returns its knobs."""
+    from pipeline.segmenter.imported.nnunet_plans import Plans
+    from pipeline.store.cases import CaseStore
+
+    (folder / "raw").mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    Path("raw/none").touch()
+    write_params(parameters(foreign, {"normalise": "zscore"}, mirror))
+    stage("prepare", "data/unplanned/manifest.json", "--out=data/unplanned")
+    preprocess = Plans.of(foreign.results, foreign.made.configuration).preprocess(CaseStore(Path("data/unplanned")))
+    params = parameters(foreign, json.loads(preprocess.model_dump_json()), mirror)
+    write_params(params)
+    stage("prepare", "data/cases/manifest.json", "--out=data/cases")
+    base = ("--cases=data/cases", "--out=models/base", "--history=history/base.csv")
+    stage("base", "models/base/manifest.json", *base)
+    return params
+
+
+def write_params(params: dict[str, Any]) -> None:
     with Path("params.yaml").open("w") as file:
         YAML().dump(params, file)
 
