@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,8 @@ def make(names: tuple[str, ...], out: Path, programs: Path, data: Path) -> None:
 def compare(names: tuple[str, ...], out: Path, programs: Path) -> None:
     """Predict the test cases with segpref and nnU-Net, and count voxels that differ."""
     for name in names:
+        if not SETS[name].epochs:
+            continue
         foreign = Foreign(name, out, programs)
         images = _test_images(foreign)
         rows = []
@@ -246,8 +249,8 @@ def compare(names: tuple[str, ...], out: Path, programs: Path) -> None:
                 rows.append({"set": name, "mirror": mirror, "windows": windows, **_row(truth, folder)})
         table = pl.DataFrame(rows)
         table.write_csv(foreign.folder / "compared.csv")
-        with pl.Config(tbl_cols=-1):
-            click.echo(_counts(table))
+        for line in _lines(table):
+            click.echo(line)
 
 
 def _test_images(foreign: Foreign) -> Path:
@@ -330,24 +333,33 @@ def _row(truth: Path, folder: Path) -> dict[str, Any]:
         "voxels": wanted.size,
         "differ": int((ours != half).sum()),
         "differ_single": int((ours != single).sum()),
-        "half_from_single": int((half != single).sum()),
         "dice": dices[0],
         "dice_nnunet": dices[1],
     }
 
 
-def _counts(table: pl.DataFrame) -> pl.DataFrame:
-    """Sums over the cases with one window and over the cases with several."""
-    kinds = pl.when(pl.col("windows") == 1).then(pl.lit("one")).otherwise(pl.lit("several")).alias("per case")
-    return (
-        table.group_by("set", "mirror", kinds, maintain_order=True)
-        .agg(
-            pl.len().alias("cases"),
-            pl.col("voxels", "differ", "differ_single", "half_from_single").sum(),
-            pl.col("dice", "dice_nnunet").mean(),
-        )
-        .with_columns(per_10000=1e4 * pl.col("differ") / pl.col("voxels"))
+def _lines(table: pl.DataFrame) -> Iterator[str]:
+    """Lines of the table of `docs/results/nnunet.md`: sums over the cases of one window, and over those of several."""
+    kinds = pl.when(pl.col("windows") == 1).then(pl.lit("one")).otherwise(pl.lit("several")).alias("kind")
+    counts = table.group_by("set", "mirror", kinds).agg(
+        pl.len().alias("cases"),
+        pl.col("voxels", "differ", "differ_single").sum(),
+        pl.col("dice", "dice_nnunet").mean(),
     )
+    for row in counts.sort("set", "mirror", "kind").iter_rows(named=True):
+        cells = [
+            row["set"],
+            "yes" if row["mirror"] else "no",
+            row["kind"],
+            row["cases"],
+            f"{row['voxels']:,}",
+            row["differ"],
+            f"{1e4 * row['differ'] / row['voxels']:.2f}",
+            row["differ_single"],
+            f"{100 * row['dice']:.2f}",
+            f"{100 * row['dice_nnunet']:.2f}",
+        ]
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":
