@@ -64,7 +64,7 @@ SECTIONS = {
         "promote",
         "report",
     ),
-    "What comes of a run": ("predict", "export", "export_pairs", "export_proposals", "compare", "next_round"),
+    "What comes of a run": ("predict", "export", "export_pairs", "export_proposals", "review", "compare", "next_round"),
 }
 """Commands by their section of `segpref --help`."""
 

@@ -19,13 +19,13 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.faults import imported_masks, knobs, models, new_images, pictures, projects, tables, volumes
+from benchmarks.faults import attached, imported_masks, knobs, models, new_images, pictures, projects, tables, volumes
 from benchmarks.faults.entry import Bad, Good, Projects, run_stage
 from benchmarks.faults.good import GOOD
 from pipeline.store.manifest import sha256
 
 BAD = [
-    *(*pictures.IMAGES, *pictures.MASKS, *volumes.NIFTI, *volumes.DECATHLON, *volumes.NNUNET),
+    *(*pictures.IMAGES, *pictures.MASKS, *volumes.NIFTI, *volumes.DECATHLON, *volumes.NNUNET, *attached.ATTACHED),
     *(*tables.TABLE, *tables.SPLIT, *tables.SCORED, *imported_masks.IMPORTED, *models.WEIGHTS, *models.FOREIGN),
     *(*knobs.OF_FILE, *knobs.OF_KEYS, *knobs.OF_DATA, *new_images.NEW),
     *(*projects.MISSING, *projects.STORES, *projects.AT_ONCE),

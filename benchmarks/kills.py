@@ -103,6 +103,7 @@ def stage_commands(folder: Path) -> list[Command]:
             parts = [text["cmd"], *_outs(text)]
             pairs = item.get("pairs", "") if isinstance(item, dict) else ""
             line, *outs = (part.replace("${key}", key).replace("${item.pairs}", pairs) for part in parts)
+            line = line.replace("${review.verdicts}", params["review"]["verdicts"])
             found.append(Command(f"{name}@{key}" if key else name, line, tuple(outs)))
     return found
 

@@ -262,6 +262,8 @@ def parameters(of: dict[str, Any], seed: int, data: Path, students: dict[str, di
             "oracle": {"kind": "oracle"},
         },
         "tables": {},
+        "review": {"verdicts": "raw/none"},
+        "experts": {},
         "consensus": {"learned": {"kind": "rank_mean", "judges": ["pairwise", "quality"]}},
         "audit": {},
         "pairs": {

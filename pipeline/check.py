@@ -9,7 +9,9 @@ from pathlib import Path
 
 from pipeline.errors import BadInput
 from pipeline.judges.judge import JudgeKnobs
+from pipeline.knobs import NOTHING
 from pipeline.measures.intervals import LEAST
+from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.params import Params
 from pipeline.proposals.fit_regions import regions_to_fit
 from pipeline.proposals.fit_thresholds import samplers_to_fit
@@ -32,6 +34,7 @@ def check(params: Params, cases: CaseStore) -> list[str]:
         *_of_splits(params, splits),
         *_of_axes(params, len(cases.all[0].shape), len(cases.class_names)),
         *_of_judges(params, out_of_fold),
+        *_of_review(params),
         *_of_pairs(params, splits),
         *_of_students(params, splits),
     ]
@@ -74,6 +77,7 @@ def check_paths(params: Params) -> None:
         "propose.imports": params.propose.imports,
         "promotion.first_base": params.promotion.first_base,
         **{f"tables.{name}.path": table.path for name, table in params.tables.items()},
+        "review.verdicts": params.review.verdicts,
     }
     if missing := [said for key, path in paths.items() if (said := _missing(key, path))]:
         raise BadInput.all(missing)
@@ -174,6 +178,20 @@ def _of_judges(params: Params, out_of_fold: Collection[str]) -> Iterator[str]:
                 f"judges.{name}: kind '{judge.kind}' learns from proposals of models that have not seen a labelled "
                 f"case, found none; {advice} the judge" + (f" and {', '.join(users)}" if users else "")
             )
+
+
+def _of_review(params: Params) -> Iterator[str]:
+    """Experts and pair sets that need answers of reviewers where no table of answers is named."""
+    if params.review.verdicts != NOTHING:
+        return
+    needed = {f"experts.{name}": "an expert learns from" for name in params.experts}
+    reviewed = (name for name, pairs in params.pairs.items() if isinstance(pairs.strategy, Reviewed))
+    needed |= {f"pairs.{name}": "strategy 'reviewed' makes pairs of" for name in reviewed}
+    for key, need in needed.items():
+        yield (
+            f"{key}: {need} the answers of reviewers, found review.verdicts: {NOTHING}; answer pairs first, and set "
+            "review.verdicts to the table of the answers, or remove the entry and what uses the entry"
+        )
 
 
 def _of_pairs(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator[str]:

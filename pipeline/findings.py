@@ -118,6 +118,20 @@ def audit_findings(folder: Path) -> list[str]:
         *(f"warning: {text}" for name, text in warnings if name is None),
         *(f"judge {row['judge']}: {row['verdict'] or NO_VALUE}" for row in judges.iter_rows(named=True)),
         *(_of_pair_set(row, warnings) for row in pairs.iter_rows(named=True)),
+        *_of_answers(folder, summary.get("review")),
+    ]
+
+
+def _of_answers(folder: Path, review: Mapping[str, Any] | None) -> list[str]:
+    """State of the review, and a line per judge and pair set. Nothing without answers."""
+    if review is None:
+        return []
+    answers = read_table(folder / "answers.parquet", schema.AUDIT_ANSWERS)
+    titles = {"judge": "judge", "pairs": "pair set"}
+    return [
+        f"{_count(review['answers'], 'answer')} of {_count(len(review['reviewers']), 'reviewer')}; "
+        f"{review['same']} of {_count(review['repeats'], 'pair')} shown twice with the same answer",
+        *(f"answers on {titles[row['kind']]} {row['name']}: {row['verdict']}" for row in answers.iter_rows(named=True)),
     ]
 
 

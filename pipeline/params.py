@@ -21,11 +21,14 @@ from pipeline.evaluation.metrics import Evaluation
 from pipeline.execution import Execution, Runtime
 from pipeline.judges.consensus import JudgeConsensus, check_consensus
 from pipeline.judges.kinds import Judge
+from pipeline.judges.kinds.expert import Expert
 from pipeline.judges.kinds.table import ScoreTable
 from pipeline.knobs import NOTHING, Knobs, Name, blocks_in, kind_of
 from pipeline.own_kinds import load_own_kinds
 from pipeline.pairs.mine import PairSet
+from pipeline.pairs.review_knobs import Review
 from pipeline.pairs.strategies.none import NoPairs
+from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.promotion.knobs import Promotion
 from pipeline.proposals.knobs import Propose
 from pipeline.segmenter.augmentation import Augmentation
@@ -63,9 +66,12 @@ class Params(Knobs):
     """Judges by name. A judge scores every proposal; a higher score is better."""
     tables: dict[Name, ScoreTable] = {}
     """Score tables by name: files with scores from outside the pipeline. A table is used like a judge."""
+    review: Review = Review()
+    experts: dict[Name, Expert] = {}
+    """Experts by name: judges that learn from the answers of reviewers. An expert is used like a judge."""
     consensus: dict[Name, JudgeConsensus] = {}
-    """Consensus entries by name: scores that the stage `panel` combines from the scores of judges and tables. An entry
-    is used like a judge."""
+    """Consensus entries by name: scores that the stage `panel` combines from the scores of judges, tables and experts.
+    An entry is used like a judge."""
     audit: Audit
     pairs: dict[Name, PairSet]
     """Pair sets by name. Students learn from the pairs of a set."""
@@ -83,26 +89,41 @@ class Params(Knobs):
         return Runtime(self.compute, self.seed, self.execution)
 
     @property
+    def scored(self) -> dict[str, Judge]:
+        """Judges, score tables and experts by name: everything whose scores are a table of their own."""
+        return {**self.judges, **self.tables, **self.experts}
+
+    @property
     def judge_names(self) -> list[str]:
-        """Names of judges, score tables and consensus entries, in the order of the panel's columns."""
-        return [*self.judges, *self.tables, *self.consensus]
+        """Names of judges, score tables, experts and consensus entries, in the order of the panel's columns."""
+        return [*self.scored, *self.consensus]
 
     @model_validator(mode="after")
     def _judges_have_one_place(self) -> Params:
         for name, judge in self.judges.items():
-            if judge.kind == "table":
-                raise ValueError(
-                    f"judges.{name}: kind 'table' belongs under tables:, so that DVC watches its file; move the entry"
-                )
+            for kind, block in (("table", "tables"), ("expert", "experts")):
+                if judge.kind == kind:
+                    raise ValueError(
+                        f"judges.{name}: kind '{kind}' belongs under {block}:, so that DVC watches its file; move the "
+                        "entry"
+                    )
         if both := sorted(self.judges.keys() & self.tables.keys()):
             raise ValueError(f"tables.{both[0]}: a judge has the same name; choose another name")
-        check_consensus(self.consensus, [*self.judges, *self.tables])
+        if both := sorted(self.experts.keys() & {*self.judges, *self.tables}):
+            raise ValueError(f"experts.{both[0]}: a judge or score table has the same name; choose another name")
+        check_consensus(self.consensus, list(self.scored))
         return self
 
     @model_validator(mode="after")
     def _pair_sets_have_judges(self) -> Params:
         for name, pairs in self.pairs.items():
-            empty = isinstance(pairs.strategy, NoPairs)
+            alone = isinstance(pairs.strategy, Reviewed) and pairs.strategy.otherwise is None
+            if alone and pairs.judge != "none":
+                raise ValueError(
+                    f"pairs.{name}: found judge '{pairs.judge}', which strategy 'reviewed' does not ask without "
+                    "`otherwise`; set judge: none, or give `otherwise` the strategy of the judge"
+                )
+            empty = alone or isinstance(pairs.strategy, NoPairs)
             if empty != (pairs.judge == "none"):
                 raise ValueError(
                     f"pairs.{name}: expected judge 'none' and strategy 'none' together, found one without the other; "

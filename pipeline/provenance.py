@@ -26,21 +26,23 @@ def stages_and_knobs(params: Params) -> Iterator[tuple[str, str, object]]:
     """Name, module below `stages` and knobs of every stage and entry that `dvc.yaml` runs."""
     augmentation, compute = params.augmentation, params.compute
     yield "prepare", "prepare", (params.data, params.preprocess, params.splits)
-    yield "check", "check", (params.base, params.propose, params.judges, params.pairs, params.students)
+    scored, pairs = (params.judges, params.experts), params.pairs
+    yield "check", "check", (params.base, params.propose, scored, pairs, params.students)
     yield "base", "base", (params.base, augmentation, compute)
     yield "propose", "propose", (params.propose, augmentation, compute)
     yield from ((f"judge/{name}", "judge", (judge, augmentation, compute)) for name, judge in params.judges.items())
     yield from ((f"table/{name}", "judge", table) for name, table in params.tables.items())
+    yield from ((f"expert/{name}", "judge", (expert, compute)) for name, expert in params.experts.items())
     yield "panel", "panel", params.consensus
     # The verdict of a judge depends on `research` of its class.
-    yield "audit", "audit", (params.audit, params.pairs, params.consensus, params.judges)
+    yield "audit", "audit", (params.audit, params.pairs, params.consensus, scored)
     yield from ((f"mine/{name}", "mine", pairs) for name, pairs in params.pairs.items())
     for name, student in params.students.items():
         yield f"train/{name}", "train", (student, params.training, augmentation, compute)
     yield "evaluate", "evaluate", (params.evaluation, compute)
     yield "validate", "validate", (params.evaluation, compute)
     # Whether a student is a candidate depends on properties of the classes of its objective and its judge.
-    yield "promote", "promote", (params.promotion, params.students, params.pairs, params.consensus, params.judges)
+    yield "promote", "promote", (params.promotion, params.students, params.pairs, params.consensus, scored)
     # Families of arms and passes of proposals are properties of the classes.
-    used = (params.propose, params.students, params.consensus, params.judges)
+    used = (params.propose, params.students, params.consensus, scored)
     yield "report", "report", used

@@ -11,9 +11,10 @@ from stages import FOLDER, say, stage
 @click.option("--cases", type=FOLDER, required=True)
 @click.option("--proposals", type=FOLDER, required=True)
 @click.option("--panel", type=FOLDER, required=True)
+@click.option("--verdicts", type=FOLDER, default="raw/none", show_default=True, help="Answers of reviewers.")
 @click.option("--out", type=FOLDER, required=True)
 @stage
-def main(cases: Path, proposals: Path, panel: Path, out: Path, params_file: Path) -> None:
+def main(cases: Path, proposals: Path, panel: Path, verdicts: Path, out: Path, params_file: Path) -> None:
     from pipeline.audit.audit import run_audit
     from pipeline.findings import audit_findings
     from pipeline.judges.consensus import reads_truth
@@ -26,7 +27,7 @@ def main(cases: Path, proposals: Path, panel: Path, out: Path, params_file: Path
         panel,
         {name: reads_truth(name, params.judges, params.consensus) for name in params.judge_names},
         params.pairs,
-        Data(CaseStore(cases), ProposalStore(proposals)),
+        Data(CaseStore(cases), ProposalStore(proposals), verdicts),
         params.audit,
         params.seed,
         out,

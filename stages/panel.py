@@ -21,7 +21,7 @@ def main(cases: Path, proposals: Path, scores: Path, out: Path, params_file: Pat
     from pipeline.store.proposals import ProposalStore
 
     params = load_params(params_file)
-    judges = [*params.judges, *params.tables]
+    judges = list(params.scored)
     build_panel(CaseStore(cases), ProposalStore(proposals), scores, judges, out, params.consensus)
     say("panel", panel_findings, out, len(judges), len(params.consensus))
 

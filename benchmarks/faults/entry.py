@@ -158,6 +158,8 @@ STARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "volumes": _volumes,
     "nnunet": partial(_nnunet, ".nii.gz", 2),
     "stacks": partial(_nnunet, ".tif", 1),
+    "nrrd": partial(_nnunet, ".nrrd", 1),
+    "metaimage": partial(_nnunet, ".mha", 1),
     "cases": _cases,
     "imports": _imports,
     "imported volumes": _imported_volumes,

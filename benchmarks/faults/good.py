@@ -17,12 +17,14 @@ from benchmarks.faults.damage import move, raw, text
 from benchmarks.faults.entry import PREPARE, SET, Expected, Good, judge_line
 from benchmarks.faults.tables import SCORES, scores
 from pipeline.store.cases import CaseStore
+from tests.fixtures.attached_files import write_attached
 from tests.fixtures.phantoms import disc
 from tests.fixtures.picture_files import png
 
 _KIND = "Odd inputs that are right"
 _picture = partial(Good, kind=_KIND, start="pictures", line=PREPARE)
 _volume = partial(Good, kind=_KIND, start="volumes", line=PREPARE)
+_attached = partial(Good, kind=_KIND, start="nrrd", line=PREPARE)
 _random = np.random.default_rng(0)
 WIDE = _random.integers(0, 60000, (20, 24)).astype(np.uint16)
 COLOUR = _random.integers(0, 255, (20, 24, 3)).astype(np.uint8)
@@ -181,6 +183,21 @@ def _spreadsheet() -> Expected:
     return [("scores", found, np.full(len(body), 0.5))]
 
 
+def _right_anterior_superior() -> Expected:
+    fields: dict[str, Any] = {"space_directions": "(1,0,0) (0,0.5,0) (0,0,2)", "type": "short", "endian": "big"}
+    write_attached(SET / "imagesTr/case_03_0000.nrrd", VOLUME.astype(">i2"), space="RAS", **fields)
+    write_attached(SET / "labelsTr/case_03.nrrd", BALL.clip(0, 1))
+    return stored("case_03", VOLUME[None], BALL.clip(0, 1))
+
+
+def _older_names() -> Expected:
+    fields: dict[str, Any] = {"TransformMatrix": None, "Rotation": "-1 0 0 0 -1 0 0 0 1", "Offset": None}
+    edges: dict[str, Any] = {"ElementSpacing": None, "ElementSize": "1 0.5 2", "CompressedDataSize": None}
+    write_attached(SET / "imagesTr/case_03_0000.mha", VOLUME, Position="0 0 0", **fields, **edges)
+    write_attached(SET / "labelsTr/case_03.mha", BALL.clip(0, 1))
+    return stored("case_03", VOLUME[None], BALL.clip(0, 1))
+
+
 GOOD = [
     _picture("a grey PNG of 16 bits", _grey_16),
     _picture("a name as published, with a space and brackets", _published_name),
@@ -206,6 +223,8 @@ GOOD = [
     _volume("a NIfTI with two further axes of length 1", _trailing_axes),
     _volume("a NIfTI with a qform alone", _qform_only),
     _volume("a label of float64", _float_label),
+    _attached("a big-endian NRRD in the space `RAS`, with a label in LPS", _right_anterior_superior),
+    _attached("a MetaImage with older names of fields", _older_names, start="metaimage"),
     _volume("a `dataset.json` with a byte order mark and `test: null`", _null_test),
     Good(
         "scores as a spreadsheet saves them: byte order mark, empty row, further columns",

@@ -150,7 +150,7 @@ NNUNET = [
     _nnunet(
         "`Ignore` beside `ignore`", edit_json(INDEX, labels={"background": 0, "Ignore": 1, "ignore": 2}), "raw/set"
     ),
-    _nnunet("another `file_ending`", edit_json(INDEX, file_ending=".mha"), "dataset.json"),
+    _nnunet("another `file_ending`", edit_json(INDEX, file_ending=".mhd"), "dataset.json"),
     _nnunet("files other than `file_ending`", text("raw/set/imagesTr/case_09_0000.nrrd", ""), "case_09_0000.nrrd"),
     _nnunet("lists of files", edit_json(INDEX, dataset={"case_00": {}}), "dataset.json"),
     _nnunet("channels that count from 1", edit_json(INDEX, channel_names={"1": "T1", "2": "T2"}), "dataset.json"),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import polars as pl
 from pydantic import Field
 
+from pipeline.audit.answers import Answers, answers_row, on_labels, reviewed_row
+from pipeline.audit.asked import Asked
 from pipeline.audit.judges import BIN_SIZES, audit_bins, audit_judge, headroom, validation_scores
-from pipeline.audit.pair_sets import audit_pairs, calibrate_pairs, try_pairs, voxel_shares
+from pipeline.audit.pair_sets import audit_pairs, calibrate_pairs, try_pairs, try_reviewed, voxel_shares
 from pipeline.audit.verdicts import (
     Validation,
     constant_picks,
@@ -20,10 +22,12 @@ from pipeline.audit.verdicts import (
     warnings,
 )
 from pipeline.knobs import Knobs, Name
-from pipeline.pairs.calibration import Calibration, Isotonic, PairCalibration, knots
+from pipeline.pairs.calibration import REVIEWED, Calibration, Isotonic, PairCalibration, knots
 from pipeline.pairs.mine import PairSet
+from pipeline.pairs.reviewed import judged, read_answers, reviewer_curve
 from pipeline.pairs.strategies import Mined
 from pipeline.pairs.strategies.none import NoPairs
+from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.pairs.strategies.top_base import TopBase
 from pipeline.pairs.strategies.top_bottom import TopBottom
 from pipeline.store import schema
@@ -49,7 +53,11 @@ class Audit(Knobs):
     """Standard strategies by name. The audit measures them with every judge and consensus entry, besides the pair
     sets."""
     calibration: Calibration = Isotonic()
-    """Fit of the curve from the margin of a pair to P(the order is right)."""
+    """Fit of the curve from the margin of a pair to P(the order is right). The curve is fitted to labelled validation
+    cases. Without such cases the curve is fitted to answers of reviewers of the draw `audit`, if these are of at least
+    `min_cases` patients, and is then the probability that a reviewer agrees."""
+    least_answers: Annotated[int, Field(ge=1)] = 20
+    """Number of answers of reviewers below which no noise is estimated from the answers."""
 
 
 def run_audit(
@@ -63,24 +71,40 @@ def run_audit(
 ) -> None:
     """Audit every judge, strategy and pair set, calibrate the pair sets, and write the results to the folder `out`.
 
-    The tables are `judges.parquet`, `strategies.parquet`, `bins.parquet`, `pairs.parquet`, `calibration.parquet` and
-    `reliability.parquet`. `summary.json` holds the number of labelled validation cases and of their groups, the
-    headroom of the proposals, a summary of the calibration of each pair set, and the warnings, each with its pair set.
+    The tables are `judges.parquet`, `strategies.parquet`, `bins.parquet`, `pairs.parquet`, `answers.parquet`,
+    `calibration.parquet` and `reliability.parquet`. `summary.json` holds the number of labelled validation cases and of
+    their groups, the headroom of the proposals, a summary of the calibration of each pair set, the state of the review
+    (null without an answer), and the warnings, each with its pair set.
     `judges` says for every judge of the panel whether the judge reads the truth.
-    Without labelled validation cases the tables are empty, and the only warning says so.
+    Without labelled validation cases the tables are empty but for what the answers of reviewers show, and the only
+    warning says so.
     """
     panel = scan_table(panel_file, schema.panel(judges))
     validation = panel.filter(pl.col("split") == "validation", pl.col("true_dice").is_not_null()).collect()
-    sets = {name: pairs for name, pairs in pair_sets.items() if not isinstance(pairs.strategy, NoPairs)}
-    if not len(validation):
-        judges, sets = {}, {}
+    all_sets = {name: pairs for name, pairs in pair_sets.items() if not isinstance(pairs.strategy, NoPairs)}
+    answers = Answers(read_answers(data))
+    answered, sets = len(answers.table) > 0, all_sets if len(validation) else {}
     rows, of = validation.lazy(), _validation(validation, data)
+    ordered = {name: part for name, pairs in (all_sets if answered else sets).items() if (part := judged(pairs))}
     calibrated = {
-        name: calibrate_pairs(pairs, rows, data.proposals, knobs.calibration, seed) for name, pairs in sets.items()
+        name: calibrate_pairs(part, rows, data.proposals, knobs.calibration, seed) for name, part in ordered.items()
     }
-    of_pairs, of_strategies = _pair_measures(rows, sets, calibrated, list(judges), data, knobs, seed)
-    scores = validation_scores(validation, judges)
-    of_judges = [audit_judge(name, scores, knobs.folds, knobs.failure_below, knobs.bootstrap, seed) for name in judges]
+    asked = Asked(answers, panel, data.proposals, seed)
+    for name, part in ordered.items():
+        if calibrated[name].curve is None and answered:
+            calibrated[name] = asked.calibration(part, knobs.calibration) or calibrated[name]
+    tried = {
+        name: try_reviewed(pairs, rows, data.proposals, seed, answers.table, calibrated.get(name))
+        for name, pairs in sets.items()
+    }
+    # Pairs of reviewers are on validation cases only if a reviewer saw such cases.
+    shown = {name: pairs for name, pairs in sets.items() if name in ordered or len(tried[name])}
+    judged_here = list(judges) if len(validation) else []
+    of_pairs, of_strategies = _pair_measures(rows, shown, tried, judged_here, data, knobs, seed)
+    scores = validation_scores(validation, judged_here)
+    of_judges = [
+        audit_judge(name, scores, knobs.folds, knobs.failure_below, knobs.bootstrap, seed) for name in judged_here
+    ]
     for row in of_judges:
         mine = [one for one in of_strategies if one["judge"] == row["judge"]]
         row["verdict"] = judge_verdict(row, mine, of.groups, judges[str(row["judge"])])
@@ -93,7 +117,11 @@ def run_audit(
         (schema.AUDIT_BINS, audit_bins(scores, data.proposals, BIN_SIZES, knobs.bootstrap, seed), "bins"),
     ):
         write_table(frame, table, out / f"{file}.parquet", knobs)
-    _write_calibration(sets, calibrated, knobs, out)
+    said = _by_answers(asked, all_sets, calibrated, list(judges), (judge_table, pair_table), knobs) if answered else []
+    write_table(
+        pl.DataFrame(said, schema=schema.AUDIT_ANSWERS.columns), schema.AUDIT_ANSWERS, out / "answers.parquet", knobs
+    )
+    _write_calibration(all_sets, calibrated, answers.repeats.error, knobs, out)
     room = headroom(scores, knobs.bootstrap, seed)
     notes = {name: str(part.summary["note"] or "") for name, part in calibrated.items() if part.curve}
     write_json(
@@ -103,12 +131,13 @@ def run_audit(
             "groups": of.groups,
             "headroom": {**room, "verdict": headroom_verdict(room, of.groups)},
             "calibration": {name: part.summary for name, part in calibrated.items()},
+            "review": answers.state() if answered else None,
             "warnings": [
                 *warnings(judge_table, pair_table, of, notes),
-                *constant_picks(validation, {name: pairs.judge for name, pairs in sets.items()}),
+                *constant_picks(validation, {name: part.judge for name, part in ordered.items()}),
             ]
             if len(validation)
-            else nothing_known(),
+            else nothing_known(answered),
         },
     )
 
@@ -124,7 +153,7 @@ def _validation(panel: pl.DataFrame, data: Data) -> Validation:
 def _pair_measures(
     rows: pl.LazyFrame,
     sets: Mapping[str, PairSet],
-    calibrated: Mapping[str, PairCalibration],
+    tried: Mapping[str, pl.DataFrame],
     judges: Sequence[str],
     data: Data,
     knobs: Audit,
@@ -132,10 +161,9 @@ def _pair_measures(
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Rows of `AUDIT_PAIRS` for the pair sets, and of `AUDIT_STRATEGIES` for every judge with every standard strategy.
 
-    All of them are mined on the validation rows of the panel.
+    All of them are mined on the validation rows of the panel. `tried` has the pairs of the pair sets.
     """
     proposals = data.proposals
-    tried = {name: try_pairs(pairs, rows, proposals, seed, calibrated[name].held_out) for name, pairs in sets.items()}
     standard = {
         (judge, name): try_pairs(PairSet(judge=judge, strategy=strategy), rows, proposals, seed)
         for judge in judges
@@ -147,6 +175,7 @@ def _pair_measures(
         {"pairs": name, "judge": sets[name].judge, "strategy": sets[name].strategy.kind}
         | audit_pairs(table, voxels, knobs.bootstrap, seed)
         for name, table in tried.items()
+        if name in sets
     ]
     of_strategies = [
         {"judge": judge, "strategy": name} | audit_pairs(table, voxels, knobs.bootstrap, seed)
@@ -155,11 +184,52 @@ def _pair_measures(
     return of_pairs, of_strategies
 
 
+def _by_answers(
+    asked: Asked,
+    sets: Mapping[str, PairSet],
+    calibrated: Mapping[str, PairCalibration],
+    judges: Sequence[str],
+    tables: tuple[pl.DataFrame, pl.DataFrame],
+    knobs: Audit,
+) -> list[dict[str, Any]]:
+    """Rows of `AUDIT_ANSWERS` for every judge and pair set. `tables`: `AUDIT_JUDGES` and `AUDIT_PAIRS`."""
+    labelled_judges, labelled_pairs = (
+        {row[key]: row for row in table.iter_rows(named=True)}
+        for key, table in zip(("judge", "pairs"), tables, strict=True)
+    )
+    least, answers = knobs.least_answers, asked.answers
+    rows = [
+        answers_row(asked.judge(name, name not in sets, on_labels(labelled_judges, name, "pair_error")), answers, least)
+        for name in judges
+    ]
+    for name, pairs in sets.items():
+        known = on_labels(labelled_pairs, name, "noise_rate")
+        if isinstance(pairs.strategy, Reviewed):
+            rows.append(reviewed_row(name, answers, known))
+        else:
+            rows.append(answers_row(asked.pairs(name, pairs, calibrated[name], known), answers, least))
+    return rows
+
+
 def _write_calibration(
-    sets: Mapping[str, PairSet], calibrated: Mapping[str, PairCalibration], knobs: Audit, out: Path
+    sets: Mapping[str, PairSet],
+    calibrated: Mapping[str, PairCalibration],
+    error: float | None,
+    knobs: Audit,
+    out: Path,
 ) -> None:
-    """Write `calibration.parquet` and `reliability.parquet`."""
-    curves = [knots(name, pairs.judge, pairs.strategy.kind, calibrated[name].curve) for name, pairs in sets.items()]
+    """Write `calibration.parquet` and `reliability.parquet`. `error`: error rate of a reviewer, if known."""
+    curves = []
+    for name, pairs in sets.items():
+        if name in calibrated:
+            # For `otherwise`, the curve of the judge has the strategy of the judge.
+            part = judged(pairs)
+            assert part is not None
+            curves.append(knots(name, part.judge, part.strategy.kind, calibrated[name].curve))
+        if isinstance(pairs.strategy, Reviewed):
+            own = knots(name, "none", REVIEWED, reviewer_curve(error))
+            first = len(curves[-1]) if name in calibrated else 0
+            curves.append(own.with_columns(pl.col("knot") + first))
     reliable = [part.reliability.with_columns(pairs=pl.lit(name)) for name, part in calibrated.items()]
     for table, parts, file in (
         (schema.CALIBRATION, curves, "calibration"),

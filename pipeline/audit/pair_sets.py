@@ -13,7 +13,9 @@ from pipeline.measures.intervals import bootstrap_interval, share_interval, weig
 from pipeline.measures.overlap import region
 from pipeline.pairs.calibration import Calibration, HeldOutCurves, PairCalibration, ValidationPairs, calibrate
 from pipeline.pairs.mine import PairSet, mine, widest
+from pipeline.pairs.reviewed import Curves, judged, mine_reviewed
 from pipeline.pairs.strategies.none import NoPairs
+from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.store import schema
 from pipeline.store.cases import CaseStore
 from pipeline.store.proposals import ProposalStore
@@ -36,15 +38,42 @@ def try_pairs(
     patients, `p_correct` is null, and `min_p_correct` is not applied.
     """
     strategy = pairs.strategy
-    assert not isinstance(strategy, NoPairs)
+    assert not isinstance(strategy, NoPairs | Reviewed)
     # All other filters of `mine` look at one case at a time. Only `keep_fraction` has to follow `min_p_correct`.
-    mined, _ = mine(panel, proposals, _with(pairs, min_p_correct=None, keep_fraction=1.0), "validation", seed)
+    mined, _ = mine(panel, proposals, with_filters(pairs, min_p_correct=None, keep_fraction=1.0), "validation", seed)
     table = with_truth(mined, panel)
     if held_out is not None:
         p = held_out(table["margin"].to_numpy(), table["group"].to_numpy())
         table = table.with_columns(p_correct=p).filter(pl.col("p_correct") >= strategy.least_p_correct)
     in_top = widest(table, TOP)["case"].unique().implode()
     return widest(table, strategy.keep_fraction).with_columns(top=pl.col("case").is_in(in_top))
+
+
+def try_reviewed(
+    pairs: PairSet,
+    panel: pl.LazyFrame,
+    proposals: ProposalStore,
+    seed: int,
+    answers: pl.DataFrame,
+    calibrated: PairCalibration | None,
+) -> pl.DataFrame:
+    """As `try_pairs`, for every strategy. Pairs of reviewers are those of their answers on validation cases.
+
+    `calibrated`: calibration of the judge's part of the pair set. Pairs of reviewers are in no `top`, because their
+    margin is a number of answers.
+    """
+    held_out = None if calibrated is None else calibrated.held_out
+    part = judged(pairs)
+    if not isinstance(pairs.strategy, Reviewed):
+        assert part is not None
+        return try_pairs(part, panel, proposals, seed, held_out)
+    alone = with_filters(pairs, otherwise=None)
+    found = mine_reviewed(panel, proposals, alone, "validation", seed, answers, Curves())[0]
+    table = with_truth(found, panel).with_columns(top=pl.lit(False))
+    if part is None:
+        return table
+    rest = panel.filter(~pl.col("case_id").is_in(table["case_id"].unique().implode()))
+    return pl.concat([table, try_pairs(part, rest, proposals, seed, held_out)])
 
 
 def audit_pairs(table: pl.DataFrame, voxels: pl.DataFrame, draws: int, seed: int) -> dict[str, object]:
@@ -157,12 +186,13 @@ def calibrate_pairs(
 
     `min_margin`, `min_p_correct` and `keep_fraction` are switched off.
     """
-    unfiltered = _with(pairs, min_margin=0.0, min_p_correct=None, keep_fraction=1.0)
+    unfiltered = with_filters(pairs, min_margin=0.0, min_p_correct=None, keep_fraction=1.0)
     table = with_truth(mine(panel, proposals, unfiltered, "validation", seed)[0], panel)
     tried = ValidationPairs(*(table[column].to_numpy() for column in ("margin", "right", "case", "group")))
-    return calibrate(tried, knobs, seed)
+    made = calibrate(tried, knobs, seed)
+    return made._replace(summary={**made.summary, "source": None if made.curve is None else "labels"})
 
 
-def _with(pairs: PairSet, **filters: float | None) -> PairSet:
-    """The pair set with other values of these filters of its strategy."""
+def with_filters(pairs: PairSet, **filters: float | None) -> PairSet:
+    """The pair set with other values of these knobs of its strategy."""
     return pairs.model_copy(update={"strategy": pairs.strategy.model_copy(update=filters)})

@@ -200,8 +200,17 @@ def constant_picks(validation: pl.DataFrame, judge_of: Mapping[str, str]) -> lis
     return found
 
 
-def nothing_known() -> list[AuditWarning]:
-    """The only warning of an audit without a labelled validation case that has proposals."""
+def nothing_known(answered: bool = False) -> list[AuditWarning]:
+    """The only warning of an audit without a labelled validation case that has proposals.
+
+    `answered`: whether there are answers of reviewers.
+    """
+    if answered:
+        text = (
+            "no validation case with a label has proposals: the noise of judges and pair sets is known from the "
+            "answers of reviewers alone (audit/answers.parquet), lift and headroom are not known"
+        )
+        return [_warned(None, text)]
     text = (
         "nothing is known about the judges and the pair sets: no validation case with a label has proposals; "
         "label some cases and add 'validation' to propose.splits"

@@ -16,7 +16,7 @@ import polars as pl
 from pipeline.cases.boxes import Crops, crops_of
 from pipeline.cases.case_table import described
 from pipeline.cases.duplicates import duplicates, duplicates_text, pixel_hash, with_duplicates_grouped
-from pipeline.cases.files.nifti import ENDINGS
+from pipeline.cases.files.image_file import is_volume
 from pipeline.cases.grid import to_working
 from pipeline.cases.nnunet_split import with_given_split
 from pipeline.cases.preprocess import Preprocess, one_orientation
@@ -292,9 +292,12 @@ def _longest(shapes: Any) -> tuple[int, ...]:
 
 
 def _family(plan: Sequence[_Planned]) -> str | None:
-    """Family of the image files: `nifti` or `pictures`, which order axes differently. None for cases without files."""
+    """Family of the image files: `nifti` (with NRRD and MetaImage) or `pictures`, which order axes differently.
+
+    None for cases without files.
+    """
     image = plan[0].source.image
-    return None if not image else "nifti" if image.lower().endswith(ENDINGS) else "pictures"
+    return None if not image else "nifti" if is_volume(image) else "pictures"
 
 
 def _names(reader: Reader) -> tuple[list[str], list[str]]:

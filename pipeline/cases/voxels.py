@@ -84,9 +84,7 @@ def nifti_affine(nifti: Any, axes: int = 3) -> tuple[float, ...] | None:
     if not (sform > 0 or qform > 0):
         return None
     affine = nifti.affine
-    columns = affine[:3, :axes]
-    volume = np.sqrt(max(0.0, np.linalg.det(columns.T @ columns))) if np.isfinite(affine).all() else 0.0
-    if not volume > _LEAST_VOLUME * np.prod(np.linalg.norm(columns, axis=0)):
+    if not np.isfinite(affine).all() or not spans(affine[:3, :axes]):
         form = "sform" if sform > 0 else "qform"
         qform_too = f" and a qform_code of {qform}; set sform_code to 0 to use the qform" if sform > 0 < qform else ""
         raise ValueError(
@@ -94,6 +92,12 @@ def nifti_affine(nifti: Any, axes: int = 3) -> tuple[float, ...] | None:
             f"{form}_code {sform or qform}{qform_too or '; correct the header'}"
         )
     return tuple(float(value) for value in affine.ravel())
+
+
+def spans(columns: np.ndarray) -> bool:
+    """Whether the columns `[space, axis]` of an affine are as many directions as there are axes."""
+    volume = np.sqrt(max(0.0, np.linalg.det(columns.T @ columns)))
+    return bool(volume > _LEAST_VOLUME * np.prod(np.linalg.norm(columns, axis=0)))
 
 
 def nifti_voxels(file: Path) -> np.ndarray:

@@ -15,6 +15,7 @@ import polars as pl
 from pipeline import __version__
 from pipeline.errors import BadInput
 from pipeline.judges.consensus import reads_truth
+from pipeline.judges.kinds.expert import EXPERT_FILE
 from pipeline.promotion.record import PromotionRecord
 from pipeline.segmenter.imported.nnunet_origin import without_origin
 from pipeline.segmenter.knobs import MODELS
@@ -47,6 +48,7 @@ class FinishedRun:
     evaluation: Path = Path("evaluation")
     base: Path = Path("models/base")
     history: Path = Path("history")
+    judge_models: Path = Path("models/judges")
 
 
 def card_facts(name: str, found: ReadyModel, run: FinishedRun, licence: str | None = None) -> dict[str, Any]:
@@ -81,6 +83,7 @@ def card_facts(name: str, found: ReadyModel, run: FinishedRun, licence: str | No
         "all_seen_known": Seen.of(folder).complete,
         "judge": judge,
         "pairs": pairs,
+        "review": None if record is None else reviewed_by(record.pairs, run),
         "metrics": _test_results(run.evaluation / f"{name}.json"),
         "promotion": _promotion(folder),
         "audit": audited(judge, None if record is None else record.pairs, run),
@@ -129,18 +132,44 @@ def _base_facts(folder: Path, run: FinishedRun) -> dict[str, Any]:
 
 
 def judge_and_pairs(name: str, params: Params) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Judge and strategy of a pair set by `params.yaml`; both None for a pair set without a judge or of another run."""
+    """Judge and strategy of a pair set by `params.yaml`; both None for a pair set without pairs or of another run.
+
+    The judge is None if all pairs are of reviewers.
+    """
     knobs = params.pairs.get(name)
-    if knobs is None or knobs.judge == "none":
+    if knobs is None or knobs.strategy.kind == "none":
         return None, None
-    known = {**params.judges, **params.tables, **params.consensus}
+    pairs = {"name": name, "strategy": knobs.strategy.model_dump(mode="json")}
+    if knobs.judge == "none":
+        return None, pairs
+    known = {**params.scored, **params.consensus}
     judge = {
         "name": knobs.judge,
         "kind": known[knobs.judge].kind,
         "knobs": known[knobs.judge].model_dump(mode="json"),
         "reads_truth": reads_truth(knobs.judge, params.judges, params.consensus),
     }
-    return judge, {"name": name, "strategy": knobs.strategy.model_dump(mode="json")}
+    return judge, pairs
+
+
+def reviewed_by(name: str, run: FinishedRun) -> dict[str, Any] | None:
+    """Numbers of answers and reviewers behind a pair set. None without such answers.
+
+    `pairs`: pairs that reviewers ordered, their answers and reviewers. `experts`: answers and reviewers that each
+    expert learned from, if the judge of the pair set is one, or combines some.
+    """
+    knobs = run.params.pairs.get(name)
+    if knobs is None:
+        return None
+    drops = _json(run.pairs / f"{name}.drops.json") or {}
+    entry = run.params.consensus.get(knobs.judge)
+    experts = {}
+    for judge in (knobs.judge,) if entry is None else entry.judges:
+        if judge in run.params.experts:
+            learned = _json(run.judge_models / judge / EXPERT_FILE) or {}
+            experts[judge] = {key: learned.get(key) for key in ("answers", "reviewers")}
+    found = {"pairs": drops.get("reviewed"), "experts": experts}
+    return found if any(found.values()) else None
 
 
 def check_mined(file: Path, name: str, params: Params, advice: str) -> None:

@@ -167,14 +167,40 @@ def _training(facts: dict[str, Any]) -> list[str]:
     ]
     if online := _online(training):
         return [*lines, f"- pairs: made during training from the student's own hypotheses, {online}"]
-    if judge is None or pairs is None:
+    if pairs is None:
         return [*lines, "- preference pairs: none"]
+    mined = f"{pairs['name']}, {knobs_text(pairs['strategy'])}; {training.get('pairs_mined', 'unknown')} pairs"
+    if judge is None:
+        return [
+            *lines,
+            "- judge: none, reviewers ordered all pairs",
+            f"- pairs: {mined}",
+            *reviewed_text(facts["review"]),
+        ]
     truth = "; the judge reads the truth, so the model is a ceiling for research" if judge["reads_truth"] else ""
     return [
         *lines,
         f"- judge: {judge['name']} ({judge['kind']}){truth}",
-        f"- pairs: {pairs['name']}, {knobs_text(pairs['strategy'])}; {training.get('pairs_mined', 'unknown')} pairs",
+        f"- pairs: {mined}",
+        *reviewed_text(facts["review"]),
     ]
+
+
+def reviewed_text(review: dict[str, Any] | None) -> list[str]:
+    """How many answers of how many reviewers the pairs rest on, as a list in Markdown."""
+    if review is None:
+        return []
+    lines = []
+    if pairs := review["pairs"]:
+        lines.append(f"- {pairs['pairs']} pairs rest on {_answers(pairs)}")
+    return [*lines, *(f"- expert {name} learned from {_answers(one)}" for name, one in review["experts"].items())]
+
+
+def _answers(found: dict[str, Any]) -> str:
+    if found["answers"] is None:
+        return "an unknown number of answers"
+    many = found["reviewers"]
+    return f"{found['answers']} answers of {many} reviewer{'' if many == 1 else 's'}"
 
 
 def _base(found: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.cases.files import image_file, nifti, picture, tiff
+from pipeline.cases.files import image_file, picture, tiff
 from pipeline.cases.prepare import case_of, check_voxels
 from pipeline.cases.preprocess import Preprocess, one_orientation
 from pipeline.cases.readers.reader import Source
@@ -82,16 +82,17 @@ class ModelInput(Knobs):
         return case, self.preprocess.image(voxels, case)
 
     def _check_family(self, file: Path, where: str, axes: int) -> None:
-        """Refuse NIfTI for a model of pictures, and pictures for a model of NIfTI: the order of axes differs."""
-        is_nifti = image_file.ending_of(file) in nifti.ENDINGS
-        if self.files is None or is_nifti == (self.files == "nifti"):
+        """Refuse volumes for a model of pictures, and pictures for a model of volumes: the order of axes differs."""
+        ending = image_file.ending_of(file)
+        is_volume = ending in image_file.VOLUMES
+        if self.files is None or is_volume == (self.files == "nifti"):
             return
         if axes == 2:
             pictures = f"2D pictures ({', '.join((*picture.ENDINGS, *tiff.ENDINGS))})"
         else:
             pictures = f"stacks of TIFF ({', '.join(tiff.ENDINGS)})"
-        volumes = f"{axes}D NIfTI files ({', '.join(nifti.ENDINGS)})"
-        takes, found = (pictures, "NIfTI") if is_nifti else (volumes, "a picture")
+        volumes = f"{axes}D NIfTI, NRRD or MetaImage files ({', '.join(image_file.VOLUMES)})"
+        takes, found = (pictures, f"`{ending}`") if is_volume else (volumes, "a picture")
         raise BadInput(
             f"{where}: the model takes {takes} like the images that it was trained on, found {found}, whose axes are "
             "in another order; give such files, or use another model"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import BadInput
 from pipeline.judges.kinds.fixed import RANKING_FILE, Fixed
 from pipeline.knobs import NOTHING
+from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.params import Params, load_params
 from pipeline.project.start import commit
 from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
@@ -164,7 +165,7 @@ def _params(project: Path, folder: Path, params: Params, made: NextRound) -> tup
     content["base"] = {"kind": "checkpoint", "weights": "base", "members": list(made.members)}
     content.setdefault("promotion", {})["first_base"] = FIRST_BASE.as_posix()
     _move_paths(content, project, folder)
-    notes = list(_without_models(content, params, made))
+    notes = [*_without_answers(content, params), *_without_models(content, params, made)]
     # Proposals are named by their sampler first.
     gone = set(params.propose.samplers) - set(content["propose"]["samplers"])
     notes += _numbers_for_folds(content, params, project)
@@ -180,6 +181,13 @@ def _move_paths(content: Any, project: Path, folder: Path) -> None:
         path = Path(block.get(key, NOTHING))
         if path != NOTHING and not path.is_absolute():
             block[key] = Path(os.path.relpath(project / path, folder)).as_posix()
+
+
+def _without_answers(content: Any, params: Params) -> Iterator[str]:
+    """Set the table of answers aside: the masks of the next round are others."""
+    if params.review.verdicts != NOTHING:
+        content["review"]["verdicts"] = NOTHING.as_posix()
+        yield f"review.verdicts: {params.review.verdicts} is about the masks of this round"
 
 
 def _without_models(content: Any, params: Params, made: NextRound) -> Iterator[str]:
@@ -225,12 +233,18 @@ def _without_folds(content: Any, params: Params, made: NextRound, gone: set[str]
         elif judge.learns:
             judges.add(name)
             yield f"judges.{name}: it learns from proposals of models that have not seen a case, and a student has none"
+    for name in params.experts:
+        judges.add(name)
+        yield f"experts.{name}: it learns from answers on masks of this round"
     for name, entry in params.consensus.items():
         if used := sorted(judges & set(entry.judges)):
             judges.add(name)
             yield f"consensus.{name}: it combines {', '.join(used)}"
     pairs = {name for name, one in params.pairs.items() if one.judge in judges}
     yield from (f"pairs.{name}: judge {params.pairs[name].judge} is removed" for name in sorted(pairs))
+    reviewed = {name for name, one in params.pairs.items() if isinstance(one.strategy, Reviewed)} - pairs
+    yield from (f"pairs.{name}: its pairs are of masks of this round" for name in sorted(reviewed))
+    pairs |= reviewed
     students = {}
     for name, student in params.students.items():
         if reason := _student_gone(student, pairs, made, gone):
@@ -238,6 +252,7 @@ def _without_folds(content: Any, params: Params, made: NextRound, gone: set[str]
             yield f"students.{name}: {reason}"
     for block, names in (
         ("judges", judges & set(params.judges)),
+        ("experts", judges & set(params.experts)),
         ("consensus", judges & set(params.consensus)),
         ("pairs", pairs),
         ("students", set(students)),

@@ -7,8 +7,16 @@ from typing import Any
 import polars as pl
 
 from pipeline import __version__
-from pipeline.exports.card import FinishedRun, audited, code_facts, data_facts, judge_and_pairs
-from pipeline.exports.card_text import channels_text, code_text, knobs_text, prepared_text, section, verdicts_text
+from pipeline.exports.card import FinishedRun, audited, code_facts, data_facts, judge_and_pairs, reviewed_by
+from pipeline.exports.card_text import (
+    channels_text,
+    code_text,
+    knobs_text,
+    prepared_text,
+    reviewed_text,
+    section,
+    verdicts_text,
+)
 from pipeline.exports.hub import headed
 from pipeline.exports.pair_files import Pictures, Volumes
 from pipeline.exports.pair_rows import columns_of
@@ -32,13 +40,12 @@ def pair_set_card(
     shards: list[str],
     licence: str,
 ) -> str:
-    """Text of the card of a pair set that is not empty (schema `PAIRS`), whose judge is named in `params.yaml`.
+    """Text of the card of a pair set that is not empty (schema `PAIRS`), which `params.yaml` names.
 
     `shards` are the names of the shards below `data/`.
     """
     cases = CaseStore(run.cases)
     judge, strategy = judge_and_pairs(name, run.params)
-    assert judge is not None
     assert strategy is not None
     content = shards[0].rpartition("-")[2]
     dimensions = "3d" if len(cases.padded) == 3 else "2d"
@@ -52,7 +59,7 @@ def pair_set_card(
     }
     parts = [
         f"# Preference pairs of masks: {name}",
-        "One row is a preference: a judge gave the mask `chosen` of an image a higher score than the mask `rejected`. "
+        f"One row is a preference: {_who(judge, pairs)} the mask `rejected`. "
         "Both masks are proposals, not labels, and both can be wrong. For research only.",
         section("Read", _reading(files)),
         section("Columns", _columns(files)),
@@ -65,6 +72,15 @@ def pair_set_card(
         section("Versions and hashes", _provenance(name, run, proposals)),
     ]
     return headed(head, "\n\n".join(parts) + "\n")
+
+
+def _who(judge: dict[str, Any] | None, pairs: pl.DataFrame) -> str:
+    by_judge = "a judge gave the mask `chosen` of an image a higher score than"
+    reviewers = "reviewers preferred the mask `chosen` of an image to"
+    if judge is None:
+        return reviewers
+    reviewed = (pairs["judge"] == "none").any()
+    return f"{reviewers} the mask `rejected` (`judge` is none), or {by_judge}" if reviewed else by_judge
 
 
 def _reading(files: Pictures | Volumes) -> list[str]:
@@ -114,17 +130,21 @@ def _counts(name: str, run: FinishedRun, cases: CaseStore, pairs: pl.DataFrame) 
     ]
 
 
-def _origin(run: FinishedRun, cases: CaseStore, judge: dict[str, Any], pairs: dict[str, Any]) -> list[str]:
+def _origin(run: FinishedRun, cases: CaseStore, judge: dict[str, Any] | None, pairs: dict[str, Any]) -> list[str]:
     data, split = data_facts(cases, run.params), run.params.pairs[pairs["name"]].split
     folder = f", folder `{data['folder']}`" if data["folder"] else ""
     samplers = ", ".join(f"{name} ({sampler.kind})" for name, sampler in run.params.propose.samplers.items())
-    truth = "; the judge reads the truth, so the pairs are a ceiling for research" if judge["reads_truth"] else ""
+    truth = "; the judge reads the truth, so the pairs are a ceiling for research"
+    ordered = "none, reviewers ordered all pairs"
+    if judge is not None:
+        ordered = f"{judge['name']} ({judge['kind']}){truth if judge['reads_truth'] else ''}"
     return [
         f"- data: {data['kind']}{folder}; {split} cases",
         *(f"- note on the data: {note}" for note in data["notes"]),
         f"- masks: proposals of the base and of the samplers {samplers or 'none'}",
-        f"- judge: {judge['name']} ({judge['kind']}){truth}",
+        f"- judge: {ordered}",
         f"- strategy: {knobs_text(pairs['strategy'])}",
+        *reviewed_text(reviewed_by(pairs["name"], run)),
         f"- seed: {run.params.seed}",
     ]
 
@@ -143,7 +163,7 @@ def _meaning(pairs: pl.DataFrame) -> list[str]:
     ]
 
 
-def _believed(name: str, judge: dict[str, Any], run: FinishedRun) -> list[str]:
+def _believed(name: str, judge: dict[str, Any] | None, run: FinishedRun) -> list[str]:
     audit = audited(judge, name, run)
     if audit is None:
         return ["Not audited: the share of pairs in the wrong order is unknown."]
@@ -164,7 +184,7 @@ def _noise(name: str, run: FinishedRun) -> str:
     return f"{percent(noise.mean)}{ends} of {rows[0]['mined']} pairs of labelled validation cases"
 
 
-def _limits(name: str, judge: dict[str, Any], run: FinishedRun) -> list[str]:
+def _limits(name: str, judge: dict[str, Any] | None, run: FinishedRun) -> list[str]:
     lines = [
         "- for research; no clinical use",
         "- the pairs repeat the errors of their judge; a network that learns them without an anchor can end below the "
@@ -173,9 +193,9 @@ def _limits(name: str, judge: dict[str, Any], run: FinishedRun) -> list[str]:
         "- intensities are prepared: the values of the scanner or camera cannot be recovered",
         "- the set holds no labels: how many of its own pairs are in the wrong order is unknown",
     ]
-    if judge["kind"] == "table":
+    if judge is not None and judge["kind"] == "table":
         lines.append("- the scores came from a table, whose origin the run does not know")
-    if judge["reads_truth"]:
+    if judge is not None and judge["reads_truth"]:
         lines.append("- the judge reads truth that is not available in practice; compare no practical method with it")
     if run.params.pairs[name].split == "labelled":
         lines.append("- the cases are labelled cases, on which networks that proposed the masks may have been trained")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.cases.files.mask_file import in_values, mask_ending, write_mask, write_probability
+from pipeline.cases.files.image_file import mask_ending, probability_ending, write_mask
+from pipeline.cases.files.mask_file import in_values, write_probability
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
 from pipeline.evaluation.prediction import class_probabilities, predicted_mask
@@ -152,7 +153,7 @@ def apply_model(
     probabilities: bool = False,
     trust: bool = False,
 ) -> tuple[int, int]:
-    """Write `CASE.nii.gz`, `CASE.png` or `CASE.tif` per image of a file or folder, and `probability/CASE` on demand.
+    """Write a mask `CASE` per image of a file or folder, in its format, and `probability/CASE` on demand.
 
     A mask that the same model and code made of the same image is kept. Returns the number of all masks and the number
     of kept masks. Raises `BadInput` with the failures of all images after the other images are finished, for a program
@@ -189,9 +190,9 @@ def apply_model(
 
 def _outputs(image: NewImage) -> tuple[str, str]:
     """Files of the mask and the probability of an image, relative to the output folder."""
-    ending = mask_ending(image.files[0])
-    of_probability = ending if ending.startswith(".nii") else ".npz"
-    return f"{image.case_id}{ending}", f"{PROBABILITY_FOLDER}/{image.case_id}{of_probability}"
+    first = image.files[0]
+    probability = f"{PROBABILITY_FOLDER}/{image.case_id}{probability_ending(first)}"
+    return f"{image.case_id}{mask_ending(first)}", probability
 
 
 def _made_of(key: str, image: NewImage) -> str:

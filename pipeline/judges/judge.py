@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.compute import Compute
 from pipeline.errors import BadInput
-from pipeline.knobs import Knobs
+from pipeline.knobs import NOTHING, Knobs
 from pipeline.measures.overlap import first_equal
 from pipeline.store.cases import Case, CaseStore, is_known
 from pipeline.store.proposals import ProposalStore
@@ -95,6 +95,8 @@ class JudgeInputs:
     seed: int
     flips: tuple[int, ...] = ()
     """Spatial axes along which images may be mirrored in training."""
+    verdicts: Path = NOTHING
+    """Table of the answers of reviewers, for kind `expert`."""
 
     def learned_from(self, kind: str) -> list[Case]:
         """Labelled cases that have out-of-fold proposals and a label that is known somewhere.

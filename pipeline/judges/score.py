@@ -13,6 +13,7 @@ from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures, Runtime, Shard, run, shards_of
 from pipeline.judges.error_maps import ErrorMapper, as_steps
 from pipeline.judges.judge import Evidence, Judge, JudgeInputs, Scorer
+from pipeline.knobs import NOTHING
 from pipeline.progress import showing
 from pipeline.store import schema
 from pipeline.store.arrays import cases_per_shard, create_array, open_array, shard_cases
@@ -121,12 +122,14 @@ def judge(
     known = set(expected["case_id"].unique().to_list())
     rows = [case for case in cases.all if case.case_id in known]
     stores = (cases, proposals, out_of_fold)
-    inputs = [*(store.folder / MANIFEST for store in stores), *knobs.inputs()]
+    answers = [] if data.verdicts == NOTHING else [data.verdicts]
+    inputs = [*(store.folder / MANIFEST for store in stores), *knobs.inputs(), *answers]
     with workspace(f"judge_{name}", __name__, (name, knobs, compute, seed, flips), inputs) as work:
         learned = work / "models"
         learned.mkdir(exist_ok=True)
         with showing(runtime.execution.progress, f"judge {name}"):
-            scorer = knobs.ready(JudgeInputs(seen, proposals, out_of_fold, learned, compute, seed, flips))
+            given = JudgeInputs(seen, proposals, out_of_fold, learned, compute, seed, flips, data.verdicts)
+            scorer = knobs.ready(given)
         size = cases_per_shard(len(cases.all), 1)
         if isinstance(scorer, ErrorMapper) and any(scorer.mapped(case) for case in rows):
             shape = (len(cases.all), int(expected["proposal"].to_numpy().max()) + 1, *cases.padded)

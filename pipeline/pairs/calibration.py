@@ -241,7 +241,16 @@ def knots(name: str, judge: str, strategy: str, curve: Curve | None) -> pl.DataF
     )
 
 
-def curve_of(calibration: pl.DataFrame, pairs_name: str) -> Curve | None:
-    """Curve of a pair set from the rows of `CALIBRATION`; None if no row is of this pair set."""
-    rows = calibration.filter(pl.col("pairs") == pairs_name).sort("knot")
+REVIEWED = "reviewed"
+"""Strategy of the pairs of reviewers. The margin of these pairs is a number of answers, so they have a curve of their
+own beside the curve of a judge."""
+
+
+def curve_of(calibration: pl.DataFrame, pairs_name: str, reviewed: bool = False) -> Curve | None:
+    """Curve of a pair set from the rows of `CALIBRATION`; None if no row is of this pair set.
+
+    `reviewed` asks for the curve of the pairs of reviewers, in place of the curve of the judge.
+    """
+    wanted = (pl.col("pairs") == pairs_name) & ((pl.col("strategy") == REVIEWED) == reviewed)
+    rows = calibration.filter(wanted).sort("knot")
     return Curve(rows["margin"].to_numpy(), rows["p_correct"].to_numpy()) if len(rows) else None

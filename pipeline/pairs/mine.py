@@ -11,9 +11,10 @@ import polars as pl
 
 from pipeline.errors import BadInput
 from pipeline.knobs import Knobs, Name
-from pipeline.pairs.calibration import Curve, curve_of
+from pipeline.pairs.calibration import REVIEWED, Curve, curve_of
 from pipeline.pairs.strategies import Mined, Strategy
 from pipeline.pairs.strategies.none import NoPairs
+from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.pairs.strategies.strategy import Scored
 from pipeline.store import schema
 from pipeline.store.manifest import write_json
@@ -34,7 +35,8 @@ class PairSet(Knobs):
     """Preferences of one judge, mined by one strategy."""
 
     judge: Name
-    """Name of a judge, a score table or a consensus entry; `none` for strategy `none`."""
+    """Name of a judge, a score table, an expert or a consensus entry. `none` for strategy `none`, and for strategy
+    `reviewed` without `otherwise`."""
     strategy: Strategy
     """Which two proposals of a case make a pair, and the filters that a pair must pass."""
     split: Literal["pool", "labelled"] = "pool"
@@ -64,6 +66,7 @@ def mine(
     """
     strategy = pairs.strategy
     nothing: dict[str, object] = {"cases": 0, "cases_with_pairs": 0, "pairs": 0, "dropped": {}}
+    assert not isinstance(strategy, Reviewed)
     if isinstance(strategy, NoPairs):
         return pl.DataFrame(schema=schema.PAIRS.columns), nothing
     score = f"score_{pairs.judge}"
@@ -259,7 +262,7 @@ def calibration_of(audit: Path, name: str, pairs: PairSet) -> Curve | None:
     Raises `BadInput` for a curve of another judge or strategy.
     """
     file = audit / "calibration.parquet"
-    table = read_table(file, schema.CALIBRATION).filter(pl.col("pairs") == name)
+    table = read_table(file, schema.CALIBRATION).filter(pl.col("pairs") == name, pl.col("strategy") != REVIEWED)
     expected = (pairs.judge, pairs.strategy.kind)
     for found in table.select("judge", "strategy").unique().rows():
         if found != expected:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.cases.files import image_file, picture, tiff
+from pipeline.cases.files import image_file
 from pipeline.cases.files.checks import case_id_of, json_object
 from pipeline.cases.readers.decathlon import Decathlon
 from pipeline.cases.readers.folders import Folders
@@ -25,7 +25,6 @@ from pipeline.errors import BadInput
 from pipeline.segmenter.strong_views import Modality
 from pipeline.store.tables import ROW, read_foreign_table
 
-_PICTURES = (*picture.ENDINGS, *tiff.ENDINGS)
 _MASKS = re.compile(r"mask|label|seg|annot|ground|truth|gt", re.IGNORECASE)
 """Words in the names of folders of masks."""
 _READ = 100
@@ -66,6 +65,11 @@ class Look:
         return len(self.sources[0].shape)
 
     @property
+    def volumes(self) -> bool:
+        """Whether images are NIfTI, NRRD or MetaImage, whose first axis is left and right."""
+        return image_file.is_volume(self.sources[0].image)
+
+    @property
     def labelled(self) -> list[Source]:
         """Cases with a mask."""
         return [source for source in self.sources if source.label is not None]
@@ -76,7 +80,8 @@ class Look:
         names = " ".join(self.channels).lower()
         if re.search(r"\bct\b", names):
             return "ct"
-        if re.search(r"mr|t1|t2|flair|pd|adc|dwi", names) or (self.dimensions == 3 and self.data["kind"] != "folders"):
+        volumes = self.volumes or self.data["kind"] != "folders"
+        if re.search(r"mr|t1|t2|flair|pd|adc|dwi", names) or (self.dimensions == 3 and volumes):
             return "mri"
         return "photograph" if len(self.channels) == 3 else None
 
@@ -92,9 +97,8 @@ class Look:
             return []
         if self.mirrored is not None:
             return self.mirrored
-        nifti = self.sources[0].image.endswith((".nii", ".nii.gz"))
-        # Left and right: the first axis of NIfTI, the last of pictures. Photographs have no upside either.
-        return [0, 1] if self.modality == "photograph" else [0] if nifti else [self.dimensions - 1]
+        # Left and right: the first axis of volumes, the last of pictures. Photographs have no upside either.
+        return [0, 1] if self.modality == "photograph" else [0] if self.volumes else [self.dimensions - 1]
 
     @property
     def spacing(self) -> list[float] | None:
@@ -156,13 +160,13 @@ def look(path: Path) -> Look:
     if (path / "imagesTr").is_dir():
         raise BadInput(f"{index}: expected the dataset.json of nnU-Net beside imagesTr, found none; add the file")
     below = sorted(folder for folder in path.iterdir() if folder.is_dir())
-    folders = {folder.name: files for folder in below if (files := _pictures(folder))}
+    folders = {folder.name: files for folder in below if (files := _images_of(folder))}
     if sets := [folder.name for folder in below if (folder / "dataset.json").is_file()]:
         raise BadInput(f"{path}: expected one data set, found dataset.json in {sets}; give --data {path / sets[0]}")
     if not folders:
         raise BadInput(
             f"{path}: expected dataset.json (nnU-Net, Decathlon), or a folder of images and a folder of masks, found "
-            + (f"{len(files)} pictures in one folder" if (files := _pictures(path)) else "neither")
+            + (f"{len(files)} images in one folder" if (files := _images_of(path)) else "neither")
             + "; put images into images/ and their masks, under the same names, into masks/"
         )
     return _folders(path, folders)
@@ -189,7 +193,7 @@ def _folders(path: Path, folders: Mapping[str, Mapping[str, Path]]) -> Look:
     images = [name for name in folders if name not in named]
     if len(images) != 1 or len(named) > 1:
         raise BadInput(
-            f"{path}: expected one folder of images and one of masks, found the folders of pictures {list(folders)}; "
+            f"{path}: expected one folder of images and one of masks, found the folders of images {list(folders)}; "
             "give --data a folder with images/ and masks/"
         )
     data: dict[str, Any] = {"kind": "folders", "path": str(path)}
@@ -264,10 +268,10 @@ def _case_table(root: Path, case_ids: set[str], guessed: list[str]) -> dict[str,
     return None
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
-    """Pictures and TIFF files of a folder by stem, without hidden files."""
+def _images_of(folder: Path) -> dict[str, Path]:
+    """Images of a folder by stem, without hidden files."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
-    return {file.stem: file for file in files if file.suffix.lower() in _PICTURES}
+    return {stem: file for file in files if (stem := image_file.stem_of(file)) is not None}
 
 
 def _values(file: Path) -> np.ndarray:
@@ -280,6 +284,8 @@ def _values(file: Path) -> np.ndarray:
 
 
 def _colour(file: Path) -> str:
+    if image_file.is_volume(file):
+        return "grey"
     channels = image_file.image(file, file.stem, image_file.header(file, file.stem).shape)
     if len(channels) != 3:
         return "grey"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pipeline.reference.schema import Schema
 from pipeline.reference.words import blocks, has_names, kinds, reference
 
-_FIRST = ("tables", "pairs")
-"""Blocks that are searched first. `judges` knows score tables too, and `audit` knows strategies, but score tables have
-their section in `tables`, and strategies in `pairs`."""
+_FIRST = ("tables", "experts", "pairs")
+"""Blocks that are searched first. `judges` knows score tables and experts too, and `audit` knows strategies, but these
+have their sections in `tables`, `experts` and `pairs`."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.measures.numbers import decimal, percent
+from pipeline.pairs.calibration import REVIEWED
 from pipeline.report.audit_figures import CalibrationCurve, Distribution, distributions, reliabilities
 from pipeline.report.blocks import Block, Note, Section, Table
 from pipeline.report.run import Run
@@ -41,7 +42,7 @@ def _reliability(run: Run, summaries: Mapping[str, Mapping[str, Any]]) -> list[B
     panels: dict[str, CalibrationCurve] = {}
     missing = []
     for name, summary in summaries.items():
-        curve = knots.filter(pl.col("pairs") == name).sort("knot")
+        curve = knots.filter(pl.col("pairs") == name, pl.col("strategy") != REVIEWED).sort("knot")
         held_out = bins.filter(pl.col("pairs") == name).sort("bin")
         if curve.is_empty():
             missing.append(f"Pair set '{name}' has no curve: {summary['note'] or 'the audit gives no reason'}.")
@@ -54,7 +55,7 @@ def _reliability(run: Run, summaries: Mapping[str, Mapping[str, Any]]) -> list[B
             pairs=held_out["count"].to_numpy(),
             margin=curve["margin"].to_numpy(),
             p_correct=curve["p_correct"].to_numpy(),
-            mined=run.pairs_of(name)["margin"].to_numpy(),
+            mined=run.pairs_of(name).filter(pl.col("strategy") != REVIEWED)["margin"].to_numpy(),
         )
     found: list[Block] = [Note(missing)] if missing else []
     if panels:

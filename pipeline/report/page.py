@@ -19,6 +19,7 @@ from pipeline.report.headline import Headline
 from pipeline.report.judges import judges
 from pipeline.report.pair_sets import pair_sets
 from pipeline.report.promotion import promotion
+from pipeline.report.review import review
 from pipeline.report.run import Run, RunWarning, kinds_of
 from pipeline.report.thresholds import thresholds
 from pipeline.report.top_picks import picks
@@ -31,6 +32,7 @@ SECTIONS = (
     thresholds,
     judges,
     pair_sets,
+    review,
     calibration,
     picks,
     examples,

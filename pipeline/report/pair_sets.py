@@ -19,6 +19,8 @@ REASONS = {
     "p_correct": "order too likely wrong",
     "fraction": "not among the widest margins",
     "disagreement": "disagreement too small",
+    "not_reviewed": "no answer of a reviewer",
+    "undecided": "reviewers prefer no mask",
 }
 ACROSS = ("noise_rate", "weighted_noise", "voxel_noise", "active_share", "lift", "lift_top_quarter", "lift_rest")
 """Measures of the table that compares judges and standard strategies."""

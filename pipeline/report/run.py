@@ -158,7 +158,7 @@ class Run:
 
     def kind_of(self, judge: str) -> str:
         """Kind of a judge, a score table or a consensus entry."""
-        known = {**self.params.judges, **self.params.tables, **self.params.consensus}
+        known = {**self.params.scored, **self.params.consensus}
         return known[judge].kind
 
     def reads_truth(self, judge: str) -> bool:

@@ -31,7 +31,7 @@ INPUT_KEYS = ("class_names", "channel_names", "preprocess", "orientation", "conv
 - `orientation`: orientation of volumes on the working grid, such as `RAS`; `unknown` if the files have no orientation;
   null for 2D images.
 - `convert`: `grey` or `rgb` if the reader converts images, else null.
-- `files`: `nifti` or `pictures`; null for phantoms.
+- `files`: `nifti` (also for NRRD and MetaImage) or `pictures`; null for phantoms.
 - `mask_values`: value of each class in the user's mask files; null if they hold class indices.
 """
 

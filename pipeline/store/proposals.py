@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.errors import BadInput
+from pipeline.knobs import NOTHING
 from pipeline.store import schema
 from pipeline.store.arrays import open_array, read_array
 from pipeline.store.cases import Case, CaseStore, Where
@@ -143,7 +144,9 @@ class ProposalStore:
 
 @dataclass(frozen=True)
 class Data:
-    """The preference data set: cases and their proposals."""
+    """The preference data set: cases, their proposals, and the answers of reviewers."""
 
     cases: CaseStore
     proposals: ProposalStore
+    verdicts: Path = NOTHING
+    """Table of the answers of reviewers on the proposals."""

@@ -140,8 +140,8 @@ PAIRS = TableSchema(
         "disagreement": _COUNT,  # |D| in voxels of the working grid
         "chosen_sampler": _TEXT,
         "rejected_sampler": _TEXT,
-        "judge": _TEXT,
-        "strategy": _TEXT,
+        "judge": _TEXT,  # `none` for a pair of reviewers, whose scores are numbers of answers
+        "strategy": _TEXT,  # `reviewed` for a pair of reviewers
     },
     frozenset({"p_correct"}),
 )
@@ -269,7 +269,7 @@ CALIBRATION = TableSchema(
         "knot": _INT,
         "judge": _TEXT,
         "strategy": _TEXT,
-        "margin": _REAL,  # increasing; the curve is linear between knots and constant beyond them
+        "margin": _REAL,  # increasing, per strategy; the curve is linear between knots and constant beyond them
         "p_correct": _REAL,
     },
 )
@@ -316,6 +316,32 @@ VERDICTS = TableSchema(
     frozenset({"population"}),
 )
 
+AUDIT_ANSWERS = TableSchema(
+    "audit_answers",
+    "a judge or a pair set against the answers of reviewers",
+    ("kind", "name"),
+    {
+        "kind": pl.Enum(("judge", "pairs")),
+        "name": _TEXT,
+        "drawn_for": _TEXT,  # target of the draw whose answers are used; null without an answer that counts
+        "answers": _COUNT,  # answers that count
+        "groups": _COUNT,  # patients with such an answer
+        "equal": _COUNT,  # answers `equal` among these; they count one half
+        "unusable": _COUNT,  # answers `unusable` of the draw, which do not count
+        "repeats": _COUNT,  # pairs shown twice, which the error rate of the reviewers comes from
+        **{
+            f"{measure}{end}": _REAL
+            for measure in ("noise", "observed", "reviewer_error", "on_labels")
+            for end in _ENDS
+        },
+        "verdict": _TEXT,  # in plain language
+    },
+    frozenset(
+        {f"{measure}{end}" for measure in ("noise", "observed", "reviewer_error", "on_labels") for end in _ENDS}
+        | {"drawn_for"}
+    ),
+)
+
 TABLES = (
     CASES,
     PROPOSALS,
@@ -331,6 +357,7 @@ TABLES = (
     CALIBRATION,
     RELIABILITY,
     VERDICTS,
+    AUDIT_ANSWERS,
 )
 """Every table of the contract. A test checks the documented tables against this list."""
 

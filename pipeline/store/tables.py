@@ -58,8 +58,8 @@ _FULL = 1 << 20
 """Free bytes below which a disk is full."""
 
 
-def scan_table(path: Path, table: TableSchema) -> pl.LazyFrame:
-    """Lazy table of the contract.
+def scan_table(path: Path, table: TableSchema, to_do: str = "run `dvc repro`") -> pl.LazyFrame:
+    """Lazy table of the contract. Errors say `to_do`, which makes the table anew.
 
     Raises `BadInput` for a missing or unreadable file, and for another schema name, version or column type.
     """
@@ -69,19 +69,19 @@ def scan_table(path: Path, table: TableSchema) -> pl.LazyFrame:
         found = pl.read_parquet_metadata(path)
         columns = pl.read_parquet_schema(path)
     except pl.exceptions.PolarsError as error:
-        raise BadInput(f"{path}: not a readable Parquet file ({error}); remove it and run `dvc repro`") from error
+        raise BadInput(f"{path}: not a readable Parquet file ({error}); remove it and {to_do}") from error
     for key, expected in (("schema", table.name), ("version", str(schema.VERSION))):
         if found.get(key) != expected:
-            raise BadInput(f"{path}: expected {key} '{expected}', found '{found.get(key)}'; run `dvc repro`")
+            raise BadInput(f"{path}: expected {key} '{expected}', found '{found.get(key)}'; {to_do}")
     for name, dtype in table.columns.items():
         if columns.get(name) != dtype:
             raise BadInput(f"{path}: expected column '{name}' of type {dtype}, found {columns.get(name)}")
     return pl.scan_parquet(path)
 
 
-def read_table(path: Path, table: TableSchema) -> pl.DataFrame:
+def read_table(path: Path, table: TableSchema, to_do: str = "run `dvc repro`") -> pl.DataFrame:
     """Table of the contract, sorted by key. Raises `BadInput` as `scan_table` does."""
-    return scan_table(path, table).select(list(table.columns)).collect()
+    return scan_table(path, table, to_do).select(list(table.columns)).collect()
 
 
 ROW = "row of the file"

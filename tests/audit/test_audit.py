@@ -127,7 +127,7 @@ def test_without_labelled_validation_cases_nothing_is_known(tmp_path):
     (warning,) = summary.pop("warnings")
     room = {"headroom": None, "headroom_low": None, "headroom_high": None}
     room["verdict"] = "headroom unknown: no validation case with a label has proposals"
-    assert summary == {"validation_cases": 0, "groups": 0, "calibration": {}, "headroom": room}
+    assert summary == {"validation_cases": 0, "groups": 0, "calibration": {}, "headroom": room, "review": None}
     assert warning["pairs"] is None
     assert warning["text"].startswith("nothing is known about the judges and the pair sets: no validation case")
     out = tmp_path / "pairs.parquet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.cases.files.checks import refuse_dicom
 from pipeline.cases.readers.folders import Folders
 from pipeline.cases.readers.reader import Source
 from pipeline.errors import BadInput
-from tests.fixtures.phantoms import disc, write_folders
+from tests.fixtures.phantoms import disc, save_image, write_folders
 
 
 def test_folders_pairs_by_stem_and_leaves_the_rest_to_the_pool(tmp_path: Path) -> None:
@@ -116,11 +117,11 @@ def test_folders_mask_faults(mask: np.ndarray, message: str, tmp_path: Path) -> 
 
 def test_folders_set_faults(tmp_path: Path) -> None:
     reader = Folders(path=tmp_path)
-    with pytest.raises(BadInput, match="images: expected a folder of pictures, found none"):
+    with pytest.raises(BadInput, match="images: expected a folder of images, found none"):
         reader.scan()
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
-    with pytest.raises(BadInput, match=r"images: expected images \(.png, .bmp, .jpg, .jpeg, .tif, .tiff\), found none"):
+    with pytest.raises(BadInput, match=r"images: expected images \(.nii.gz, .*, .tiff, .png, .*\), found none"):
         reader.scan()
     with pytest.raises(BadInput, match="found none"):
         reader.channel_names()
@@ -133,7 +134,7 @@ def test_folders_set_faults(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"expected one file for case 'a', found a.jpg as well"):
         reader.scan()
     (tmp_path / "images/a.jpg").rename(tmp_path / "images/a.gif")
-    with pytest.raises(BadInput, match=r"a.gif: expected only .png, .*; convert or move it"):
+    with pytest.raises(BadInput, match=r"a.gif: expected only .nii.gz, .*; convert or move it"):
         reader.scan()
     (tmp_path / "images/a.gif").rename(tmp_path / "images/a.dcm")
     with pytest.raises(BadInput, match=r"a.dcm: found DICOM, .* dcm2niix"):
@@ -163,7 +164,7 @@ def test_folders_names_unreadable_truncated_and_turned_files(tmp_path: Path) -> 
 
 def test_folders_without_masks_are_all_pool(tmp_path: Path) -> None:
     save(tmp_path, "images/a.png", np.zeros((3, 4), np.uint8))
-    with pytest.raises(BadInput, match="masks: expected a folder of pictures, found none"):
+    with pytest.raises(BadInput, match="masks: expected a folder of images, found none"):
         Folders(path=tmp_path).scan()
     (source,) = Folders(path=tmp_path, masks=None).scan()
     assert source.label is None
@@ -207,4 +208,42 @@ def test_a_link_to_nothing_and_a_folder_are_no_wrong_ending(tmp_path: Path) -> N
     (tmp_path / "images/case_00.png").unlink()
     (tmp_path / "images/case_00.png").mkdir()
     with pytest.raises(BadInput, match=r"images/case_00.png: expected a file, found a folder; move it"):
+        Folders(path=tmp_path).scan()
+
+
+# ---- volumes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("endings", [(".nii.gz", ".nii"), (".nrrd", ".nrrd"), (".mha", ".nii.gz"), (".nii", ".mha")])
+def test_folders_of_volumes_have_the_grid_of_their_files(endings: tuple[str, str], tmp_path: Path) -> None:
+    """A name with dots; spacing and affine from the image, and a mask on another grid is refused."""
+    voxels, label = np.arange(120, dtype=np.float32).reshape(6, 5, 4), disc((6, 5, 4), 2)
+    save_image(tmp_path / f"images/a.b{endings[0]}", voxels)
+    save_image(tmp_path / f"masks/a.b{endings[1]}", label)
+    save_image(tmp_path / f"images/c{endings[0]}", voxels)
+    reader = Folders(path=tmp_path)
+    source, pool = reader.scan()
+    assert (source.case_id, source.shape, source.spacing_mm) == ("a.b", (6, 5, 4), (1.0, 0.5, 2.0))
+    assert source.affine == (1, 0, 0, 0, 0, 0.5, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1)
+    assert (pool.case_id, pool.label) == ("c", None)
+    assert reader.channel_names() == ["grey"]
+    image, mask = reader.read(source)
+    assert np.array_equal(image[0], voxels)
+    assert np.array_equal(mask, label)
+    save_image(tmp_path / f"masks/a.b{endings[1]}", label * 255)
+    assert np.array_equal(reader.model_copy(update={"foreground_above": 127}).read(source)[1], label)
+    moved = (*source.affine[:3], 1.0, *source.affine[4:])
+    with pytest.raises(BadInput, match=r"masks/a.b.*: case 'a.b': expected the image's affine .* of 1; resample"):
+        reader.read(replace(source, affine=moved))
+
+
+def test_folders_of_volumes_and_pictures_are_not_mixed(tmp_path: Path) -> None:
+    """A 2D NIfTI file has the axes x and y, and a picture rows and columns: the mask of one does not fit the other."""
+    save_image(tmp_path / "images/a.nrrd", np.zeros((4, 4), np.uint8))
+    save_image(tmp_path / "masks/a.png", np.zeros((4, 4), np.uint8))
+    with pytest.raises(BadInput, match=r"images/a.nrrd: expected the order of axes of masks/a.png .* two data sets"):
+        Folders(path=tmp_path).scan()
+    (tmp_path / "masks/a.png").unlink()
+    (tmp_path / "images/b.mhd").write_text("ObjectType = Image")
+    with pytest.raises(BadInput, match=r"b.mhd: expected image and header in one file, found a header \(.mhd\) whose"):
         Folders(path=tmp_path).scan()

@@ -132,8 +132,8 @@ def test_colour_masks_and_unknown_endings_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 5, 3), np.uint8), photometric="rgb")
     with pytest.raises(BadInput, match=r"expected one channel of class indices, found 3 \(axes YXS\); save the index"):
         image_file.read_mask(tmp_path / "a.tif", "a", (4, 5), None, 2)
-    with pytest.raises(BadInput, match=r"a.nrrd: expected \.nii\.gz, .*, found '\.nrrd'; convert it"):
-        image_file.header(tmp_path / "a.nrrd", "a")
+    with pytest.raises(BadInput, match=r"a.mgz: expected \.nii\.gz, .*, found '\.mgz'; convert it"):
+        image_file.header(tmp_path / "a.mgz", "a")
     with pytest.raises(BadInput, match=r"a.dcm: found DICOM"):
         image_file.header(tmp_path / "a.dcm", "a")
 

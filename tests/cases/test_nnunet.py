@@ -22,7 +22,7 @@ def change(root: Path, **content: Any) -> NnUNet:
     return NnUNet(path=root)
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".png", ".bmp", ".tif", ".tiff"])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".bmp", ".tif", ".tiff"])
 def test_channels_labels_and_the_pool_in_every_format(ending: str, tmp_path: Path) -> None:
     reader = NnUNet(path=write_nnunet(tmp_path, cases=3, ending=ending, channels=2, unlabelled=1))
     first, _, pool = reader.scan()
@@ -38,8 +38,9 @@ def test_channels_labels_and_the_pool_in_every_format(ending: str, tmp_path: Pat
     assert image[:, label > 0].min() >= 120 > image[:, label == 0].max()
     assert reader.read(pool)[1] is None
     assert (reader.class_names(), reader.channel_names()) == (["background", "ball"], ["MR0", "MR1"])
-    assert (first.spacing_mm == (1.0, 0.5, 2.0)) == ending.startswith(".nii")
-    assert (first.affine is not None) == ending.startswith(".nii")
+    volume = ending in (".nii.gz", ".nii", ".nrrd", ".mha")
+    assert first.spacing_mm == ((1.0, 0.5, 2.0) if volume else None)
+    assert first.affine == ((1, 0, 0, 0, 0, 0.5, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1) if volume else None)
 
 
 def test_a_colour_picture_is_three_channels(tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_a_missing_label_is_the_pool_only_if_the_number_does_not_count_it(tmp_pa
         ({"labels": {"background": 0, "ball": 1, "ignore": "2"}}, "`labels` expected numbers without quotes, found"),
         ({"labels": {"background": 0, "ball": [1]}}, r"found the regions 'ball'; regions"),
         ({"labels": None}, "`labels` expected names with the values 0, 1, .* found None"),
-        ({"file_ending": ".mha"}, r"`file_ending` expected one of \.nii\.gz, .* found '\.mha'; convert the files"),
+        ({"file_ending": ".mhd"}, r"`file_ending` expected one of \.nii\.gz, .* found '\.mhd'; convert the files"),
         ({"file_ending": ".jpg"}, "found '.jpg'; convert"),
         ({"file_ending": None}, "`file_ending` expected one of .* found None"),
         ({"dataset": {"case_00": {}}}, r"found file lists \(`dataset`\), which are not supported; link the files"),

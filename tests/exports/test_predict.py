@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 
+from pipeline.cases.files import image_file
 from pipeline.cases.prepare import prepare
 from pipeline.cases.preprocess import Preprocess
 from pipeline.cases.readers.decathlon import Decathlon
@@ -29,6 +30,7 @@ from pipeline.exports.bundle_script import ToWorkingGridd, images_of
 from pipeline.exports.predict import DONE, PROBABILITY_FOLDER, apply_model, ready_model
 from pipeline.store.cases import CaseStore
 from stages.predict import main
+from tests.fixtures.phantoms import save_image
 from tests.fixtures.picture_files import GREY, TAGGED, frames, png, write
 from tests.fixtures.trained import model_folder, textured, write_oblique
 
@@ -308,6 +310,31 @@ def test_a_slice_of_nifti_stays_one(tmp_path):
     assert nibabel.load(tmp_path / "out" / PROBABILITY_FOLDER / "a.nii").shape == (8, 10, 1, 3)
 
 
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+@pytest.mark.parametrize("axes", [2, 3])
+def test_a_volume_in_another_format_has_the_same_mask_in_its_own(tmp_path, ending, axes):
+    """Two channels, on a working grid of other voxels, with probabilities."""
+    knobs = Preprocess(orientation="RAS", spacing=(1.0, 1.0, 1.0)) if axes == 3 else Preprocess(resize=(16, 16))
+    model = model_folder(tmp_path / "model", (8,) * axes, knobs, channels=2, files="nifti")
+    for channel in range(2):
+        for name in (".nii.gz", ending):
+            save_image(tmp_path / name / f"a_{channel:04d}{name}", textured((10, 9, 8)[:axes], channel))
+    masks = {}
+    for name in (".nii.gz", ending):
+        out = tmp_path / f"out{name}"
+        assert apply(model, tmp_path / name, out, probabilities=True) == (1, 0)
+        assert apply(model, tmp_path / name, out, probabilities=True) == (1, 1)
+        shape = image_file.header(out / f"a{name}", "a").shape
+        masks[name] = image_file.mask_values(out / f"a{name}", "a", shape, None)
+        assert image_file.header(out / f"a{name}", "a") == image_file.header(tmp_path / name / f"a_0000{name}", "a")
+    stored: Any = nibabel.load(tmp_path / "out.nii.gz" / PROBABILITY_FOLDER / "a.nii.gz")
+    with np.load(tmp_path / f"out{ending}" / PROBABILITY_FOLDER / "a.npz") as content:
+        probability = content["probability"]
+    assert np.array_equal(np.moveaxis(probability, 0, -1), np.asarray(stored.dataobj).reshape(*shape, 3))
+    assert np.array_equal(masks[".nii.gz"], masks[ending])
+    assert len(np.unique(masks[ending])) > 1
+
+
 # ---- refused ----------------------------------------------------------------------------------------------------
 
 
@@ -330,12 +357,12 @@ def test_one_bad_image_names_itself_and_the_others_are_made(tmp_path, write, mes
     for name in "ac":
         nifti(tmp_path / f"images/{name}.nii", 6, 7, 8)
     write(tmp_path / "images/b.nii")
-    (tmp_path / "images/scan.mha").write_text("of a format that is not read")
+    (tmp_path / "images/scan.mgz").write_text("of a format that is not read")
     (tmp_path / "images/series").mkdir()
     model = model_folder(tmp_path / "model", (8, 8, 8))
     with pytest.raises(BadInput, match=message) as caught:
         apply(model, tmp_path / "images", tmp_path / "out")
-    assert "scan.mha: expected .nii.gz" in str(caught.value)
+    assert "scan.mgz: expected .nii.gz" in str(caught.value)
     assert "predict: 1 of 3 images failed; finished images are kept" in str(caught.value)
     assert "series: expected an image, found a folder" in str(caught.value)
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii")) == ["a.nii", "c.nii"]
@@ -437,7 +464,7 @@ def test_pictures_of_the_wrong_kind(tmp_path):
     for given, message in (
         (
             "a.nii",
-            r"case 'a': the model takes 2D pictures \(.png, .*\) like the images that it was trained on, found NIfTI",
+            r"case 'a': the model takes 2D pictures \(.png, .*\) like the images that it was .* found `.nii`",
         ),
         ("images", r"case 'b': expected 1 channels \(channel_0\), found 3 in b.png; give one file with all"),
         ("same", r"case 'c': expected one file, or the channels c_0000 and on without gaps, found c.bmp, c.png"),
@@ -450,8 +477,13 @@ def test_pictures_of_the_wrong_kind(tmp_path):
 @pytest.mark.parametrize(
     ("axes", "channels", "file", "message"),
     [
-        (2, 3, "a.nii", r"takes 2D pictures \(.png, .bmp, .jpg, .jpeg, .tif, .tiff\) like .* found NIfTI"),
-        (3, 1, "a.png", r"takes 3D NIfTI files \(.nii.gz, .nii\) like the images .* found a picture"),
+        (2, 3, "a.nii", r"takes 2D pictures \(.png, .bmp, .jpg, .jpeg, .tif, .tiff\) like .* found `.nii`"),
+        (
+            3,
+            1,
+            "a.png",
+            r"takes 3D NIfTI, NRRD or MetaImage files \(.nii.gz, .nii, .nrrd, .mha\) like .* found a picture",
+        ),
         (
             2,
             2,

@@ -15,7 +15,8 @@ import pytest
 
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence
-from pipeline.judges.kinds.pairwise import WEIGHTS_FILE, LabelledFeatures, Pairs, Pairwise, fitted, scaled
+from pipeline.judges.kinds.pairwise import WEIGHTS_FILE, Pairs, Pairwise
+from pipeline.judges.learning.bradley_terry import MaskFeatures, chosen_ridge, fitted, folds_of_groups, scaled
 from pipeline.judges.learning.features import features
 from pipeline.seeding import numpy_generator
 from pipeline.store import schema
@@ -171,11 +172,11 @@ def test_what_is_measured_of_a_case_left_out():
     Loss by gaps .2, .4, .2 of .8; the top pick is the one with .7, .2 above slot 0.
     """
     pairs = Pairs.of(np.array([[0.0], [2.0], [1.0]]), np.array([0.5, 0.7, 0.9]), "g", "gap")
-    loss, accuracy, lift = pairs.measured(np.ones(1))
+    loss, accuracy, lift = pairs.measured(np.ones(1)).values()
     right, top, wrong = log(1 + exp(-2)), log(1 + exp(-1)), log(1 + exp(1))
     assert loss == pytest.approx(0.25 * right + 0.5 * top + 0.25 * wrong)
     assert (accuracy, lift) == pytest.approx((2 / 3, 0.2))
-    assert pairs.measured(np.zeros(1))[:2] == pytest.approx((log(2), 0.5))
+    assert tuple(pairs.measured(np.zeros(1)).values())[:2] == pytest.approx((log(2), 0.5))
 
 
 def test_features_that_never_differed_count_for_nothing():
@@ -191,8 +192,8 @@ def test_a_score_is_the_mean_log_odds_against_the_siblings(tmp_path):
     """Of distinct masks: the second bar of 6 is no sibling of the first, and has its score."""
     at = edges(tmp_path, [10, 8, 6, 12], [[6, 9, 12, 6], [8, 5, 9, 11], [3, 6, 9, 7], [12, 9, 15, 11]])
     scorer = scorer_of(judge_of(), at)
-    seen = LabelledFeatures.of(Evidence(at.cases, at.proposals, at.cases.all[0]), True)
-    worth = scaled(seen.matrix(scorer.names), scorer.spread) @ scorer.weight
+    seen = MaskFeatures.of(Evidence(at.cases, at.proposals, at.cases.all[0]), True)
+    worth = scaled(seen.matrix(scorer.worth.names), scorer.worth.spread) @ scorer.worth.weight
     odds = {k: [worth[k] - worth[j] for j in range(3) if j != k] for k in range(3)}
     expected = [np.mean(odds[k]) for k in (0, 1, 2, 0)]
     assert scorer.score(Evidence(at.cases, at.proposals, at.cases.all[0])) == pytest.approx(expected)
@@ -236,7 +237,7 @@ def test_what_it_has_learned_can_be_read(tmp_path):
     assert best["log_loss"] < log(2), "better than to know nothing"
     assert {"agreement", "edge", "sampler base base", "sampler s 1"} < learned["features"].keys()
     assert learned["features"]["components"] == {"spread": 0, "weight": 0}, "one each, everywhere"
-    assert [learned["features"][name]["weight"] for name in scorer.names] == scorer.weight.tolist()
+    assert [learned["features"][name]["weight"] for name in scorer.worth.names] == scorer.worth.weight.tolist()
 
 
 def test_the_penalty_is_chosen_over_patients():
@@ -244,7 +245,11 @@ def test_the_penalty_is_chosen_over_patients():
     dice = np.array([0.5, 0.7, 0.9])
     one = Pairs.of(np.array([[0.0], [2.0], [1.0]]), dice, "p", "equal")
     other = Pairs.of(np.array([[0.0], [0.5], [1.0]]), dice, "q", "equal")
-    (ridge, once), (again, twice) = (judge_of()._ridge(pairs, 0) for pairs in ([one, other], [one, one, other]))
+    knobs = judge_of()
+    fold_of = folds_of_groups(["p", "q"], knobs.folds, 0, "pairwise")
+    (ridge, once), (again, twice) = (
+        chosen_ridge(pairs, fold_of, knobs.ridges, Pairs.measured) for pairs in ([one, other], [one, one, other])
+    )
     assert ridge == again
     for row, same in zip(once, twice, strict=True):
         assert same == pytest.approx(row, rel=1e-4)

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from pipeline.pairs.strategies import Mined, Strategy
 from pipeline.pairs.strategies.none import NoPairs
+from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.pairs.strategies.strategy import Candidates, Scored
 
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -49,7 +50,9 @@ def pairs(rows: Rows, kind: str, seed: int = 0, **knobs: Any) -> list[tuple[int,
 
 
 def test_both_unions_list_the_same_strategies():
-    assert {*get_args(Mined), NoPairs} == set(get_args(get_args(Strategy)[0]))
+    assert {*get_args(Mined), NoPairs, Reviewed} == set(get_args(get_args(Strategy)[0]))
+    otherwise, _ = get_args(Reviewed.model_fields["otherwise"].annotation)
+    assert get_args(get_args(otherwise)[0]) == get_args(Mined)
 
 
 # ---- by hand ---------------------------------------------------------------------------------------------------

@@ -34,11 +34,22 @@ def published(root: Path) -> Path:
     return root
 
 
+def volumes(root: Path) -> Path:
+    """Volumes of the class indices 0 to 2, as NRRD with masks as MetaImage."""
+    for number in range(20):
+        label = disc((10, 12, 8), 3.5) + disc((10, 12, 8), 1.5)
+        save_image(root / f"images/case_{number:02d}.nrrd", label * 50 + np.uint8(number))
+        save_image(root / f"labels/case_{number:02d}.mha", label)
+    return root
+
+
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "nnunet": lambda root: write_nnunet(root, cases=20, unlabelled=6),
     "decathlon": lambda root: write_decathlon(root, cases=20),
     "folders": lambda root: write_folders(root, cases=20),
     "published": published,
+    "volumes": volumes,
+    "nnunet of MetaImage": lambda root: write_nnunet(root, cases=20, ending=".mha"),
 }
 
 
@@ -59,6 +70,17 @@ def test_a_project_is_made_of_a_layout_and_its_cases_can_be_prepared(
     assert log.stdout == "Start of the project\n"
     status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
     assert status.stdout == ""
+
+
+def test_a_folder_of_volumes_is_told_from_pictures(tmp_path: Path) -> None:
+    """The grid follows from the headers, and flips are along the first axis."""
+    start(tmp_path / "project", volumes(tmp_path / "set"))
+    params = load_params(tmp_path / "project/params.yaml")
+    assert params.data.model_dump()["masks"] == "labels"
+    assert (params.data.class_names(), params.data.channel_names()) == (["background", "class_1", "class_2"], ["grey"])
+    assert params.preprocess.orientation == "RAS"
+    assert params.training.views.modality == "mri"
+    assert params.augmentation.flips == (0,)
 
 
 def test_what_was_found_is_said(tmp_path: Path) -> None:
@@ -212,8 +234,8 @@ def bad(root: Path, kind: str) -> None:
 
 
 FAULTS = {
-    "one folder": "found 1 pictures in one folder; put images into images/ and their masks, under the same names, into",
-    "three folders": r"expected one folder of images and one of masks, found the folders of pictures \['a', 'b', 'c'\]",
+    "one folder": "found 1 images in one folder; put images into images/ and their masks, under the same names, into",
+    "three folders": r"expected one folder of images and one of masks, found the folders of images \['a', 'b', 'c'\]",
     "greys": r"masks: expected class indices \(0, 1, ...\) or black and white, found the values 0, 90, 255; convert",
     "other names": "expected masks with the names of their images, found 'a.png' and 'a_mask.png'; rename the masks",
     "no index": r"dataset.json: expected the dataset.json of nnU-Net beside imagesTr, found none; add the file",

@@ -72,10 +72,10 @@ def test_blocks_are_in_the_order_of_the_file() -> None:
 
 
 def test_every_kind_has_a_section_and_every_key_a_row() -> None:
-    """Score tables are the one kind with a block of their own. Families may share the name of a kind."""
+    """Score tables and experts have blocks of their own. Families may share the name of a kind."""
     blocks = [block["properties"] for block in params_schema()["$defs"].values()]
     kinds = sorted(block["kind"]["const"] for block in blocks if "kind" in block)
-    assert sorted([*re.findall(r"^### Kind `(\w+)` of", PAGE, re.M), "table"]) == kinds
+    assert sorted([*re.findall(r"^### Kind `(\w+)` of", PAGE, re.M), "expert", "table"]) == kinds
     rows = re.findall(r"^\| `(\w+)` \|", PAGE, re.M)
     assert not {key for block in blocks for key in block} - {*rows, "kind"}
 

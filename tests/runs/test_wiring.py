@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from pipeline.cases.readers import Reader
 from pipeline.judges.kinds import Judge
 from pipeline.knobs import Knobs
+from pipeline.pairs.review_knobs import Review
 from pipeline.pairs.strategies import Strategy
 from pipeline.params import Params, load_params
 from pipeline.proposals.samplers import Sampler
@@ -76,14 +77,15 @@ def test_every_stage_depends_on_its_own_provenance(name: str) -> None:
 
 
 def test_every_block_but_execution_may_choose_code() -> None:
-    """`provenance` depends on every block of params.yaml; `seed` and `model` choose no kind."""
-    assert set(STAGES["provenance"]["params"]) == set(Params.model_fields) - {"execution", "seed", "model"}
+    """`provenance` depends on every block of params.yaml; `seed`, `model` and `review` choose no kind."""
+    assert set(STAGES["provenance"]["params"]) == set(Params.model_fields) - {"execution", "seed", "model", "review"}
 
 
 def test_what_provenance_leaves_out_has_no_default_that_changes_a_result() -> None:
     """params.py only reads: its defaults are empty, or say that nothing is read. Speed is no result."""
     defaults = {name: field.default for name, field in Params.model_fields.items() if not field.is_required()}
-    assert defaults == {"model": Path("raw/none"), "tables": {}, "consensus": {}}
+    empty = {"tables": {}, "experts": {}, "consensus": {}}
+    assert defaults == {"model": Path("raw/none"), "review": Review(), **empty}
     assert not any("execution" in body(name)["params"] for name in STAGES)
 
 
@@ -146,6 +148,35 @@ def test_plots_are_of_outputs_and_have_their_template() -> None:
         assert [out for out in outs if out == Path(file) or out in Path(file).parents], file
         template = json.loads((ROOT / f".dvc/plots/{drawn['template']}.json").read_text())
         assert template["encoding"]["color"]["field"] == "model"
+
+
+def test_new_answers_rerun_the_expert_and_what_uses_the_answers_and_nothing_else() -> None:
+    """Stages downstream of `review.verdicts`, by the files that they read and write, for every name of a `foreach`."""
+    reads = {name: body(name)["deps"] for name in STAGES}
+    stale, changed = {"${review.verdicts}"}, set()
+    while more := [name for name in STAGES if name not in changed and _reads(reads[name], stale)]:
+        changed |= set(more)
+        stale |= {out if isinstance(out, str) else next(iter(out)) for name in more for out in body(name)["outs"]}
+    assert changed == {
+        *("expert", "panel", "audit", "mine"),
+        # DVC compares bytes: a student reruns if its own pairs have changed.
+        *("train", "evaluate", "validate", "promote", "report"),
+    }
+    direct = {name for name in STAGES if "${review.verdicts}" in reads[name]}
+    assert direct == {"expert", "audit", "mine"}
+    # The pairs of one set are one file, so only the students of this set depend on the file.
+    assert "data/pairs/${item.pairs}.parquet" in reads["train"]
+    assert "data/pairs" not in reads["train"]
+
+
+def _reads(deps: list[str], stale: set[str]) -> bool:
+    """Whether one of the files or folders was written anew, or holds or lies in one that was."""
+
+    def fixed(path: str) -> str:
+        return re.sub(r"\$\{(key|item\.pairs)\}", "NAME", path)
+
+    paths = [(Path(fixed(dep)), Path(fixed(out))) for dep in deps for out in stale]
+    return any(dep == out or out in dep.parents or dep in out.parents for dep, out in paths)
 
 
 def test_no_output_lies_inside_another() -> None:

@@ -1,1 +1,1 @@
-"""Reading, checking and writing of image and mask files: NIfTI, pictures and TIFF."""
+"""Reading, checking and writing of image and mask files: NIfTI, NRRD, MetaImage, pictures and TIFF."""

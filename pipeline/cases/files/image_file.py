@@ -1,6 +1,7 @@
 """Images and masks of all supported formats.
 
-The ending of the file name decides between NIfTI, TIFF and pictures. What a picture is follows from its content.
+The ending of the file name decides between NIfTI, NRRD, MetaImage, TIFF and pictures. What a picture is follows from
+its content.
 """
 
 from __future__ import annotations
@@ -9,29 +10,49 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cases.files import nifti, picture, tiff
+from pipeline.cases.files import attached, mask_file, nifti, picture, tiff
 from pipeline.cases.files.checks import brighter, class_indices, refuse_dicom, refuse_other_shape
 from pipeline.cases.files.header import Header
 from pipeline.errors import BadInput
 from pipeline.store.schema import UNKNOWN
 
-ENDINGS = (*nifti.ENDINGS, *tiff.ENDINGS, *picture.ENDINGS)
+VOLUMES = (*nifti.ENDINGS, *attached.ENDINGS)
+"""Endings of formats with the axes x, y and z. All other formats have the axes (slice,) row and column."""
+ENDINGS = (*VOLUMES, *tiff.ENDINGS, *picture.ENDINGS)
 
 
 def ending_of(file: Path) -> str:
     """Ending of a file name, one of `ENDINGS`. Raises `BadInput` for DICOM and all other endings."""
-    found = next((ending for ending in ENDINGS if file.name.lower().endswith(ending)), None)
+    found = _ending(file)
     if found is None:
         refuse_dicom(file)
+        attached.refuse_detached(file)
         raise BadInput(f"{file}: expected {', '.join(ENDINGS)}, found '{file.suffix}'; convert it, e.g. to .nii.gz")
     return found
 
 
+def stem_of(file: Path) -> str | None:
+    """Name of a file without its ending. None for an ending that is not one of `ENDINGS`."""
+    ending = _ending(file)
+    return None if ending is None else file.name[: -len(ending)]
+
+
+def is_volume(file: str | Path) -> bool:
+    """Whether the ending of a file is one of `VOLUMES`."""
+    return str(file).lower().endswith(VOLUMES)
+
+
+def _ending(file: Path) -> str | None:
+    return next((ending for ending in ENDINGS if file.name.lower().endswith(ending)), None)
+
+
 def header(file: Path, case_id: str) -> Header:
-    """Channels and grid of an image file. A NIfTI file has one channel here."""
+    """Channels and grid of an image file. A file of `VOLUMES` has one channel here."""
     ending = ending_of(file)
     if ending in nifti.ENDINGS:
         return nifti.header(file, case_id)
+    if ending in attached.ENDINGS:
+        return attached.header(file, case_id)
     return tiff.header(file, case_id) if ending in tiff.ENDINGS else picture.header(file, case_id)
 
 
@@ -40,6 +61,8 @@ def image(file: Path, case_id: str, shape: tuple[int, ...]) -> np.ndarray:
     ending = ending_of(file)
     if ending in nifti.ENDINGS:
         return nifti.image(file, case_id, shape)
+    if ending in attached.ENDINGS:
+        return attached.image(file, case_id, shape)
     return tiff.image(file, case_id) if ending in tiff.ENDINGS else picture.image(file, case_id)
 
 
@@ -53,8 +76,8 @@ def read_mask(
 ) -> np.ndarray:
     """Label u8 `[*space]` on the grid of the image with this shape and affine. 255 where the file holds `ignore`.
 
-    Raises `BadInput` for another shape, for another affine if `affine` is not None and the file is NIfTI, and for
-    values that are not a class.
+    Raises `BadInput` for another shape, for another affine if `affine` is not None and the file is of `VOLUMES`,
+    and for values that are not a class.
     """
     return class_indices(mask_values(file, case_id, shape, affine), classes, file, case_id, ignore)
 
@@ -69,6 +92,8 @@ def mask_values(
     ending = ending_of(file)
     if ending in nifti.ENDINGS:
         values = nifti.mask(file, case_id, shape, affine)
+    elif ending in attached.ENDINGS:
+        values = attached.mask(file, case_id, shape, affine)
     else:
         kind = tiff if ending in tiff.ENDINGS else picture
         values = kind.brightness(file, case_id) if bright else kind.mask(file, case_id)
@@ -84,3 +109,21 @@ def bright_mask(
     Raises `BadInput` for another grid, for transparency, and for a mask of class indices.
     """
     return brighter(mask_values(file, case_id, shape, affine, bright=True), above, file, case_id)
+
+
+def mask_ending(image: Path) -> str:
+    """Ending of the mask file of an image: that of NIfTI, NRRD or MetaImage, `.tif` for TIFF, else `.png`."""
+    ending = ending_of(image)
+    return ending if ending in attached.ENDINGS else mask_file.mask_ending(image)
+
+
+def write_mask(mask: np.ndarray, image: Path, path: Path) -> None:
+    """Write a label map u8 `[*space]` to `path`, whose ending is `mask_ending(image)`, on the grid of the image."""
+    write = attached.write_mask if ending_of(image) in attached.ENDINGS else mask_file.write_mask
+    write(mask, image, path)
+
+
+def probability_ending(image: Path) -> str:
+    """Ending of the file with class probabilities of an image: that of NIfTI for NIfTI, else `.npz`."""
+    ending = ending_of(image)
+    return ending if ending in nifti.ENDINGS else ".npz"

@@ -42,33 +42,33 @@ def write_mask(mask: np.ndarray, image: Path, path: Path) -> None:
     if ending == ".png":
         from PIL import Image
 
-        _into_place(path, ".png", lambda partial: Image.fromarray(mask).save(partial))
+        into_place(path, ".png", lambda partial: Image.fromarray(mask).save(partial))
     elif ending == ".tif":
         from tifffile import imwrite
 
         axes = {"axes": "ZYX"[-mask.ndim :]}
-        _into_place(
+        into_place(
             path,
             ending,
             lambda partial: imwrite(partial, mask, photometric="minisblack", compression="zlib", metadata=axes),
         )
     else:
-        _into_place(path, ending, lambda partial: _save(mask, image, partial))
+        into_place(path, ending, lambda partial: _save(mask, image, partial))
 
 
 def write_probability(probability: np.ndarray, image: Path, path: Path) -> None:
     """Write class probabilities f32 `[class, *space]` to `path`.
 
     For a NIfTI image the file is NIfTI with the axes x, y, z, class. For any other image the file is `.npz` with the
-    array `probability` and the axes class, (slice,) row, column. The file is renamed into place when complete.
+    array `probability` and the axes class, then those of the image. The file is renamed into place when complete.
     """
     ending = mask_ending(image)
-    if ending in (".png", ".tif"):
-        _into_place(path, ".npz", lambda partial: np.savez_compressed(partial, probability=probability))
+    if not ending.startswith(".nii"):
+        into_place(path, ".npz", lambda partial: np.savez_compressed(partial, probability=probability))
         return
     space = (*probability.shape[1:], 1)[:3]
     values = np.moveaxis(probability, 0, -1).reshape(*space, len(probability))
-    _into_place(path, ending, lambda partial: _save(values, image, partial))
+    into_place(path, ending, lambda partial: _save(values, image, partial))
 
 
 def _save(values: np.ndarray, image: Path, path: Path) -> None:
@@ -88,7 +88,8 @@ def _save(values: np.ndarray, image: Path, path: Path) -> None:
     nibabel.save(kind(values, None, header), path)
 
 
-def _into_place(path: Path, ending: str, write: Callable[[Path], object]) -> None:
+def into_place(path: Path, ending: str, write: Callable[[Path], object]) -> None:
+    """Make the file `path` by `write`, which writes a file in work. The file appears when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name.removesuffix(ending)}{ending}")
     write(partial)

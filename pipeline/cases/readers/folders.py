@@ -1,14 +1,15 @@
-"""Reader of pictures and TIFF stacks: a folder of images and a folder of masks, paired by file name."""
+"""Reader of pictures, TIFF stacks and volumes: a folder of images and a folder of masks, paired by file name."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.cases.files import image_file, picture, tiff
+from pipeline.cases.files import attached, image_file
 from pipeline.cases.files.checks import inside, refuse_dicom, refuse_no_file
 from pipeline.cases.readers.reader import CaseTable, Source
 from pipeline.cases.voxels import converted
@@ -16,17 +17,17 @@ from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures
 from pipeline.knobs import Knobs
 
-_ENDINGS = (*picture.ENDINGS, *tiff.ENDINGS)
 _KINDS = {1: "grey", 3: "rgb"}
 _CHANNELS = {"grey": ["grey"], "rgb": ["red", "green", "blue"]}
 
 
 class Folders(Knobs):
-    """Pictures or TIFF stacks: a folder of images, and a folder of masks with the same names.
+    """Pictures, TIFF stacks or volumes: a folder of images, and a folder of masks with the same names.
 
-    Images are PNG, JPEG, BMP or TIFF. The endings of image and mask may differ. Masks hold the class index of each
-    pixel, or are black and white (`foreground_above`). A TIFF file may hold a stack of slices and any number of
-    channels. Images without a mask belong to the pool. Spacing is unknown.
+    Images are PNG, JPEG, BMP or TIFF, or all are NIfTI, NRRD or MetaImage, and so are the masks. The endings of image
+    and mask may differ. Masks hold the class index of each pixel, or are black and white (`foreground_above`). A TIFF
+    file may hold a stack of slices and any number of channels. Images without a mask belong to the pool. The spacing
+    of pictures and TIFF is unknown.
     """
 
     kind: Literal["folders"] = "folders"
@@ -72,6 +73,7 @@ class Folders(Knobs):
                 f"{self.path / masks[alone[0]]}: expected an image '{alone[0]}' in {self.path / self.images}, found "
                 f"none ({len(alone)} masks without image); add the image, or remove the mask"
             )
+        self._refuse_mixture([*images.values(), *masks.values()])
         first = self._first_channels()
         failures = CaseFailures()
         sources = []
@@ -84,7 +86,7 @@ class Folders(Knobs):
                         f"{self.path / file}: case '{stem}': expected a {expected} image like the first, "
                         f"{next(iter(images.values()))}, found {found}; set `channels: grey` or `rgb` to convert all"
                     )
-                sources.append(Source(stem, header.shape, file, masks.get(stem)))
+                sources.append(Source(stem, header.shape, file, masks.get(stem), header.spacing_mm, header.affine))
         failures.raise_any()
         return sources
 
@@ -97,15 +99,17 @@ class Folders(Knobs):
         return image, None if source.label is None else self._mask(self.path / source.label, source)
 
     def _mask(self, file: Path, source: Source) -> np.ndarray:
+        grid = (source.shape, source.affine)
         if self.foreground_above is None:
-            return image_file.read_mask(file, source.case_id, source.shape, None, len(self.classes))
-        return image_file.bright_mask(file, source.case_id, source.shape, None, self.foreground_above)
+            return image_file.read_mask(file, source.case_id, *grid, len(self.classes))
+        return image_file.bright_mask(file, source.case_id, *grid, self.foreground_above)
 
     def _images(self) -> dict[str, str]:
         images = self._stems(self.images)
         if not images:
             raise BadInput(
-                f"{self.path / self.images}: expected images ({', '.join(_ENDINGS)}), found none; check `path`"
+                f"{self.path / self.images}: expected images ({', '.join(image_file.ENDINGS)}), found none; check "
+                "`path`"
             )
         return images
 
@@ -113,22 +117,34 @@ class Folders(Knobs):
         """Path of each file in a folder, relative to the data root, by stem. Sorted by file name."""
         path = inside(self.path, folder, "data")
         if not path.is_dir():
-            raise BadInput(f"{path}: expected a folder of pictures, found none; check `path`, `images` and `masks`")
+            raise BadInput(f"{path}: expected a folder of images, found none; check `path`, `images` and `masks`")
         found: dict[str, str] = {}
         for file in sorted(path.iterdir()):
             if file.name.startswith("."):  # macOS and editors store hidden files beside the data
                 continue
             refuse_no_file(file)
-            if file.suffix.lower() not in _ENDINGS:
+            stem = image_file.stem_of(file)
+            if stem is None:
                 refuse_dicom(file)
-                raise BadInput(f"{file}: expected only {', '.join(_ENDINGS)} in {path}; convert or move it")
-            if file.stem in found:
+                attached.refuse_detached(file)
+                raise BadInput(f"{file}: expected only {', '.join(image_file.ENDINGS)} in {path}; convert or move it")
+            if stem in found:
                 raise BadInput(
-                    f"{file}: expected one file for case '{file.stem}', found {Path(found[file.stem]).name} as well; "
-                    "remove one of them"
+                    f"{file}: expected one file for case '{stem}', found {Path(found[stem]).name} as well; remove one "
+                    "of them"
                 )
-            found[file.stem] = f"{folder}/{file.name}"
+            found[stem] = f"{folder}/{file.name}"
         return found
+
+    def _refuse_mixture(self, files: Sequence[str]) -> None:
+        """Refuse volumes beside pictures or TIFF, whose axes are in another order."""
+        volumes = [file for file in files if image_file.is_volume(file)]
+        others = [file for file in files if not image_file.is_volume(file)]
+        if volumes and others:
+            raise BadInput(
+                f"{self.path / volumes[0]}: expected the order of axes of {others[0]} (rows, columns), found a file of "
+                "NIfTI, NRRD or MetaImage (x, y, z); convert one kind to the other, or keep them in two data sets"
+            )
 
     def _first_channels(self) -> int:
         stem, file = next(iter(self._images().items()))

@@ -25,16 +25,18 @@ from pipeline.errors import BadInput
 from pipeline.execution import CaseFailures
 from pipeline.knobs import Knobs
 
-_ENDINGS = (*nifti.ENDINGS, *tiff.ENDINGS, *(e for e in picture.ENDINGS if e not in picture.LOSSY))
+_ENDINGS = (*image_file.VOLUMES, *tiff.ENDINGS, *(e for e in picture.ENDINGS if e not in picture.LOSSY))
 _IGNORE = "ignore"
 
 
 class NnUNet(Knobs):
     """Raw layout of nnU-Net v2: a folder with `dataset.json`, `imagesTr`, `labelsTr`, `imagesTs`; a file per channel.
 
-    Images are named `CASE_0000.nii.gz`, with the number of the channel, and labels `CASE.nii.gz`. Cases of `imagesTs`
-    without a label belong to the pool. The spacing of a TIFF stack is read from `CASE.json`, in mm. The `ignore` label
-    becomes 255. Source of the format: nnU-Net's documentation, `dataset_format.md`.
+    Images are named `CASE_0000.nii.gz`, with the number of the channel, and labels `CASE.nii.gz`. `file_ending` may
+    also be that of NRRD (`.nrrd`), MetaImage (`.mha`), TIFF or pictures without loss. Cases of `imagesTs` without a
+    label belong to the pool. The spacing of a TIFF stack is read from `CASE.json`, in mm. The `ignore` label becomes
+    255.
+    Source of the format: nnU-Net's documentation, `dataset_format.md`.
     """
 
     kind: Literal["nnunet"] = "nnunet"

@@ -7,6 +7,7 @@ from pipeline.judges.kinds.agreement import Agreement
 from pipeline.judges.kinds.entropy import Entropy
 from pipeline.judges.kinds.error_map import ErrorMap
 from pipeline.judges.kinds.expected_dice import ExpectedDice
+from pipeline.judges.kinds.expert import Expert
 from pipeline.judges.kinds.fixed import Fixed
 from pipeline.judges.kinds.likelihood import Likelihood
 from pipeline.judges.kinds.oracle import Oracle
@@ -23,6 +24,7 @@ Judge = Annotated[
     | Entropy
     | ErrorMap
     | ExpectedDice
+    | Expert
     | Fixed
     | Likelihood
     | Oracle

@@ -1,0 +1,337 @@
+"""A review in progress: what each reviewer sees next, and what each answer does."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import sys
+import threading
+from collections import Counter, OrderedDict
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pipeline.errors import BadInput
+from pipeline.review.draw import JUDGES_OF_DOUBT, Counts, Draws, Pair, next_repeat, side_of
+from pipeline.review.journal import (
+    Answer,
+    Answered,
+    History,
+    Journal,
+    SetAside,
+    Shown,
+    Skipped,
+    Undone,
+    histories,
+    journal_file,
+    opened,
+    write_verdicts,
+)
+from pipeline.review.views import View, view_of
+from pipeline.store.proposals import Data
+from pipeline.store.verdicts import STALE, Slots
+
+AHEAD = 2
+"""Pairs of a reviewer that are drawn: the one on the page, and the next, which the page loads in advance."""
+KEPT = 4
+"""Pairs whose image and masks stay in memory."""
+MORE = 10
+"""Answers ahead for which the width of an interval is told."""
+LEAST = 5
+"""Answers without which no width is told."""
+LONGEST_S = 86_400.0
+
+Given = Literal["left", "right", "equal", "unusable", "skip"]
+"""What the page sends."""
+
+
+class Unknown(Exception):
+    """The page asks for a pair that is not shown now."""
+
+
+@dataclass
+class _Reviewer:
+    """A reviewer whose journal is open."""
+
+    name: str
+    journal: Journal
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+@dataclass
+class Review:
+    """A review in a folder. `close` closes the journals and derives the table."""
+
+    data: Data
+    draws: Draws
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self._slots = Slots(self.data.cases, self.data.proposals)
+        self._reviewers: dict[str, _Reviewer] = {}
+        self._open = ExitStack()
+        self._opening, self._viewing = threading.Lock(), threading.Lock()
+        self._views: OrderedDict[str, View] = OrderedDict()
+        audit = self.draws.audit
+        rows = [] if audit is None else audit.select("case_id", "slot_a", "slot_b", "better").rows()
+        self._better: dict[Pair, int] = {(case, a, b): better for case, a, b, better in rows}
+
+    # ---- what the page asks for ----------------------------------------------------------------------------------
+
+    def reviewer(self, name: str) -> _Reviewer:
+        """A reviewer, whose journal is opened at the first call.
+
+        Raises `BadInput` for a bad name, and for a journal that another process has open.
+        """
+        with self._opening:
+            if name not in self._reviewers:
+                journal = self._open.enter_context(opened(self.folder, name))
+                self._reviewers[name] = _Reviewer(name, journal)
+                if journal.torn:
+                    cut = f"cut off a last line of {journal.torn} bytes, which was never confirmed"
+                    print(f"review: {journal.path}: {cut}", file=sys.stderr)
+            return self._reviewers[name]
+
+    def waiting(self, name: str) -> list[Shown]:
+        """The pair on the page and the one after it. Pairs are drawn as needed; the list is shorter if none is left."""
+        one = self.reviewer(name)
+        with one.lock:
+            while len(found := self._waiting(one.journal.history)) < AHEAD:
+                if (drawn := self._draw(one)) is None:
+                    break
+                one.journal.write(drawn)
+            return found
+
+    def answer(self, name: str, showing: str, given: Given, seconds: float) -> str:
+        """Write an answer, or a skip, and return what is on the disk.
+
+        A showing that was answered before keeps its answer, so an answer that is sent twice counts once. Raises
+        `Unknown` for a showing that was never shown or whose answer was undone.
+        """
+        one = self.reviewer(name)
+        with one.lock:
+            history = one.journal.history
+            shown = history.shown.get(showing)
+            if shown is None or showing in history.gone:
+                raise Unknown(showing)
+            if showing not in history.closed:
+                if given == "skip":
+                    one.journal.write(Skipped(showing=showing))
+                else:
+                    kept = min(max(seconds, 0.0), LONGEST_S) if math.isfinite(seconds) else 0.0
+                    one.journal.write(Answered(showing=showing, answer=_of_side(given, shown), seconds=round(kept, 3)))
+            recorded = history.closed[showing]
+            return "skip" if isinstance(recorded, Skipped) else _on_page(recorded.answer, shown)
+
+    def undo(self, name: str, showing: str) -> bool:
+        """Take back the answer to a showing, which is the last one, and show the pair again before all others.
+
+        False if the answer was taken back before. Raises `Unknown` if the showing is not the last one.
+        """
+        one = self.reviewer(name)
+        with one.lock:
+            history = one.journal.history
+            if showing in history.gone:
+                return False
+            if history.last != showing:
+                raise Unknown(showing)
+            before = history.shown[showing]
+            again = before.model_copy(update={**self._fresh(one), "undone": showing})
+            one.journal.write(Undone(showing=showing), again)
+            return True
+
+    def view(self, name: str, showing: str) -> View:
+        """Slices of a pair that waits for an answer. Raises `Unknown` for another showing."""
+        one = self.reviewer(name)
+        with one.lock:
+            shown = one.journal.history.shown.get(showing)
+            if shown is None or showing in one.journal.history.gone:
+                raise Unknown(showing)
+        # One at a time: several large images at once could fill the memory.
+        with self._viewing:
+            if showing not in self._views:
+                self._views[showing] = self._view(shown)
+                while len(self._views) > KEPT:
+                    self._views.popitem(last=False)
+            self._views.move_to_end(showing)
+            return self._views[showing]
+
+    def progress(self, name: str) -> dict[str, Any]:
+        """Numbers of answers of a reviewer, the showing that an undo takes back, and the worth of the next answers."""
+        one = self.reviewer(name)
+        with one.lock:
+            history = one.journal.history
+            return {
+                "answered": len(history.counted),
+                "skipped": len(history.closed) - len(history.counted),
+                "last": history.last,
+                "worth": self._worth(self._all(one)),
+            }
+
+    # ---- the start and the end of a review ------------------------------------------------------------------------
+
+    def check(self, discard: bool) -> int:
+        """Refuse answers on masks that are gone, or set them aside with `discard`. Return the number set aside.
+
+        Raises `BadInput` with the first of such answers.
+        """
+        aside, faults = 0, []
+        for name, history in histories(self.folder).items():
+            stale = {shown.showing: fault for shown, _ in history.counted if (fault := self._slots.fault(*shown.pair))}
+            where = journal_file(self.folder, name)
+            faults += [f"{where}: verdict on showing {showing}: {fault}" for showing, fault in stale.items()]
+            if discard and stale:
+                self.reviewer(name).journal.write(SetAside(showings=tuple(stale)))
+                aside += len(stale)
+        if faults and not discard:
+            others = f" ({len(faults)} such verdicts)" if len(faults) > 1 else ""
+            raise BadInput(f"{faults[0]}{others}; {STALE}")
+        return aside
+
+    def close(self) -> int:
+        """Close the journals, derive the table and return its number of verdicts."""
+        self._open.close()
+        return write_verdicts(self.folder)
+
+    # ---- parts ---------------------------------------------------------------------------------------------------
+
+    def _waiting(self, history: History) -> list[Shown]:
+        """Pairs that wait and that this review shows. Pairs of other targets, or with masks that are gone, are left."""
+        found = []
+        for shown in history.waiting:
+            wanted = shown.draw == "repeat" or (shown.draw, shown.target) in self.draws.targets
+            wanted = shown.undone is not None or (wanted and shown.split == self.draws.split)
+            if wanted and not self._slots.fault(*shown.pair):
+                found.append(shown)
+            if len(found) == AHEAD:
+                break
+        return found
+
+    def _fresh(self, one: _Reviewer) -> dict[str, Any]:
+        """What differs each time a pair is shown."""
+        number = len(one.journal.history.shown)
+        return {
+            "showing": secrets.token_hex(8),
+            "a_side": side_of(self.draws.seed, one.name, number),
+            "time": Shown.model_fields["time"].get_default(call_default_factory=True, validated_data={}),
+        }
+
+    def _draw(self, one: _Reviewer) -> Shown | None:
+        history, fresh = one.journal.history, self._fresh(one)
+        again = next_repeat(history, self.draws.repeats, self.draws.seed, one.name)
+        if again is not None and not self._slots.fault(*again.pair):
+            return again.model_copy(update={**fresh, "draw": "repeat", "population": None, "undone": None})
+        if (found := self.draws.next(self._counts(one))) is None:
+            return None
+        draw, target, pair = found
+        case = self.data.cases.case(pair.case_id)
+        hashes = {slot: mask for mask, slot in (self._slots.of(pair.case_id) or {}).items()}
+        return Shown(
+            **fresh,
+            case_id=case.case_id,
+            group=case.group,
+            split=case.split,
+            mask_a=hashes[pair.slot_a],
+            mask_b=hashes[pair.slot_b],
+            draw=draw,
+            target=target,
+            stratum=pair.stratum,
+            population=pair.population,
+            disagreement=pair.disagreement,
+        )
+
+    def _all(self, one: _Reviewer) -> dict[str, History]:
+        """Journals of all reviewers; those of others as they are on the disk."""
+        return {**histories(self.folder), one.name: one.journal.history}
+
+    def _counts(self, one: _Reviewer) -> Counts:
+        seen: set[Pair] = set()
+        drawn, of_stratum, of_case = Counter[str](), Counter[str](), Counter[str]()
+        for name, history in self._all(one).items():
+            for key, shown in history.shown.items():
+                own, given = name == one.name, history.closed.get(key)
+                # What others skipped, or have before them, may be shown here too.
+                counts = isinstance(given, Answered) or (own and key not in history.gone)
+                if not counts or shown.draw == "repeat" or (pair := self._pair(shown)) is None:
+                    continue
+                seen.add(pair)
+                of_case[shown.case_id] += 1
+                drawn[shown.draw] += own
+                of_stratum[shown.stratum] += (shown.draw, shown.target) == ("audit", self.draws.target)
+        return Counts(seen, drawn, of_stratum, of_case)
+
+    def _pair(self, shown: Shown) -> Pair | None:
+        """Slots of the masks of a pair, the lower first; None if they are gone."""
+        if self._slots.fault(*shown.pair):
+            return None
+        known = self._slots.of(shown.case_id) or {}
+        low, high = sorted((known[shown.mask_a], known[shown.mask_b]))
+        return shown.case_id, low, high
+
+    def _view(self, shown: Shown) -> View:
+        if self._slots.fault(*shown.pair):
+            raise Unknown(shown.showing)
+        known = self._slots.of(shown.case_id) or {}
+        slots = [known[shown.mask_a], known[shown.mask_b]]
+        cases, case = self.data.cases, self.data.cases.case(shown.case_id)
+        left_first = slots if shown.a_side == "left" else slots[::-1]
+        masks = self.data.proposals.masks(case, left_first)
+        return view_of(cases.image(case), masks, case.spacing_mm, cases.info.get("orientation"), cases.rgb)
+
+    def _worth(self, all_histories: dict[str, History]) -> str:
+        """What is known from the answers, and what ten more would add, as sentences."""
+        said = []
+        if self.draws.audit is not None:
+            wrong, count = 0.0, 0
+            for history in all_histories.values():
+                for shown, given in history.counted:
+                    if (shown.draw, shown.target) != ("audit", self.draws.target) or given.answer == "unusable":
+                        continue
+                    if (pair := self._pair(shown)) in self._better and pair is not None:
+                        wrong += self._error(shown, given.answer, pair)
+                        count += 1
+            said.append(_width(self.draws.target, wrong, count, len(self._better)))
+        if self.draws.doubt is not None:
+            answered = [one for h in all_histories.values() for one, _ in h.counted if one.target == JUDGES_OF_DOUBT]
+            left = max(0, len(self.draws.doubt) - len({one.pair for one in answered}))
+            said.append(f"The judges disagree on {left} more pairs.")
+        return " ".join(said)
+
+    def _error(self, shown: Shown, answer: Answer, pair: Pair) -> float:
+        """1 if the answer contradicts the target, 0 if both agree, one half if the masks are equally good."""
+        if answer == "equal":
+            return 0.5
+        mask = shown.mask_a if answer == "a" else shown.mask_b
+        return float((self._slots.of(shown.case_id) or {})[mask] != self._better[pair])
+
+
+def _width(target: str, wrong: float, count: int, population: int) -> str:
+    """Half the width of the interval of a noise rate now and after ten more answers.
+
+    The rate of `wrong` of `count` pairs has the variance p (1 - p) / count, with one wrong and one right pair added to
+    p. Strata, patients and the reviewer's own errors are left to the audit.
+    """
+    if count < LEAST:
+        return f"Answers that tell how often '{target}' is wrong: {count}. A first estimate needs {LEAST}."
+    p = (wrong + 1) / (count + 2)
+    now, then = (196 * math.sqrt(p * (1 - p) / n) for n in (count, count + MORE))
+    return (
+        f"{count} of {population} pairs tell how often '{target}' is wrong, to about ±{now:.0f} percentage points; "
+        f"{MORE} more answers: ±{then:.0f}."
+    )
+
+
+def _of_side(given: str, shown: Shown) -> Answer:
+    """An answer on the page as an answer on masks."""
+    if given in ("left", "right"):
+        return "a" if given == shown.a_side else "b"
+    answer: Answer = next(one for one in get_args(Answer) if one == given)
+    return answer
+
+
+def _on_page(answer: str, shown: Shown) -> str:
+    """An answer on masks as an answer on the page."""
+    if answer in ("a", "b"):
+        return shown.a_side if answer == "a" else {"left": "right", "right": "left"}[shown.a_side]
+    return answer

@@ -1,0 +1,195 @@
+"""A review in progress: what is shown, what an answer means, and masks that are gone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipeline.errors import BadInput
+from pipeline.review.session import Review, Unknown
+from pipeline.store import schema
+from pipeline.store.tables import read_table
+from pipeline.store.verdicts import read_verdicts
+from tests.fixtures.builders import proposal_store
+from tests.fixtures.review_run import RADII, ball, journal_lines, review_of, write_run
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with 40 pairs of judge `agreement` in the pool."""
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path)
+    return tmp_path
+
+
+def answer(review: Review, reviewer: str, given: str, seconds: float = 3.0) -> str:
+    """Answer the first pair that waits, and return its showing."""
+    showing = review.waiting(reviewer)[0].showing
+    assert review.answer(reviewer, showing, given, seconds) == given  # type: ignore[arg-type]
+    return showing
+
+
+def table(run: Path) -> pl.DataFrame:
+    return read_table(run / "review/verdicts.parquet", schema.VERDICTS)
+
+
+def test_answers_are_of_masks_and_sides_are_drawn(run: Path) -> None:
+    """A reviewer who always says `left` prefers the mask that is on the left, which is `a` about half of the time."""
+    review = review_of(run)
+    for _ in range(40):
+        shown = review.waiting("ann")[0]
+        case = review.data.cases.case(shown.case_id)
+        hashes = review.data.proposals.mask_hashes(case)
+        assert hashes.index(shown.mask_a) < hashes.index(shown.mask_b), "mask a is that of the lower slot"
+        seen = review.view("ann", shown.showing).masks[0, 0 if shown.a_side == "left" else 1]
+        assert (seen == review.data.proposals.masks(case)[hashes.index(shown.mask_a)]).all()
+        answer(review, "ann", "left")
+    assert review.waiting("ann") == []
+    assert review.close() == 40
+    found = table(run)
+    assert (found["answer"] == pl.Series(["a" if side == "left" else "b" for side in found["a_side"]])).all()
+    assert 10 <= (found["a_side"] == "left").sum() <= 30  # binomial: 20, standard error 3.2
+    assert not found.select("case_id", "mask_a", "mask_b").is_duplicated().any()
+    assert Counter(found["stratum"]) == dict(found.select("stratum", "population").unique().rows())
+
+
+def test_the_table_names_its_masks_by_hash(run: Path) -> None:
+    review = review_of(run)
+    answer(review, "ann", "equal")
+    review.close()
+    read = read_verdicts(run / "review/verdicts.parquet", review.data.cases, review.data.proposals)
+    row = read.row(0, named=True)
+    assert row["slot_a"] < row["slot_b"]
+    differ = review.data.proposals.disagreement(review.data.cases.case(row["case_id"]))
+    assert row["disagreement"] == differ[row["slot_a"], row["slot_b"]]
+    known = {"draw": "audit", "target": "agreement", "split": "pool", "answer": "equal", "seconds": 3.0}
+    assert row == {**row, **known}
+
+
+def test_an_answer_that_is_sent_twice_counts_once(run: Path) -> None:
+    review = review_of(run)
+    showing = answer(review, "ann", "left")
+    assert review.answer("ann", showing, "right", 9.0) == "left", "the first answer stands, and the page is told"
+    assert review.progress("ann")["answered"] == 1
+    with pytest.raises(Unknown):
+        review.answer("ann", "0" * 16, "left", 1.0)
+
+
+def test_undo_shows_the_pair_again_before_all_others(run: Path) -> None:
+    review = review_of(run)
+    first = review.waiting("ann")[0]
+    second = review.waiting("ann")[1]
+    answer(review, "ann", "left")
+    answer(review, "ann", "skip")
+    assert review.progress("ann")["skipped"] == 1
+    for pair in (second, first):
+        last = review.progress("ann")["last"]
+        assert review.undo("ann", last)
+        assert not review.undo("ann", last), "an undo that is sent twice takes back one answer"
+        assert review.waiting("ann")[0].pair == pair.pair
+        with pytest.raises(Unknown):
+            review.answer("ann", last, "left", 1.0)
+    assert review.progress("ann") == {**review.progress("ann"), "answered": 0, "skipped": 0, "last": None}
+    answer(review, "ann", "right")
+    assert review.waiting("ann")[0].pair == second.pair
+    assert review.close() == 1
+    assert table(run)["case_id"].to_list() == [first.case_id]
+
+
+def test_the_review_goes_on_where_it_stopped(run: Path) -> None:
+    review = review_of(run)
+    answer(review, "ann", "left")
+    waiting = review.waiting("ann")
+    review.close()
+    again = review_of(run)
+    assert again.waiting("ann") == waiting
+    other = review_of(run, target="expected_dice")
+    again.close()
+    assert not {one.target for one in other.waiting("ann")} - {"expected_dice"}, "pairs of another target wait on"
+    other.close()
+
+
+def test_two_reviewers_share_the_pairs(run: Path) -> None:
+    """Pairs that one reviewer has answered are not shown to the other."""
+    review = review_of(run)
+    for _ in range(20):
+        answer(review, "ann", "left")
+    for _ in range(16):
+        answer(review, "bob", "right")
+    review.close()
+    found = table(run)
+    assert Counter(found["reviewer"]) == {"ann": 20, "bob": 16}
+    assert not found.select("case_id", "mask_a", "mask_b").is_duplicated().any()
+
+
+def test_repeats_keep_the_stratum_of_the_first_showing(run: Path) -> None:
+    review = review_of(run, repeats=0.4)
+    for _ in range(30):
+        answer(review, "ann", "left")
+    review.close()
+    found = table(run)
+    pair = ["case_id", "mask_a", "mask_b"]
+    repeats = found.filter(draw="repeat")
+    assert len(repeats) >= 5
+    assert repeats["population"].null_count() == len(repeats)
+    joined = repeats.join(found.filter(pl.col("draw") != "repeat"), on=pair)
+    assert len(joined) == len(repeats)
+    assert (joined["stratum"] == joined["stratum_right"]).all()
+    assert (joined["number"] - joined["number_right"] > 5).all()
+
+
+def test_the_worth_of_the_next_answers_by_hand(run: Path) -> None:
+    """Of 8 answers 4 are wrong: p = 5/10, so 1.96 sqrt(.25/8) = .346 now and 1.96 sqrt(.25/18) = .231 after 10 more."""
+    review = review_of(run)
+    assert "A first estimate needs 5." in review.progress("ann")["worth"]
+    for number in range(8):
+        shown = review.waiting("ann")[0]
+        case = review.data.cases.case(shown.case_id)
+        hashes = review.data.proposals.mask_hashes(case)
+        slots = {name: hashes.index(mask) for name, mask in (("a", shown.mask_a), ("b", shown.mask_b))}
+        nearer = min(slots, key=lambda name: abs(RADII[slots[name]] - RADII[0] - 0.01))
+        other = {"left": "right", "right": "left"}
+        right = shown.a_side if nearer == "a" else other[shown.a_side]
+        answer(review, "ann", right if number % 2 else other[right])
+    assert review.progress("ann")["worth"] == (
+        "8 of 40 pairs tell how often 'agreement' is wrong, to about ±35 percentage points; 10 more answers: ±23."
+    )
+    review.close()
+
+
+def test_both_draws_alternate(run: Path) -> None:
+    review = review_of(run, draw="both")
+    drawn = []
+    for _ in range(8):
+        drawn.append(review.waiting("ann")[0].draw)
+        answer(review, "ann", "equal")
+    assert drawn == ["audit", "doubt"] * 4
+    assert "The judges disagree on 16 more pairs" in review.progress("ann")["worth"]
+    review.close()
+    assert table(run).filter(draw="doubt")["population"].null_count() == 4
+
+
+def test_answers_on_masks_that_are_gone_are_refused_until_set_aside(run: Path) -> None:
+    """The masks of all cases are made anew, larger, so both answers are on masks that are gone."""
+    review = review_of(run)
+    answer(review, "ann", "left")
+    answer(review, "ann", "left")
+    review.close()
+    larger = np.stack([ball((24, 24), radius + 0.15) for radius in RADII])
+    proposal_store(run / "data/proposals", [larger] * 8)
+    again = review_of(run)
+    with pytest.raises(
+        BadInput, match=r"ann.jsonl: verdict on showing .*: expected masks of case 'c\d', .*--discard-stale"
+    ):
+        again.check(discard=False)
+    before = journal_lines(run)
+    assert again.check(discard=True) == 2
+    assert again.check(discard=False) == 0
+    assert journal_lines(run)[:-1] == before, "the journal keeps every line"
+    assert len(again.waiting("ann")) == 2
+    assert again.close() == 0
+    assert len(table(run)) == 0
