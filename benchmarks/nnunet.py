@@ -344,6 +344,7 @@ def _lines(table: pl.DataFrame) -> Iterator[str]:
     counts = table.group_by("set", "mirror", kinds).agg(
         pl.len().alias("cases"),
         pl.col("voxels", "differ", "differ_single").sum(),
+        (pl.col("differ") / pl.col("voxels")).max().alias("worst"),
         pl.col("dice", "dice_nnunet").mean(),
     )
     for row in counts.sort("set", "mirror", "kind").iter_rows(named=True):
@@ -355,6 +356,7 @@ def _lines(table: pl.DataFrame) -> Iterator[str]:
             f"{row['voxels']:,}",
             row["differ"],
             f"{1e4 * row['differ'] / row['voxels']:.2f}",
+            f"{1e4 * row['worst']:.2f}",
             row["differ_single"],
             f"{100 * row['dice']:.2f}",
             f"{100 * row['dice_nnunet']:.2f}",
