@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ class Foreign:
 
 
 def parameters(foreign: Foreign, preprocess: dict[str, Any], mirror: bool) -> dict[str, Any]:
-    """Knobs up to the base. Training and validation cases are those of fold 0."""
+    """Knobs of a project. Training and validation cases are those of fold 0, and all further cases are the pool."""
     return {
         "seed": 0,
         "data": {"kind": "nnunet", "path": str(foreign.raw), "labels_ts": "test"},
@@ -166,14 +167,27 @@ def parameters(foreign: Foreign, preprocess: dict[str, Any], mirror: bool) -> di
         "augmentation": {"flips": []},
         "model": str(foreign.results),
         "base": {"kind": "nnunet", "folds": [0], "base_fold": 0, "mirror": mirror},
-        "propose": {"imports": "raw/none", "samplers": {}},
-        "judges": {},
+        "propose": {
+            "imports": "raw/none",
+            "samplers": {"thresholds": {"kind": "threshold", "thresholds": [0.3, 0.7]}},
+        },
+        "judges": {"agreement": {"kind": "agreement"}},
         "tables": {},
         "consensus": {},
         "audit": {},
-        "pairs": {},
-        "training": {"optimisation": {"steps": 1, "learning_rate": 1e-3, "evaluate_every": 1}},
-        "students": {},
+        "pairs": {
+            "none": {"judge": "none", "strategy": {"kind": "none"}},
+            "agreement": {"judge": "agreement", "strategy": {"kind": "top_bottom", "min_p_correct": 0.0}},
+        },
+        "training": {
+            "optimisation": {"steps": 1, "learning_rate": 1e-4, "evaluate_every": 1},
+            "images": 1,
+            "labelled": 1,
+        },
+        "students": {
+            "supervised": {"pairs": "none", "objective": {"kind": "supervised"}},
+            "preference": {"pairs": "agreement", "objective": {"kind": "preference"}, "anchor": {"supervised": 0.0}},
+        },
         "evaluation": {"nsd_tolerance": 1.0},
         "promotion": {"first_base": "raw/none"},
         "compute": {"device": "cpu", "threads": 1, "precision": "float32"},
@@ -220,6 +234,8 @@ def make(names: tuple[str, ...], out: Path, programs: Path, data: Path) -> None:
 def compare(names: tuple[str, ...], out: Path, programs: Path) -> None:
     """Predict the test cases with segpref and nnU-Net, and count voxels that differ."""
     for name in names:
+        if not SETS[name].epochs:
+            continue
         foreign = Foreign(name, out, programs)
         images = _test_images(foreign)
         rows = []
@@ -233,8 +249,8 @@ def compare(names: tuple[str, ...], out: Path, programs: Path) -> None:
                 rows.append({"set": name, "mirror": mirror, "windows": windows, **_row(truth, folder)})
         table = pl.DataFrame(rows)
         table.write_csv(foreign.folder / "compared.csv")
-        with pl.Config(tbl_cols=-1):
-            click.echo(_counts(table))
+        for line in _lines(table):
+            click.echo(line)
 
 
 def _test_images(foreign: Foreign) -> Path:
@@ -249,28 +265,35 @@ def _test_images(foreign: Foreign) -> Path:
 
 def _segpref(foreign: Foreign, folder: Path, images: Path, mirror: bool) -> tuple[list[int], list[float] | None]:
     """Masks of the base in `folder/masks`, as a user gets them. Returns the window and the spacing of the plans."""
-    from pipeline.segmenter.imported.nnunet_plans import Plans
-    from pipeline.store.cases import CaseStore
-
-    (folder / "raw").mkdir(parents=True, exist_ok=True)
     before = Path.cwd()
-    os.chdir(folder)
-    Path("raw/none").touch()
-    _write_params(parameters(foreign, {"normalise": "zscore"}, mirror))
-    stage("prepare", "data/unplanned/manifest.json", "--out=data/unplanned")
-    preprocess = Plans.of(foreign.results, foreign.made.configuration).preprocess(CaseStore(Path("data/unplanned")))
-    _write_params(parameters(foreign, json.loads(preprocess.model_dump_json()), mirror))
-    stage("prepare", "data/cases/manifest.json", "--out=data/cases")
-    base = ("--cases=data/cases", "--out=models/base", "--history=history/base.csv")
-    stage("base", "models/base/manifest.json", *base)
+    spacing = imported_project(foreign, folder, mirror)["preprocess"]["spacing"]
     stage("predict", "masks/done", "models/base", str(images), "masks", "--workers=1", "--scheduler=synchronous")
     Path("masks/done").touch()
     window = json.loads(Path("models/base/network.json").read_text())["window"]
     os.chdir(before)
-    return window, list(preprocess.spacing) if preprocess.spacing else None
+    return window, spacing
 
 
-def _write_params(params: dict[str, Any]) -> None:
+def imported_project(foreign: Foreign, folder: Path, mirror: bool) -> dict[str, Any]:
+    """Project in a folder, which becomes the current folder, with its cases and its base. Returns its knobs."""
+    from pipeline.segmenter.imported.nnunet_plans import Plans
+    from pipeline.store.cases import CaseStore
+
+    (folder / "raw").mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    Path("raw/none").touch()
+    write_params(parameters(foreign, {"normalise": "zscore"}, mirror))
+    stage("prepare", "data/unplanned/manifest.json", "--out=data/unplanned")
+    preprocess = Plans.of(foreign.results, foreign.made.configuration).preprocess(CaseStore(Path("data/unplanned")))
+    params = parameters(foreign, json.loads(preprocess.model_dump_json()), mirror)
+    write_params(params)
+    stage("prepare", "data/cases/manifest.json", "--out=data/cases")
+    base = ("--cases=data/cases", "--out=models/base", "--history=history/base.csv")
+    stage("base", "models/base/manifest.json", *base)
+    return params
+
+
+def write_params(params: dict[str, Any]) -> None:
     with Path("params.yaml").open("w") as file:
         YAML().dump(params, file)
 
@@ -310,24 +333,35 @@ def _row(truth: Path, folder: Path) -> dict[str, Any]:
         "voxels": wanted.size,
         "differ": int((ours != half).sum()),
         "differ_single": int((ours != single).sum()),
-        "half_from_single": int((half != single).sum()),
         "dice": dices[0],
         "dice_nnunet": dices[1],
     }
 
 
-def _counts(table: pl.DataFrame) -> pl.DataFrame:
-    """Sums over the cases with one window and over the cases with several."""
-    kinds = pl.when(pl.col("windows") == 1).then(pl.lit("one")).otherwise(pl.lit("several")).alias("per case")
-    return (
-        table.group_by("set", "mirror", kinds, maintain_order=True)
-        .agg(
-            pl.len().alias("cases"),
-            pl.col("voxels", "differ", "differ_single", "half_from_single").sum(),
-            pl.col("dice", "dice_nnunet").mean(),
-        )
-        .with_columns(per_10000=1e4 * pl.col("differ") / pl.col("voxels"))
+def _lines(table: pl.DataFrame) -> Iterator[str]:
+    """Lines of the table of `docs/results/nnunet.md`: sums over the cases of one window, and over those of several."""
+    kinds = pl.when(pl.col("windows") == 1).then(pl.lit("one")).otherwise(pl.lit("several")).alias("kind")
+    counts = table.group_by("set", "mirror", kinds).agg(
+        pl.len().alias("cases"),
+        pl.col("voxels", "differ", "differ_single").sum(),
+        (pl.col("differ") / pl.col("voxels")).max().alias("worst"),
+        pl.col("dice", "dice_nnunet").mean(),
     )
+    for row in counts.sort("set", "mirror", "kind").iter_rows(named=True):
+        cells = [
+            row["set"],
+            "yes" if row["mirror"] else "no",
+            row["kind"],
+            row["cases"],
+            f"{row['voxels']:,}",
+            row["differ"],
+            f"{1e4 * row['differ'] / row['voxels']:.2f}",
+            f"{1e4 * row['worst']:.2f}",
+            row["differ_single"],
+            f"{100 * row['dice']:.2f}",
+            f"{100 * row['dice_nnunet']:.2f}",
+        ]
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

@@ -92,6 +92,11 @@ def margin(image: Volume, label: Volume, number: int) -> tuple[Volume, Volume, E
     return np.pad(np.where(inside, image + 1, 0), widths), np.pad(label, widths), (1.0, 1.0, 1.0)
 
 
+def large(image: Volume, label: Volume, number: int) -> tuple[Volume, Volume, Edges]:
+    """Three times as many voxels along every axis, for windows of about 128^3 voxels."""
+    return _resampled(image, label, (1 / 3, 1 / 3, 1 / 3))
+
+
 SETS = {
     "nuclei_2d": Set(901, None, configuration="2d", batch=4, adam=0.0, sizes=Sizes(40, 30, 80)),
     "iso": Set(902, as_it_is, features=None, epochs=6),
@@ -99,6 +104,7 @@ SETS = {
     "ct": Set(904, tomography, channel="CT"),
     "resenc": Set(905, as_it_is, planner="nnUNetPlannerResEncM", plans="nnUNetResEncUNetMPlans"),
     "margin": Set(906, margin),
+    "large": Set(907, large, features=None, epochs=0, sizes=Sizes(train=4, test=1, further=2)),
 }
 
 
