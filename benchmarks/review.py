@@ -3,12 +3,13 @@
 The reviewer prefers the mask of higher true Dice and errs with a known rate, also when the same pair is shown again.
 
     python -m benchmarks.review intervals --seeds 100 --out docs/results/review.csv
+    python -m benchmarks.review mixed --seeds 100 --out docs/results/review_mixed.csv
     python -m benchmarks.review labels --seeds 100 --out docs/results/review_labels.csv
     python -m benchmarks.review students --seed 0 --data ../shared/data --out review_study
     python -m benchmarks.review gains --out review_study --table docs/results/review_students.csv
 
-`intervals` and `labels` run on ellipses with planted errors of the judges, without training, in minutes. `students`
-runs one seed on polyps and goes on where it was stopped, so several seeds may run beside each other.
+`intervals`, `mixed` and `labels` run on ellipses with planted errors of the judges, without training, in minutes.
+`students` runs one seed on polyps and goes on where it was stopped, so several seeds may run beside each other.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -54,17 +55,21 @@ Dice = Mapping[tuple[str, int], float]
 # ---- a simulated reviewer ------------------------------------------------------------------------------------------
 
 
-def shown_pairs(draws: Draws, count: int) -> list[dict[str, Any]]:
-    """The first pairs that a review shows, as rows of `VERDICTS` without an answer. No pair is shown twice."""
-    seen: set[tuple[str, int, int]] = set()
-    drawn, of_stratum, of_case = Counter[str](), Counter[str](), Counter[str]()
-    rows: list[dict[str, Any]] = []
-    while len(rows) < count and (found := draws.next(Counts(seen, drawn, of_stratum, of_case))):
+def shown_pairs(draws: Draws, count: int, before: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """The first pairs that a review shows, as rows of `VERDICTS` without an answer, after those of an earlier review.
+
+    A target has no pair twice.
+    """
+    seen = {(row["case_id"], row["slot_a"], row["slot_b"]) for row in before}
+    audited: dict[tuple[str, int, int], str] = {}
+    drawn = Counter[str]()
+    rows = list(before)
+    while len(rows) < len(before) + count and (found := draws.next(Counts(seen, audited, drawn))):
         draw, target, pair = found
         seen.add(pair.pair)
         drawn[draw] += 1
-        of_case[pair.case_id] += 1
-        of_stratum[pair.stratum] += draw == "audit"
+        if draw == "audit":
+            audited[pair.pair] = pair.stratum
         rows.append({**pair._asdict(), "draw": draw, "target": target})
     return rows
 
@@ -195,6 +200,51 @@ def _summary(rows: Sequence[Mapping[str, Any]], truth: float) -> dict[str, Any]:
         "mean": float(np.mean([row["noise"] for row in given])) if given else None,
         "width": float(np.mean([row["noise_high"] - row["noise_low"] for row in given])) if given else None,
     }
+
+
+def mixed_rows(
+    seeds: int, error: float = 0.05, number: int = 100, judged: Sequence[str] = JUDGED
+) -> list[dict[str, Any]]:
+    """Coverage and width as of `interval_rows` for judges, when the reviewer has answered other pairs too.
+
+    The pool is small (50 cases), so other answers fall on many of its pairs. `number` pairs are drawn for the judge:
+    alone, after twice as many of the draw `doubt`, after all pairs of the pair set of the judge, and in turn with as
+    many of the draw `doubt`.
+    """
+    found = []
+    with drawn_and_judged(1, JUDGED) as population:
+        dice, group = _known(population.panel)
+        panel = population.panel.lazy().drop("true_dice")
+        doubts = doubtful(panel, population.proposals, JUDGED, "validation")
+        for judge in judged:
+            target, of_set = targets(population, dice, [judge])
+            rows: dict[str, list[dict[str, Any]]] = {}
+            others: dict[str, int] = {}
+            for seed in range(seeds):
+                alone = Draws(judge, stratified(target.pairs, seed, "judge"), None, 0.0, seed, "validation")
+                in_turn = replace(alone, doubt=doubts)
+                doubt = replace(alone, audit=None, doubt=doubts)
+                the_set = replace(alone, target="the set", audit=stratified(of_set.pairs, seed, "set"))
+                reviews = {
+                    "alone": shown_pairs(alone, number),
+                    "after doubt": shown_pairs(alone, number, shown_pairs(doubt, 2 * number)),
+                    "after the set": shown_pairs(alone, number, shown_pairs(the_set, len(of_set.pairs))),
+                    "in turn with doubt": shown_pairs(in_turn, 2 * number),
+                }
+                for name, shown in reviews.items():
+                    reviewer = Reviewer(dice, error, ("mixed", judge, name, seed))
+                    answers = Answers(reviewer.answers(shown, round(len(shown) / (1 - REPEATS)), group))
+                    rows.setdefault(name, []).append(
+                        answers_row(target.measured(answers, population.panel), answers, 20)
+                    )
+                    others[name] = sum(row["target"] != judge for row in shown)
+            found += [
+                {"judge": judge, "noise": target.noise, "pairs": len(target.pairs), "error": error}
+                | {"review": name, "answers": number, "others": others[name], "seeds": seeds}
+                | _summary(part, target.noise)
+                for name, part in rows.items()
+            ]
+    return found
 
 
 def label_rows(seeds: int, cases: int = 50) -> list[dict[str, Any]]:
@@ -394,6 +444,15 @@ def intervals(seeds: int, out: Path) -> None:
     """How often the interval of the noise rate covers the truth."""
     out = out.resolve()
     _write(interval_rows(seeds), out)
+
+
+@main.command()
+@click.option("--seeds", default=100, show_default=True)
+@click.option("--out", type=PATH, required=True)
+def mixed(seeds: int, out: Path) -> None:
+    """Whether answers on other pairs bias the audit."""
+    out = out.resolve()
+    _write(mixed_rows(seeds), out)
 
 
 @main.command()

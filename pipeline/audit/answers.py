@@ -53,12 +53,15 @@ class Answers:
 
     @cached_property
     def _twice(self) -> pl.DataFrame:
-        """Repeats with the first answer of the same reviewer on the same pair, and the draw of the first showing."""
+        """Repeats with the answer of the same reviewer that they repeat, and the draw of the first showing.
+
+        A repeat has the target of the first showing. A pair that was drawn for two targets has two first showings.
+        """
+        place = ["reviewer", "target", *_PLACE]
         first = self.table.filter(pl.col("draw") != "repeat").sort("reviewer", "number")
-        first = first.unique(["reviewer", *_PLACE], keep="first", maintain_order=True)
+        first = first.unique(place, keep="first", maintain_order=True)
         again = self.table.filter(pl.col("draw") == "repeat")
-        shown = first.select("reviewer", *_PLACE, before="answer", drawn="draw")
-        return again.join(shown, on=["reviewer", *_PLACE], how="inner")
+        return again.join(first.select(*place, before="answer", drawn="draw"), on=place, how="inner")
 
     @cached_property
     def repeats(self) -> Repeats:

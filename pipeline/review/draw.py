@@ -116,22 +116,24 @@ def stratified(pairs: pl.DataFrame, *seed: object) -> pl.DataFrame:
     return named.with_columns(pl.len().over("stratum").alias("population"))[order]
 
 
-def next_of_strata(frame: pl.DataFrame, seen: Collection[Pair], shown: Mapping[str, int]) -> Drawn | None:
-    """The next pair of `stratified`, without replacement; None if all pairs were seen.
+def next_of_strata(frame: pl.DataFrame, drawn: Mapping[Pair, str]) -> Drawn | None:
+    """The next pair of `stratified`, without replacement; None if all pairs were drawn.
 
-    `shown` is the number of pairs that were drawn from each stratum. A stratum without any comes first. Then comes the
-    stratum whose share of the draws is furthest below its share of the pairs.
+    `drawn` has the stratum of each pair that was drawn for the same target. A stratum without any comes first. Then
+    comes the stratum whose share of the draws is furthest below its share of the pairs. A pair that was answered for
+    another reason keeps its place: without such pairs, the draw would not be a random draw from the stratum.
     """
+    shown = Counter(drawn.values())
     sizes = frame.group_by("stratum").agg(pl.col("population").first()).sort("stratum").rows()
-    total, draws = len(frame), sum(shown.get(name, 0) for name, _ in sizes)
+    total, draws = len(frame), sum(shown[name] for name, _ in sizes)
 
     def due(size: tuple[str, int]) -> tuple[bool, float]:
-        have = shown.get(size[0], 0)
+        have = shown[size[0]]
         return have == 0, size[1] / total * (draws + 1) - have
 
     for name, _ in sorted(sizes, key=due, reverse=True):
         for row in frame.filter(pl.col("stratum") == name).select(Drawn._fields).iter_rows():
-            if (found := Drawn(*row)).pair not in seen:
+            if (found := Drawn(*row)).pair not in drawn:
                 return found
     return None
 
@@ -171,15 +173,16 @@ def doubtful(panel: pl.LazyFrame, proposals: ProposalStore, judges: Sequence[str
     )
 
 
-def next_doubt(frame: pl.DataFrame, seen: Collection[Pair], of_case: Mapping[str, int]) -> Drawn | None:
-    """The pair of `doubtful` that is worth most among those of the cases with the fewest pairs so far."""
+def next_doubt(frame: pl.DataFrame, seen: Collection[Pair]) -> Drawn | None:
+    """The pair of `doubtful` that is worth most among those of the cases with the fewest pairs in `seen`."""
+    of_case = Counter(case for case, _, _ in seen)
     best: Drawn | None = None
     for row in frame.select(Drawn._fields).iter_rows():
         if (found := Drawn(*row)).pair in seen:
             continue
-        if not of_case.get(found.case_id, 0):
+        if not of_case[found.case_id]:
             return found
-        if best is None or of_case[found.case_id] < of_case.get(best.case_id, 0):
+        if best is None or of_case[found.case_id] < of_case[best.case_id]:
             best = found
     return best
 
@@ -230,10 +233,10 @@ class Draws:
 
     def next(self, counts: Counts) -> tuple[Draw, str, Drawn] | None:
         """Draw, target and pair. Draws alternate where both are made; where one has no pair left, the other is made."""
-        audit = self.audit is not None and next_of_strata(self.audit, counts.seen, counts.of_stratum)
+        audit = self.audit is not None and next_of_strata(self.audit, counts.audited)
         if audit and (self.doubt is None or counts.drawn["audit"] <= counts.drawn["doubt"]):
             return "audit", self.target, audit
-        if self.doubt is not None and (doubt := next_doubt(self.doubt, counts.seen, counts.of_case)):
+        if self.doubt is not None and (doubt := next_doubt(self.doubt, counts.seen)):
             return "doubt", JUDGES_OF_DOUBT, doubt
         return ("audit", self.target, audit) if audit else None
 
@@ -243,9 +246,8 @@ class Counts:
     """What was drawn before."""
 
     seen: Collection[Pair]
+    """Pairs of every draw and target, of all reviewers."""
+    audited: Mapping[Pair, str]
+    """Pairs that were drawn for the audited target, of all reviewers, with their strata."""
     drawn: Counter[str]
-    """Pairs of this reviewer by draw."""
-    of_stratum: Counter[str]
-    """Pairs of the audited target by stratum, of all reviewers."""
-    of_case: Counter[str]
-    """Pairs by case, of all reviewers."""
+    """Number of pairs of this reviewer by draw."""

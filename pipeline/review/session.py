@@ -6,11 +6,13 @@ import math
 import secrets
 import sys
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from pipeline.errors import BadInput
 from pipeline.review.draw import JUDGES_OF_DOUBT, Counts, Draws, Pair, next_repeat, side_of
@@ -41,6 +43,8 @@ MORE = 10
 LEAST = 5
 """Answers without which no width is told."""
 LONGEST_S = 86_400.0
+HELD = timedelta(minutes=30)
+"""Time for which a pair that waits for one reviewer is not drawn for another."""
 
 Given = Literal["left", "right", "equal", "unusable", "skip"]
 """What the page sends."""
@@ -59,6 +63,15 @@ class _Reviewer:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
+class _Pairs(NamedTuple):
+    """Pairs that were drawn."""
+
+    audited: dict[Pair, str]
+    """Those of the audited target, with their strata."""
+    seen: set[Pair]
+    """Those of every draw and target."""
+
+
 @dataclass
 class Review:
     """A review in a folder. `close` closes the journals and derives the table."""
@@ -71,7 +84,7 @@ class Review:
         self._slots = Slots(self.data.cases, self.data.proposals)
         self._reviewers: dict[str, _Reviewer] = {}
         self._open = ExitStack()
-        self._opening, self._viewing = threading.Lock(), threading.Lock()
+        self._opening, self._drawing, self._viewing = threading.Lock(), threading.Lock(), threading.Lock()
         self._views: OrderedDict[str, View] = OrderedDict()
         audit = self.draws.audit
         rows = [] if audit is None else audit.select("case_id", "slot_a", "slot_b", "better").rows()
@@ -96,9 +109,12 @@ class Review:
     def waiting(self, name: str) -> list[Shown]:
         """The pair on the page and the one after it. Pairs are drawn as needed; the list is shorter if none is left."""
         one = self.reviewer(name)
-        with one.lock:
-            while len(found := self._waiting(one.journal.history)) < AHEAD:
-                if (drawn := self._draw(one)) is None:
+        # One draw at a time, so that two reviewers never get the same pair from this server.
+        with self._drawing, one.lock:
+            others = {other: history for other, history in histories(self.folder).items() if other != name}
+            theirs = self._pairs_of(*others.values(), own=False)
+            while len(found := self._waiting(one.journal.history, theirs)) < AHEAD:
+                if (drawn := self._draw(one, theirs)) is None:
                     break
                 one.journal.write(drawn)
             return found
@@ -166,7 +182,7 @@ class Review:
                 "answered": len(history.counted),
                 "skipped": len(history.closed) - len(history.counted),
                 "last": history.last,
-                "worth": self._worth(self._all(one)),
+                "worth": self._worth({**histories(self.folder), name: history}),
             }
 
     # ---- the start and the end of a review ------------------------------------------------------------------------
@@ -196,13 +212,18 @@ class Review:
 
     # ---- parts ---------------------------------------------------------------------------------------------------
 
-    def _waiting(self, history: History) -> list[Shown]:
-        """Pairs that wait and that this review shows. Pairs of other targets, or with masks that are gone, are left."""
+    def _waiting(self, history: History, theirs: _Pairs) -> list[Shown]:
+        """Pairs that wait and that this review shows.
+
+        Pairs of other targets, pairs that other reviewers have meanwhile, and pairs with masks that are gone are left.
+        """
         found = []
         for shown in history.waiting:
-            wanted = shown.draw == "repeat" or (shown.draw, shown.target) in self.draws.targets
+            pair = self._pair(shown)
+            open_to = pair not in (theirs.audited if shown.draw == "audit" else theirs.seen)
+            wanted = shown.draw == "repeat" or ((shown.draw, shown.target) in self.draws.targets and open_to)
             wanted = shown.undone is not None or (wanted and shown.split == self.draws.split)
-            if wanted and not self._slots.fault(*shown.pair):
+            if wanted and pair is not None:
                 found.append(shown)
             if len(found) == AHEAD:
                 break
@@ -217,12 +238,15 @@ class Review:
             "time": Shown.model_fields["time"].get_default(call_default_factory=True, validated_data={}),
         }
 
-    def _draw(self, one: _Reviewer) -> Shown | None:
+    def _draw(self, one: _Reviewer, theirs: _Pairs) -> Shown | None:
         history, fresh = one.journal.history, self._fresh(one)
         again = next_repeat(history, self.draws.repeats, self.draws.seed, one.name)
         if again is not None and not self._slots.fault(*again.pair):
             return again.model_copy(update={**fresh, "draw": "repeat", "population": None, "undone": None})
-        if (found := self.draws.next(self._counts(one))) is None:
+        mine = self._pairs_of(history, own=True)
+        drawn = Counter[str](shown.draw for key, shown in history.shown.items() if key not in history.gone)
+        counts = Counts(mine.seen | theirs.seen, {**theirs.audited, **mine.audited}, drawn)
+        if (found := self.draws.next(counts)) is None:
             return None
         draw, target, pair = found
         case = self.data.cases.case(pair.case_id)
@@ -241,25 +265,23 @@ class Review:
             disagreement=pair.disagreement,
         )
 
-    def _all(self, one: _Reviewer) -> dict[str, History]:
-        """Journals of all reviewers; those of others as they are on the disk."""
-        return {**histories(self.folder), one.name: one.journal.history}
+    def _pairs_of(self, *of: History, own: bool) -> _Pairs:
+        """Pairs that were drawn for the reviewers of these journals, without repeats.
 
-    def _counts(self, one: _Reviewer) -> Counts:
-        seen: set[Pair] = set()
-        drawn, of_stratum, of_case = Counter[str](), Counter[str](), Counter[str]()
-        for name, history in self._all(one).items():
+        Of other reviewers (`own` is false) these are the pairs that they answered, and those that they have before
+        them. What they skipped may be shown to another.
+        """
+        found, since = _Pairs({}, set()), datetime.now(UTC) - HELD
+        for history in of:
             for key, shown in history.shown.items():
-                own, given = name == one.name, history.closed.get(key)
-                # What others skipped, or have before them, may be shown here too.
-                counts = isinstance(given, Answered) or (own and key not in history.gone)
-                if not counts or shown.draw == "repeat" or (pair := self._pair(shown)) is None:
+                given = history.closed.get(key)
+                has = own or isinstance(given, Answered) or (given is None and shown.time > since)
+                if not has or key in history.gone or shown.draw == "repeat" or (pair := self._pair(shown)) is None:
                     continue
-                seen.add(pair)
-                of_case[shown.case_id] += 1
-                drawn[shown.draw] += own
-                of_stratum[shown.stratum] += (shown.draw, shown.target) == ("audit", self.draws.target)
-        return Counts(seen, drawn, of_stratum, of_case)
+                found.seen.add(pair)
+                if (shown.draw, shown.target) == ("audit", self.draws.target):
+                    found.audited[pair] = shown.stratum
+        return found
 
     def _pair(self, shown: Shown) -> Pair | None:
         """Slots of the masks of a pair, the lower first; None if they are gone."""
@@ -279,19 +301,20 @@ class Review:
         masks = self.data.proposals.masks(case, left_first)
         return view_of(cases.image(case), masks, case.spacing_mm, cases.info.get("orientation"), cases.rgb)
 
-    def _worth(self, all_histories: dict[str, History]) -> str:
+    def _worth(self, all_histories: Mapping[str, History]) -> str:
         """What is known from the answers, and what ten more would add, as sentences."""
         said = []
         if self.draws.audit is not None:
-            wrong, count = 0.0, 0
+            errors: defaultdict[Pair, list[float]] = defaultdict(list)
             for history in all_histories.values():
                 for shown, given in history.counted:
                     if (shown.draw, shown.target) != ("audit", self.draws.target) or given.answer == "unusable":
                         continue
                     if (pair := self._pair(shown)) in self._better and pair is not None:
-                        wrong += self._error(shown, given.answer, pair)
-                        count += 1
-            said.append(_width(self.draws.target, wrong, count, len(self._better)))
+                        errors[pair].append(self._error(shown, given.answer, pair))
+            # Two answers on one pair say little more of the target than one.
+            wrong = sum(sum(each) / len(each) for each in errors.values())
+            said.append(_width(self.draws.target, wrong, len(errors), len(self._better)))
         if self.draws.doubt is not None:
             answered = [one for h in all_histories.values() for one, _ in h.counted if one.target == JUDGES_OF_DOUBT]
             left = max(0, len(self.draws.doubt) - len({one.pair for one in answered}))

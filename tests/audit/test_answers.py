@@ -72,6 +72,13 @@ def test_pairs_shown_twice():
     assert state["by_answer"] == {"a": 5, "b": 3, "equal": 3, "unusable": 1}
 
 
+def test_a_repeat_is_held_against_the_showing_of_its_target():
+    """The same pair was answered for `doubt`, then for the audit, then again: the last two answers are compared."""
+    told = [said(0, 1, "b", draw="doubt", target="panel", population=None), said(0, 1, "a")]
+    told.append(said(0, 1, "a", draw="repeat", population=None))
+    assert Answers(answered(told)).repeats == Repeats(1, 0)
+
+
 def row_of(told: list[dict[str, Any]], name: str = "j", least: int = 5, pairs: int | None = None) -> dict[str, Any]:
     answers = Answers(answered(told))
     cases = sorted({row["case_id"] for row in told})

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import BadInput
 from pipeline.params import load_params
-from pipeline.review.draw import Draws, doubtful, next_doubt, next_of_strata, next_repeat, stratified
+from pipeline.review.draw import Draws, Pair, doubtful, next_doubt, next_of_strata, next_repeat, stratified
 from pipeline.review.journal import Answered, History, Shown
 from pipeline.review.start import Wanted, draws_of
 from pipeline.store.proposals import ProposalStore
@@ -46,15 +46,14 @@ def test_strata_are_thirds_of_the_margin_and_halves_of_the_size() -> None:
 def test_every_pair_is_drawn_once_and_strata_in_proportion() -> None:
     """Six strata of 2 pairs: the first 6 draws are of 6 strata, and so are the next 6. Then nothing is left."""
     frame = stratified(pairs(12), 0, "target")
-    seen, shown = set(), Counter[str]()
+    shown: dict[Pair, str] = {}
     for number in range(12):
-        drawn = next_of_strata(frame, seen, shown)
+        drawn = next_of_strata(frame, shown)
         assert drawn is not None
-        assert drawn.pair not in seen
-        seen.add(drawn.pair)
-        shown[drawn.stratum] += 1
-        assert max(shown.values()) == number // 6 + 1
-    assert next_of_strata(frame, seen, shown) is None
+        assert drawn.pair not in shown
+        shown[drawn.pair] = drawn.stratum
+        assert max(Counter(shown.values()).values()) == number // 6 + 1
+    assert next_of_strata(frame, shown) is None
 
 
 def test_large_strata_are_drawn_more_often() -> None:
@@ -63,13 +62,12 @@ def test_large_strata_are_drawn_more_often() -> None:
         pl.when(pl.col("margin") > 90).then(pl.lit("small")).otherwise(pl.lit("large")).alias("stratum"),
         pl.when(pl.col("margin") > 90).then(10).otherwise(90).alias("population"),
     )
-    seen, shown = set(), Counter[str]()
+    shown: dict[Pair, str] = {}
     for _ in range(20):
-        drawn = next_of_strata(frame, seen, shown)
+        drawn = next_of_strata(frame, shown)
         assert drawn is not None
-        seen.add(drawn.pair)
-        shown[drawn.stratum] += 1
-    assert shown == {"large": 18, "small": 2}
+        shown[drawn.pair] = drawn.stratum
+    assert Counter(shown.values()) == {"large": 18, "small": 2}
 
 
 def test_draws_of_a_stratum_are_at_random() -> None:
@@ -98,13 +96,13 @@ def test_doubts_are_worth_most_where_judges_are_split_and_masks_differ_much(tmp_
         ("c1", 0, 1, 2, "votes 1:1"),
         ("c0", 0, 1, 2, "votes 2:1"),
     ]
-    first = next_doubt(found, set(), {})
+    first = next_doubt(found, set())
     assert first is not None
     assert first.pair == ("c1", 0, 2)
-    second = next_doubt(found, {first.pair}, {"c1": 1})
+    second = next_doubt(found, {first.pair})
     assert second is not None
     assert second.case_id == "c0", "a case is shown again after all cases were shown"
-    third = next_doubt(found, {first.pair, second.pair}, {"c1": 1, "c0": 1})
+    third = next_doubt(found, {first.pair, second.pair})
     assert third is not None
     assert third.pair == ("c1", 1, 2)
     with pytest.raises(BadInput, match=r"needs two judges or tables .* found \['x'\]"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -115,16 +117,52 @@ def test_the_review_goes_on_where_it_stopped(run: Path) -> None:
 
 
 def test_two_reviewers_share_the_pairs(run: Path) -> None:
-    """Pairs that one reviewer has answered are not shown to the other."""
+    """Pairs that one reviewer has answered, or has before them, are not shown to the other. There are 40 pairs."""
     review = review_of(run)
     for _ in range(20):
         answer(review, "ann", "left")
-    for _ in range(16):
         answer(review, "bob", "right")
+    assert review.waiting("ann") == review.waiting("bob") == []
+    assert review.progress("ann")["worth"].startswith("40 of 40 pairs")
     review.close()
     found = table(run)
-    assert Counter(found["reviewer"]) == {"ann": 20, "bob": 16}
+    assert Counter(found["reviewer"]) == {"ann": 20, "bob": 20}
     assert not found.select("case_id", "mask_a", "mask_b").is_duplicated().any()
+
+
+def test_a_pair_that_waits_for_long_is_drawn_for_another(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once another reviewer has answered the pairs, they wait no longer. Two answers on one pair count as one pair."""
+    review = review_of(run)
+    left = [one.pair for one in review.waiting("ann")]
+    on_the_page = review.waiting("ann")[0].showing
+    monkeypatch.setattr("pipeline.review.session.HELD", timedelta(0))
+    assert [one.pair for one in review.waiting("bob")] == left
+    for _ in range(6):
+        answer(review, "bob", "left")
+    assert not set(left) & {one.pair for one in review.waiting("ann")}
+    review.answer("ann", on_the_page, "left", 3.0)
+    assert review.progress("ann")["worth"].startswith("6 of 40 pairs")
+    review.close()
+    assert len(table(run)) == 7
+
+
+def test_the_audit_is_the_same_random_draw_after_other_answers(run: Path) -> None:
+    """All 20 pairs in doubt, and 4 of a pair set, are answered first: the 40 pairs of the judge keep their order."""
+
+    def drawn(**wanted: str) -> list[tuple[str, str, str]]:
+        review, found = review_of(run, **wanted), []
+        while waiting := review.waiting("ann"):
+            found.append(waiting[0].pair)
+            answer(review, "ann", "left")
+        review.close()
+        return found
+
+    alone = drawn()
+    shutil.rmtree(run / "review")
+    assert (len(drawn(draw="doubt")), len(drawn(target="mined"))) == (20, 4)
+    assert drawn() == alone
+    rows = table(run).filter(draw="audit", target="agreement")
+    assert Counter(rows["stratum"]) == dict(rows.select("stratum", "population").unique().rows())
 
 
 def test_repeats_keep_the_stratum_of_the_first_showing(run: Path) -> None:
