@@ -1,7 +1,8 @@
 """What is left of a review whose server is killed (`kill -9`) between answers and during answers.
 
 A reviewer answers pairs as the page does, and sends an answer again until it is confirmed. The server is killed at a
-random moment and started again, with the same journal. At the end the table is compared with what was confirmed: a
+random moment and started again at the same port, with the same journal and another key. The page gets the key from its
+address bar. At the end the table is compared with what was confirmed: a
 confirmed answer that is missing or changed is lost, and a pair with two answers was counted twice. A row of
 `review_kills.csv` is one kill.
 
@@ -60,10 +61,12 @@ class Reviewer:
         self.folder = folder
         self.confirmed: dict[str, str] = {}
         self.resent: tuple[str, str] | None = None
+        self.port = "0"
         self.start()
 
     def start(self) -> None:
-        self.server = Server(self.folder, "--target", "agreement", "--repeats", "0.1")
+        self.server = Server(self.folder, "--target", "agreement", "--repeats", "0.1", "--port", self.port)
+        self.port = self.server.origin.rpartition(":")[2]
         headers = {"x-review-key": self.server.key}
         self.page = httpx.Client(base_url=self.server.origin, headers=headers, timeout=30)
         if self.resent is not None:

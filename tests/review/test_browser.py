@@ -185,8 +185,63 @@ def test_every_control_is_reached_by_tab_and_shows_its_focus(browser: Browser, s
     page.wait_for_function("() => document.querySelector('#status').textContent.includes('equally good. 1 answered')")
 
 
+def test_space_answers_nothing_after_a_click(browser: Browser, server: Server) -> None:
+    """Space is a tool, whatever was clicked before. A button with the focus of the keyboard is pressed by Space."""
+    page = opened(browser, server.address, "mouse", reduced_motion="reduce")
+    said = "text => document.querySelector('#status').textContent.includes(text)"
+    page.keyboard.press("o")
+    page.wait_for_timeout(160)
+    page.get_by_role("button", name="Left is better").click()
+    page.wait_for_function(said, arg="1 answered")
+    for button in ("Undo", "Outlines", "Skip", "Equally good"):
+        page.wait_for_timeout(160)
+        page.get_by_role("button", name=button).click()
+        page.wait_for_timeout(160)
+        before = page.get_attribute("body", "data-showing")
+        for mask in ("Right", "Left"):
+            page.keyboard.press(" ")
+            page.wait_for_function(said, arg=f"{mask} mask.")
+        assert page.get_attribute("body", "data-showing") == before, button
+    page.get_by_role("button", name="Right is better").focus()
+    for number, key in ((2, " "), (3, "Enter")):
+        page.wait_for_timeout(160)
+        page.keyboard.press(key)
+        page.wait_for_function(said, arg=f"right is better. {number} answered")
+    page.wait_for_timeout(160)
+    page.keyboard.down("Enter")
+    page.wait_for_timeout(300)
+    page.keyboard.down("Enter")  # a repeat, as of a key that is held
+    page.keyboard.up("Enter")
+    page.wait_for_function(said, arg="4 answered")
+    page.wait_for_timeout(200)
+    assert "4 answered" in str(page.text_content("#status"))
+
+
+def test_the_last_answer_can_be_undone(browser: Browser, tmp_path: Path) -> None:
+    """By key and by button, when no pair is left. The pair set of the run has four pairs."""
+    write_run(tmp_path)
+    server = Server(tmp_path, "--repeats", "0")
+    try:
+        page = opened(browser, server.address)
+        for undo in ("key", "button"):
+            while not page.is_visible("#done"):
+                press(page, "e")
+            if undo == "key":
+                page.keyboard.press("z")
+            else:
+                page.get_by_role("button", name="Undo the last answer").click()
+            page.wait_for_selector("body[data-showing]")
+            assert "3 answered" in str(page.text_content("#status"))
+            assert page.evaluate("document.activeElement.id") == "review"
+        press(page, "a")
+        page.wait_for_selector("#done:visible")
+    finally:
+        said = server.end()
+    assert "4 verdicts" in said
+
+
 def test_an_answer_waits_for_a_server_that_is_away(browser: Browser, tmp_path: Path) -> None:
-    """The server is killed, and started again at the same port. The old page says what to do, and loses nothing."""
+    """The server is killed, and started again at the same port with another key. The page then sends the answer."""
     write_run(tmp_path)
     server = Server(tmp_path, "--target", "agreement")
     page = opened(browser, server.address)
@@ -199,10 +254,10 @@ def test_an_answer_waits_for_a_server_that_is_away(browser: Browser, tmp_path: P
     port = re.findall(r":(\d+)$", server.origin)[0]
     again = Server(tmp_path, "--target", "agreement", "--port", port)
     try:
-        page.wait_for_function("() => document.querySelector('#problem').textContent.includes('key is missing or old')")
-        page = opened(browser, again.address)
-        assert "1 answered" in str(page.text_content("#progress"))
-        press(page, "b")
+        page.wait_for_function("() => document.querySelector('#problem').textContent.includes('started again. Put')")
+        page.goto(again.address)
+        page.wait_for_function("() => document.querySelector('#status').textContent.includes('right is better. 2 ans')")
+        assert not page.is_visible("#problem")
     finally:
         said = again.end()
     assert "2 verdicts" in said

@@ -2,7 +2,7 @@
 
 import { COLOURS, DASHES, boxOf, colourOf, dashOf, draw, placement } from "./drawing.js";
 
-const key = location.hash.slice(1);
+let key = location.hash.slice(1);
 const BLINK_MS = 700; // well below three flashes per second
 const DEAD_MS = 150; // a key that is pressed twice must not answer the next pair
 const SLICES_KEPT = 80;
@@ -51,7 +51,7 @@ async function ask(path, options = {}) {
 const named = (values) => new URLSearchParams({ reviewer, ...values }).toString();
 const send = (path, content) => ask(path, { method: "POST", body: JSON.stringify({ reviewer, ...content }) });
 
-/** Send until the server has answered: an answer that is sent twice counts once. */
+/** Send until the server has answered, also after a new start: an answer that is sent twice counts once. */
 async function surely(path, content) {
   for (;;) {
     try {
@@ -59,8 +59,12 @@ async function surely(path, content) {
       problem("");
       return found;
     } catch (error) {
-      if (error.status) throw error;
-      problem("Not stored yet: the server does not answer. This page goes on trying; keep it open.");
+      const otherKey = error.status === 403;
+      if (error.status && !otherKey) throw error;
+      const why = otherKey
+        ? "the server was started again. Put the address that it printed into the address bar of this page."
+        : "the server does not answer. This page goes on trying; keep it open.";
+      problem(`Not stored yet: ${why}`);
       await new Promise((resolve) => setTimeout(resolve, 1000));
     }
   }
@@ -116,7 +120,10 @@ async function next() {
   index = pair.about.first;
   blinkSide = 0;
   find("done").hidden = true;
-  find("review").hidden = false;
+  if (find("review").hidden) {
+    find("review").hidden = false;
+    find("review").focus({ preventScroll: true });
+  }
   await prepareLook();
   describe();
   await render();
@@ -192,7 +199,7 @@ function setProgress(found) {
   progress = found;
   const skipped = found.skipped ? `, ${found.skipped} skipped` : "";
   find("progress").textContent = `${reviewer}: ${found.answered} answered${skipped}. ${found.worth}`;
-  document.querySelector('[data-do="undo"]').disabled = !found.last;
+  for (const button of document.querySelectorAll('[data-do="undo"]')) button.disabled = !found.last;
 }
 
 function tell(text) {
@@ -456,11 +463,16 @@ const SHIFTED = { arrowleft: "move-left", arrowright: "move-right", arrowup: "mo
 const ANSWERS = { a: "left", arrowleft: "left", b: "right", arrowright: "right", e: "equal", u: "unusable", s: "skip" };
 
 document.addEventListener("keydown", (event) => {
-  if (!current || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   const pressed = event.key.toLowerCase();
   const on = event.target;
+  if (!current && KEYS[pressed] !== "undo") return;
   if (on.matches("input:not([type=checkbox])")) return;
-  if (on.matches("button, summary, input") && [" ", "enter"].includes(pressed)) return;
+  if (on.matches("button, summary, input") && [" ", "enter"].includes(pressed)) {
+    // A key that is held down presses a button again and again.
+    if (event.repeat && on.dataset.answer) event.preventDefault();
+    return;
+  }
   if (!find("keys").checked && pressed.length === 1) return;
   const act = event.shiftKey ? (SHIFTED[pressed] ?? (KEYS[pressed] === "closer" && "closer")) : KEYS[pressed];
   if (act) {
@@ -474,6 +486,9 @@ document.addEventListener("keydown", (event) => {
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
+  // A button that was clicked with a pointer would keep the focus, and Space would press it again for the next pair. A
+  // button that was pressed by key (detail 0) keeps the focus.
+  if (event.detail && event.target.closest("#review button, summary")) find("review").focus({ preventScroll: true });
   if (!button || !current) {
     if (button?.dataset.do === "undo") undo();
     return;
@@ -534,9 +549,12 @@ find("start").addEventListener("submit", async (event) => {
     sessionStorage.setItem("reviewer", reviewer);
     find("start").hidden = true;
     await next();
-    if (current) find("review").focus({ preventScroll: true });
   } catch (error) {
     problem(error.status ? error.message : "The server does not answer. Start it again, and open the address it prints.");
   }
+});
+addEventListener("hashchange", () => {
+  key = location.hash.slice(1);
+  problem("");
 });
 if (!key) problem("This address lacks its key. Open the address that the server printed.");
