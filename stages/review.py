@@ -22,7 +22,7 @@ from stages import FOLDER, guarded, say
     "--repeats", type=click.FloatRange(0, 0.5), default=0.1, show_default=True, help="Share of pairs shown again."
 )
 @click.option("--folder", type=FOLDER, default="review", show_default=True, help="Folder of journals and table.")
-@click.option("--discard-stale", is_flag=True, help="Set answers aside whose masks are gone.")
+@click.option("--discard-stale", is_flag=True, help="Set answers aside whose masks are gone, and do as --table.")
 @click.option("--table", is_flag=True, help="Write the table from the journals, and serve nothing.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True)
@@ -48,21 +48,24 @@ def main(
     **run: Path,
 ) -> None:
     from pipeline.params import load_params
-    from pipeline.review.journal import TABLE
-    from pipeline.review.server import serve
-    from pipeline.review.session import Review
-    from pipeline.review.start import Wanted, draws_of
+    from pipeline.review.journal import TABLE, check_masks, write_verdicts
     from pipeline.store.cases import CaseStore
     from pipeline.store.proposals import Data, ProposalStore
+    from pipeline.store.verdicts import Slots
 
     data = Data(CaseStore(run["cases"]), ProposalStore(run["proposals"]))
-    wanted = Wanted(target, draw, split, repeats)
-    review = Review(
-        data, draws_of(load_params(params_file), run["panel"], data.proposals, run["audit"], wanted), folder
-    )
-    if aside := review.check(discard_stale):
+    if aside := check_masks(folder, Slots(data.cases, data.proposals), discard_stale):
         say("review", f"{aside} answers on masks that are gone are set aside")
-    count = review.close() if table else serve(review, host, port, expose, lambda text: say("review", text))
+    # The table needs neither panel nor audit, which are gone after new proposals. A killed server may have left it old.
+    count = write_verdicts(folder)
+    if not (table or discard_stale):
+        from pipeline.review.server import serve
+        from pipeline.review.session import Review
+        from pipeline.review.start import Wanted, draws_of
+
+        wanted = Wanted(target, draw, split, repeats)
+        draws = draws_of(load_params(params_file), run["panel"], data, run["audit"], wanted)
+        count = serve(Review(data, draws, folder), host, port, expose, lambda text: say("review", text))
     say("review", f"{count} verdict{'s' * (count != 1)} in {folder / TABLE}")
 
 

@@ -22,6 +22,7 @@ from pipeline.errors import BadInput
 from pipeline.lock import alone
 from pipeline.store import schema
 from pipeline.store.tables import write_table
+from pipeline.store.verdicts import STALE, Slots
 
 REVIEWER = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 """Names of reviewers, which become names of files. Small letters alone, since some disks take `Ann` for `ann`."""
@@ -240,12 +241,46 @@ def opened(folder: Path, reviewer: str) -> Iterator[Journal]:
 
 
 def histories(folder: Path) -> dict[str, History]:
-    """What the journals of a review come to, by reviewer. Raises `BadInput` for a file that is no journal's."""
+    """What the journals of a review come to, by reviewer.
+
+    Raises `BadInput` for a damaged journal, and for a file whose name is no journal's.
+    """
     found = {}
     for path in sorted((folder / "journal").glob("*.jsonl")):
-        journal_file(folder, path.stem)
+        if not REVIEWER.fullmatch(path.stem):
+            raise BadInput(
+                f"{path}: expected the journal of a reviewer, whose name has 1 to 40 small letters, digits, '-' and "
+                f"'_', found '{path.stem}'; move the file elsewhere, or give it the name of its reviewer"
+            )
         found[path.stem] = read_journal(path)[0]
     return found
+
+
+def check_masks(folder: Path, slots: Slots, discard: bool) -> int:
+    """Refuse answers on masks that are gone, or set them aside with `discard`. Return the number set aside.
+
+    Raises `BadInput` with the first of such answers, and as `histories` does.
+    """
+    aside, faults = 0, []
+    for name, history in histories(folder).items():
+        stale = _stale(history, slots)
+        if stale and discard:
+            with opened(folder, name) as journal:
+                if now := _stale(journal.history, slots):
+                    journal.write(SetAside(showings=tuple(now)))
+                    aside += len(now)
+        else:
+            where = journal_file(folder, name)
+            faults += [f"{where}: verdict on showing {showing}: {fault}" for showing, fault in stale.items()]
+    if faults:
+        others = f" ({len(faults)} such verdicts)" if len(faults) > 1 else ""
+        raise BadInput(f"{faults[0]}{others}; {STALE}")
+    return aside
+
+
+def _stale(history: History, slots: Slots) -> dict[str, str]:
+    """What is wrong with the masks of an answer, by showing."""
+    return {shown.showing: fault for shown, _ in history.counted if (fault := slots.fault(*shown.pair))}
 
 
 def verdicts(histories: dict[str, History]) -> pl.DataFrame:

@@ -7,13 +7,14 @@ import json
 import secrets
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
 from pipeline.errors import BadInput
-from pipeline.review.journal import Shown, write_verdicts
+from pipeline.review.journal import TABLE, Shown, write_verdicts
 from pipeline.review.session import Given, Review, Unknown
 
 try:
@@ -110,7 +111,7 @@ def app_of(review: Review, key: str, names: Collection[str] | None = LOOPBACK) -
     async def _done(name: str, said: dict[str, Any]) -> Response:
         progress = await run_in_threadpool(review.progress, name)
         # The journal holds the answer. The table may be a little later than the confirmation.
-        return JSONResponse({**said, "progress": progress}, background=BackgroundTask(write_verdicts, review.folder))
+        return JSONResponse({**said, "progress": progress}, background=BackgroundTask(_derive, review.folder))
 
     routes = [
         *(Route(path, file, methods=["GET"]) for path in FILES),
@@ -122,6 +123,14 @@ def app_of(review: Review, key: str, names: Collection[str] | None = LOOPBACK) -
     ]
     handlers: Any = {BadInput: _bad_input, Unknown: _unknown, OSError: _broken}
     return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(BaseHTTPMiddleware, guard)])
+
+
+def _derive(folder: Path) -> None:
+    """Write the table. The answers are in the journals, so a table that cannot be written now is written later."""
+    try:
+        write_verdicts(folder)
+    except (BadInput, OSError) as error:
+        print(f"review: {folder / TABLE} lacks the last answer: {error}", file=sys.stderr)
 
 
 def _refusal(request: Request, key: str, names: Collection[str] | None) -> Response | None:

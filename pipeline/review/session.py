@@ -21,18 +21,16 @@ from pipeline.review.journal import (
     Answered,
     History,
     Journal,
-    SetAside,
     Shown,
     Skipped,
     Undone,
     histories,
-    journal_file,
     opened,
     write_verdicts,
 )
 from pipeline.review.views import View, view_of
 from pipeline.store.proposals import Data
-from pipeline.store.verdicts import STALE, Slots
+from pipeline.store.verdicts import Slots
 
 AHEAD = 2
 """Pairs of a reviewer that are drawn: the one on the page, and the next, which the page loads in advance."""
@@ -174,36 +172,25 @@ class Review:
             return self._views[showing]
 
     def progress(self, name: str) -> dict[str, Any]:
-        """Numbers of answers of a reviewer, the showing that an undo takes back, and the worth of the next answers."""
+        """Numbers of answers of a reviewer, the showing that an undo takes back, and the worth of the next answers.
+
+        The worth depends on the journals of all reviewers. A journal that cannot be read is told in its place.
+        """
         one = self.reviewer(name)
         with one.lock:
             history = one.journal.history
+            try:
+                worth = self._worth({**histories(self.folder), name: history})
+            except (BadInput, OSError) as error:
+                worth = f"The worth of the next answers is unknown: {error}"
             return {
                 "answered": len(history.counted),
                 "skipped": len(history.closed) - len(history.counted),
                 "last": history.last,
-                "worth": self._worth({**histories(self.folder), name: history}),
+                "worth": worth,
             }
 
-    # ---- the start and the end of a review ------------------------------------------------------------------------
-
-    def check(self, discard: bool) -> int:
-        """Refuse answers on masks that are gone, or set them aside with `discard`. Return the number set aside.
-
-        Raises `BadInput` with the first of such answers.
-        """
-        aside, faults = 0, []
-        for name, history in histories(self.folder).items():
-            stale = {shown.showing: fault for shown, _ in history.counted if (fault := self._slots.fault(*shown.pair))}
-            where = journal_file(self.folder, name)
-            faults += [f"{where}: verdict on showing {showing}: {fault}" for showing, fault in stale.items()]
-            if discard and stale:
-                self.reviewer(name).journal.write(SetAside(showings=tuple(stale)))
-                aside += len(stale)
-        if faults and not discard:
-            others = f" ({len(faults)} such verdicts)" if len(faults) > 1 else ""
-            raise BadInput(f"{faults[0]}{others}; {STALE}")
-        return aside
+    # ---- the end of a review --------------------------------------------------------------------------------------
 
     def close(self) -> int:
         """Close the journals, derive the table and return its number of verdicts."""

@@ -15,7 +15,7 @@ from pipeline.pairs.reviewed import judged
 from pipeline.params import Params, entry
 from pipeline.review.draw import Draws, doubtful, pairs_of_judge, pairs_of_set, stratified
 from pipeline.store import schema
-from pipeline.store.proposals import ProposalStore
+from pipeline.store.proposals import Data, ProposalStore
 from pipeline.store.tables import scan_table
 
 
@@ -31,9 +31,13 @@ class Wanted:
     """Share of the pairs that are shown again."""
 
 
-def draws_of(params: Params, panel_file: Path, proposals: ProposalStore, audit: Path, wanted: Wanted) -> Draws:
-    """Pairs that can be drawn. Raises `BadInput` for an unknown target, and for a draw that has no pair."""
-    panel = scan_table(panel_file, schema.panel(params.judge_names)).drop("true_dice")
+def draws_of(params: Params, panel_file: Path, data: Data, audit: Path, wanted: Wanted) -> Draws:
+    """Pairs that can be drawn.
+
+    Raises `BadInput` for the panel of other proposals, for an unknown target, and for a draw that has no pair.
+    """
+    panel, proposals = scan_table(panel_file, schema.panel(params.judge_names)).drop("true_dice"), data.proposals
+    _refuse_other_proposals(panel, panel_file, data)
     target = wanted.target or _first(params)
     audited = doubts = None
     if wanted.draw != "doubt":
@@ -45,6 +49,21 @@ def draws_of(params: Params, panel_file: Path, proposals: ProposalStore, audit: 
         found = doubtful(panel, proposals, judges, wanted.split)
         doubts = _some(found, f"the judges {judges} order all pairs of the {wanted.split} alike")
     return Draws(target, audited, doubts, wanted.repeats, params.seed, wanted.split)
+
+
+def _refuse_other_proposals(panel: pl.LazyFrame, file: Path, data: Data) -> None:
+    """Raise `BadInput` unless the panel has the rows of the proposals, with the voxels and the Dice of every mask."""
+    placed = data.cases.table.filter(pl.col("split") != "test").select("case_id", "case", "split")
+    wanted = data.proposals.table.join(placed, on="case_id").sort(schema.PROPOSALS.key)
+    found = panel.select(wanted.columns).sort(schema.PROPOSALS.key).collect()
+    if found.equals(wanted):
+        return
+    rows = zip(wanted.iter_rows(), found.iter_rows(), strict=False)
+    first = next((f"case '{one[0]}'" for one, other in rows if one != other), f"{len(found)} for {len(wanted)} masks")
+    raise BadInput(
+        f"{file}: expected scores of the proposals in {data.proposals.folder}, found scores of others (first "
+        f"difference: {first}); cases or proposals were made anew since; run `dvc repro panel`"
+    )
 
 
 def _first(params: Params) -> str:

@@ -13,7 +13,8 @@ from pipeline.params import load_params
 from pipeline.review.draw import Draws, Pair, doubtful, next_doubt, next_of_strata, next_repeat, stratified
 from pipeline.review.journal import Answered, History, Shown
 from pipeline.review.start import Wanted, draws_of
-from pipeline.store.proposals import ProposalStore
+from pipeline.store.cases import CaseStore
+from pipeline.store.proposals import Data, ProposalStore
 from tests.fixtures.builders import bars, case_store, panel_of, proposal_store
 from tests.fixtures.review_run import PANEL, write_run
 
@@ -167,8 +168,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draws(run: Path, **wanted: str) -> Draws:
-    proposals = ProposalStore(run / "data/proposals")
-    return draws_of(load_params(run / "params.yaml"), run / PANEL, proposals, run / "audit", Wanted(**wanted))
+    data = Data(CaseStore(run / "data/cases"), ProposalStore(run / "data/proposals"))
+    return draws_of(load_params(run / "params.yaml"), run / PANEL, data, run / "audit", Wanted(**wanted))
 
 
 def test_targets_of_a_run(run: Path) -> None:

@@ -207,6 +207,35 @@ def test_a_full_disk_is_told_and_nothing_is_confirmed(review: Review, monkeypatc
     assert sent(page, showing).json()["progress"]["answered"] == 1
 
 
+@pytest.mark.parametrize(
+    ("file", "line", "found"),
+    [("Bob", "", "journal of a reviewer, .*found 'Bob'"), ("bob", "not json\n", "line 1: .*Invalid JSON")],
+)
+def test_the_journal_of_another_fails_no_answer(
+    review: Review, run: Path, file: str, line: str, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answer is confirmed. The page, the terminal and the end of the review name the file."""
+    page = client(review)
+    showing = waiting(page)[0]["showing"]
+    path = run / f"review/journal/{file}.jsonl"
+    path.write_text(line)
+    reply = sent(page, showing)
+    assert reply.status_code == 200
+    assert reply.json()["recorded"] == "left"
+    assert reply.json()["progress"]["answered"] == 1
+    told = (reply.json()["progress"]["worth"], capsys.readouterr().err)
+    assert all(re.search(rf"{file}.jsonl: .*{found}", text) for text in told), told
+    reply = page.post("/api/waiting", params={"reviewer": "ann"})
+    assert reply.status_code == 400
+    assert f"{file}.jsonl" in reply.json()["error"]
+    path.unlink()
+    assert len(waiting(page)) == 2
+    path.write_text(line)
+    with pytest.raises(BadInput, match=rf"{file}.jsonl: .*{found}"):
+        review.close()
+    path.unlink()
+
+
 def test_volumes_tell_their_channels_and_orientation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path, 4, (10, 12, 8))

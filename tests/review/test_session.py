@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -12,13 +13,15 @@ import polars as pl
 import pytest
 
 from pipeline.errors import BadInput
+from pipeline.review.journal import check_masks
 from pipeline.review.session import Review, Unknown
 from pipeline.store import schema
+from pipeline.store.proposals import ProposalStore
 from pipeline.store.tables import read_table
-from pipeline.store.verdicts import read_verdicts
+from pipeline.store.verdicts import Slots, read_verdicts
 from tests.fixtures.builders import proposal_store
 from tests.fixtures.chain import invoke
-from tests.fixtures.review_run import RADII, ball, journal_lines, review_of, write_run
+from tests.fixtures.review_run import PANEL, RADII, ball, journal_lines, review_of, write_run
 
 
 @pytest.fixture
@@ -212,30 +215,56 @@ def test_both_draws_alternate(run: Path) -> None:
     assert table(run).filter(draw="doubt")["population"].null_count() == 4
 
 
+def made_anew(run: Path) -> None:
+    """The masks of all cases are made anew, larger. As DVC does, panel and audit are removed until they are made."""
+    larger = np.stack([ball((24, 24), radius + 0.15) for radius in RADII])
+    proposal_store(run / "data/proposals", [larger] * 8)
+    (run / PANEL).unlink()
+    shutil.rmtree(run / "audit")
+
+
 def test_answers_on_masks_that_are_gone_are_refused_until_set_aside(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The masks of all cases are made anew, larger, so both answers are on masks that are gone."""
+    """Both answers are on masks that are gone. They are set aside without a panel and without an audit."""
     review = review_of(run)
     answer(review, "ann", "left")
     answer(review, "ann", "left")
     review.close()
-    larger = np.stack([ball((24, 24), radius + 0.15) for radius in RADII])
-    proposal_store(run / "data/proposals", [larger] * 8)
-    again = review_of(run)
-    with pytest.raises(
-        BadInput, match=r"ann.jsonl: verdict on showing .*: expected masks of case 'c\d', .*--discard-stale"
-    ):
-        again.check(discard=False)
     before = journal_lines(run)
-    again.close()
-    invoke("python -m stages.review --table --discard-stale")
+    made_anew(run)
+    with pytest.raises(BadInput, match=r"ann.jsonl: verdict on showing .* masks of case 'c\d', .*--discard-stale"):
+        check_masks(run / "review", Slots(review.data.cases, ProposalStore(run / "data/proposals")), discard=False)
+    invoke("python -m stages.review --discard-stale")
     said = capsys.readouterr().out
     assert "review: 2 answers on masks that are gone are set aside" in said
     assert "review: 0 verdicts in review/verdicts.parquet" in said
-    again = review_of(run)
-    assert again.check(discard=False) == 0
     assert journal_lines(run)[:-1] == before, "the journal keeps every line"
+    assert len(table(run)) == 0
+    invoke("python -m stages.review --table")
+    assert "set aside" not in capsys.readouterr().out
+    write_run(run, radii=[radius + 0.15 for radius in RADII])
+    again = review_of(run)
     assert len(again.waiting("ann")) == 2
     assert again.close() == 0
-    assert len(table(run)) == 0
+
+
+def test_a_panel_of_other_proposals_is_refused(run: Path) -> None:
+    """The same number of masks in another order: the scores of the panel would be those of other masks."""
+    masks = np.stack([ball((24, 24), radius) for radius in RADII[::-1]])
+    proposal_store(run / "data/proposals", [masks] * 8)
+    message = r"panel.parquet: .* found scores of others \(first difference: case 'c0'\).*repro panel"
+    with pytest.raises(BadInput, match=message):
+        review_of(run)
+    proposal_store(run / "data/proposals", [masks[:3]] * 8)
+    with pytest.raises(BadInput, match=message):
+        review_of(run)
+
+
+def test_the_table_is_made_at_the_start(run: Path) -> None:
+    """A killed server left an answer without a table, and the next start fails because its port is taken."""
+    answer(review_of(run), "ann", "left")
+    assert not (run / "review/verdicts.parquet").exists()
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RuntimeError, match="exit code 2"):
+        invoke(f"python -m stages.review --port {taken.getsockname()[1]}")
+    assert table(run)["reviewer"].to_list() == ["ann"]
