@@ -100,6 +100,8 @@ def test_an_equal_answer_is_half_a_preference_for_each():
         (1.0, 0.5),
         (3.0, 0.25),
     ]
+    # One answer in the right order and one `equal`: (1 + 1/2) / 2.
+    assert pairs.measured(np.array([1.0]))["pair_accuracy"] == 0.75
 
 
 def test_too_few_answers_are_refused(given: JudgeInputs):

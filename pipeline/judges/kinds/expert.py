@@ -18,7 +18,7 @@ from pipeline.judges.learning.bradley_terry import (
     chosen_ridge,
     fitted,
     folds_of_groups,
-    log_loss_and_accuracy,
+    log_loss_and_order,
     scaled,
     spread_of,
 )
@@ -132,6 +132,6 @@ class Preferences:
         return cls(group, np.concatenate([difference, -difference])[kept], weight[kept] / weight.sum())
 
     def measured(self, weight: np.ndarray) -> dict[str, float]:
-        """`log_loss` (weighted) and `pair_accuracy` of the answers."""
-        loss, accuracy = log_loss_and_accuracy(self, weight)
-        return {"log_loss": loss, "pair_accuracy": accuracy}
+        """`log_loss` and `pair_accuracy` of the answers. An answer `equal` is right by one half."""
+        loss, right = log_loss_and_order(self, weight)
+        return {"log_loss": loss, "pair_accuracy": float((self.weight * right).sum())}

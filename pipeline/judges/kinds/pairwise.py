@@ -16,7 +16,7 @@ from pipeline.judges.learning.bradley_terry import (
     chosen_ridge,
     fitted,
     folds_of_groups,
-    log_loss_and_accuracy,
+    log_loss_and_order,
     scaled,
     spread_of,
 )
@@ -138,6 +138,6 @@ class Pairs:
 
         Pairs of equal score count one half. Lift is the true Dice of the top pick less the true Dice of slot 0.
         """
-        loss, accuracy = log_loss_and_accuracy(self, weight)
+        loss, right = log_loss_and_order(self, weight)
         top = np.einsum("mf,f->m", self.values, weight).argmax()
-        return {"log_loss": loss, "pair_accuracy": accuracy, "lift": float(self.dice[top] - self.dice[0])}
+        return {"log_loss": loss, "pair_accuracy": float(right.mean()), "lift": float(self.dice[top] - self.dice[0])}

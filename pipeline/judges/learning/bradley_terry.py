@@ -83,11 +83,11 @@ class Ordered(Protocol):
 AnyPairs = TypeVar("AnyPairs", bound=Ordered)
 
 
-def log_loss_and_accuracy(pairs: Ordered, weight: np.ndarray) -> tuple[float, float]:
-    """Weighted log-loss of the pairs, and share of pairs in the right order. Pairs of equal worth count one half."""
+def log_loss_and_order(pairs: Ordered, weight: np.ndarray) -> tuple[float, np.ndarray]:
+    """Weighted log-loss of the pairs, and f64 `[pair]`: 1 in the right order, 0 in the wrong, 0.5 for equal worth."""
     odds = np.einsum("pf,f->p", pairs.difference, weight)
     loss = (pairs.weight * np.logaddexp(0, -odds)).sum()
-    return float(loss), float((1 + np.sign(odds)).mean() / 2)
+    return float(loss), (1 + np.sign(odds)) / 2
 
 
 def fitted(pairs: Sequence[Ordered], ridge: float) -> np.ndarray:
