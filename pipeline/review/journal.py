@@ -182,7 +182,8 @@ class Journal:
         """Open or create the journal at `path`, whose lock this process holds. A torn last line is cut off."""
         new = not path.exists()
         self.path = path
-        self._file = path.open("ab")
+        # Without a buffer, bytes that a full disk refused are nowhere but with the caller.
+        self._file = path.open("ab", buffering=0)
         if new:
             # A new name is safe on the disk only after its folder is.
             folder = os.open(path.parent, os.O_RDONLY)
@@ -200,13 +201,14 @@ class Journal:
     def write(self, *lines: Line) -> None:
         """Append lines. All are on the disk when the method returns. A write that fails leaves the file as before."""
         text = b"".join(line.model_dump_json(exclude_none=True).encode() + b"\n" for line in lines)
+        # A cut that failed too may have left part of a line.
+        self._file.truncate(self._length)
         try:
-            self._file.write(text)
-            self._file.flush()
+            rest = memoryview(text)
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError:
-            self._file.close()  # drops what is still in the buffer of Python
-            self._file = self.path.open("ab")
             self._cut()
             raise
         self._length += len(text)

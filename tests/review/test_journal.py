@@ -144,6 +144,29 @@ def test_a_write_that_fails_leaves_the_journal_as_before(tmp_path: Path, monkeyp
     assert len(read_journal(journal.path)[0].counted) == 1
 
 
+def test_a_disk_that_is_full_within_a_line_leaves_the_journal_as_before(tmp_path: Path) -> None:
+    """The system takes 20 more bytes of the file and no more, then all. So the loss is that of a full disk."""
+    code = (
+        "import resource, signal; from pathlib import Path; from pipeline.review.journal import Journal\n"
+        "from tests.review.test_journal import answered, shown\n"
+        "journal = Journal(Path('ann.jsonl')); journal.write(shown(1))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); size = journal.path.stat().st_size\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "for _ in range(2):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))\n"
+        "    try: journal.write(answered(1))\n"
+        "    except OSError as error: print(error.strerror, journal.path.stat().st_size - size)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))\n"
+        "journal.write(answered(1))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "File too large 0\n" * 2), done.stderr
+    history, whole = read_journal(tmp_path / "ann.jsonl")
+    assert len(history.counted) == 1
+    assert whole == (tmp_path / "ann.jsonl").stat().st_size
+
+
 @pytest.mark.parametrize("name", ["../ann", "", "Ann", "a/b", "a.b", "a b", "-a", "a" * 41, "ann\n"])
 def test_names_that_are_no_file_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadInput, match="reviewer: expected 1 to 40 small letters"), opened(tmp_path, name):
