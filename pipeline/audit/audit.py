@@ -121,7 +121,7 @@ def run_audit(
     write_table(
         pl.DataFrame(said, schema=schema.AUDIT_ANSWERS.columns), schema.AUDIT_ANSWERS, out / "answers.parquet", knobs
     )
-    _write_calibration(all_sets, calibrated, answers.repeats.error, knobs, out)
+    _write_calibration(all_sets, calibrated, answers.repeats.expected_error, knobs, out)
     room = headroom(scores, knobs.bootstrap, seed)
     notes = {name: str(part.summary["note"] or "") for name, part in calibrated.items() if part.curve}
     write_json(
@@ -218,7 +218,7 @@ def _write_calibration(
     knobs: Audit,
     out: Path,
 ) -> None:
-    """Write `calibration.parquet` and `reliability.parquet`. `error`: error rate of a reviewer, if known."""
+    """Write `calibration.parquet` and `reliability.parquet`. `error`: probability that an answer is wrong, if known."""
     curves = []
     for name, pairs in sets.items():
         if name in calibrated:

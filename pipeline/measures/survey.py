@@ -40,6 +40,25 @@ class Repeats(NamedTuple):
         whose second answer is no better than a coin."""
         return float(_error(self.differ / self.shown)) if self.shown and self.differ < self.shown / 2 else None
 
+    @property
+    def errors(self) -> np.ndarray:
+        """Values that e may have with equal probability, f64 `[200]`, in ascending order.
+
+        The share of other answers has its Jeffreys distribution, cut off where e is one half.
+        """
+        from scipy.special import betainc, betaincinv
+
+        a, b = self.differ + 0.5, self.shown - self.differ + 0.5
+        return _error(betaincinv(a, b, _GRID * betainc(a, b, 0.5)))
+
+    @property
+    def expected_error(self) -> float | None:
+        """Probability that one answer is wrong: the mean of `errors`. None where `error` is None.
+
+        The mean is never 0. Few repeats without another answer do not make a reviewer who never errs.
+        """
+        return None if self.error is None else float(self.errors.mean())
+
 
 def sampled_share(values: np.ndarray, weight: np.ndarray, stratum: np.ndarray, group: np.ndarray) -> Sampled | None:
     """Share of a population from answers `[n]`: 1 (yes), 0 (no) or one half; NaN outside the domain of the share.
@@ -111,12 +130,9 @@ def corrected_share(found: Sampled, repeats: Repeats) -> Interval:
     coin, by chance or not, the share is that of the median of the distribution of e, and the interval is wide. Without
     ends for fewer than `LEAST` groups.
     """
-    from scipy.special import betainc, betaincinv
-
     if not repeats.shown:
         return share_ends(found)
-    a, b = repeats.differ + 0.5, repeats.shown - repeats.differ + 0.5
-    errors = _error(betaincinv(a, b, _GRID * betainc(a, b, 0.5)))
+    errors = repeats.errors
     error = float(np.median(errors)) if repeats.error is None else repeats.error
     share = float(_turned(np.array(found.share), np.array(error)))
     if found.groups < LEAST:

@@ -40,7 +40,7 @@ def judged(pairs: PairSet) -> PairSet | None:
 
 
 def reviewer_curve(error: float | None) -> Curve | None:
-    """P(the order is right) by margin, from the error rate e of a reviewer; None if e is unknown.
+    """P(the order is right) by margin, from the probability e that an answer is wrong; None if e is unknown.
 
     With m more answers for chosen than for rejected, P = (1 - e)^m / ((1 - e)^m + e^m): all answers err independently,
     and either mask is as likely the better one. The curve is exact at whole margins.

@@ -188,7 +188,8 @@ def test_an_audit_without_labels(tmp_path: Path):
     assert summary["calibration"]["p"]["source"] == "answers"
     assert curve_of(calibration, "p").p.tolist() == pytest.approx([22 / 26])
     reviewers, judge = curves_of(tmp_path / "audit", "both")
-    assert reviewers.p[1] == 1, "no repeat was answered otherwise"
+    # The four repeats are alike: the mean of e over Beta(1/2, 9/2) of the share of other answers is .0545.
+    assert reviewers.p[1] == pytest.approx(1 - 0.0545, abs=0.0002)
     assert judge is None, "mask 0, the base, is on top: the strategy has no pair"
 
 

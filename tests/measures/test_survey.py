@@ -69,6 +69,14 @@ def test_the_error_of_a_reviewer_from_pairs_shown_twice():
     """P(another answer) = 2 e (1 - e): 18 of 100 is e = .1. Half or more is a coin."""
     assert Repeats(100, 18).error == pytest.approx(0.1)
     assert (Repeats(10, 5).error, Repeats(0, 0).error) == (None, None)
+    assert (Repeats(10, 5).expected_error, Repeats(0, 0).expected_error) == (None, None)
+
+
+def test_few_repeats_make_no_reviewer_who_never_errs():
+    """Of 1, 10 and 1000 repeats none differs: e is near 1/10, 1/40 and 1/4000. With 180 of 1000, both are .1."""
+    found = [Repeats(shown, 0).expected_error for shown in (1, 10, 1000)]
+    assert found == pytest.approx([0.1, 0.025, 0.00025], rel=0.2)
+    assert Repeats(1000, 180).expected_error == pytest.approx(0.1, abs=0.002)
     mean, low, high = reviewer_error(Repeats(10, 0))
     # 0 of 10: up to .3085 have another answer, which is e = (1 - sqrt(1 - .617)) / 2.
     assert (mean, low, high) == pytest.approx((0, 0, 0.19057), abs=1e-4)

@@ -21,8 +21,10 @@ class Reviewed(Knobs):
     The mask with more answers is chosen. Masks with equally many answers, as after contradicting repeats, make no pair,
     and neither do the answers `equal` and `unusable`. In the pair table the score of a mask is the number of answers
     that prefer the mask to the other mask of the pair, the margin is the difference of the two numbers, and `judge` is
-    `none`. With the error rate e of a reviewer, which the audit knows from pairs that were shown twice, `p_correct` of
-    a margin m is (1 - e)^m / ((1 - e)^m + e^m). `p_correct` is null without such pairs.
+    `none`. With the probability e that an answer is wrong, `p_correct` of a margin m is (1 - e)^m / ((1 - e)^m + e^m).
+    The audit estimates e from pairs of the draw `audit` that were shown twice: e is the mean of the Jeffreys
+    distribution, so few such pairs never make `p_correct` 1. `p_correct` is null without such pairs, and if at least
+    half of them were answered otherwise the second time.
 
     Alone, the strategy needs the judge `none`. With `otherwise`, the judge of the pair set orders the cases on which no
     pair of reviewers is there. A pair of the judge on which reviewers preferred no mask is left out.
