@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cases.on_page import case_on_page
 from pipeline.errors import BadInput
 from pipeline.measures.overlap import region
 from pipeline.pairs.masks import pair_masks
@@ -40,7 +41,7 @@ def show(pair: Mapping[str, Any], project: Path | str = ".") -> Figure:
     cases, proposals = CaseStore(data / "cases"), ProposalStore(data / "proposals")
     case = cases.case(pair["case_id"])
     masks = pair_masks(pair, case, proposals)
-    view = plane_of(cases.image(case), masks, region(*masks), case.spacing_mm, cases.rgb)
+    view = plane_of(cases.image(case), masks, region(*masks), case_on_page(cases, case), cases.rgb)
     believed = "unknown" if pair["p_correct"] is None else f"{pair['p_correct']:.2f}"
     with drawing(4 * WIDTH, height_of(view, WIDTH) + 1.1) as drawn:
         draw_pair(drawn, view, (pair["chosen_sampler"], pair["rejected_sampler"]), len(cases.class_names))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from pipeline.cases.on_page import case_on_page
 from pipeline.measures.overlap import region
 from pipeline.pairs.masks import pair_masks
 from pipeline.report.blocks import Block, Figure, Legend, Note, Section
@@ -61,7 +62,7 @@ def picked(pairs: pl.DataFrame) -> dict[str, dict]:
 
 def _picture(run: Run, pairs: str, why: str, pair: dict, case: Case) -> Figure:
     masks = pair_masks(pair, case, run.proposals)
-    view = plane_of(run.cases.image(case), masks, region(*masks), case.spacing_mm, run.cases.rgb)
+    view = plane_of(run.cases.image(case), masks, region(*masks), case_on_page(run.cases, case), run.cases.rgb)
     believed = "" if pair["p_correct"] is None else f"p_correct {pair['p_correct']:.2f}, "
     caption = (
         f"{pairs}, {why}: case {pair['case_id']}{view.where}, margin {pair['margin']:.2g}, {believed}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from pipeline.cases.on_page import OnPage
 from pipeline.measures.overlap import region
 from pipeline.report.figures import GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
 from pipeline.store import schema
@@ -37,37 +38,28 @@ def plane_of(
     image: np.ndarray,
     masks: np.ndarray,
     differ: np.ndarray,
-    spacing: tuple[float, ...] | None,
+    page: OnPage,
     colour: bool,
     maps: np.ndarray | None = None,
 ) -> Plane:
     """Picture of an image f32 `[channel, *space]` with masks u8 `[mask, *space]` and maps `[map, *space]`.
 
-    A volume is shown by one slice across its axis of largest spacing (of equal axes the last). The slice is the one
-    with the most voxels of `differ`, bool `[*space]`. The picture is cropped to the masks and to `differ`, with a
-    margin. `colour` shows three channels as red, green and blue. Without `colour` the first channel is shown. Unknown
-    spacing counts as 1.
+    A volume is shown by one slice. The slice is the one with the most voxels of `differ`, bool `[*space]`. The picture
+    is cropped to the masks and to `differ`, with a margin. `colour` shows three channels as red, green and blue.
+    Without `colour` the first channel is shown.
     """
-    steps = spacing or (1.0,) * differ.ndim
-    shown = image if colour else image[:1]
     maps = np.zeros((0, *differ.shape)) if maps is None else maps
-    where = ""
-    if differ.ndim == 3:
-        axis = max(range(3), key=lambda a: (steps[a], a))
-        others = tuple(a for a in range(3) if a != axis)
-        index = int(differ.sum(axis=others).argmax())
-        where = f", slice {index + 1} of {differ.shape[axis]} along axis {axis + 1}"
-        # A volume stores x before y, with y upwards. A page has rows before columns, with rows downwards.
-        shown, masks, maps, differ = (
-            np.take(block, index, block.ndim - 3 + axis).swapaxes(-1, -2)[..., ::-1, :]
-            for block in (shown, masks, maps, differ)
-        )
-        steps = (steps[others[1]], steps[others[0]])
+    index = int(page.laid(differ[None])[0].sum(axis=(1, 2)).argmax())
+    where = "" if page.cut is None else f", slice {index + 1} of {differ.shape[page.cut]} along axis {page.cut + 1}"
+    shown, masks, maps, differ = (
+        page.laid(block)[:, index] for block in (image if colour else image[:1], masks, maps, differ[None])
+    )
+    differ = differ[0]
     box = _box(differ | _foreground(masks).any(axis=0))
     low, high = np.percentile(shown, (1, 99))
     scaled = np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1)
     picture = np.moveaxis(scaled, 0, -1) if colour else scaled[0]
-    return Plane(picture[box], masks[:, *box], maps[:, *box], steps[0] / steps[1], where)
+    return Plane(picture[box], masks[:, *box], maps[:, *box], page.aspect, where)
 
 
 def _foreground(masks: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from pipeline.cases.on_page import case_on_page
 from pipeline.judges.error_maps import error_maps
 from pipeline.measures.numbers import points
 from pipeline.measures.overlap import region
@@ -143,7 +144,7 @@ def _picture(run: Run, why: str, case: Case, found: list[Pick], stored: list[str
                 mapped.append((index, judge))
                 maps.append(errors)
     kept = np.stack(maps) if maps else None
-    view = plane_of(run.cases.image(case), masks, differ, case.spacing_mm, run.cases.rgb, kept)
+    view = plane_of(run.cases.image(case), masks, differ, case_on_page(run.cases, case), run.cases.rgb, kept)
     caption = f"{why.capitalize()}: validation case {case.case_id}{view.where}. Dice in points."
     if unmapped:
         caption += f" No error map of this case was stored by {', '.join(unmapped)}."

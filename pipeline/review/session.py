@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from pipeline.cases.on_page import case_on_page
 from pipeline.errors import BadInput
 from pipeline.review.draw import JUDGES_OF_DOUBT, Counts, Draws, Pair, next_repeat, side_of
 from pipeline.review.journal import (
@@ -286,7 +287,7 @@ class Review:
         cases, case = self.data.cases, self.data.cases.case(shown.case_id)
         left_first = slots if shown.a_side == "left" else slots[::-1]
         masks = self.data.proposals.masks(case, left_first)
-        return view_of(cases.image(case), masks, case.spacing_mm, cases.info.get("orientation"), cases.rgb)
+        return view_of(cases.image(case), masks, case_on_page(cases, case), cases.rgb)
 
     def _worth(self, all_histories: Mapping[str, History]) -> str:
         """What is known from the answers, and what ten more would add, as sentences."""

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipeline.cases.on_page import on_page
 from pipeline.measures.overlap import region
 from pipeline.report.blocks import Figure, Note
 from pipeline.report.example_pairs import examples, picked
@@ -41,9 +42,15 @@ def test_one_pair_is_shown_once_and_none_is_nothing() -> None:
 
 
 def pair_view(
-    image: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, spacing: tuple[float, ...] | None = None
+    image: np.ndarray,
+    chosen: np.ndarray,
+    rejected: np.ndarray,
+    spacing: tuple[float, ...] | None = None,
+    files: str | None = None,
+    orientation: str | None = None,
 ) -> Plane:
-    return plane_of(image, np.stack([chosen, rejected]), region(chosen, rejected), spacing, colour=False)
+    page = on_page(spacing or (1.0,) * chosen.ndim, orientation, files)
+    return plane_of(image, np.stack([chosen, rejected]), region(chosen, rejected), page, colour=False)
 
 
 def test_a_volume_is_cut_across_its_coarsest_axis_where_masks_differ_most() -> None:
@@ -66,6 +73,17 @@ def test_a_volume_is_cut_across_its_coarsest_axis_where_masks_differ_most() -> N
     assert view.image[rows.max(), columns[0]] == 1.0
 
 
+def test_an_image_of_two_axes_lies_as_its_format_says() -> None:
+    """Pixels 3 and 4 of the first axis differ. They lie below each other in a picture, and beside in a NIfTI file."""
+    chosen, rejected = np.zeros((2, 30, 40), np.uint8)
+    chosen[3:5, 10] = 1
+    places = {}
+    for files, orientation in (("pictures", None), ("nifti", None), ("nifti", "LP")):
+        view = pair_view(np.zeros((1, 30, 40), np.float32), chosen, rejected, None, files, orientation)
+        places[files, orientation] = [np.ptp(axis).item() for axis in np.nonzero(region(*view.masks))]
+    assert places == {("pictures", None): [1, 0], ("nifti", None): [0, 1], ("nifti", "LP"): [0, 1]}
+
+
 def test_pictures_are_cropped_to_the_masks_with_a_margin() -> None:
     """Masks span rows 40 to 79 (40 voxels) of 200: a quarter, 10, on either side gives 60."""
     chosen = np.zeros((200, 200), np.uint8)
@@ -85,7 +103,7 @@ def test_colour_pictures_keep_their_channels() -> None:
     image = np.zeros((3, 30, 30), np.float32)
     image[0] = 2.0
     mask = np.zeros((30, 30), np.uint8)
-    view = plane_of(image, np.stack([mask, mask]), mask != mask, None, colour=True)
+    view = plane_of(image, np.stack([mask, mask]), mask != mask, on_page((1, 1), None, "pictures"), colour=True)
     assert view.image.shape == (30, 30, 3)
     assert view.image[0, 0].tolist() == [1.0, 0.0, 0.0]
 
