@@ -154,6 +154,8 @@ class Measured:
     because a review of that name draws pairs of the set."""
     pairs: int | None = None
     """Number of pairs of a pair set today."""
+    measures: str = "its pairs"
+    """Pairs that the noise is of, for the verdict."""
 
 
 def answers_row(one: Measured, answers: Answers, least: int) -> dict[str, Any]:
@@ -199,7 +201,7 @@ def _verdict(row: AuditRow, one: Measured, drawn: pl.DataFrame, least: int) -> s
     many = f"{row['answers']} answer{'' if row['answers'] == 1 else 's'}"
     if row["answers"] < least:
         return f"no estimate: {many} where {least} are asked for"
-    said = f"after {many}: {percent_text(row, 'noise')} of its pairs are wrong"
+    said = f"after {many}: {percent_text(row, 'noise')} of {one.measures} are wrong"
     if row["drawn_for"] != one.own:
         said += f", among the pairs that were drawn for '{row['drawn_for']}'"
     if not row["repeats"]:
@@ -211,12 +213,12 @@ def _verdict(row: AuditRow, one: Measured, drawn: pl.DataFrame, least: int) -> s
     strata = drawn.group_by("stratum").agg(pl.col("population").mean())
     population = round(float(strata["population"].sum()))
     if one.pairs is not None and row["drawn_for"] == one.own and population != one.pairs:
-        said += f"; drawn from {population} pairs, and the set has {one.pairs} now"
+        said += f"; drawn from {population} pairs, of which there are {one.pairs} now"
     return said
 
 
 def reviewed_row(name: str, answers: Answers, on_labels: Interval) -> dict[str, Any]:
-    """Row of `AUDIT_ANSWERS` for a pair set of strategy `reviewed`: its pairs are the answers themselves."""
+    """Row of `AUDIT_ANSWERS` for a pair set whose pairs are answers: strategy `reviewed` without `otherwise`."""
     state = answers.state()
     nothing = Interval(None, None, None)
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ from pipeline.audit.pair_sets import with_filters
 from pipeline.measures.intervals import Interval
 from pipeline.pairs.calibration import Calibration, PairCalibration, ValidationPairs, calibrate
 from pipeline.pairs.mine import PairSet, mine, widest
+from pipeline.pairs.reviewed import judged
 from pipeline.pairs.strategies.none import NoPairs
 from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.store import schema
@@ -42,13 +43,24 @@ class Asked:
     def pairs(self, name: str, pairs: PairSet, calibrated: PairCalibration, on_labels: Interval) -> Measured:
         """A pair set, held against the answers on pairs that `mine` would find today in the splits of the answers.
 
+        Of strategy `reviewed`, the pairs that the judge orders (`otherwise`) are measured, as a review draws them. The
+        noise rate on labels is that of the whole set, and does not stand beside the measure if reviewers saw labelled
+        cases.
+
         A curve that was fitted to the answers would drop the pairs that these answers call wrong, and the rest would
         look better than it is. `p_correct` of a patient with answers then comes from a curve without this patient.
         """
         splits = self.answers.drawn["split"].unique().sort().to_list()
-        found = [self._today(pairs, split, calibrated) for split in splits]
+        part = judged(pairs)
+        assert part is not None
+        found = [self._today(part, split, calibrated) for split in splits]
         table = pl.concat([pl.DataFrame(schema=schema.PAIRS.columns), *found])
-        return Measured("pairs", name, by_pairs(self.answers.drawn, table), on_labels, name, len(table))
+        measured = Measured("pairs", name, by_pairs(self.answers.drawn, table), on_labels, name, len(table))
+        if not isinstance(pairs.strategy, Reviewed):
+            return measured
+        if "validation" in self.answers.table["split"]:
+            measured = replace(measured, on_labels=Interval(None, None, None))
+        return replace(measured, measures="the pairs of its judge")
 
     def _today(self, pairs: PairSet, split: str, calibrated: PairCalibration) -> pl.DataFrame:
         strategy = pairs.strategy

@@ -204,7 +204,7 @@ def _by_answers(
     ]
     for name, pairs in sets.items():
         known = on_labels(labelled_pairs, name, "noise_rate")
-        if isinstance(pairs.strategy, Reviewed):
+        if judged(pairs) is None:
             rows.append(reviewed_row(name, answers, known))
         else:
             rows.append(answers_row(asked.pairs(name, pairs, calibrated[name], known), answers, least))

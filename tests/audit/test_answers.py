@@ -139,7 +139,7 @@ def test_the_draw_of_another_judge_is_named():
 
 
 def test_a_set_that_was_mined_anew_since_is_named():
-    assert row_of(many(2, 8), pairs=90)["verdict"].endswith("; drawn from 100 pairs, and the set has 90 now")
+    assert row_of(many(2, 8), pairs=90)["verdict"].endswith("; drawn from 100 pairs, of which there are 90 now")
     assert "drawn from" not in row_of(many(2, 8), pairs=100)["verdict"]
 
 
@@ -148,6 +148,7 @@ RANKED = [[0.9, 0.1, 0.5]] * 24
 TOP_BOTTOM = PairSet.model_validate({"judge": "j", "strategy": {"kind": "top_bottom"}})
 REVIEWED = PairSet.model_validate({"judge": "none", "strategy": {"kind": "reviewed"}})
 BESIDE = PairSet.model_validate({"judge": "j", "strategy": {"kind": "reviewed", "otherwise": {"kind": "top_base"}}})
+MIXED = PairSet.model_validate({"judge": "j", "strategy": {"kind": "reviewed", "otherwise": {"kind": "top_bottom"}}})
 
 
 def audited(folder: Path, told: list[dict[str, Any]], split: str = "pool", **knobs: Any) -> dict[str, Any]:
@@ -157,7 +158,7 @@ def audited(folder: Path, told: list[dict[str, Any]], split: str = "pool", **kno
         panel = panel.with_columns(true_dice=pl.lit(None, pl.Float64))
     write_table(panel, schema.panel(["j"]), folder / "panel.parquet", "test")
     data = Data(cases, proposals, write_answers(folder / "verdicts.parquet", told, cases, proposals))
-    sets = {"p": TOP_BOTTOM, "q": REVIEWED, "both": BESIDE}
+    sets = {"p": TOP_BOTTOM, "q": REVIEWED, "both": BESIDE, "mixed": MIXED}
     run_audit(folder / "panel.parquet", {"j": False}, sets, data, Audit(bootstrap=50, **knobs), 0, folder / "audit")
     return json.loads((folder / "audit/summary.json").read_text())
 
@@ -191,6 +192,19 @@ def test_an_audit_without_labels(tmp_path: Path):
     # The four repeats are alike: the mean of e over Beta(1/2, 9/2) of the share of other answers is .0545.
     assert reviewers.p[1] == pytest.approx(1 - 0.0545, abs=0.0002)
     assert judge is None, "mask 0, the base, is on top: the strategy has no pair"
+
+
+@pytest.mark.parametrize("split", ["pool", "validation"])
+def test_the_pairs_of_a_judge_beside_those_of_reviewers(tmp_path: Path, split: str):
+    """3 of 24 pairs that the judge orders are wrong. On labelled cases the set has pairs of reviewers instead."""
+    told = [{**row, "number": at, "target": "mixed"} for at, row in enumerate(told_of(3, split), start=1)]
+    audited(tmp_path, told, split=split)
+    found = read_table(tmp_path / "audit/answers.parquet", schema.AUDIT_ANSWERS)
+    row = found.row(by_predicate=(pl.col("kind") == "pairs") & (pl.col("name") == "mixed"), named=True)
+    assert (row["noise"], row["answers"], row["drawn_for"]) == (pytest.approx(0.125), 24, "mixed")
+    assert row["verdict"].startswith("after 24 answers: 12 % [")
+    assert row["verdict"].endswith("] of the pairs of its judge are wrong")
+    assert row["on_labels"] is None
 
 
 def test_too_few_answers_calibrate_nothing(tmp_path: Path):
