@@ -9,7 +9,6 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.cases.as_nnunet import inside, nonzero_box, slice_axis, splined, zscore_inside
-from pipeline.cases.files.nifti import ENDINGS
 from pipeline.cases.grid import source_edges
 from pipeline.cases.voxels import normalised, on_working_grid, to_ras, turned, voxels_at, working_axes
 from pipeline.errors import BadInput
@@ -147,9 +146,6 @@ class Preprocess(Knobs):
                 f"{source.image}: case '{source.case_id}': expected a known spacing for preprocess.spacing, found "
                 "none; use preprocess.resize, or save the spacing with the image"
             )
-        if self.resample == "nnunet" and source.image.lower().endswith(ENDINGS):
-            # nnU-Net takes edges in the single precision of NIfTI, which decides where two lengths are equally near.
-            edges = tuple(float(np.float32(edge)) for edge in edges)
         return voxels_at(before, edges, self.spacing)
 
     def image(self, image: np.ndarray, case: Case) -> np.ndarray:
