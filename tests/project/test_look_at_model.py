@@ -66,7 +66,7 @@ def test_the_base_of_the_project_is_the_model(kind: str, tmp_path: Path, monkeyp
     prepare(params.data, params.preprocessing, params.splits, tmp_path / "cases", params.execution)
     cases = CaseStore(tmp_path / "cases")
     above = Path("params.yaml").read_text().split("\npreprocess: plans\n")[0].split("\n\n# As in nnU-Net: ")[1]
-    block = re.sub("^# ? ?", "", above.split("now:\n")[1], flags=re.M)
+    block = re.sub("^# ? ?", "", above.split("was:\n")[1], flags=re.M)
     told = Preprocess.model_validate_json(json.dumps(YAML(typ="safe").load(block)))
     assert told.spacing == (spacing and spacing[::-1])
     assert told.model_dump(mode="json") == cases.info["preprocess"]

@@ -32,6 +32,9 @@ def params(preprocess: Any) -> dict[str, Any]:
         augmentation={"flips": []},
         model=MODEL,
         base={"kind": "nnunet", "folds": [0, 1]},
+        judges={},
+        pairs={},
+        students={},
     )
 
 

@@ -27,8 +27,8 @@ class NnUNetFolder(Knobs):
 
     A copy of `splits_final.json` in the folder says which cases each fold was trained on. A labelled case that a fold
     held out gets proposals out of fold from this fold. The network is a class of `dynamic_network_architectures` (`pip
-    install 'segpref[nnunet]'`). The plans are compared with `preprocess`. Windows, their blending, padding and
-    mirroring are those of nnU-Net.
+    install 'segpref[nnunet]'`). `preprocess: plans` is the preprocessing of the plans, and a block `preprocess` is
+    compared with the plans. Windows, their blending, padding and mirroring are those of nnU-Net.
     """
 
     kind: Literal["nnunet"]
