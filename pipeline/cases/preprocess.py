@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -112,6 +113,16 @@ class Preprocess(Knobs):
         how = self.normalise
         one = isinstance(how, tuple) and all(each == how[0] for each in how)
         return self.model_copy(update={"normalise": how[0]}) if one and isinstance(how, tuple) else self
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The block as content of `params.yaml`: `normalise`, and the other knobs that differ from their defaults."""
+        content = self.model_dump(mode="json")
+        return {"normalise": content["normalise"], **self.model_dump(mode="json", exclude_defaults=True)}
+
+    def for_sources(self, sources: Sequence[Source]) -> Preprocess:
+        """This block, for any cases. `preprocess: plans` has another block for other cases."""
+        return self
 
     def grid(self, source: Source, crop: tuple[int, ...] | None = None) -> Grid:
         """The working grid of a case: source -> crop -> orientation -> `spacing` or `resize`.

@@ -238,7 +238,7 @@ def test_another_preparation_is_refused_with_the_block_to_paste(tmp_path):
     with pytest.raises(BadInput, match=r"plans.json: the model prepares images otherwise than the cases") as caught:
         imported(tmp_path, cases, folder, **KNOBS)
     block = json.loads(str(caught.value).split("expected `preprocess: ")[1].split("`, found")[0])
-    assert block["normalise"] == [{"range": [-100, 300], "to": [-4, 4], "clip": True}]
+    assert block["normalise"] == {"range": [-100, 300], "to": [-4, 4], "clip": True}
     imported(tmp_path, stated(cases, preprocess=block), folder, **KNOBS)
 
 
