@@ -59,7 +59,8 @@ class Look:
     mirrored: list[int] | None = None
     """Axes that the training of the user's own model mirrors. None without such a model."""
     trained: list[str] = field(default_factory=list)
-    """Ids of labelled cases of the training of the user's own model, which cannot be measured."""
+    """Ids of the cases that a table keeps labelled: those of the training of the user's own model, which cannot be
+    measured, and cases from which judges learn."""
 
     @property
     def dimensions(self) -> int:
@@ -136,7 +137,7 @@ class Look:
         validation = min(100, max(15, masked * 3 // 10)) if masked >= 28 else masked * 2 // 5
         without, others = len(self.sources) - len(self.labelled), masked - validation
         if self.trained:
-            # All cases of the training are labelled. The others are measured, or are the pool.
+            # All cases of the table are labelled. The others are measured, or are the pool.
             return {
                 "labelled": len(self.trained),
                 "pool": 0 if without else others // 2,
