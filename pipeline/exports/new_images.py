@@ -76,7 +76,7 @@ def headers_of(image: NewImage, channels: int) -> list[Header]:
                 f"{file}: case '{image.case_id}': expected the shape {headers[0].shape} of {image.files[0].name}, "
                 f"found {header.shape}; resample the channels to one grid"
             )
-        nifti.refuse_other_affine(header.affine, headers[0].affine, file, image.case_id)
+        nifti.refuse_other_grid(header, headers[0], file, image.case_id)
     return headers
 
 

@@ -122,7 +122,7 @@ def test_cases_of_the_training_are_labelled(tmp_path: Path) -> None:
 
 
 def test_some_cases_that_a_single_fold_held_out_are_labelled(tmp_path: Path) -> None:
-    """The fold was trained on 10 of 20 listed cases, and held out 10, of which 2 are labelled. 16 cases are measured."""
+    """The fold was trained on 10 of 20 listed cases, and held out 10, of which 2 are labelled. 16 are measured."""
     model, data = pictures(tmp_path), tmp_path / "raw/Dataset001_Balls"
     shutil.rmtree(model / "fold_1")
     listed(model, 20)

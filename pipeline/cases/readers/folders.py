@@ -101,8 +101,8 @@ class Folders(Knobs):
     def _mask(self, file: Path, source: Source) -> np.ndarray:
         grid = (source.shape, source.affine)
         if self.foreground_above is None:
-            return image_file.read_mask(file, source.case_id, *grid, len(self.classes))
-        return image_file.bright_mask(file, source.case_id, *grid, self.foreground_above)
+            return image_file.read_mask(file, source.case_id, *grid, len(self.classes), spacing_mm=source.spacing_mm)
+        return image_file.bright_mask(file, source.case_id, *grid, self.foreground_above, source.spacing_mm)
 
     def _images(self) -> dict[str, str]:
         images = self._stems(self.images)
