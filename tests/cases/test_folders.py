@@ -134,7 +134,7 @@ def test_folders_set_faults(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"expected one file for case 'a', found a.jpg as well"):
         reader.scan()
     (tmp_path / "images/a.jpg").rename(tmp_path / "images/a.gif")
-    with pytest.raises(BadInput, match=r"a.gif: expected only .nii.gz, .*; convert or move it"):
+    with pytest.raises(BadInput, match=r"a.gif: expected .nii.gz, .*; convert it, e.g. to .nii.gz, or move"):
         reader.scan()
     (tmp_path / "images/a.gif").rename(tmp_path / "images/a.dcm")
     with pytest.raises(BadInput, match=r"a.dcm: found DICOM, .* dcm2niix"):
@@ -251,6 +251,12 @@ def test_a_mask_of_another_spacing_for_an_image_without_directions(above: int | 
         with pytest.raises(BadInput, match=r"masks/a.*: expected the image's voxel edges \(2.0, 0.5, 2.0\) mm within"):
             reader.read(other)
         (tmp_path / f"masks/a{ending}").unlink()
+
+
+def test_several_channels_in_a_volume_are_refused_with_a_layout_for_them(tmp_path: Path) -> None:
+    save_image(tmp_path / "images/a.nii.gz", np.zeros((6, 5, 4, 2), np.float32))
+    with pytest.raises(BadInput, match=r"found shape \(6, 5, 4, 2\); save each channel as a file .*layout `decathlon`"):
+        Folders(path=tmp_path, masks=None).scan()
 
 
 def test_folders_of_volumes_and_pictures_are_not_mixed(tmp_path: Path) -> None:

@@ -20,21 +20,25 @@ VOLUMES = (*nifti.ENDINGS, *attached.ENDINGS)
 """Endings of formats with the axes x, y and z. All other formats have the axes (slice,) row and column."""
 ENDINGS = (*VOLUMES, *tiff.ENDINGS, *picture.ENDINGS)
 
+_ONE_CHANNEL = "save each channel as a file of its own (layout `nnunet`), or use the layout `decathlon`"
+"""Advice on a NIfTI file with a fourth axis."""
+
 
 def ending_of(file: Path) -> str:
     """Ending of a file name, one of `ENDINGS`. Raises `BadInput` for DICOM and all other endings."""
-    found = _ending(file)
+    found = next((ending for ending in ENDINGS if file.name.lower().endswith(ending)), None)
     if found is None:
         refuse_dicom(file)
         attached.refuse_detached(file)
-        raise BadInput(f"{file}: expected {', '.join(ENDINGS)}, found '{file.suffix}'; convert it, e.g. to .nii.gz")
+        raise BadInput(
+            f"{file}: expected {', '.join(ENDINGS)}, found '{file.suffix}'; convert it, e.g. to .nii.gz, or move it"
+        )
     return found
 
 
-def stem_of(file: Path) -> str | None:
-    """Name of a file without its ending. None for an ending that is not one of `ENDINGS`."""
-    ending = _ending(file)
-    return None if ending is None else file.name[: -len(ending)]
+def stem_of(file: Path) -> str:
+    """Name of a file without its ending. Raises `BadInput` as `ending_of` does."""
+    return file.name[: -len(ending_of(file))]
 
 
 def is_volume(file: str | Path) -> bool:
@@ -42,15 +46,11 @@ def is_volume(file: str | Path) -> bool:
     return str(file).lower().endswith(VOLUMES)
 
 
-def _ending(file: Path) -> str | None:
-    return next((ending for ending in ENDINGS if file.name.lower().endswith(ending)), None)
-
-
 def header(file: Path, case_id: str) -> Header:
     """Channels and grid of an image file. A file of `VOLUMES` has one channel here."""
     ending = ending_of(file)
     if ending in nifti.ENDINGS:
-        return nifti.header(file, case_id)
+        return nifti.header(file, case_id, remedy=_ONE_CHANNEL)
     if ending in attached.ENDINGS:
         return attached.header(file, case_id)
     return tiff.header(file, case_id) if ending in tiff.ENDINGS else picture.header(file, case_id)
