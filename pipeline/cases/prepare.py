@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -31,6 +31,9 @@ from pipeline.store.cases import Case, is_known
 from pipeline.store.manifest import MANIFEST, sha256, write_json, write_manifest
 from pipeline.store.tables import write_table
 from pipeline.workspace import publish, workspace
+
+if TYPE_CHECKING:
+    from pipeline.cases.preprocess_of_plans import PreprocessOfPlans
 
 _FLAGS = ("foreground", "only_ignore", "lost")
 """Flags of the label of a case, for the notes. The case table has no such column."""
@@ -122,11 +125,14 @@ class _PrepareShard:
         }
 
 
-def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, execution: Execution) -> None:
+def prepare(
+    reader: Reader, knobs: Preprocess | PreprocessOfPlans, splits: Splits, out: Path, execution: Execution
+) -> None:
     """Write `cases.parquet`, `cases.json`, images, labels and, if a case is resampled, truth; the manifest last.
 
     Cases are sorted by split, then by case id. The label of a case without a label is 255 everywhere. Raises one
-    `BadInput` with every bad case. `out` is written only if all cases are good.
+    `BadInput` with every bad case. `out` is written only if all cases are good. The store holds the block that plans
+    ask for, as if the block were in `params.yaml`.
     """
     class_names, channel_names = _names(reader)
     sources, on_table = described(reader.scan(), reader.path, reader.case_table)
@@ -134,12 +140,13 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     _check_axes(sources, reader)
     if splits.duplicates == "group":
         sources = with_duplicates_grouped(sources, reader, execution)
-    orientation = one_orientation(sources) if preprocess.orientation is None else preprocess.orientation
     assigned, on_splits = assign(sources, splits)
     notes = [*on_table, *on_splits]
     for note in notes:
         print(note, file=sys.stderr)
     used = [source for source in sources if source.case_id in assigned]
+    preprocess = knobs.for_sources(used)
+    orientation = one_orientation(sources) if preprocess.orientation is None else preprocess.orientation
     plan = _planned(used, assigned, preprocess, crops_of(used, reader, preprocess, execution))
     cases = [planned.case for planned in plan]
     padded = _longest(case.shape for case in cases)
@@ -152,8 +159,8 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     if truth is not None:
         arrays[schema.TRUTH] = (len(plan), *truth)
 
-    knobs = (reader, class_names, preprocess, splits, plan, stamps([planned.source for planned in plan], reader.path))
-    with workspace("prepare", __name__, knobs, inputs=[]) as work:
+    read = stamps([planned.source for planned in plan], reader.path)
+    with workspace("prepare", __name__, (reader, class_names, preprocess, splits, plan, read), inputs=[]) as work:
         if not any((work / "done").glob("*.arrow")):
             for array, shape in arrays.items():
                 create_array(work, array, shape, size)

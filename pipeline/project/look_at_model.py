@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cases.files.checks import case_id_of
+from pipeline.cases.nnunet_plans import Plans
+from pipeline.cases.preprocess_of_plans import PreprocessOfPlans
 from pipeline.errors import BadInput
 from pipeline.project.look import Look
 from pipeline.segmenter.architecture import ARCHITECTURE
 from pipeline.segmenter.imported.nnunet import NnUNetFolder
 from pipeline.segmenter.imported.nnunet_folds import SPLITS_FILE, Folds
-from pipeline.segmenter.imported.nnunet_plans import Plans
 from pipeline.segmenter.planned import planned_class
 from pipeline.segmenter.seen import SEEN
 
@@ -37,7 +38,9 @@ class LookedModel:
     base: dict[str, Any]
     """The block `base`."""
     preprocess: dict[str, Any]
-    """The block `preprocess`."""
+    """The block `preprocess` that the plans ask for."""
+    named: bool
+    """Whether `preprocess: plans` finds the configuration."""
     mirrored: list[int]
     """Axes of the images over which the training mirrors."""
     planned: int
@@ -92,7 +95,8 @@ def look_at_model(model: Path, found: Look) -> LookedModel:
     kept = {*trained, *held} if divides else {case_id_of(one.case_id) for one in found.labelled}
     return LookedModel(
         base,
-        _preprocess(plans, found),
+        plans.block([source.spacing_mm for source in found.sources], found.dimensions).stated,
+        PreprocessOfPlans(model=model.resolve()).configuration == plans.name,
         sorted(axes[axis] for axis in mirrored),
         int(plans.configuration.get("batch_size", 2)),
         [int(length) for length in plans.on_our_axes(plans.configuration["patch_size"], found.dimensions)],
@@ -135,13 +139,6 @@ def _found(model: Path) -> str:
         f'{kind}; make the project without --model, then set `model` and `base` in params.yaml (the page "Models" of '
         "segpref's documentation)"
     )
-
-
-def _preprocess(plans: Plans, found: Look) -> dict[str, Any]:
-    """The block `preprocess` that the plans ask for, with all knobs but defaults, and `normalise`."""
-    block = plans.block([source.spacing_mm for source in found.sources], found.dimensions).canonical
-    stated = block.model_dump(mode="json", exclude_defaults=True)
-    return {"normalise": block.model_dump(mode="json")["normalise"], **stated}
 
 
 def _check_fits(plans: Plans, found: Look) -> None:

@@ -103,7 +103,7 @@ def dvc_file() -> str:
     depend on what `provenance` writes.
     """
     text = shipped("dvc.yaml").read_text().replace("python -m stages.", "segpref ")
-    return re.sub(r"    deps:\n(      - (pipeline|stages|kinds)\n)+", "    always_changed: true\n", text, count=1)
+    return re.sub(r"    deps:\n(      [-#].*\n)+", "    always_changed: true\n", text, count=1)
 
 
 def params_file(found: Look, model: LookedModel | None = None, path: Path = NOTHING) -> str:
@@ -139,7 +139,7 @@ def params_file(found: Look, model: LookedModel | None = None, path: Path = NOTH
     }
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.globals["block"] = _block
+    environment.globals |= {"block": _block, "commented": _commented}
     return environment.get_template("params.yaml.jinja").render(values)
 
 
@@ -250,6 +250,10 @@ def _tolerance(found: Look) -> float:
     if found.dimensions == 3 and all(source.spacing_mm is not None for source in found.sources):
         return round(float(np.median([source.spacing_mm for source in found.sources])), 2)
     return float(max(1, round(float(np.median([source.shape for source in found.sources])) / 100)))
+
+
+def _commented(lines: str) -> str:
+    return "\n".join(f"# {line}" for line in lines.splitlines())
 
 
 def _block(values: dict[str, Any]) -> str:
