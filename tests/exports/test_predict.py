@@ -131,7 +131,8 @@ def test_as_stored_another_orientation_is_refused(tmp_path, kind, stored):
     assert result.exit_code == 2
     assert (
         f"a.nii: case 'a': expected a volume of orientation {kind} like those that the model was trained on, found "
-        f"{stored}; bring it to that orientation, or train with `preprocess.orientation: RAS`"
+        f"{stored}; bring it to that orientation, or, unless the base is an nnU-Net whose plans ask for null, train "
+        "with `preprocess.orientation: RAS`"
     ) in result.output
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii")) == ["b.nii"]
 
