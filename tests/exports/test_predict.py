@@ -373,7 +373,7 @@ def test_channels_without_directions_have_one_spacing(tmp_path):
     for channel, edge in enumerate((1, 3)):
         save_without_directions(tmp_path / f"images/a_{channel:04d}.mha", textured((8, 8, 8), channel), (1, 1, edge))
     model = model_folder(tmp_path / "model", (8, 8, 8), channels=2, files="nifti")
-    with pytest.raises(BadInput, match=r"a_0001.mha: case 'a': expected the image's voxel edges \(1.0, 1.0, 1.0\) mm"):
+    with pytest.raises(BadInput, match=r"a_0001.mha: case 'a': expected the image's voxel edges \(1, 1, 1\) mm"):
         apply(model, tmp_path / "images", tmp_path / "out")
 
 

@@ -257,7 +257,7 @@ def test_another_affine():
     same = case_with(affine=None, original_spacing_mm=edges)
     assert only(imported(tool={"path": "a"}), same).tolist() == LABEL.tolist()
     message = refused(imported(tool={"path": "a"}), case_with(affine=None, original_spacing_mm=(9.0, 9.0)))
-    assert "expected the image's voxel edges (9.0, 9.0) mm within 0.001, found" in message
+    assert "expected the image's voxel edges (9, 9) mm within 0.001, found" in message
 
 
 def test_overlapping_classes():

@@ -105,9 +105,10 @@ def refuse_other_spacing(
     if found is None or expected is None:
         return
     if not np.allclose(found, expected, rtol=0, atol=_AFFINE_TOLERANCE):
+        image, here = (", ".join(f"{edge:g}" for edge in edges) for edges in (expected, found))
         raise BadInput(
-            f"{file}: case '{case_id}': expected the image's voxel edges {expected} mm within {_AFFINE_TOLERANCE:g}, "
-            f"found {found}; resample the file to the image's grid, or correct the header"
+            f"{file}: case '{case_id}': expected the image's voxel edges ({image}) mm within {_AFFINE_TOLERANCE:g}, "
+            f"found ({here}); resample the file to the image's grid, or correct the header"
         )
 
 
