@@ -204,8 +204,8 @@ def one_orientation(sources: list[Source]) -> str | None:
         (one, a), (two, b) = list(first.items())[:2]
         raise BadInput(
             f"{b.image}: expected volumes of one orientation, found {one} (case '{a.case_id}') and {two} (case "
-            f"'{b.case_id}'); bring all files, images and masks, to one orientation, or, unless the base is an nnU-Net "
-            "whose plans ask for null, set `preprocess.orientation: RAS`"
+            f"'{b.case_id}'); set `preprocess.orientation: RAS`, or, for an nnU-Net whose plans ask for null, bring "
+            "all files, images and masks, to one orientation"
         )
     return next(iter(first), None)
 

@@ -112,7 +112,7 @@ def test_orientations_become_one_and_truth_stays_on_the_file(tmp_path: Path) -> 
     turned(raw, "vol_01", "SPL")
     turned(raw, "vol_04", "LIA")
     reader = Decathlon(path=raw)
-    with pytest.raises(BadInput, match=r"found RAS \(case 'vol_00'\) and SPL \(case 'vol_01'\); bring all files,"):
+    with pytest.raises(BadInput, match=r"found RAS \(case 'vol_00'\) and SPL \(case 'vol_01'\); set `preprocess.orien"):
         prepared(reader, "none")
     cases = prepared(reader, "two", orientation="RAS")
     assert cases.padded == (10, 12, 8)
