@@ -204,7 +204,8 @@ def one_orientation(sources: list[Source]) -> str | None:
         (one, a), (two, b) = list(first.items())[:2]
         raise BadInput(
             f"{b.image}: expected volumes of one orientation, found {one} (case '{a.case_id}') and {two} (case "
-            f"'{b.case_id}'); set `preprocess.orientation: RAS`, or bring all files to one orientation"
+            f"'{b.case_id}'); set `preprocess.orientation: RAS`, or, for an nnU-Net whose plans ask for null, bring "
+            "all files, images and masks, to one orientation"
         )
     return next(iter(first), None)
 

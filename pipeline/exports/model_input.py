@@ -106,5 +106,6 @@ class ModelInput(Knobs):
         if found != self.orientation:
             raise BadInput(
                 f"{where}: expected a volume of orientation {self.orientation} like those that the model was trained "
-                f"on, found {found}; bring it to that orientation, or train with `preprocess.orientation: RAS`"
+                f"on, found {found}; bring it to that orientation, or, unless the base is an nnU-Net whose "
+                "plans ask for null, train with `preprocess.orientation: RAS`"
             )

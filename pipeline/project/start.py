@@ -30,7 +30,8 @@ COPIED = (
 )
 """Files of a clone that every project has."""
 TRAINED = "cases_of_training.csv"
-"""Table of the cases that the user's own model was trained on. `init` writes nothing into the folder of the data."""
+"""Table of the cases that stay labelled: those that the user's own model was trained on, and some that a fold held out.
+`init` writes nothing into the folder of the data."""
 FEW = Promotion.model_fields["min_patients"].default
 """Patients of validation below which nothing is promoted."""
 KINDS = """# Kinds of your own
@@ -60,16 +61,17 @@ def start(folder: Path, data: Path | None, model: Path | None = None) -> list[st
         looked = None if model is None else look_at_model(model, found)
         path = NOTHING if model is None else _from(folder, model)
         if looked is not None:
-            found.mirrored, found.trained = looked.mirrored, looked.trained
+            found.mirrored, found.trained = looked.mirrored, [*looked.trained, *looked.held]
         if found.trained:
             found.data["case_table"] = {"file": TRAINED, "split": "split"}
             new[TRAINED] = "case_id,split\n" + "".join(f"{case_id},labelled\n" for case_id in found.trained)
         new["params.yaml"] = params_file(found, looked, path)
         said = [*described(found), *([] if looked is None else looked.said)]
-        if found.trained:
+        if looked is not None and looked.trained:
+            more = f", and {len(looked.held)} that a fold held out, from which judges learn," if looked.held else ""
             said.append(
-                f"to do: copy {folder / TRAINED} to {data}: the table keeps the {len(found.trained)} cases of the "
-                "model's training out of validation and test"
+                f"to do: copy {folder / TRAINED} to {data}: the table keeps the {len(looked.trained)} cases of the "
+                f"model's training{more} out of validation and test"
             )
     for name in (*new, *COPIED):
         if (folder / name).exists():

@@ -23,6 +23,7 @@ from pipeline.project.start import start
 from pipeline.proposals.samplers.tta import TTA
 from pipeline.segmenter.imported.nnunet import NnUNetFolder
 from pipeline.segmenter.imported.nnunet_network import network_of
+from pipeline.segmenter.seen import Seen
 from pipeline.store.cases import CaseStore
 from segpref import command
 from tests.fixtures.phantoms import write_nnunet
@@ -137,6 +138,47 @@ def test_cases_of_the_training_are_labelled(tmp_path: Path) -> None:
         "validation": 4,
         "test": 8,
     }
+
+
+def test_some_cases_that_a_single_fold_held_out_are_labelled(tmp_path: Path) -> None:
+    """The fold was trained on 10 of 20 listed cases, and held out 10, of which 2 are labelled. 16 are measured."""
+    model, data = pictures(tmp_path), tmp_path / "raw/Dataset001_Balls"
+    shutil.rmtree(model / "fold_1")
+    listed(model, 20)
+    said, params = started(tmp_path, model)
+    assert said[-1].endswith(
+        "the table keeps the 10 cases of the model's training, and 2 that a fold held out, from which judges learn, "
+        "out of validation and test"
+    )
+    shutil.copy(tmp_path / "project/cases_of_training.csv", data)
+    prepare(params.data, params.preprocessing, params.splits, tmp_path / "cases", params.execution)
+    cases = CaseStore(tmp_path / "cases")
+    assert params.pairs["favourite"].judge == "pairwise"
+    check(params, cases)
+    assert isinstance(params.base, NnUNetFolder)
+    assert params.base.held_out(params.model, cases) == {"case_00": "fold_0", "case_01": "fold_0"}
+    assert [len(cases.split(split)) for split in ("labelled", "validation", "test")] == [12, 6, 10]
+
+
+def test_a_fold_of_all_cases_teaches_no_judge(tmp_path: Path) -> None:
+    model = pictures(tmp_path, numTraining=16)
+    shutil.rmtree(model / "fold_1")
+    (model / "fold_0").rename(model / "fold_all")
+    listed(model, 16)
+    _, params = started(tmp_path, model)
+    assert params.splits.labelled == 16
+    assert params.pairs["favourite"].judge == "agreement"
+
+
+def test_an_export_of_a_student_says_itself_what_it_has_seen(tmp_path: Path) -> None:
+    """Lists of nnU-Net beside seen.json are those of another model."""
+    model = pictures(tmp_path)
+    Seen().save(model)
+    listed(model, 16)
+    said, params = started(tmp_path, model)
+    assert said[-1].startswith(f"check: {model / 'seen.json'} lists the images that the model has seen: give them the")
+    assert params.data.case_table is None
+    assert "pairwise" not in params.judges
 
 
 def test_cases_of_the_training_alone_cannot_be_divided(tmp_path: Path) -> None:

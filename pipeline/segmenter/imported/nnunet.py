@@ -77,7 +77,12 @@ class NnUNetFolder(Knobs):
             )
         folds = Folds.of(model, self.folds)
         if folds is None:
-            if not (model / SEEN).is_file():
+            if (model / SEEN).is_file() and (model / SPLITS_FILE).is_file():
+                notes.append(
+                    f"{model / SPLITS_FILE} is not read: {SEEN} beside it says what the networks of this export have "
+                    "seen, and lists of nnU-Net do not, so no labelled case has proposals out of fold"
+                )
+            elif not (model / SEEN).is_file():
                 notes.append(
                     f"{model / SPLITS_FILE}: no such file, so the cases that the folds were trained on are unknown, "
                     "measures are too good on images of the training set, and no labelled case has proposals out of "
