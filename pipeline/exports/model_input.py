@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.cases.data_checks import check_voxels
 from pipeline.cases.files import image_file, picture, tiff
-from pipeline.cases.prepare import case_of, check_voxels
+from pipeline.cases.prepare import case_of
 from pipeline.cases.preprocess import Preprocess, one_orientation
 from pipeline.cases.readers.reader import Source
 from pipeline.cases.voxels import converted
