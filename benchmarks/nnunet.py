@@ -276,7 +276,7 @@ def _segpref(foreign: Foreign, folder: Path, images: Path, mirror: bool) -> tupl
 
 def imported_project(foreign: Foreign, folder: Path, mirror: bool) -> dict[str, Any]:
     """Project in a folder, which becomes the current folder, with its cases and its base. Returns its knobs."""
-    from pipeline.segmenter.imported.nnunet_plans import Plans
+    from pipeline.cases.nnunet_plans import Plans
     from pipeline.store.cases import CaseStore
 
     (folder / "raw").mkdir(parents=True, exist_ok=True)

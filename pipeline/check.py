@@ -22,6 +22,7 @@ from pipeline.segmenter.imported.nnunet import NnUNetFolder
 from pipeline.segmenter.imported.nnunet_folds import SPLITS_FILE
 from pipeline.segmenter.knobs import Base
 from pipeline.segmenter.offsets import FEWEST
+from pipeline.segmenter.seen import SEEN
 from pipeline.store.cases import Case, CaseStore
 from pipeline.students.objectives.proposal import Proposal
 
@@ -158,6 +159,8 @@ def _out_of_fold(params: Params, cases: CaseStore) -> set[str]:
 def _way_to_folds(params: Params) -> str | None:
     """What gives labelled cases proposals out of fold. None for a base that cannot have folds."""
     if isinstance(params.base, NnUNetFolder):
+        if (params.model / SEEN).is_file():
+            return None
         if not (file := params.model / SPLITS_FILE).is_file():
             return f"copy {SPLITS_FILE} of the training to {file}"
         return f"put cases into the split labelled that one of base.folds held out (`val` in {file})"

@@ -6,6 +6,7 @@ that is unknown is written as `NO_VALUE`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pipeline.audit.verdicts import AuditRow, percent_text, points_text
+from pipeline.cases.preprocess import Preprocess
 from pipeline.measures.numbers import NO_VALUE, Estimate, interval_text, percent, points
+from pipeline.provenance import PLANS
 from pipeline.segmenter.knobs import MODELS
 from pipeline.segmenter.student_record import StudentRecord
 from pipeline.store import schema
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 def provenance_findings(files: Sequence[Path]) -> str:
     """Numbers of stages and entries, and of the code files that they use."""
-    code = {name for file in files for name in read_json(file)}
+    code = {name for file in files for name in read_json(file)} - {PLANS}
     return f"{_count(len(files), 'stage')} and entries, {_count(len(code), 'file')} of code"
 
 
@@ -47,6 +50,12 @@ def prepare_findings(cases: CaseStore) -> str:
         f"{_count(len(table), 'case')}{patients}, {table['has_label'].sum()} with mask: {splits}; "
         f"{_count(len(cases.info['channel_names']), 'channel')}; {sizes}"
     )
+
+
+def plans_findings(cases: CaseStore) -> str:
+    """The block that `preprocess: plans` stands for, as a line of `params.yaml`."""
+    block = Preprocess.model_validate_json(json.dumps(cases.info["preprocess"]))
+    return f"`plans` is preprocess: {json.dumps(block.stated)}"
 
 
 def check_findings(notes: Sequence[str]) -> list[str]:

@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError, model_validator
 
 from pipeline.audit.audit import Audit
 from pipeline.cases.preprocess import Preprocess
+from pipeline.cases.preprocess_of_plans import PreprocessOfPlans
 from pipeline.cases.readers import Reader
 from pipeline.cases.splits import Splits
 from pipeline.compute import Compute
@@ -33,6 +34,7 @@ from pipeline.promotion.knobs import Promotion
 from pipeline.proposals.knobs import Propose
 from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.imported import AnyBase
+from pipeline.segmenter.imported.nnunet import NnUNetFolder
 from pipeline.segmenter.imported.program import ImportedProgram
 from pipeline.segmenter.knobs import Base
 from pipeline.students.student import Student, Training
@@ -53,7 +55,10 @@ class Params(Knobs):
     own."""
     data: Reader
     """Raw data set. The kind is the layout of its files."""
-    preprocess: Preprocess
+    preprocess: Preprocess | Literal["plans"]
+    """A block, or the word `plans` for a base of kind `nnunet`. With `plans`, the stage `prepare` takes the block from
+    `plans.json` of the folder `model`. The configuration is the one that the folder's name ends with, or the only one
+    of the plans. `preprocess` in `data/cases/cases.json` is the block."""
     splits: Splits
     augmentation: Augmentation
     model: Path = NOTHING
@@ -87,6 +92,11 @@ class Params(Knobs):
     def runtime(self) -> Runtime:
         """Compute knobs, seed and execution of the stages that train or infer."""
         return Runtime(self.compute, self.seed, self.execution)
+
+    @property
+    def preprocessing(self) -> Preprocess | PreprocessOfPlans:
+        """The block `preprocess`, or where its plans are."""
+        return PreprocessOfPlans(model=self.model) if isinstance(self.preprocess, str) else self.preprocess
 
     @property
     def scored(self) -> dict[str, Judge]:
@@ -148,6 +158,16 @@ class Params(Knobs):
                 )
         elif self.model == NOTHING:
             raise ValueError(f"model: expected the file or folder of a {self.base.kind}, found {NOTHING}; set the path")
+        return self
+
+    @model_validator(mode="after")
+    def _plans_are_of_the_base(self) -> Params:
+        if self.preprocess == "plans" and not isinstance(self.base, NnUNetFolder):
+            found = "null" if self.base is None else f"of kind {self.base.kind}"
+            raise ValueError(
+                f"preprocess: 'plans' are those of a base of kind nnunet, found a base {found}; set base.kind "
+                "to nnunet and model to the results folder, or give preprocess a block"
+            )
         return self
 
     @model_validator(mode="after")
@@ -225,7 +245,7 @@ def _broken(error: Any) -> str:
 
 
 def _mistakes(error: ValidationError, content: Any) -> Iterator[str]:
-    """One line per mistake. All that a knob could be is one line, left out beside a mistake of its key."""
+    """One line per mistake. All that a knob could be is one line, left out beside a mistake of its key or inside it."""
     found: dict[tuple[str, str], list[str]] = {}
     for problem in error.errors():
         where, text, value = _described(problem, content)
@@ -234,7 +254,7 @@ def _mistakes(error: ValidationError, content: Any) -> Iterator[str]:
         key = f"{where}: " if where else ""
         if not value:
             yield from (f"{key}{text}" for text in texts)
-        elif (where, "") not in found:
+        elif (where, "") not in found and not any(inner.startswith(f"{where}.") for inner, _ in found):
             first, *others = texts
             yield (
                 key + ", or ".join([first, *(text.removeprefix("should be ") for text in others)]) + f", found {value}"

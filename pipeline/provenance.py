@@ -1,31 +1,41 @@
-"""Stage `provenance`: the code that the results of each stage follow from, in files that DVC watches."""
+"""Stage `provenance`: the code that the results of each stage follow from, in files that DVC watches.
+
+DVC watches the path `model` as a whole, for the stages `check` and `base`. `preprocess: plans` reads one file there, so
+the stamp of this file stands beside the code of `prepare`: other weights or splits do not read the cases again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.cases.preprocess_of_plans import PreprocessOfPlans
 from pipeline.params import Params
 from pipeline.source_code import PREFIX, code_of
 from pipeline.store.manifest import write_json
+
+PLANS = "preprocess: plans"
+"""Key of `prepare.json` with the configuration and the SHA-256 of the plans, beside the keys of code."""
 
 
 def write_provenance(params: Params, out: Path) -> list[Path]:
     """Write one JSON per stage and entry, such as `judge/agreement.json`, which maps each code file to its hash.
 
-    Returns the paths of the files.
+    Returns the paths of the files. Raises `BadInput` for `preprocess: plans` without plans of one configuration.
     """
+    plans = params.preprocessing
+    more = {"prepare": {PLANS: plans.stamp}} if isinstance(plans, PreprocessOfPlans) else {}
     files = []
     for name, stage, knobs in stages_and_knobs(params):
         files.append(out / f"{name}.json")
-        write_json(files[-1], code_of(f"{PREFIX}stages.{stage}", knobs))
+        write_json(files[-1], {**code_of(f"{PREFIX}stages.{stage}", knobs), **more.get(name, {})})
     return files
 
 
 def stages_and_knobs(params: Params) -> Iterator[tuple[str, str, object]]:
     """Name, module below `stages` and knobs of every stage and entry that `dvc.yaml` runs."""
     augmentation, compute = params.augmentation, params.compute
-    yield "prepare", "prepare", (params.data, params.preprocess, params.splits)
+    yield "prepare", "prepare", (params.data, params.preprocessing, params.splits)
     scored, pairs = (params.judges, params.experts), params.pairs
     yield "check", "check", (params.base, params.propose, scored, pairs, params.students)
     yield "base", "base", (params.base, augmentation, compute)

@@ -12,13 +12,15 @@ from stages import FOLDER, say, stage
 @stage
 def main(out: Path, params_file: Path) -> None:
     from pipeline.cases.prepare import prepare
-    from pipeline.findings import prepare_findings
+    from pipeline.findings import plans_findings, prepare_findings
     from pipeline.params import load_params
     from pipeline.store.cases import CaseStore
 
     params = load_params(params_file)
-    prepare(params.data, params.preprocess, params.splits, out, params.execution)
+    prepare(params.data, params.preprocessing, params.splits, out, params.execution)
     say("prepare", prepare_findings, CaseStore(out))
+    if params.preprocess == "plans":
+        say("prepare", plans_findings, CaseStore(out))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from pipeline.check import check, check_paths
 from pipeline.errors import BadInput
 from pipeline.params import Params
+from pipeline.segmenter.seen import Seen
 from tests.fixtures.builders import case_store
 from tests.fixtures.chain import TINY, with_changes
 
@@ -67,19 +68,22 @@ def test_everything_is_said_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("val", "expected"),
+    ("val", "seen", "expected"),
     [
-        (None, "copy splits_final.json of the training to {file}, or remove the judge"),
-        (["c8"], "put cases into the split labelled that one of base.folds held out (`val` in {file}), or remove the"),
-        (["c7"], None),
+        (None, False, "copy splits_final.json of the training to {file}, or remove the judge"),
+        (["c8"], False, "put cases into the split labelled that one of base.folds held out (`val` in {file})"),
+        (["c7"], False, None),
+        (["c7"], True, "found none; remove the judge"),
     ],
 )
-def test_a_learned_judge_with_an_nnunet(tmp_path, val, expected):
-    """c7 is labelled, and c8 is in the pool. The fold must have held a labelled case out."""
+def test_a_learned_judge_with_an_nnunet(tmp_path, val, seen, expected):
+    """c7 is labelled, and c8 is in the pool. The fold must have held a labelled case out, and an export never did."""
     file = tmp_path / "model/splits_final.json"
     file.parent.mkdir()
     if val:
         file.write_text(json.dumps([{"train": [], "val": val}]))
+    if seen:
+        Seen().save(file.parent)
     lines = found(
         tmp_path,
         model=str(file.parent),

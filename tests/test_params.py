@@ -380,6 +380,34 @@ def test_the_alternatives_of_a_knob_are_one_mistake(tmp_path):
     ]
 
 
+def test_the_plans_are_those_of_a_base_of_nnunet(tmp_path):
+    """A word in place of the block, which only one kind of base can stand behind."""
+    plans = {"preprocess": "plans", "model": "raw/A__B__2d", "students": {}}
+    assert load_params(changed(tmp_path, **plans, base={"kind": "nnunet", "folds": [0]})).preprocess == "plans"
+    to_do = "set base.kind to nnunet and model to the results folder, or give preprocess a block"
+    for base, found in (({"kind": "bundle"}, "of kind bundle"), (None, "null")):
+        more = {} if base else {"model": "raw/none"}
+        assert problems(changed(tmp_path, **{**plans, **more}, base=base)) == [
+            f"preprocess: 'plans' are those of a base of kind nnunet, found a base {found}; {to_do}"
+        ]
+    assert problems(changed(tmp_path, preprocess="plans")) == [
+        f"preprocess: 'plans' are those of a base of kind nnunet, found a base of kind trained; {to_do}"
+    ]
+    without = changed(tmp_path, preprocess="plans", base={"kind": "nnunet", "folds": [0]})
+    assert problems(without) == ["model: expected the file or folder of a nnunet, found raw/none; set the path"]
+
+
+def test_another_word_than_plans_is_named_and_a_block_has_its_own_mistakes(tmp_path):
+    (found,) = problems(changed(tmp_path, preprocess="plan"))
+    assert found.endswith("""or 'plans', found "plan\"""")
+    assert problems(changed(tmp_path, preprocess={"resise": [8, 8]})) == [
+        "preprocess.resise: unknown key; remove it or correct its spelling; did you mean 'resize'?"
+    ]
+    assert problems(changed(tmp_path, preprocess={"spacing": [0.0]})) == [
+        "preprocess.spacing.0: should be greater than 0, found 0.0"
+    ]
+
+
 def test_the_mistake_in_a_block_is_said_without_the_alternatives_of_the_block(tmp_path):
     file = changed(tmp_path, preprocess__normalise={"range": [1.0, 0.0]})
     assert problems(file) == ["preprocess.normalise: expected ranges from low to high, found [1.0, 0.0] to [0.0, 1.0]"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -32,7 +32,8 @@ class _Boxes:
         failures, rows = CaseFailures(), []
         for source in shard.members:
             with failures.of(source.case_id):
-                rows.append((source.case_id, self.preprocess.crop(self.reader.read(source)[0])))
+                image, _ = self.reader.read(replace(source, label=None))
+                rows.append((source.case_id, self.preprocess.crop(image)))
         failures.raise_any()
         columns = {name: schema.CASES.columns[name] for name in ("case_id", "crop")}
         return pl.DataFrame(rows, schema=columns, orient="row")

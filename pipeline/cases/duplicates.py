@@ -60,7 +60,7 @@ class _Hashes:
         failures, rows = CaseFailures(), []
         for source in shard.members:
             with failures.of(source.case_id):
-                rows.append((source.case_id, pixel_hash(self.reader.read(source)[0])))
+                rows.append((source.case_id, pixel_hash(self.reader.read(replace(source, label=None))[0])))
         failures.raise_any()
         return pl.DataFrame(rows, schema=["case_id", "pixels"], orient="row")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.cases.as_nnunet import slice_axis, splined
@@ -38,16 +40,17 @@ def to_source(probability: np.ndarray, case: Case) -> np.ndarray:
     return _pasted(back(probability, case.cropped_shape, case.orientation), case, background=1, others=0)
 
 
-def logits_to_source(logits: np.ndarray, case: Case) -> np.ndarray:
+def logits_to_source(logits: np.ndarray, case: Case, spacing: Sequence[float] | None) -> np.ndarray:
     """Logits f32 `[class, *source]` from `[class, *working]` of a softmax, as nnU-Net brings them back.
 
-    They are interpolated linearly, and slice by slice as `as_nnunet.slice_axis` says. Outside of the case's crop the
-    background has 0, and all other classes have minus infinity. Raises `BadInput` for logits on another grid.
+    They are interpolated linearly, and slice by slice as `as_nnunet.slice_axis` says of the knob `preprocess.spacing`
+    (`spacing`), in mm per working axis. The voxel edges of the working grid differ a little from the knob. Outside of
+    the case's crop the background has 0, and all other classes have minus infinity. Raises `BadInput` for logits on
+    another grid.
     """
     _expect(logits.shape[1:], case.shape, case, "working grid")
     shape = tuple(case.cropped_shape[axis] for axis in working_axes(case.orientation, len(case.shape)))
-    known = case.spacing_mm is not None and case.original_spacing_mm is not None
-    axis = slice_axis(case.spacing_mm or (), source_edges(case)) if known else None
+    axis = None if spacing is None else slice_axis(spacing, source_edges(case))
     found = np.stack([splined(channel, shape, axis, order=1) for channel in logits])
     return _pasted(back(found, case.cropped_shape, case.orientation), case, background=0, others=-np.inf)
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from pipeline.cases.boxes import Crops, crops_of
 from pipeline.cases.case_table import described
+from pipeline.cases.data_checks import check_axes, check_voxels, names_of
 from pipeline.cases.duplicates import duplicates, duplicates_text, pixel_hash, with_duplicates_grouped
 from pipeline.cases.files.image_file import is_volume
 from pipeline.cases.grid import to_working
@@ -32,11 +32,11 @@ from pipeline.store.manifest import MANIFEST, sha256, write_json, write_manifest
 from pipeline.store.tables import write_table
 from pipeline.workspace import publish, workspace
 
+if TYPE_CHECKING:
+    from pipeline.cases.preprocess_of_plans import PreprocessOfPlans
+
 _FLAGS = ("foreground", "only_ignore", "lost")
 """Flags of the label of a case, for the notes. The case table has no such column."""
-
-_IGNORE = re.compile(r"ignored?([ _-]?(label|class|region))?")
-"""Names, in lower case, of a class that is most likely no class, but voxels that nobody labelled."""
 
 _BLACK_AND_WHITE = (
     "if masks are stored as 0 and 255, set `foreground_above: 127` (layout `folders`), or save class indices"
@@ -122,24 +122,28 @@ class _PrepareShard:
         }
 
 
-def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, execution: Execution) -> None:
+def prepare(
+    reader: Reader, knobs: Preprocess | PreprocessOfPlans, splits: Splits, out: Path, execution: Execution
+) -> None:
     """Write `cases.parquet`, `cases.json`, images, labels and, if a case is resampled, truth; the manifest last.
 
     Cases are sorted by split, then by case id. The label of a case without a label is 255 everywhere. Raises one
-    `BadInput` with every bad case. `out` is written only if all cases are good.
+    `BadInput` with every bad case. `out` is written only if all cases are good. The store holds the block that plans
+    ask for, as if the block were in `params.yaml`.
     """
-    class_names, channel_names = _names(reader)
+    class_names, channel_names = names_of(reader)
     sources, on_table = described(reader.scan(), reader.path, reader.case_table)
     sources = with_given_split(sources, splits.given, reader.path)
-    _check_axes(sources, reader)
+    check_axes(sources, reader)
     if splits.duplicates == "group":
         sources = with_duplicates_grouped(sources, reader, execution)
-    orientation = one_orientation(sources) if preprocess.orientation is None else preprocess.orientation
     assigned, on_splits = assign(sources, splits)
     notes = [*on_table, *on_splits]
     for note in notes:
         print(note, file=sys.stderr)
     used = [source for source in sources if source.case_id in assigned]
+    preprocess = knobs.for_sources(used)
+    orientation = one_orientation(sources) if preprocess.orientation is None else preprocess.orientation
     plan = _planned(used, assigned, preprocess, crops_of(used, reader, preprocess, execution))
     cases = [planned.case for planned in plan]
     padded = _longest(case.shape for case in cases)
@@ -152,8 +156,8 @@ def prepare(reader: Reader, preprocess: Preprocess, splits: Splits, out: Path, e
     if truth is not None:
         arrays[schema.TRUTH] = (len(plan), *truth)
 
-    knobs = (reader, class_names, preprocess, splits, plan, stamps([planned.source for planned in plan], reader.path))
-    with workspace("prepare", __name__, knobs, inputs=[]) as work:
+    read = stamps([planned.source for planned in plan], reader.path)
+    with workspace("prepare", __name__, (reader, class_names, preprocess, splits, plan, read), inputs=[]) as work:
         if not any((work / "done").glob("*.arrow")):
             for array, shape in arrays.items():
                 create_array(work, array, shape, size)
@@ -298,57 +302,3 @@ def _family(plan: Sequence[_Planned]) -> str | None:
     """
     image = plan[0].source.image
     return None if not image else "nifti" if is_volume(image) else "pictures"
-
-
-def _names(reader: Reader) -> tuple[list[str], list[str]]:
-    classes, channels = reader.class_names(), reader.channel_names()
-    if not 2 <= len(classes) <= schema.UNKNOWN or len(set(classes)) < len(classes):
-        raise BadInput(
-            f"{reader.path}: expected 2 to {schema.UNKNOWN} classes with different names, background first, found "
-            f"{classes}; correct them"
-        )
-    if doubtful := [name for name in classes if _IGNORE.fullmatch(name.strip().lower())]:
-        raise BadInput(
-            f"{reader.path}: expected names of classes, found '{doubtful[0]}'; voxels of no known class are "
-            f"{schema.UNKNOWN}, or in nnU-Net's dataset.json the label 'ignore': store them so, or rename the class if "
-            "it is one"
-        )
-    return classes, channels
-
-
-def _check_axes(sources: Sequence[Source], reader: Reader) -> None:
-    """Refuse a data set without cases, or with both images and volumes."""
-    if not sources:
-        raise BadInput(f"{reader.path}: expected cases, found none; check `path`")
-    first = sources[0]
-    for source in sources:
-        if len(source.shape) != len(first.shape):
-            raise BadInput(
-                f"{reader.path / source.image}: case '{source.case_id}': expected {len(first.shape)} axes like case "
-                f"'{first.case_id}', found {len(source.shape)}; keep images and volumes in two data sets"
-            )
-
-
-def check_voxels(image: np.ndarray, label: np.ndarray | None, source: Source, channels: int, root: Path) -> None:
-    """Refuse an image or label that differs from the header in shape, and intensities that are NaN or infinite.
-
-    A label that is 255 everywhere is refused too. `channels` is the number of channels of the data set.
-    """
-    where = f"{root / source.image}: case '{source.case_id}'"
-    if image.shape != (channels, *source.shape):
-        raise BadInput(
-            f"{where}: expected {channels} channels of {source.shape} voxels, found {image.shape}; all cases need the "
-            "same channels"
-        )
-    if not np.isfinite(image).all():
-        raise BadInput(
-            f"{where}: expected finite intensities, found {int((~np.isfinite(image)).sum())} NaN or infinite voxels; "
-            "replace them"
-        )
-    if label is not None and (label == schema.UNKNOWN).all():
-        raise BadInput(
-            f"{where}: expected a label with at least one known voxel, found {schema.UNKNOWN} (ignore) everywhere; "
-            "remove the label, so that the case joins the pool"
-        )
-    if label is not None and label.shape != source.shape:
-        raise BadInput(f"{where}: expected a label of {source.shape} voxels, found {label.shape}; resample the label")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.cases.as_nnunet import inside, nonzero_box, slice_axis, splined, zscore_inside
-from pipeline.cases.files.nifti import ENDINGS
 from pipeline.cases.grid import source_edges
 from pipeline.cases.voxels import normalised, on_working_grid, to_ras, turned, voxels_at, working_axes
 from pipeline.errors import BadInput
@@ -114,6 +114,16 @@ class Preprocess(Knobs):
         one = isinstance(how, tuple) and all(each == how[0] for each in how)
         return self.model_copy(update={"normalise": how[0]}) if one and isinstance(how, tuple) else self
 
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The block as content of `params.yaml`: `normalise`, and the other knobs that differ from their defaults."""
+        content = self.model_dump(mode="json")
+        return {"normalise": content["normalise"], **self.model_dump(mode="json", exclude_defaults=True)}
+
+    def for_sources(self, sources: Sequence[Source]) -> Preprocess:
+        """This block, for any cases. `preprocess: plans` has another block for other cases."""
+        return self
+
     def grid(self, source: Source, crop: tuple[int, ...] | None = None) -> Grid:
         """The working grid of a case: source -> crop -> orientation -> `spacing` or `resize`.
 
@@ -147,9 +157,6 @@ class Preprocess(Knobs):
                 f"{source.image}: case '{source.case_id}': expected a known spacing for preprocess.spacing, found "
                 "none; use preprocess.resize, or save the spacing with the image"
             )
-        if self.resample == "nnunet" and source.image.lower().endswith(ENDINGS):
-            # nnU-Net takes edges in the single precision of NIfTI, which decides where two lengths are equally near.
-            edges = tuple(float(np.float32(edge)) for edge in edges)
         return voxels_at(before, edges, self.spacing)
 
     def image(self, image: np.ndarray, case: Case) -> np.ndarray:
@@ -197,7 +204,8 @@ def one_orientation(sources: list[Source]) -> str | None:
         (one, a), (two, b) = list(first.items())[:2]
         raise BadInput(
             f"{b.image}: expected volumes of one orientation, found {one} (case '{a.case_id}') and {two} (case "
-            f"'{b.case_id}'); set `preprocess.orientation: RAS`, or bring all files to one orientation"
+            f"'{b.case_id}'); set `preprocess.orientation: RAS`, or, for an nnU-Net whose plans ask for null, bring "
+            "all files, images and masks, to one orientation"
         )
     return next(iter(first), None)
 

@@ -70,8 +70,8 @@ def nifti_edges(nifti: Any, axes: int) -> tuple[float, ...]:
                 f"expected the same voxel edges twice in the header, found {_listed(edges)} in `pixdim` and "
                 f"{_listed(columns)} in the sform; correct the wrong one, or set sform_code to 0 if the sform is wrong"
             )
-    # Six digits, because headers hold float32: 0.8 would otherwise be 0.800000011920929.
-    return tuple(float(f"{edge * _IN_MM[unit]:.6g}") for edge in edges)
+    # As stored, in single precision: nnU-Net decides by these values where two grids are equally near.
+    return tuple(edge * _IN_MM[unit] for edge in edges)
 
 
 def nifti_affine(nifti: Any, axes: int = 3) -> tuple[float, ...] | None:
@@ -225,7 +225,8 @@ def working_axes(orientation: Sequence[int] | None, axes: int) -> list[int]:
 def voxels_at(shape: Sequence[int], edges: Sequence[float], spacing: Sequence[float]) -> tuple[int, ...]:
     """Shape of a grid with voxel edges as near as possible to `spacing` that covers a grid of `shape` and `edges`."""
     each = zip(shape, edges, spacing, strict=True)
-    return tuple(max(1, round(length * edge / asked)) for length, edge, asked in each)
+    # In nnU-Net's order of operations, which decides where two lengths are equally near.
+    return tuple(max(1, round(edge / asked * length)) for length, edge, asked in each)
 
 
 def turned(values: np.ndarray, orientation: Sequence[int] | None) -> np.ndarray:

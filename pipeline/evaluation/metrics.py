@@ -49,7 +49,9 @@ def case_metrics(
             "predictions are measured on the grid of the source image"
         )
     known = truth != UNKNOWN
-    spacing = spacing_mm or (1.0,) * truth.ndim
+    # Six digits, because headers of NIfTI hold single precision: three voxels of 0.6 mm are 1.80000007 mm, and would be
+    # beyond a tolerance of 1.8 mm.
+    spacing = tuple(float(f"{edge:.6g}") for edge in spacing_mm or (1.0,) * truth.ndim)
     rows = []
     for label in range(1, n_classes):
         predicted, true = (prediction == label) & known, truth == label

@@ -24,21 +24,29 @@ Measured = Literal["test", "validation"]
 """Split whose cases measure a model: `test` reports results, and `validation` chooses the student to promote."""
 
 
-def class_probabilities(segmenter: Segmenter, image: Values, case: Case, offsets: Sequence[float] = ()) -> np.ndarray:
+Spacing = tuple[float, ...] | None
+
+
+def class_probabilities(
+    segmenter: Segmenter, image: Values, case: Case, spacing: Spacing, offsets: Sequence[float] = ()
+) -> np.ndarray:
     """Class probabilities f32 `[class, *source]` of an image f32 `[channel, *working]`.
 
-    `offsets` are added to the logits of the foreground classes, one per class. Empty: no offsets. Probabilities are
-    resampled to the source's grid, or, for a network of nnU-Net's plans, the logits.
+    `spacing` is the knob `preprocess.spacing` that the case was prepared with. `offsets` are added to the logits of the
+    foreground classes, one per class. Empty: no offsets. Probabilities are resampled to the source's grid, or, for a
+    network of nnU-Net's plans, the logits.
     """
     if segmenter.architecture.planned and case.resampled:
-        return _by_logits(segmenter, image, case, offsets)
+        return _by_logits(segmenter, image, case, spacing, offsets)
     whole = np.empty((segmenter.architecture.classes, *case.shape), np.float32)
     for where, working in _bands(segmenter, image, offsets):
         whole[(slice(None), *where)] = working
     return to_source(whole, case)
 
 
-def _by_logits(segmenter: Segmenter, image: Values, case: Case, offsets: Sequence[float]) -> np.ndarray:
+def _by_logits(
+    segmenter: Segmenter, image: Values, case: Case, spacing: Spacing, offsets: Sequence[float]
+) -> np.ndarray:
     """Class probabilities f32 `[class, *source]` of logits that were resampled to the source's grid."""
     import torch
 
@@ -47,16 +55,18 @@ def _by_logits(segmenter: Segmenter, image: Values, case: Case, offsets: Sequenc
     whole = np.empty((segmenter.architecture.outputs, *case.shape), np.float32)
     for where, logits in segmenter.bands(image):
         whole[(slice(None), *where)] = logits.cpu().numpy()
-    return probability(shifted(torch.from_numpy(logits_to_source(whole, case)), offsets)).numpy()
+    return probability(shifted(torch.from_numpy(logits_to_source(whole, case, spacing)), offsets)).numpy()
 
 
-def predicted_mask(segmenter: Segmenter, image: Values, case: Case, offsets: Sequence[float] = ()) -> np.ndarray:
-    """Most probable class u8 `[*source]` of an image f32 `[channel, *working]`.
+def predicted_mask(
+    segmenter: Segmenter, image: Values, case: Case, spacing: Spacing, offsets: Sequence[float] = ()
+) -> np.ndarray:
+    """Most probable class u8 `[*source]` of an image f32 `[channel, *working]`. Arguments as `class_probabilities`.
 
     If the working grid is the source's grid, only the probabilities of one box at a time are held in memory.
     """
     if case.resampled:
-        return class_probabilities(segmenter, image, case, offsets).argmax(0).astype(np.uint8)
+        return class_probabilities(segmenter, image, case, spacing, offsets).argmax(0).astype(np.uint8)
     mask = np.empty(case.shape, np.uint8)
     for where, working in _bands(segmenter, image, offsets):
         mask[where] = working.argmax(0)
@@ -83,7 +93,8 @@ class NetworkPrediction:
     def __call__(self, case: Case) -> np.ndarray:
         """Label map u8 `[*space]` on the source's grid."""
         segmenter = self.model.segmenter(self.compute)
-        return predicted_mask(segmenter, self.cases.image_for(case, segmenter.window), case, self.offsets)
+        image, spacing = self.cases.image_for(case, segmenter.window), self.cases.info["preprocess"]["spacing"]
+        return predicted_mask(segmenter, image, case, spacing, self.offsets)
 
 
 @dataclass(frozen=True)

@@ -311,15 +311,19 @@ def _channels(file: Path, spec: dict[str, Any]) -> np.ndarray:
 
 
 def _refuse_other_affine(file: Path, first: Path, axes: int) -> None:
-    """Refuse a channel on another grid than the first channel. Rounding of headers is tolerated."""
+    """Refuse a channel on another grid than the first channel. Rounding of headers is tolerated.
+
+    Voxel edges are compared in place of affines that are unknown.
+    """
     if file == first or _kind(file) != "nifti":
         return
     import nibabel
 
     with _named(file):
-        found, expected = (nifti_affine(nibabel.load(path), axes) for path in (file, first))
-    off = np.inf if found is None or expected is None else float(np.abs(np.subtract(found, expected)).max())
-    if found != expected and not off <= _AFFINE_TOLERANCE:
+        opened = [nibabel.load(path) for path in (file, first)]
+        found, expected = (nifti_affine(nifti, axes) or nifti_edges(nifti, axes) for nifti in opened)
+    off = float(np.abs(np.subtract(found, expected)).max()) if len(found) == len(expected) else np.inf
+    if not off <= _AFFINE_TOLERANCE:
         raise ValueError(f"{file}: expected the affine of {first.name}, found a difference of {off:g}; resample it")
 
 

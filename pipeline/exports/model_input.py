@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.cases.data_checks import check_voxels
 from pipeline.cases.files import image_file, picture, tiff
-from pipeline.cases.prepare import case_of, check_voxels
+from pipeline.cases.prepare import case_of
 from pipeline.cases.preprocess import Preprocess, one_orientation
 from pipeline.cases.readers.reader import Source
 from pipeline.cases.voxels import converted
@@ -106,5 +107,6 @@ class ModelInput(Knobs):
         if found != self.orientation:
             raise BadInput(
                 f"{where}: expected a volume of orientation {self.orientation} like those that the model was trained "
-                f"on, found {found}; bring it to that orientation, or train with `preprocess.orientation: RAS`"
+                f"on, found {found}; bring it to that orientation, or, unless the base is an nnU-Net whose "
+                "plans ask for null, train with `preprocess.orientation: RAS`"
             )

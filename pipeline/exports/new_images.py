@@ -41,7 +41,7 @@ def new_images(given: Path, channels: int, axes: int, out: Path) -> tuple[list[N
     skipped with a warning. Raises `BadInput` if there is no image.
     """
     if given.is_file():
-        refuse_long_name(_stem(given), given)
+        refuse_long_name(image_file.stem_of(given), given)
         files, failures = _with_siblings(given, channels, axes), list[str]()
     elif given.is_dir():
         files, failures = _images_of(given, out)
@@ -49,12 +49,12 @@ def new_images(given: Path, channels: int, axes: int, out: Path) -> tuple[list[N
         raise BadInput(f"{given}: expected an image file or a folder of images, found neither; correct the path")
     if not files and not failures:
         raise BadInput(f"{given}: expected images ({', '.join(image_file.ENDINGS)}), found none; check the folder")
-    numbered = {file: _CHANNEL.fullmatch(_stem(file)) for file in files}
+    numbered = {file: _CHANNEL.fullmatch(image_file.stem_of(file)) for file in files}
     one = channels == 1 and given.is_dir() and all(match and match[2] == "0000" for match in numbered.values())
     groups: dict[str, list[Path]] = defaultdict(list)
     for file, match in numbered.items():
         part = match is not None and (one or (channels > 1 and not _holds_all(file, channels, axes)))
-        groups[match[1] if part and match is not None else _stem(file)].append(file)
+        groups[match[1] if part and match is not None else image_file.stem_of(file)].append(file)
     return [NewImage(case_id, tuple(sorted(group))) for case_id, group in sorted(groups.items())], failures
 
 
@@ -62,7 +62,7 @@ def headers_of(image: NewImage, channels: int) -> list[Header]:
     """Headers of the files of an image. Raises `BadInput` for files on different grids and for missing channels."""
     several = len(image.files) > 1
     if several:
-        numbers = [match and int(match[2]) for match in map(_CHANNEL.fullmatch, map(_stem, image.files))]
+        numbers = [match and int(match[2]) for match in map(_CHANNEL.fullmatch, map(image_file.stem_of, image.files))]
         if numbers != list(range(len(numbers))):
             raise BadInput(
                 f"{image.files[0].parent}: case '{image.case_id}': expected one file, or the channels "
@@ -76,7 +76,7 @@ def headers_of(image: NewImage, channels: int) -> list[Header]:
                 f"{file}: case '{image.case_id}': expected the shape {headers[0].shape} of {image.files[0].name}, "
                 f"found {header.shape}; resample the channels to one grid"
             )
-        nifti.refuse_other_affine(header.affine, headers[0].affine, file, image.case_id)
+        nifti.refuse_other_grid(header, headers[0], file, image.case_id)
     return headers
 
 
@@ -92,7 +92,7 @@ def _holds_all(file: Path, channels: int, axes: int) -> bool:
     False for an unreadable file, whose error is raised when the file is read.
     """
     try:
-        header = _header(file, _stem(file), channels)
+        header = _header(file, image_file.stem_of(file), channels)
     except BadInput:
         return False
     return header.channels == channels and len(header.shape) == axes
@@ -101,7 +101,7 @@ def _holds_all(file: Path, channels: int, axes: int) -> bool:
 def _with_siblings(given: Path, channels: int, axes: int) -> list[Path]:
     """The file, and the files of the other channels if the file holds one of several channels."""
     ending = image_file.ending_of(given)
-    match = _CHANNEL.fullmatch(_stem(given))
+    match = _CHANNEL.fullmatch(image_file.stem_of(given))
     if match is None or channels == 1 or _holds_all(given, channels, axes):
         return [given]
     names = (given.with_name(f"{match[1]}_{number:04d}{given.name[-len(ending) :]}") for number in range(channels))
@@ -121,7 +121,7 @@ def _images_of(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
             if path.suffix.lower() in DOCUMENTS:
                 print(f"warning: {path}: skipped, is no image", file=sys.stderr)
                 continue
-            refuse_long_name(_stem(path), path)
+            refuse_long_name(image_file.stem_of(path), path)
             files.append(path)
         except BadInput as error:
             failures.append(str(error))
@@ -133,7 +133,3 @@ def _beside_tiff(path: Path) -> bool:
         return False
     stems = (path.stem, f"{path.stem}_0000")
     return any(path.with_name(f"{stem}{ending}").is_file() for stem in stems for ending in tiff.ENDINGS)
-
-
-def _stem(file: Path) -> str:
-    return file.name[: -len(image_file.ending_of(file))]

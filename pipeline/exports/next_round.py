@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cases.preprocess import Preprocess
 from pipeline.errors import BadInput
 from pipeline.judges.kinds.fixed import RANKING_FILE, Fixed
 from pipeline.knobs import NOTHING
@@ -165,7 +167,8 @@ def _params(project: Path, folder: Path, params: Params, made: NextRound) -> tup
     content["base"] = {"kind": "checkpoint", "weights": "base", "members": list(made.members)}
     content.setdefault("promotion", {})["first_base"] = FIRST_BASE.as_posix()
     _move_paths(content, project, folder)
-    notes = [*_without_answers(content, params), *_without_models(content, params, made)]
+    notes = [*_block_of_plans(content, params, project), *_without_answers(content, params)]
+    notes += _without_models(content, params, made)
     # Proposals are named by their sampler first.
     gone = set(params.propose.samplers) - set(content["propose"]["samplers"])
     notes += _numbers_for_folds(content, params, project)
@@ -181,6 +184,15 @@ def _move_paths(content: Any, project: Path, folder: Path) -> None:
         path = Path(block.get(key, NOTHING))
         if path != NOTHING and not path.is_absolute():
             block[key] = Path(os.path.relpath(project / path, folder)).as_posix()
+
+
+def _block_of_plans(content: Any, params: Params, project: Path) -> Iterator[str]:
+    """Replace `preprocess: plans` by its block: the new base has no plans."""
+    if params.preprocess == "plans":
+        file = project / "data/cases/cases.json"
+        block = Preprocess.model_validate_json(json.dumps(read_json(file, "preprocess")["preprocess"]))
+        content["preprocess"] = block.stated
+        yield "preprocess: the block of the plans is carried over, because a student has no plans"
 
 
 def _without_answers(content: Any, params: Params) -> Iterator[str]:

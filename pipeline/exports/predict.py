@@ -130,7 +130,13 @@ class _Applying:
     def _case(self, image: NewImage) -> None:
         model = self.trained.model
         case, voxels = self.trained.input.read(image, model.architecture.dimensions)
-        asked = (model.segmenter(self.compute), voxels, case, self.trained.offsets)
+        asked = (
+            model.segmenter(self.compute),
+            voxels,
+            case,
+            self.trained.input.preprocess.spacing,
+            self.trained.offsets,
+        )
         mask, probability = _outputs(image)
         if self.probabilities:
             found = class_probabilities(*asked)

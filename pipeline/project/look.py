@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.cases.files import image_file
-from pipeline.cases.files.checks import case_id_of, json_object
+from pipeline.cases.files import image_file, picture
+from pipeline.cases.files.checks import case_id_of, json_object, whole_numbers
 from pipeline.cases.readers.decathlon import Decathlon
 from pipeline.cases.readers.folders import Folders
 from pipeline.cases.readers.nnunet import NnUNet
@@ -30,7 +30,9 @@ _MASKS = re.compile(r"mask|label|seg|annot|ground|truth|gt", re.IGNORECASE)
 _READ = 100
 """Masks that are read, and images whose colours are compared: enough to see what a data set holds, in seconds."""
 _SHADES = 32
-"""Values from here on are shades of grey, and below they are class indices."""
+"""Values from here on are shades of grey in pictures, and below they are class indices."""
+_CLASSES = 254
+"""Highest class index: 255 is unknown."""
 _PATIENTS = re.compile(r"patient|subject|person|group|exam", re.IGNORECASE)
 """Words in the names of columns of patients."""
 _PATIENT = re.compile(r"(?P<patient>.*?\d+)[_-].*")
@@ -59,7 +61,8 @@ class Look:
     mirrored: list[int] | None = None
     """Axes that the training of the user's own model mirrors. None without such a model."""
     trained: list[str] = field(default_factory=list)
-    """Ids of labelled cases of the training of the user's own model, which cannot be measured."""
+    """Ids of the cases that a table keeps labelled: those of the training of the user's own model, which cannot be
+    measured, and cases from which judges learn."""
 
     @property
     def dimensions(self) -> int:
@@ -136,7 +139,7 @@ class Look:
         validation = min(100, max(15, masked * 3 // 10)) if masked >= 28 else masked * 2 // 5
         without, others = len(self.sources) - len(self.labelled), masked - validation
         if self.trained:
-            # All cases of the training are labelled. The others are measured, or are the pool.
+            # All cases of the table are labelled. The others are measured, or are the pool.
             return {
                 "labelled": len(self.trained),
                 "pool": 0 if without else others // 2,
@@ -219,8 +222,9 @@ def _folders(path: Path, folders: Mapping[str, Mapping[str, Path]]) -> Look:
                 f"{path}: expected masks with the names of their images, found '{one.name}' and '{other.name}'; rename "
                 "the masks"
             )
-        values = sorted({int(value) for file in islice(folders[masks].values(), _READ) for value in _values(file)})
-        data |= _of_values(values, path / masks, guessed)
+        read = dict(islice(folders[masks].items(), _READ))
+        values = sorted({int(value) for stem, file in read.items() for value in _values(file, stem)})
+        data |= _of_values(values, list(read.values()), guessed)
     colours = {_colour(file) for file in islice(folders[images[0]].values(), _READ)}
     if len(colours) > 1 or colours == {"grey in colour"}:
         data["channels"] = "rgb" if "colour" in colours else "grey"
@@ -230,23 +234,31 @@ def _folders(path: Path, folders: Mapping[str, Mapping[str, Path]]) -> Look:
     return found
 
 
-def _of_values(values: Sequence[int], masks: Path, guessed: list[str]) -> dict[str, Any]:
+def _of_values(values: Sequence[int], masks: Sequence[Path], guessed: list[str]) -> dict[str, Any]:
     """Knobs of the reader for the values that masks hold."""
-    if len(values) <= 2 and max(values, default=0) >= _SHADES:
+    if 255 in values and set(values) <= {0, 255}:
         guessed.append(f"masks hold {' and '.join(map(str, values))}: pixels above 127 are foreground")
         return {"foreground_above": 127, "classes": ["background", "foreground"]}
     known = [value for value in values if value != 255]
-    if max(known, default=0) < _SHADES:
-        classes = ["background", *(f"class_{value}" for value in range(1, max(known, default=1) + 1))]
-        classes = ["background", "foreground"] if len(classes) == 2 else classes
-        guessed.append(f"masks hold the class indices {values}, called {', '.join(classes[1:])}: give them their names")
+    last = max(known, default=1)
+    # Greys of a drawing are dense too, but volumes are not drawn.
+    dense = image_file.is_volume(masks[0]) and last < 2 * len(known)
+    if last < _SHADES or (dense and last <= _CLASSES):
+        classes = ["background", *(f"class_{value}" for value in range(1, last + 1))]
+        classes = ["background", "foreground"] if len(classes) <= 2 else classes
+        guessed.append(
+            f"masks hold the class indices {_short(values)}, called {_short(classes[1:])}: give them their names"
+        )
         return {"classes": classes}
-    if all(value <= _SHADES or value >= 255 - _SHADES for value in values):
+    lossy = any(file.suffix.lower() in picture.LOSSY for file in masks)
+    if lossy and all(value <= _SHADES or value >= 255 - _SHADES for value in values):
         guessed.append("masks are nearly black and white, as JPEG stores them: pixels above 127 are foreground")
         return {"foreground_above": 127, "classes": ["background", "foreground"]}
     raise BadInput(
-        f"{masks}: expected class indices (0, 1, ...) or black and white, found the values {_short(values)}; convert "
-        "the masks to class indices"
+        f"{masks[0].parent}: expected class indices (0, 1, ...), or 0 and 255, found the values {_short(values)}; "
+        "renumber the classes without gaps, or make the project without --data and set the block `data`: `classes` has "
+        f"a name for every value from 0 to at most {_CLASSES}, and `foreground_above` makes one class of all brighter "
+        "voxels"
     )
 
 
@@ -281,16 +293,23 @@ def _case_table(root: Path, case_ids: set[str], guessed: list[str]) -> dict[str,
 def _images_of(folder: Path) -> dict[str, Path]:
     """Images of a folder by stem, without hidden files."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
-    return {stem: file for file in files if (stem := image_file.stem_of(file)) is not None}
+    return {image_file.stem_of(file): file for file in files if file.name.lower().endswith(image_file.ENDINGS)}
 
 
-def _values(file: Path) -> np.ndarray:
-    """Values of a mask: class indices as stored, or grey values where the file holds no indices."""
-    shape = image_file.header(file, file.stem).shape
+def _values(file: Path, stem: str) -> np.ndarray:
+    """Values of a mask: class indices as stored, or grey values where the file holds no indices.
+
+    Raises `BadInput` for values that are neither, in which the reader would find a fault only in `prepare`.
+    """
+    shape = image_file.header(file, stem).shape
     try:
-        return np.unique(image_file.mask_values(file, file.stem, shape, None))
+        values = image_file.mask_values(file, stem, shape, None)
     except BadInput:  # colours, or a lossy format; a file that cannot be read is refused again
-        return np.unique(image_file.mask_values(file, file.stem, shape, None, bright=True))
+        values = np.round(image_file.mask_values(file, stem, shape, None, bright=True))
+    found = np.unique(whole_numbers(values, file, stem))
+    if found[0] < 0:
+        raise BadInput(f"{file}: case '{stem}': expected class indices from 0, found {found[0]:g}; correct the mask")
+    return found
 
 
 def _colour(file: Path) -> str:
@@ -302,5 +321,5 @@ def _colour(file: Path) -> str:
     return "grey in colour" if (channels == channels[0]).all() else "colour"
 
 
-def _short(values: Sequence[int]) -> str:
+def _short(values: Sequence[object]) -> str:
     return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from pipeline.cases.files.checks import case_id_of
+from pipeline.cases.nnunet_plans import Plans
+from pipeline.cases.preprocess_of_plans import PreprocessOfPlans
 from pipeline.errors import BadInput
 from pipeline.project.look import Look
 from pipeline.segmenter.architecture import ARCHITECTURE
 from pipeline.segmenter.imported.nnunet import NnUNetFolder
 from pipeline.segmenter.imported.nnunet_folds import SPLITS_FILE, Folds
-from pipeline.segmenter.imported.nnunet_plans import Plans
 from pipeline.segmenter.planned import planned_class
+from pipeline.segmenter.seen import SEEN
 
 _MOST = 6
 """Most pool images and labelled cases in a training step, as for projects without a model."""
@@ -35,7 +38,9 @@ class LookedModel:
     base: dict[str, Any]
     """The block `base`."""
     preprocess: dict[str, Any]
-    """The block `preprocess`."""
+    """The block `preprocess` that the plans ask for."""
+    named: bool
+    """Whether `preprocess: plans` finds the configuration."""
     mirrored: list[int]
     """Axes of the images over which the training mirrors."""
     planned: int
@@ -48,6 +53,8 @@ class LookedModel:
     """Whether a labelled case can have proposals out of fold, so that learned judges learn."""
     trained: list[str]
     """Ids of the labelled cases that a fold was trained on, for a table that keeps them labelled. Empty: no table."""
+    held: list[str]
+    """Ids of other labelled cases for the table: a fold held them out, and judges learn from them."""
     checks: list[str]
     """What a user has to check, one line each."""
 
@@ -83,15 +90,20 @@ def look_at_model(model: Path, found: Look) -> LookedModel:
     _check_fits(plans, found)
     splits = Folds.of(model, knobs.folds)
     trained = _trained(splits, found)
+    divides = _divides(trained, found)
+    held = _held(splits, trained, found) if divides else []
+    kept = {*trained, *held} if divides else {case_id_of(one.case_id) for one in found.labelled}
     return LookedModel(
         base,
-        _preprocess(plans, found),
+        plans.block([source.spacing_mm for source in found.sources], found.dimensions).stated,
+        PreprocessOfPlans(model=model.resolve()).configuration == plans.name,
         sorted(axes[axis] for axis in mirrored),
         int(plans.configuration.get("batch_size", 2)),
         [int(length) for length in plans.on_our_axes(plans.configuration["patch_size"], found.dimensions)],
         name.rsplit(".", 1)[-1],
-        splits is not None and any(case_id_of(one.case_id) in splits.validated for one in found.labelled),
-        trained if _divides(trained, found) else [],
+        splits is not None and bool(splits.held & kept),
+        trained if divides else [],
+        held,
         [*_on_splits(model, splits, found), *_on_speed(found)],
     )
 
@@ -129,13 +141,6 @@ def _found(model: Path) -> str:
     )
 
 
-def _preprocess(plans: Plans, found: Look) -> dict[str, Any]:
-    """The block `preprocess` that the plans ask for, with all knobs but defaults, and `normalise`."""
-    block = plans.block([source.spacing_mm for source in found.sources], found.dimensions).canonical
-    stated = block.model_dump(mode="json", exclude_defaults=True)
-    return {"normalise": block.model_dump(mode="json")["normalise"], **stated}
-
-
 def _check_fits(plans: Plans, found: Look) -> None:
     """Refuse data with other numbers of channels or classes. Other names and files are left to the stage `base`."""
     for what, expected, given in (
@@ -151,6 +156,11 @@ def _check_fits(plans: Plans, found: Look) -> None:
 
 def _on_splits(model: Path, splits: Folds | None, found: Look) -> list[str]:
     """What to do about cases of the training."""
+    if (model / SEEN).is_file():
+        return [
+            f"{model / SEEN} lists the images that the model has seen: give them the splits of the project that made "
+            "the model, or the stage base refuses the model"
+        ]
     if splits is None:
         return [
             f"copy {SPLITS_FILE} of the training into {model} and make the project again: without the file, measures "
@@ -170,6 +180,18 @@ def _trained(splits: Folds | None, found: Look) -> list[str]:
     """Ids of the labelled cases that a fold was trained on."""
     ids = [case_id_of(source.case_id) for source in found.labelled]
     return [] if splits is None else [case_id for case_id in ids if case_id in splits.trained]
+
+
+def _held(splits: Folds | None, trained: Sequence[str], found: Look) -> list[str]:
+    """A fifth of the labelled cases that a fold held out, if no case of the training is among them.
+
+    With a single fold in use, all cases that it held out are new to the model. Without some of them, no labelled case
+    had proposals out of fold.
+    """
+    if splits is None or splits.held & set(trained):
+        return []
+    held = [case_id for one in found.labelled if (case_id := case_id_of(one.case_id)) in splits.held]
+    return held[: min(ceil(len(held) / 5), len(found.labelled) - len(trained) - _FEWEST)]
 
 
 def _divides(trained: Sequence[str], found: Look) -> bool:

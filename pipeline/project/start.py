@@ -30,7 +30,8 @@ COPIED = (
 )
 """Files of a clone that every project has."""
 TRAINED = "cases_of_training.csv"
-"""Table of the cases that the user's own model was trained on. `init` writes nothing into the folder of the data."""
+"""Table of the cases that stay labelled: those that the user's own model was trained on, and some that a fold held out.
+`init` writes nothing into the folder of the data."""
 FEW = Promotion.model_fields["min_patients"].default
 """Patients of validation below which nothing is promoted."""
 KINDS = """# Kinds of your own
@@ -60,16 +61,17 @@ def start(folder: Path, data: Path | None, model: Path | None = None) -> list[st
         looked = None if model is None else look_at_model(model, found)
         path = NOTHING if model is None else _from(folder, model)
         if looked is not None:
-            found.mirrored, found.trained = looked.mirrored, looked.trained
+            found.mirrored, found.trained = looked.mirrored, [*looked.trained, *looked.held]
         if found.trained:
             found.data["case_table"] = {"file": TRAINED, "split": "split"}
             new[TRAINED] = "case_id,split\n" + "".join(f"{case_id},labelled\n" for case_id in found.trained)
         new["params.yaml"] = params_file(found, looked, path)
         said = [*described(found), *([] if looked is None else looked.said)]
-        if found.trained:
+        if looked is not None and looked.trained:
+            more = f", and {len(looked.held)} that a fold held out, from which judges learn," if looked.held else ""
             said.append(
-                f"to do: copy {folder / TRAINED} to {data}: the table keeps the {len(found.trained)} cases of the "
-                "model's training out of validation and test"
+                f"to do: copy {folder / TRAINED} to {data}: the table keeps the {len(looked.trained)} cases of the "
+                f"model's training{more} out of validation and test"
             )
     for name in (*new, *COPIED):
         if (folder / name).exists():
@@ -101,7 +103,7 @@ def dvc_file() -> str:
     depend on what `provenance` writes.
     """
     text = shipped("dvc.yaml").read_text().replace("python -m stages.", "segpref ")
-    return re.sub(r"    deps:\n(      - (pipeline|stages|kinds)\n)+", "    always_changed: true\n", text, count=1)
+    return re.sub(r"    deps:\n(      [-#].*\n)+", "    always_changed: true\n", text, count=1)
 
 
 def params_file(found: Look, model: LookedModel | None = None, path: Path = NOTHING) -> str:
@@ -137,7 +139,7 @@ def params_file(found: Look, model: LookedModel | None = None, path: Path = NOTH
     }
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.globals["block"] = _block
+    environment.globals |= {"block": _block, "commented": _commented}
     return environment.get_template("params.yaml.jinja").render(values)
 
 
@@ -248,6 +250,10 @@ def _tolerance(found: Look) -> float:
     if found.dimensions == 3 and all(source.spacing_mm is not None for source in found.sources):
         return round(float(np.median([source.spacing_mm for source in found.sources])), 2)
     return float(max(1, round(float(np.median([source.shape for source in found.sources])) / 100)))
+
+
+def _commented(lines: str) -> str:
+    return "\n".join(f"# {line}" for line in lines.splitlines())
 
 
 def _block(values: dict[str, Any]) -> str:

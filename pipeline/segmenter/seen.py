@@ -25,7 +25,7 @@ by its name. An image that is saved again with other bytes is another image."""
 _KEEP_SPLITS = (
     "keep the splits of the model's run: the same `splits` for the same cases, or a case table with the splits of the "
     "earlier cases; to use the model nevertheless, list 'seen' under base.ignore (kind 'checkpoint') or move the file "
-    f"away from its {SEEN} (kind 'program')"
+    f"away from its {SEEN} (kinds 'program' and 'nnunet')"
 )
 
 

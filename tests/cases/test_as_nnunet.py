@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from pipeline.cases.as_nnunet import nonzero_box, slice_axis, splined
+from pipeline.cases.files import image_file
 from pipeline.cases.grid import logits_to_source, on_source_grid, to_source, to_working, working_affine
 from pipeline.cases.preprocess import Preprocess
 from pipeline.cases.readers.reader import Source
 from pipeline.errors import BadInput
 from pipeline.store.cases import Case
+from tests.fixtures.attached_files import write_attached
 from tests.fixtures.networks import row_of
 
 
@@ -106,16 +110,52 @@ def test_a_margin_of_zeros_is_cropped_and_comes_back():
     found = to_source(probability, there)
     assert np.array_equal(found.argmax(0), inside)
     assert (found.sum(0) == 1).all()
-    logits = logits_to_source(probability, there)
+    logits = logits_to_source(probability, there, knobs.spacing)
     assert np.array_equal(logits.argmax(0), inside)
     assert np.isneginf(logits[1, 0]).all()
 
 
-def test_single_precision_decides_between_two_lengths():
-    """25 voxels of 1.9 mm are 47.5 of 1 mm. In single precision 1.9 is a little less."""
-    knobs = Preprocess(resample="nnunet", spacing=(1.0, 1.0, 1.0))
-    for file, length in (("a.nii.gz", 47), ("a.tif", 48)):
-        assert knobs.grid(Source("a", (4, 4, 25), file, None, (1.0, 1.0, 1.9))).shape == (4, 4, length)
+def stored(folder: Path, edges: tuple[float, ...], shape: tuple[int, ...] = (2, 2, 2), ending: str = ".nii") -> Source:
+    """Source of a volume in a file, in single precision as NIfTI or as text as MetaImage."""
+    file = folder / f"a{ending}"
+    if ending == ".nii":
+        nib.save(nib.Nifti1Image(np.zeros(shape, np.uint8), np.diag([*edges, 1.0])), file)
+    else:
+        write_attached(file, np.zeros(shape, np.uint8), spacing_mm=edges, ElementSpacing=" ".join(map(str, edges)))
+    header = image_file.header(file, "a")
+    return Source("a", header.shape, file.name, None, header.spacing_mm, header.affine)
+
+
+@pytest.mark.parametrize(
+    ("edge", "voxels", "asked", "length", "ending"),
+    [
+        (1.9, 25, 1.0, 47, ".nii"),  # 47.5 voxels: in single precision 1.9 is a little less
+        (1.9, 25, 1.0, 48, ".mha"),  # Python rounds 47.5 to the even number
+        (0.9765625, 96, 0.5, 188, ".nii"),  # 187.5 voxels: six digits would be a little less
+        (0.9765625, 96, 0.5, 188, ".mha"),
+    ],
+)
+def test_an_edge_as_stored_decides_between_two_lengths(tmp_path, edge, voxels, asked, length, ending):
+    knobs = Preprocess(resample="nnunet", spacing=(1.0, 1.0, asked))
+    assert knobs.grid(stored(tmp_path, (1.0, 1.0, edge), (4, 4, voxels), ending)).shape == (4, 4, length)
+
+
+@pytest.mark.parametrize(("edge", "axis"), [(0.8, 2), (0.9, 2), (0.4, 2), (0.7, None), (0.5, None)])
+def test_edges_as_stored_decide_whether_slices_are_resampled_one_by_one(tmp_path, edge, axis):
+    """Slices are three times as thick as pixels. In single precision the ratio is above, below or equal to 3."""
+    found = stored(tmp_path, (edge, edge, 3 * edge))
+    assert found.spacing_mm is not None
+    assert slice_axis(found.spacing_mm, (1.0, 1.0, 1.0)) == axis
+
+
+def test_logits_go_back_by_the_spacing_that_was_asked_for():
+    """Plans of 1x1x3 mm are not anisotropic. Whole voxels make edges of 1x1x3.06 mm of 52 slices of 1 mm, which are."""
+    there = case((2, 2, 17), (2, 2, 52), (1.0, 1.0, 1.0), (1.0, 1.0, 52 / 17))
+    logits = np.arange(17, dtype=np.float32)[None, None, None].repeat(2, 1).repeat(2, 2).repeat(2, 0)
+    found = logits_to_source(logits, there, (1.0, 1.0, 3.0))[0, 0, 0]
+    assert found[25:28] == pytest.approx((np.arange(25, 28) + 0.5) * 17 / 52 - 0.5, abs=1e-5)
+    nearest = logits_to_source(logits, there, there.spacing_mm)[0, 0, 0]
+    assert nearest[25:28].tolist() == [8, 8, 8]
 
 
 def test_a_crop_of_a_reoriented_case_shifts_the_affine():
@@ -167,15 +207,15 @@ def test_resize_is_refused():
 
 def test_logits_go_back_by_lines():
     logits = np.array([[[0.0, 4.0]], [[0.0, 0.0]]], np.float32)
-    found = logits_to_source(logits, case((1, 2), (1, 4), (1.0, 1.0), (1.0, 2.0)))
+    found = logits_to_source(logits, case((1, 2), (1, 4), (1.0, 1.0), (1.0, 2.0)), (1.0, 2.0))
     assert found[0, 0] == pytest.approx([0, 1, 3, 4], abs=1e-6)
     assert found[1].tolist() == [[0, 0, 0, 0]]
     with pytest.raises(BadInput, match=r"case 'c0': expected \(1, 2\) voxels, the working grid, found \(2, 2\)"):
-        logits_to_source(np.zeros((2, 2, 2), np.float32), case((1, 2), (1, 4), (1.0, 1.0), (1.0, 2.0)))
+        logits_to_source(np.zeros((2, 2, 2), np.float32), case((1, 2), (1, 4), (1.0, 1.0), (1.0, 2.0)), None)
 
 
 def test_logits_of_a_reoriented_case():
     """The first axis of the source runs backwards on the working grid."""
     turned = replace(case((2, 2, 1), (4, 2, 1), (1.0, 1.0, 1.0), (2.0, 1.0, 1.0)), orientation=(-1, 2, 3))
     logits = np.array([0.0, 4.0], np.float32)[None, :, None, None].repeat(2, 2)
-    assert logits_to_source(logits, turned)[0, :, 0, 0] == pytest.approx([4, 3, 1, 0], abs=1e-6)
+    assert logits_to_source(logits, turned, (2.0, 1.0, 1.0))[0, :, 0, 0] == pytest.approx([4, 3, 1, 0], abs=1e-6)

@@ -15,7 +15,7 @@ from pipeline.cases.files.checks import refuse_dicom
 from pipeline.cases.readers.folders import Folders
 from pipeline.cases.readers.reader import Source
 from pipeline.errors import BadInput
-from tests.fixtures.phantoms import disc, save_image, write_folders
+from tests.fixtures.phantoms import disc, save_image, save_without_directions, write_folders
 
 
 def test_folders_pairs_by_stem_and_leaves_the_rest_to_the_pool(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_folders_set_faults(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"expected one file for case 'a', found a.jpg as well"):
         reader.scan()
     (tmp_path / "images/a.jpg").rename(tmp_path / "images/a.gif")
-    with pytest.raises(BadInput, match=r"a.gif: expected only .nii.gz, .*; convert or move it"):
+    with pytest.raises(BadInput, match=r"a.gif: expected .nii.gz, .*; convert it, e.g. to .nii.gz, or move"):
         reader.scan()
     (tmp_path / "images/a.gif").rename(tmp_path / "images/a.dcm")
     with pytest.raises(BadInput, match=r"a.dcm: found DICOM, .* dcm2niix"):
@@ -235,6 +235,28 @@ def test_folders_of_volumes_have_the_grid_of_their_files(endings: tuple[str, str
     moved = (*source.affine[:3], 1.0, *source.affine[4:])
     with pytest.raises(BadInput, match=r"masks/a.b.*: case 'a.b': expected the image's affine .* of 1; resample"):
         reader.read(replace(source, affine=moved))
+
+
+@pytest.mark.parametrize("above", [None, 127])
+def test_a_mask_of_another_spacing_for_an_image_without_directions(above: int | None, tmp_path: Path) -> None:
+    """The mask states where it lies, the image does not: the voxel edges are compared, 1 mm and 2 mm."""
+    ball = disc((6, 5, 4), 2) * 255
+    save_without_directions(tmp_path / "images/a.mha", ball, (1, 0.5, 2))
+    reader = Folders(path=tmp_path, foreground_above=above)
+    for ending in (".nii.gz", ".nrrd"):
+        save_image(tmp_path / f"masks/a{ending}", ball)
+        (source,) = reader.scan()
+        assert reader.read(source)[1] is not None
+        other = replace(source, spacing_mm=(2.0, 0.5, 2.0))
+        with pytest.raises(BadInput, match=r"masks/a.*: expected the image's voxel edges \(2, 0.5, 2\) mm within"):
+            reader.read(other)
+        (tmp_path / f"masks/a{ending}").unlink()
+
+
+def test_several_channels_in_a_volume_are_refused_with_a_layout_for_them(tmp_path: Path) -> None:
+    save_image(tmp_path / "images/a.nii.gz", np.zeros((6, 5, 4, 2), np.float32))
+    with pytest.raises(BadInput, match=r"found shape \(6, 5, 4, 2\); save each channel as a file .*layout `decathlon`"):
+        Folders(path=tmp_path, masks=None).scan()
 
 
 def test_folders_of_volumes_and_pictures_are_not_mixed(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.cases.readers.nnunet import NnUNet
 from pipeline.errors import BadInput
-from tests.fixtures.phantoms import disc, save_image, write_nifti, write_nnunet
+from tests.fixtures.phantoms import disc, save_image, save_without_directions, write_nifti, write_nnunet
 
 
 def change(root: Path, **content: Any) -> NnUNet:
@@ -204,6 +204,27 @@ def test_channel_faults(tmp_path: Path) -> None:
     assert (
         "case_03_0001.nii.gz: case 'case_03': expected the image's affine within 0.001, found a difference of" in four
     )
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_channels_and_labels_without_directions_have_one_spacing(ending: str, tmp_path: Path) -> None:
+    """An affine is known of none of the files. Edges of 1, 1 and 3 mm are not those of 1, 1 and 1 mm."""
+    write_nnunet(tmp_path, cases=1, ending=ending, channels=2)
+    ball, reader = disc((6, 10, 8), 3), NnUNet(path=tmp_path)
+    for name in ("imagesTr/case_00_0000", "imagesTr/case_00_0001", "labelsTr/case_00"):
+        save_without_directions(tmp_path / f"{name}{ending}", ball, (1, 1, 3))
+    (source,) = reader.scan()
+    assert (source.spacing_mm, source.affine) == ((1.0, 1.0, 3.0), None)
+    label = reader.read(source)[1]
+    assert label is not None
+    assert np.array_equal(label, ball)
+    expected = r"expected the image's voxel edges \(1, 1, 3\) mm within 0.001, found \(1, 1, 1\); resample"
+    save_without_directions(tmp_path / f"labelsTr/case_00{ending}", ball, (1, 1, 1))
+    with pytest.raises(BadInput, match=rf"labelsTr/case_00{ending}: case 'case_00': {expected}"):
+        reader.read(source)
+    save_without_directions(tmp_path / f"imagesTr/case_00_0001{ending}", ball, (1, 1, 1))
+    with pytest.raises(BadInput, match=rf"imagesTr/case_00_0001{ending}: case 'case_00': {expected}"):
+        reader.scan()
 
 
 def test_label_faults(tmp_path: Path) -> None:

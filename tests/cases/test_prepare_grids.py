@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
+from pipeline.cases.files import image_file
 from pipeline.cases.grid import to_source
 from pipeline.cases.nnunet_split import GivenSplit
 from pipeline.cases.prepare import prepare
@@ -45,6 +46,14 @@ def prepared(reader: Any, out: str = "cases", splits: Splits = FEW, **knobs: Any
 
 def by_id(cases: CaseStore) -> dict[str, Case]:
     return {case.case_id: case for case in cases.all}
+
+
+def test_the_boxes_of_crops_need_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A label is read once, with the image, and not a second time for the box of the image."""
+    read, files = image_file.mask_values, []
+    monkeypatch.setattr(image_file, "mask_values", lambda file, *given: files.append(file.name) or read(file, *given))
+    prepared(NnUNet(path=write_nnunet(Path("raw"), cases=5)), resample="nnunet")
+    assert sorted(files) == [f"case_{number:02d}.nii.gz" for number in range(5)]
 
 
 def several(root: Path) -> Decathlon:

@@ -246,12 +246,15 @@ def test_a_bundle_refuses_what_predict_refuses(tmp_path, described, images, mess
         (("a_0000", "a_0001"), 1.0, None),
     ],
 )
-def test_channels_of_a_bundle_are_whole_and_lie_on_one_grid(tmp_path, names, affine, message):
+@pytest.mark.parametrize("directions", [True, False])
+def test_channels_of_a_bundle_are_whole_and_lie_on_one_grid(tmp_path, names, affine, message, directions):
     from pipeline.exports.bundle_script import ToWorkingGridd, images_of
 
     (tmp_path / "images").mkdir()
     for name, edge in zip(names, (1.0, affine), strict=True):
-        image = nibabel.Nifti1Image(textured((8, 8)), np.diag([edge, 1, 1, 1]))
+        # Without directions, the edges are compared.
+        image = nibabel.Nifti1Image(textured((8, 8)), np.diag([edge, 1, 1, 1]) if directions else None)
+        image.header.set_zooms((edge, 1))
         nibabel.save(image, tmp_path / f"images/{name}.nii")
     model = model_folder(tmp_path / "model", (8, 8), channels=2, files="nifti")
     spec = ready_model(model).input.model_dump(mode="json") | {"dimensions": 2, "offsets": []}

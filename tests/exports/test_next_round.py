@@ -95,6 +95,22 @@ def test_answers_stay_with_their_masks(first: Path, tmp_path: Path) -> None:
     assert "experts.clinician: it learns from answers on masks of this round" in made.removed
 
 
+def test_the_block_of_the_plans_is_carried_over(first: Path, tmp_path: Path) -> None:
+    """The new base is a student, which has no plans."""
+    promote(first, "two")
+    set_headroom(first, "headroom left: a test")
+    before = (first / "params.yaml").read_text()
+    base = {"kind": "nnunet", "folds": [0, 1]}
+    write_params(first, {**PARAMS, "preprocess": "plans", "model": "raw/A__B__2d", "base": base})
+    try:
+        made = next_round(first, tmp_path / "round_2")
+    finally:
+        (first / "params.yaml").write_text(before)
+    assert "preprocess: the block of the plans is carried over, because a student has no plans" in made.removed
+    prepared = json.loads((first / "data/cases/cases.json").read_text())["preprocess"]
+    assert load_params(tmp_path / "round_2/params.yaml").preprocess.model_dump(mode="json") == prepared  # type: ignore[union-attr]
+
+
 def set_headroom(folder: Path, verdict: str) -> None:
     path = folder / "audit/summary.json"
     content: dict[str, Any] = json.loads(path.read_text())

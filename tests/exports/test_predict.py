@@ -30,7 +30,7 @@ from pipeline.exports.bundle_script import ToWorkingGridd, images_of
 from pipeline.exports.predict import DONE, PROBABILITY_FOLDER, apply_model, ready_model
 from pipeline.store.cases import CaseStore
 from stages.predict import main
-from tests.fixtures.phantoms import save_image
+from tests.fixtures.phantoms import save_image, save_without_directions
 from tests.fixtures.picture_files import GREY, TAGGED, frames, png, write
 from tests.fixtures.trained import model_folder, textured, write_oblique
 
@@ -131,7 +131,8 @@ def test_as_stored_another_orientation_is_refused(tmp_path, kind, stored):
     assert result.exit_code == 2
     assert (
         f"a.nii: case 'a': expected a volume of orientation {kind} like those that the model was trained on, found "
-        f"{stored}; bring it to that orientation, or train with `preprocess.orientation: RAS`"
+        f"{stored}; bring it to that orientation, or, unless the base is an nnU-Net whose plans ask for null, train "
+        "with `preprocess.orientation: RAS`"
     ) in result.output
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii")) == ["b.nii"]
 
@@ -366,6 +367,14 @@ def test_one_bad_image_names_itself_and_the_others_are_made(tmp_path, write, mes
     assert "predict: 1 of 3 images failed; finished images are kept" in str(caught.value)
     assert "series: expected an image, found a folder" in str(caught.value)
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii")) == ["a.nii", "c.nii"]
+
+
+def test_channels_without_directions_have_one_spacing(tmp_path):
+    for channel, edge in enumerate((1, 3)):
+        save_without_directions(tmp_path / f"images/a_{channel:04d}.mha", textured((8, 8, 8), channel), (1, 1, edge))
+    model = model_folder(tmp_path / "model", (8, 8, 8), channels=2, files="nifti")
+    with pytest.raises(BadInput, match=r"a_0001.mha: case 'a': expected the image's voxel edges \(1, 1, 1\) mm"):
+        apply(model, tmp_path / "images", tmp_path / "out")
 
 
 FAULTY = {

@@ -206,6 +206,14 @@ def test_empty_masks(spacing):
     assert surface_metrics(some, empty, spacing, 1) == worst
 
 
+def test_single_precision_of_a_header_is_no_distance():
+    """0.6 mm in single precision is 0.600000024 mm, so a surface three pixels away would be beyond 1.8 mm."""
+    edge, shifted = float(np.float32(0.6)), np.roll(SQUARE, 3, axis=1)
+    knobs = Evaluation(nsd_tolerance=1.8)
+    (row,) = case_metrics(SQUARE.astype(np.uint8), shifted.astype(np.uint8), 2, (edge, edge), knobs)
+    assert (row["nsd"], row["hd95"]) == (1, pytest.approx(1.8, abs=1e-12))
+
+
 def test_case_metrics_per_class():
     """Class 1: V = 6, T = 2, shared 2: Dice 4/8, volume error 2 * 4 / 8. Class 2 was missed, 3 invented, 4 absent."""
     truth, prediction = np.zeros((2, 6, 6), np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,14 +12,18 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from ruamel.yaml import YAML
 
 from pipeline.cases.prepare import prepare
+from pipeline.cases.preprocess import Preprocess
 from pipeline.check import check
 from pipeline.errors import BadInput
 from pipeline.params import Params, load_params
 from pipeline.project.start import start
 from pipeline.proposals.samplers.tta import TTA
 from pipeline.segmenter.imported.nnunet import NnUNetFolder
+from pipeline.segmenter.imported.nnunet_network import network_of
+from pipeline.segmenter.seen import Seen
 from pipeline.store.cases import CaseStore
 from segpref import command
 from tests.fixtures.phantoms import write_nnunet
@@ -45,7 +50,7 @@ def started(root: Path, model: Path, name: str = "project") -> tuple[list[str], 
 
 @pytest.mark.parametrize("kind", ["pictures", "volumes", "other spacing"])
 def test_the_base_of_the_project_is_the_model(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The block `preprocess` is that of the plans, or the stage `base` would refuse the cases."""
+    """`preprocess: plans`, and in a comment the block, or the stage `base` would refuse the cases."""
     spacing = {"volumes": (2.0, 0.5, 1.0), "other spacing": (2.0, 1.0, 1.5)}.get(kind)
     model = volumes(tmp_path, spacing) if spacing else pictures(tmp_path)
     # Inside the folder of the project, paths are relative, so that the project can be moved.
@@ -58,13 +63,28 @@ def test_the_base_of_the_project_is_the_model(kind: str, tmp_path: Path, monkeyp
     expected = {"kind": "nnunet", "folds": (0, 1), "base_fold": 0, "mirror": True, "checkpoint": "final"}
     assert isinstance(params.base, NnUNetFolder)
     assert params.base.model_dump() == expected
-    assert params.preprocess.spacing == (spacing and spacing[::-1])
-    prepare(params.data, params.preprocess, params.splits, tmp_path / "cases", params.execution)
+    assert params.preprocess == "plans"
+    prepare(params.data, params.preprocessing, params.splits, tmp_path / "cases", params.execution)
     cases = CaseStore(tmp_path / "cases")
+    above = Path("params.yaml").read_text().split("\npreprocess: plans\n")[0].split("\n\n# As in nnU-Net: ")[1]
+    block = re.sub("^# ? ?", "", above.split("was:\n")[1], flags=re.M)
+    told = Preprocess.model_validate_json(json.dumps(YAML(typ="safe").load(block)))
+    assert told.spacing == (spacing and spacing[::-1])
+    assert told.model_dump(mode="json") == cases.info["preprocess"]
     assert check(params, cases)
     plans, mirrored = params.base.planned(params.model)
     plans.check(cases)
-    assert plans.architecture(cases, mirrored).mirror == params.augmentation.flips
+    assert network_of(plans, cases, mirrored).mirror == params.augmentation.flips
+
+
+def test_a_folder_of_another_name_has_its_block_written(tmp_path: Path) -> None:
+    """Of two configurations the checkpoint names one, and `prepare` reads no checkpoint."""
+    model = pictures(tmp_path).rename(tmp_path / "raw/model")
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"] = {}
+    (model / "plans.json").write_text(json.dumps(plans))
+    _, params = started(tmp_path, model)
+    assert params.preprocess == Preprocess(resample="nnunet")
 
 
 def test_knobs_follow_from_the_plans(tmp_path: Path) -> None:
@@ -108,9 +128,9 @@ def test_cases_of_the_training_are_labelled(tmp_path: Path) -> None:
     )
     assert params.pairs["favourite"].judge == "pairwise"
     with pytest.raises(BadInput, match=r"cases_of_training.csv: expected a CSV file in UTF-8, found none"):
-        prepare(params.data, params.preprocess, params.splits, tmp_path / "cases", params.execution)
+        prepare(params.data, params.preprocessing, params.splits, tmp_path / "cases", params.execution)
     shutil.copy(table, data)
-    prepare(params.data, params.preprocess, params.splits, tmp_path / "cases", params.execution)
+    prepare(params.data, params.preprocessing, params.splits, tmp_path / "cases", params.execution)
     cases = CaseStore(tmp_path / "cases")
     assert {case.case_id for case in cases.split("labelled")} == {f"case_{number:02d}" for number in range(16)}
     assert {split: len(cases.split(split)) for split in ("pool", "validation", "test")} == {
@@ -118,6 +138,47 @@ def test_cases_of_the_training_are_labelled(tmp_path: Path) -> None:
         "validation": 4,
         "test": 8,
     }
+
+
+def test_some_cases_that_a_single_fold_held_out_are_labelled(tmp_path: Path) -> None:
+    """The fold was trained on 10 of 20 listed cases, and held out 10, of which 2 are labelled. 16 are measured."""
+    model, data = pictures(tmp_path), tmp_path / "raw/Dataset001_Balls"
+    shutil.rmtree(model / "fold_1")
+    listed(model, 20)
+    said, params = started(tmp_path, model)
+    assert said[-1].endswith(
+        "the table keeps the 10 cases of the model's training, and 2 that a fold held out, from which judges learn, "
+        "out of validation and test"
+    )
+    shutil.copy(tmp_path / "project/cases_of_training.csv", data)
+    prepare(params.data, params.preprocessing, params.splits, tmp_path / "cases", params.execution)
+    cases = CaseStore(tmp_path / "cases")
+    assert params.pairs["favourite"].judge == "pairwise"
+    check(params, cases)
+    assert isinstance(params.base, NnUNetFolder)
+    assert params.base.held_out(params.model, cases) == {"case_00": "fold_0", "case_01": "fold_0"}
+    assert [len(cases.split(split)) for split in ("labelled", "validation", "test")] == [12, 6, 10]
+
+
+def test_a_fold_of_all_cases_teaches_no_judge(tmp_path: Path) -> None:
+    model = pictures(tmp_path, numTraining=16)
+    shutil.rmtree(model / "fold_1")
+    (model / "fold_0").rename(model / "fold_all")
+    listed(model, 16)
+    _, params = started(tmp_path, model)
+    assert params.splits.labelled == 16
+    assert params.pairs["favourite"].judge == "agreement"
+
+
+def test_an_export_of_a_student_says_itself_what_it_has_seen(tmp_path: Path) -> None:
+    """Lists of nnU-Net beside seen.json are those of another model."""
+    model = pictures(tmp_path)
+    Seen().save(model)
+    listed(model, 16)
+    said, params = started(tmp_path, model)
+    assert said[-1].startswith(f"check: {model / 'seen.json'} lists the images that the model has seen: give them the")
+    assert params.data.case_table is None
+    assert "pairwise" not in params.judges
 
 
 def test_cases_of_the_training_alone_cannot_be_divided(tmp_path: Path) -> None:

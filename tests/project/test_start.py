@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +123,55 @@ def test_masks_in_colour_or_lossy_are_black_and_white(tmp_path: Path) -> None:
     assert look(tmp_path / "set").data["foreground_above"] == 127
 
 
+def masked(root: Path, *values: float, ending: str = ".nii.gz", kind: type = np.int16) -> Path:
+    """Three images, and masks that hold the values."""
+    content = np.resize(np.array(values, kind), (6, 10, 8)[: 3 if ending == ".nii.gz" else 2])
+    for number in range(3):
+        save_image(root / f"images/c{number}{ending}", np.abs(content).astype(np.uint8))
+        save_image(root / f"masks/c{number}{ending}", content)
+    return root
+
+
+def test_many_class_indices_in_volumes(tmp_path: Path) -> None:
+    """The 118 indices of TotalSegmentator. A few may be missing in the masks that are read."""
+    data = look(masked(tmp_path, *(value for value in range(118) if value % 7))).data
+    assert data["classes"] == ["background", *(f"class_{value}" for value in range(1, 118))]
+
+
+@pytest.mark.parametrize(
+    ("values", "ending"),
+    [
+        ((0, 17, 240), ".nii.gz"),
+        ((0, 50), ".nii.gz"),
+        ((0, 1000), ".nii.gz"),
+        ((0, 20, 250), ".png"),
+        (range(118), ".png"),
+    ],
+)
+def test_values_that_may_be_several_classes_are_not_made_one(
+    values: Sequence[int], ending: str, tmp_path: Path
+) -> None:
+    """Only a lossy format has shades of black and white, and a drawing in grey looks like many classes."""
+    kind = np.int16 if ending == ".nii.gz" else np.uint8
+    with pytest.raises(BadInput, match=r"masks: expected class indices .*, or 0 and 255, found the values 0, .*; ren"):
+        look(masked(tmp_path, *values, ending=ending, kind=kind))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0, 1, np.nan), "expected whole numbers, found nan"),
+        ((0, 1, np.inf), "expected whole numbers, found inf"),
+        ((0, 0.5), r"expected whole numbers, found 0.5"),
+        ((-1, 0), "expected class indices from 0, found -1"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_mask_of_other_numbers_is_named(values: Sequence[float], message: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=rf"masks/c0.nii.gz: case 'c0': {message}; correct the mask"):
+        look(masked(tmp_path, *values, kind=np.float32))
+
+
 def knobs_of(folder: Path, data: Path) -> tuple[list[str], Params]:
     return start(folder, data), load_params(folder / "params.yaml")
 
@@ -236,7 +285,7 @@ def bad(root: Path, kind: str) -> None:
 FAULTS = {
     "one folder": "found 1 images in one folder; put images into images/ and their masks, under the same names, into",
     "three folders": r"expected one folder of images and one of masks, found the folders of images \['a', 'b', 'c'\]",
-    "greys": r"masks: expected class indices \(0, 1, ...\) or black and white, found the values 0, 90, 255; convert",
+    "greys": r"masks: expected class indices \(0, 1, ...\), or 0 and 255, found the values 0, 90, 255; renumber",
     "other names": "expected masks with the names of their images, found 'a.png' and 'a_mask.png'; rename the masks",
     "no index": r"dataset.json: expected the dataset.json of nnU-Net beside imagesTr, found none; add the file",
     "one above": r"expected one data set, found dataset.json in \['set'\]; give --data .*set",

@@ -244,7 +244,7 @@ def test_another_shape():
 
 
 def test_another_affine():
-    """Within 1e-3 it is the same grid; 2 mm apart it is not. Without an affine of the image nothing is checked."""
+    """Within 1e-3 it is the same grid; 2 mm apart it is not. Without an affine of the image, edges are compared."""
     near = AFFINE.copy()
     near[0, 3] = 0.0005
     nifti(LABEL, "a/c0.nii.gz", near)
@@ -253,7 +253,11 @@ def test_another_affine():
     nifti(LABEL, "a/c0.nii.gz", near)
     message = refused(imported(tool={"path": "a"}), case_with())
     assert "expected the image's affine within 0.001, found a difference of 2" in message
-    assert only(imported(tool={"path": "a"}), case_with(affine=None)).tolist() == LABEL.tolist()
+    edges = tuple(np.linalg.norm(AFFINE[:3, :2], axis=0).tolist())
+    same = case_with(affine=None, original_spacing_mm=edges)
+    assert only(imported(tool={"path": "a"}), same).tolist() == LABEL.tolist()
+    message = refused(imported(tool={"path": "a"}), case_with(affine=None, original_spacing_mm=(9.0, 9.0)))
+    assert "expected the image's voxel edges (9, 9) mm within 0.001, found" in message
 
 
 def test_overlapping_classes():

@@ -39,7 +39,7 @@ PARAMS = with_changes(
         "path": "raw/Dataset001_Discs",
         "case_table": {"file": "cases.csv", "split": "split"},
     },
-    preprocess={"normalise": "zscore", "resample": "nnunet"},
+    preprocess="plans",
     splits={"labelled": "rest", "pool": 0, "validation": 0, "test": 0},
     model="raw/nnUNetTrainer__nnUNetPlans__2d",
     base={"kind": "nnunet", "folds": [0, 1], "base_fold": 1, "mirror": False},

@@ -238,7 +238,7 @@ def test_another_preparation_is_refused_with_the_block_to_paste(tmp_path):
     with pytest.raises(BadInput, match=r"plans.json: the model prepares images otherwise than the cases") as caught:
         imported(tmp_path, cases, folder, **KNOBS)
     block = json.loads(str(caught.value).split("expected `preprocess: ")[1].split("`, found")[0])
-    assert block["normalise"] == [{"range": [-100, 300], "to": [-4, 4], "clip": True}]
+    assert block["normalise"] == {"range": [-100, 300], "to": [-4, 4], "clip": True}
     imported(tmp_path, stated(cases, preprocess=block), folder, **KNOBS)
 
 
@@ -260,11 +260,11 @@ def test_logits_and_not_probabilities_are_resampled():
     """Logits 0 and 4 become 0, 1, 3 and 4 on the grid of the source."""
     case = replace(row_of((1, 2)), original_shape=(1, 4))
     image = np.array([[[0.0, 4.0]]], np.float32)
-    found = class_probabilities(planned(Logit(), (1, 2)), image, case)
+    found = class_probabilities(planned(Logit(), (1, 2)), image, case, None)
     expected = 1 / (1 + np.exp(-np.array([0, 1, 3, 4])))
     assert found[1, 0] == pytest.approx(expected, rel=1e-6)
     # Offsets are of logits: log 3 more of class 1.
-    found = class_probabilities(planned(Logit(), (1, 2)), image, case, (np.log(3),))
+    found = class_probabilities(planned(Logit(), (1, 2)), image, case, None, (np.log(3),))
     assert found[1, 0, 0] == pytest.approx(3 / 4)
 
 

@@ -34,6 +34,21 @@ def written(folder: Path, *splits: Any) -> Path:
     return folder
 
 
+def dataset(model: Path, training: int | None = None) -> Path:
+    content = {"file_ending": ".nii.gz"} | ({} if training is None else {"numTraining": training})
+    (model / "dataset.json").write_text(json.dumps(content))
+    return model
+
+
+def validated(model: Path, *names: str, fold: int | str = 0) -> Path:
+    """As nnU-Net writes it, on a machine with Windows."""
+    rows = [{"prediction_file": f"C:\\fold_{fold}\\validation\\{name}.nii.gz", "metrics": {}} for name in names]
+    folder = model / f"fold_{fold}/validation"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"metric_per_case": rows}))
+    return model
+
+
 def stated(folder: Path, *folds: Any) -> Folds:
     found = Folds.of(folder, folds)
     assert found is not None
@@ -83,13 +98,31 @@ def test_images_that_the_folds_have_seen(tmp_path, chosen, by):
 @pytest.mark.parametrize("fold", ["all", 3])
 def test_a_fold_without_lists_of_its_own(tmp_path, fold):
     """nnU-Net trains `all` on all cases, and a fold behind the end of the file on a random part of all cases."""
-    store, found = cases(tmp_path), stated(written(tmp_path, *THREE), fold)
+    dataset(written(tmp_path, *THREE), 5)
+    store, found = cases(tmp_path), stated(tmp_path, fold)
     assert found.held_out(store) == {}
+    assert found.held == set()
     assert found.seen(store, chosen=False).learned == images(store, "c0", "c1", "c2", "c4")
     assert found.notes(store)[0] == (
-        f"{found.file} has no lists of fold_{fold}, so every case that the file names counts as trained on, and no "
+        f"{found.file} has no lists of fold_{fold}, so every case of the training data counts as trained on, and no "
         "case as held out"
     )
+
+
+@pytest.mark.parametrize("fold", ["all", 3])
+def test_a_training_case_that_the_lists_do_not_name(tmp_path, fold):
+    """The lists name 5 of 6 cases. nnU-Net trains these folds on all of them, so the sixth is no new case."""
+    dataset(written(tmp_path, *THREE), 6)
+    with pytest.raises(
+        BadInput, match=rf"fold_{fold}: expected the names of all 6 training cases .*, found 5; fetch .*summary.json of"
+    ):
+        Folds.of(tmp_path, [fold])
+    assert stated(tmp_path, 0).trained == {"c1", "c2", "c4", "old"}
+    validated(tmp_path, "c0", "c3", fold=fold)
+    assert stated(tmp_path, fold).trained == {"c0", "c1", "c2", "c3", "c4", "old"}
+    dataset(tmp_path)
+    with pytest.raises(BadInput, match=r"expected the names of all its training cases \(`numTraining` of .*, found 6"):
+        Folds.of(tmp_path, [fold])
 
 
 def test_names_of_another_data_set(tmp_path):
@@ -107,32 +140,29 @@ def test_names_become_case_ids(tmp_path):
 # ---- lists of another training ---------------------------------------------------------------------------------
 
 
-def validated(model: Path, *names: str) -> None:
-    """As nnU-Net writes it, on a machine with Windows."""
-    rows = [{"prediction_file": f"C:\\results\\fold_0\\validation\\{name}.nii.gz", "metrics": {}} for name in names]
-    (model / "fold_0/validation").mkdir(parents=True)
-    (model / "fold_0/validation/summary.json").write_text(json.dumps({"metric_per_case": rows}))
-    (model / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
-
-
-@pytest.mark.parametrize("names", [["c1", "c4"], ["c1"], ["c0", "c1", "c4"]])
-def test_a_validation_that_fits_the_lists(tmp_path, names):
-    """All cases, a part of the cases, and more cases, which an earlier training left there."""
-    validated(written(tmp_path, THREE[1]), *names)
+def test_a_validation_that_fits_the_lists(tmp_path):
+    dataset(validated(written(tmp_path, THREE[1]), "c1", "c4"))
     assert stated(tmp_path, 0).validated == {"c1", "c4"}
 
 
-def test_lists_that_were_made_anew_after_the_training(tmp_path):
-    validated(written(tmp_path, THREE[1]), "c0", "c1")
-    with pytest.raises(
-        BadInput, match=r"fold 0: expected the lists of the training, found 'c4' under `val` and not 'c0', on which"
-    ):
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["c0", "c1"], r"1 cases under `val` .* not validated \(first: 'c4'\), and 1 others .* was \(first: 'c0'\)"),
+        (["c1"], r"1 cases under `val` .* not validated \(first: 'c4'\), and 0 others on which it was \("),
+        (["c0", "c1", "c4"], r"0 cases under `val` .* not validated, and 1 others on which it was \(first: 'c0'\)"),
+    ],
+)
+def test_lists_that_were_made_anew_after_the_training(tmp_path, names, found):
+    """Also if one list holds the other: the fold was trained on c4, or an earlier training left files there."""
+    dataset(validated(written(tmp_path, THREE[1]), *names))
+    with pytest.raises(BadInput, match=rf"fold 0: expected the lists of the training, found {found}.*; fetch the file"):
         Folds.of(tmp_path, [0])
 
 
 @pytest.mark.parametrize("content", [{}, [], {"metric_per_case": [1]}])
 def test_another_file_in_place_of_a_validation(tmp_path, content):
-    validated(written(tmp_path, THREE[0]))
+    dataset(validated(written(tmp_path, THREE[0])))
     (tmp_path / "fold_0/validation/summary.json").write_text(json.dumps(content))
     with pytest.raises(BadInput, match=r"summary.json: expected a `prediction_file` in each `metric_per_case`"):
         Folds.of(tmp_path, [0])
@@ -199,9 +229,14 @@ def test_validation_cases_that_the_fold_held_out(tmp_path):
 
 
 def test_a_list_of_seen_images_in_the_folder(tmp_path):
-    """An export of this project says itself what it has seen."""
-    model = pictures(tmp_path)
-    Seen(frozenset("a"), frozenset("b"), complete=True).save(model)
-    out = imported(tmp_path, prepared(tmp_path / "cases"), model, kind="nnunet", folds=[0])
+    """An export says itself what it has seen. A student was trained on c0, which fold 0 of its base held out."""
+    model, store = pictures(tmp_path), prepared(tmp_path / "cases")
+    Seen(images(store, "c0", "c1"), frozenset(), complete=True).save(model)
+    out = imported(tmp_path, store, model, kind="nnunet", folds=[0])
     assert Seen.of(out) == Seen.of(model)
-    assert not [note for note in json.loads((out / MODELS).read_text())["imported"]["notes"] if "splits_final" in note]
+    notes = lambda: json.loads((out / MODELS).read_text())["imported"]["notes"]  # noqa: E731
+    assert not [note for note in notes() if "splits_final" in note]
+    written(model, {"train": ["c1"], "val": ["c0"]})
+    out = imported(tmp_path, store, model, kind="nnunet", folds=[0])
+    assert "splits_final.json is not read: seen.json beside it says what the networks of this" in notes()[-1]
+    assert (Seen.of(out), fold_families(out)) == (Seen.of(model), {})

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.cases.files.checks import present, refuse_dicom, refuse_other_shape
 from pipeline.cases.files.header import Header
 from pipeline.cases.files.mask_file import into_place
-from pipeline.cases.files.nifti import refuse_other_affine
+from pipeline.cases.files.nifti import refuse_other_affine, refuse_other_spacing
 from pipeline.cases.files.text_headers import TextHeader, metaimage, nrrd
 from pipeline.errors import BadInput
 
@@ -65,12 +65,20 @@ def image(file: Path, case_id: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(_voxels(file, case_id).astype(np.float32).reshape(1, *shape))
 
 
-def mask(file: Path, case_id: str, shape: tuple[int, ...], affine: tuple[float, ...] | None) -> np.ndarray:
-    """Values `[*space]` of a mask as stored. Raises `BadInput` if shape or affine differ from the image's."""
-    found = _header(file, case_id)
+def mask(
+    file: Path,
+    case_id: str,
+    shape: tuple[int, ...],
+    affine: tuple[float, ...] | None,
+    spacing_mm: tuple[float, ...] | None = None,
+) -> np.ndarray:
+    """Values `[*space]` of a mask as stored. Raises `BadInput` if the grid differs from the image's, as in NIfTI."""
+    found = header(file, case_id)
     refuse_other_shape(found.shape, shape, file, case_id)
     if affine is not None:
         refuse_other_affine(found.affine, affine, file, case_id)
+    else:
+        refuse_other_spacing(found.spacing_mm, spacing_mm, file, case_id)
     return _voxels(file, case_id).reshape(shape)
 
 

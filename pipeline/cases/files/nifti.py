@@ -48,11 +48,9 @@ def header(
                 f"{file}: case '{case_id}': expected an image or a volume with {channels} channels, found shape "
                 f"{found}; {remedy}"
             )
-        try:
+        with _named(file, case_id):
             affine = nifti_affine(nifti, len(shape))
             return Header(channels, shape, nifti_edges(nifti, len(shape)), affine)
-        except ValueError as error:
-            raise BadInput(f"{file}: case '{case_id}': {error}") from error
 
 
 def image(file: Path, case_id: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -62,13 +60,26 @@ def image(file: Path, case_id: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(voxels.reshape(*shape, -1), -1, 0))
 
 
-def mask(file: Path, case_id: str, shape: tuple[int, ...], affine: tuple[float, ...] | None) -> np.ndarray:
-    """Values `[*space]` of a mask as stored. Raises `BadInput` if shape or affine differ from the image's."""
+def mask(
+    file: Path,
+    case_id: str,
+    shape: tuple[int, ...],
+    affine: tuple[float, ...] | None,
+    spacing_mm: tuple[float, ...] | None = None,
+) -> np.ndarray:
+    """Values `[*space]` of a mask as stored. Raises `BadInput` if the grid differs from the image's.
+
+    The grid is shape and affine, or shape and spacing if the affine of the image is unknown.
+    """
     with _damage_first(file, case_id):
         nifti = _opened(file, case_id)
         refuse_other_shape(_trimmed(nifti.shape, len(shape)), shape, file, case_id)
         if affine is not None:
             refuse_other_affine(tuple(nifti.affine.ravel()), affine, file, case_id)
+        elif spacing_mm is not None:
+            with _named(file, case_id):
+                found = nifti_edges(nifti, len(shape))
+            refuse_other_spacing(found, spacing_mm, file, case_id)
     return _voxels(file, case_id).reshape(shape)
 
 
@@ -82,6 +93,30 @@ def refuse_other_affine(
             f"{file}: case '{case_id}': expected the image's affine within {_AFFINE_TOLERANCE:g}, found a difference "
             f"of {off:g}; resample the file to the image's grid, or correct the header"
         )
+
+
+def refuse_other_spacing(
+    found: tuple[float, ...] | None, expected: tuple[float, ...] | None, file: Path, case_id: str
+) -> None:
+    """Refuse voxel edges in mm that differ from the image's by more than 1e-3. Unknown edges pass.
+
+    For images without an affine. The edges in the header of NIfTI may differ from its affine by 1 %.
+    """
+    if found is None or expected is None:
+        return
+    if not np.allclose(found, expected, rtol=0, atol=_AFFINE_TOLERANCE):
+        image, here = (", ".join(f"{edge:g}" for edge in edges) for edges in (expected, found))
+        raise BadInput(
+            f"{file}: case '{case_id}': expected the image's voxel edges ({image}) mm within {_AFFINE_TOLERANCE:g}, "
+            f"found ({here}); resample the file to the image's grid, or correct the header"
+        )
+
+
+def refuse_other_grid(found: Header, image: Header, file: Path, case_id: str) -> None:
+    """Refuse a channel with another affine, or without affines with another spacing, than the first channel."""
+    refuse_other_affine(found.affine, image.affine, file, case_id)
+    if image.affine is None:
+        refuse_other_spacing(found.spacing_mm, image.spacing_mm, file, case_id)
 
 
 def _trimmed(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
@@ -104,6 +139,14 @@ def _damage_first(file: Path, case_id: str) -> Iterator[None]:
             with _readable("a whole file", file, case_id):
                 _length(file)
         raise
+
+
+@contextmanager
+def _named(file: Path, case_id: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise BadInput(f"{file}: case '{case_id}': {error}") from error
 
 
 @contextmanager

@@ -309,8 +309,8 @@ def _edges(edges: Sequence[float] | np.ndarray, field: str) -> tuple[float, ...]
     if not all(0 < edge < np.inf for edge in edges):
         found = ", ".join(f"{edge:g}" for edge in edges)
         raise ValueError(f"expected voxel edges above 0, found ({found}) in `{field}`; correct the header")
-    # Six digits, as for NIfTI.
-    return tuple(float(f"{edge:.6g}") for edge in edges)
+    # Twelve digits, because lengths of directions have rounding in the last ones: 2.5 may be 2.5000000000000004.
+    return tuple(float(f"{edge:.12g}") for edge in edges)
 
 
 def _affine(columns: np.ndarray, origin: Sequence[float], signs: Sequence[int], field: str) -> tuple[float, ...]:

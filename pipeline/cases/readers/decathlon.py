@@ -57,8 +57,9 @@ class Decathlon(Knobs):
         image = nifti.image(self.path / source.image, source.case_id, source.shape)
         if source.label is None:
             return image, None
-        classes = len(self.class_names())
-        return image, read_mask(self.path / source.label, source.case_id, source.shape, source.affine, classes)
+        classes, grid = len(self.class_names()), (source.shape, source.affine)
+        file, spacing = self.path / source.label, source.spacing_mm
+        return image, read_mask(file, source.case_id, *grid, classes, spacing_mm=spacing)
 
     def _source(self, image: str, label: str | None, channels: int) -> Source:
         case_id = _stem(image)

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.cases.files import attached, image_file
-from pipeline.cases.files.checks import inside, refuse_dicom, refuse_no_file
+from pipeline.cases.files import image_file
+from pipeline.cases.files.checks import inside, refuse_no_file
 from pipeline.cases.readers.reader import CaseTable, Source
 from pipeline.cases.voxels import converted
 from pipeline.errors import BadInput
@@ -101,8 +101,8 @@ class Folders(Knobs):
     def _mask(self, file: Path, source: Source) -> np.ndarray:
         grid = (source.shape, source.affine)
         if self.foreground_above is None:
-            return image_file.read_mask(file, source.case_id, *grid, len(self.classes))
-        return image_file.bright_mask(file, source.case_id, *grid, self.foreground_above)
+            return image_file.read_mask(file, source.case_id, *grid, len(self.classes), spacing_mm=source.spacing_mm)
+        return image_file.bright_mask(file, source.case_id, *grid, self.foreground_above, source.spacing_mm)
 
     def _images(self) -> dict[str, str]:
         images = self._stems(self.images)
@@ -124,10 +124,6 @@ class Folders(Knobs):
                 continue
             refuse_no_file(file)
             stem = image_file.stem_of(file)
-            if stem is None:
-                refuse_dicom(file)
-                attached.refuse_detached(file)
-                raise BadInput(f"{file}: expected only {', '.join(image_file.ENDINGS)} in {path}; convert or move it")
             if stem in found:
                 raise BadInput(
                     f"{file}: expected one file for case '{stem}', found {Path(found[stem]).name} as well; remove one "

@@ -86,8 +86,8 @@ class NnUNet(Knobs):
         if source.label is None:
             return image, None
         names, ignore = self._labels()
-        file = self.path / source.label
-        return image, image_file.read_mask(file, source.case_id, source.shape, source.affine, len(names), ignore)
+        file, grid = self.path / source.label, (source.shape, source.affine)
+        return image, image_file.read_mask(file, source.case_id, *grid, len(names), ignore, source.spacing_mm)
 
     def _cases(self, images: str, labels: str, channels: int, split: str | None) -> list[Source]:
         """Cases of a folder of images. Cases that have a label get `split`, if `split` is not None."""
@@ -129,7 +129,7 @@ class NnUNet(Knobs):
         first = headers[0]
         for name, header in zip(names, headers, strict=True):
             refuse_other_shape(header.shape, first.shape, self.path / name, case_id)
-            nifti.refuse_other_affine(header.affine, first.affine, self.path / name, case_id)
+            nifti.refuse_other_grid(header, first, self.path / name, case_id)
         if (found := sum(header.channels for header in headers)) != channels:
             raise BadInput(
                 f"{self.path / images}: case '{case_id}': expected {channels} channels (`channel_names`; a colour "

@@ -66,10 +66,10 @@ class Masks(Knobs):
         """Label map u8 `[*source]`. Raises `BadInput` for another grid, other values and two classes in one voxel."""
         out = np.zeros(case.original_shape, np.uint8)
         for file, label in self.files(imports, case.case_id).items():
-            grid = (case.original_shape, case.affine)
+            grid, spacing = (case.original_shape, case.affine), case.original_spacing_mm
             if self.foreground_above is not None:
-                return bright_mask(file, case.case_id, *grid, self.foreground_above)
-            values = whole_numbers(mask_values(file, case.case_id, *grid), file, case.case_id)
+                return bright_mask(file, case.case_id, *grid, self.foreground_above, spacing)
+            values = whole_numbers(mask_values(file, case.case_id, *grid, spacing), file, case.case_id)
             if label is None:
                 return self._label(values, file, case.case_id, classes)
             found = np.unique(values)

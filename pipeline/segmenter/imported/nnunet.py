@@ -11,8 +11,8 @@ from pipeline.errors import BadInput
 from pipeline.knobs import Knobs
 
 if TYPE_CHECKING:
+    from pipeline.cases.nnunet_plans import Plans
     from pipeline.segmenter.imported.importer import ImportedModel, ImportedNetwork
-    from pipeline.segmenter.imported.nnunet_plans import Plans
     from pipeline.store.cases import CaseStore
 
 Fold = Annotated[int, Field(ge=0)] | Literal["all"]
@@ -27,8 +27,8 @@ class NnUNetFolder(Knobs):
 
     A copy of `splits_final.json` in the folder says which cases each fold was trained on. A labelled case that a fold
     held out gets proposals out of fold from this fold. The network is a class of `dynamic_network_architectures` (`pip
-    install 'segpref[nnunet]'`). The plans are compared with `preprocess`. Windows, their blending, padding and
-    mirroring are those of nnU-Net.
+    install 'segpref[nnunet]'`). `preprocess: plans` is the preprocessing of the plans, and a block `preprocess` is
+    compared with the plans. Windows, their blending, padding and mirroring are those of nnU-Net.
     """
 
     kind: Literal["nnunet"]
@@ -77,7 +77,12 @@ class NnUNetFolder(Knobs):
             )
         folds = Folds.of(model, self.folds)
         if folds is None:
-            if not (model / SEEN).is_file():
+            if (model / SEEN).is_file() and (model / SPLITS_FILE).is_file():
+                notes.append(
+                    f"{model / SPLITS_FILE} is not read: {SEEN} beside it says what the networks of this export have "
+                    "seen, and lists of nnU-Net do not, so no labelled case has proposals out of fold"
+                )
+            elif not (model / SEEN).is_file():
                 notes.append(
                     f"{model / SPLITS_FILE}: no such file, so the cases that the folds were trained on are unknown, "
                     "measures are too good on images of the training set, and no labelled case has proposals out of "
@@ -117,7 +122,7 @@ class NnUNetFolder(Knobs):
         return self._plans(model, content), tuple(content.get("inference_allowed_mirroring_axes") or ())
 
     def _plans(self, model: Path, content: dict[str, Any]) -> Plans:
-        from pipeline.segmenter.imported.nnunet_plans import Plans
+        from pipeline.cases.nnunet_plans import Plans
 
         start = _of(content, "init_args", self._file(model, self.base_fold))
         return Plans.of(model, str(start["configuration"]))
@@ -144,13 +149,14 @@ class NnUNetFolder(Knobs):
         self, model: Path, fold: Fold, content: dict[str, Any], plans: Plans, cases: CaseStore
     ) -> ImportedNetwork:
         from pipeline.segmenter.imported.importer import ImportedNetwork
+        from pipeline.segmenter.imported.nnunet_network import network_of
         from pipeline.segmenter.imported.nnunet_origin import Origin
         from pipeline.segmenter.imported.weight_file import state_of
         from pipeline.segmenter.weights import load_state
 
         file = self._file(model, fold)
         allowed = content.get("inference_allowed_mirroring_axes") or ()
-        architecture = plans.architecture(cases, tuple(allowed) if self.mirror else ())
+        architecture = network_of(plans, cases, tuple(allowed) if self.mirror else ())
         architecture = Origin.of(plans, cases).kept(architecture)
         state, _ = state_of({"network_weights": content["network_weights"]}, file)
         where = f"{file}: trainer '{content['trainer_name']}' with the network of {plans.path}"

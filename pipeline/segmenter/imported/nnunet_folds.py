@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.cases.files.checks import case_id_of, json_content, json_object
+from pipeline.cases.files.checks import case_id_of, json_content, json_object, stated_number
 from pipeline.cases.nnunet_split import cases_of_fold, stated_folds
 from pipeline.errors import BadInput
-from pipeline.segmenter.seen import Seen
+from pipeline.segmenter.seen import SEEN, Seen
 
 if TYPE_CHECKING:
     from pipeline.store.cases import Case, CaseStore
@@ -38,28 +38,36 @@ class Folds:
     cases_of: Mapping[str, FoldCases]
     unlisted: tuple[str, ...]
     """Folds without lists of their own: `all`, and numbers behind the end of the file. nnU-Net trains the first on all
-    cases and the others on a random part of them, so every case that the file names counts as trained on."""
+    cases of the data set and the others on a random part of them, whatever the file names. Every training case counts
+    as trained on."""
 
     @classmethod
     def of(cls, model: Path, folds: Sequence[int | Literal["all"]]) -> Folds | None:
-        """Lists of these folds. None if the folder has no `splits_final.json`.
+        """Lists of these folds. None if the folder has no `splits_final.json`, or has a `seen.json`.
 
-        Raises `BadInput` for a damaged file, and for lists that are not those of the training.
+        A `seen.json` says what the networks of an export have seen. The lists of nnU-Net do not: students train on all
+        labelled cases of their project. Raises `BadInput` for a damaged file, for lists that are not those of the
+        training, and for a fold without lists if a training case may be unnamed.
         """
         file = model / SPLITS_FILE
-        if not file.is_file():
+        if not file.is_file() or (model / SEEN).is_file():
             return None
         stated = stated_folds(file, f"copy {SPLITS_FILE} there")
         listed = [cases_of_fold(file, stated, number) for number in range(len(stated))]
         every = frozenset(case_id for one in listed for ids in one.values() for case_id in ids)
         cases_of, unlisted = {}, []
         for fold in folds:
+            summary = model / f"fold_{fold}" / "validation" / "summary.json"
+            validated = _validated(summary, model) if summary.is_file() else None
             if fold == "all" or fold >= len(listed):
                 unlisted.append(f"fold_{fold}")
-                cases_of[f"fold_{fold}"] = FoldCases(every, every)
+                known = every | (validated or frozenset())
+                _refuse_unnamed(model, fold, len(known), summary)
+                cases_of[f"fold_{fold}"] = FoldCases(known, known)
                 continue
             train, val = (frozenset(listed[fold][key]) for key in ("train", "val"))
-            _refuse_other_split(model, fold, val)
+            if validated is not None:
+                _refuse_other_split(f"{file}: fold {fold}", val, validated, summary)
             cases_of[f"fold_{fold}"] = FoldCases(train, val)
         return cls(file, cases_of, tuple(unlisted))
 
@@ -72,6 +80,11 @@ class Folds:
     def validated(self) -> frozenset[str]:
         """Ids of the cases that any of the folds was validated on."""
         return frozenset().union(*(fold.val for fold in self.cases_of.values()))
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Ids of the cases that a fold held out."""
+        return frozenset().union(*(fold.val - fold.train for fold in self.cases_of.values()))
 
     def held_out(self, cases: CaseStore) -> dict[str, str]:
         """Fold of each labelled case that a fold held out: the first fold that was trained on no case of its patient.
@@ -106,7 +119,7 @@ class Folds:
         notes = []
         if self.unlisted:
             notes.append(
-                f"{self.file} has no lists of {', '.join(self.unlisted)}, so every case that the file names counts as "
+                f"{self.file} has no lists of {', '.join(self.unlisted)}, so every case of the training data counts as "
                 "trained on, and no case as held out"
             )
         if not any(case.case_id in named for case in cases.all):
@@ -158,11 +171,36 @@ def _groups(cases: Sequence[Case], ids: Collection[str]) -> set[str]:
     return {case.group for case in cases if case.case_id in ids}
 
 
-def _refuse_other_split(model: Path, fold: int, val: frozenset[str]) -> None:
+def _refuse_other_split(where: str, val: frozenset[str], validated: frozenset[str], summary: Path) -> None:
     """Refuse lists that were made anew after the training, by the cases that the fold itself was validated on."""
-    summary = model / f"fold_{fold}" / "validation" / "summary.json"
-    if not summary.is_file():
-        return
+    lacking, more = val - validated, validated - val
+    if lacking or more:
+        raise BadInput(
+            f"{where}: expected the lists of the training, found {len(lacking)} cases under `val` on which the fold "
+            f"was not validated{_first(lacking)}, and {len(more)} others on which it was{_first(more)} ({summary}); "
+            "fetch the file of the training, or remove the summary if an earlier training left cases in it"
+        )
+
+
+def _first(ids: Collection[str]) -> str:
+    return f" (first: '{min(ids)}')" if ids else ""
+
+
+def _refuse_unnamed(model: Path, fold: int | Literal["all"], known: int, summary: Path) -> None:
+    """Refuse a fold that was trained on cases whose names are unknown: as measured cases they would count as new."""
+    index = model / "dataset.json"
+    trained = stated_number(json_object(index), "numTraining", index)
+    if trained is None or known < trained:
+        raise BadInput(
+            f"{model / SPLITS_FILE}: fold_{fold}: expected the names of all {trained or 'its'} training cases "
+            f"(`numTraining` of {index}), because nnU-Net trains this fold on cases that the file need not name, found "
+            f"{known}; fetch {summary} of the training too, or add the other cases to a `train` of this copy, which "
+            "nnU-Net does not read"
+        )
+
+
+def _validated(summary: Path, model: Path) -> frozenset[str]:
+    """Ids of the cases on which nnU-Net validated a fold after its training."""
     ending = str(json_object(model / "dataset.json").get("file_ending", ""))
     content = json_content(summary, "nnU-Net's summary of a validation", "fetch it again")
     try:
@@ -170,11 +208,4 @@ def _refuse_other_split(model: Path, fold: int, val: frozenset[str]) -> None:
         files = [PureWindowsPath(row["prediction_file"]).name for row in content["metric_per_case"]]
     except (KeyError, TypeError) as error:
         raise BadInput(f"{summary}: expected a `prediction_file` in each `metric_per_case`; fetch it again") from error
-    validated = {case_id_of(name.removesuffix(ending)) for name in files}
-    # Either may hold more: a validation may be of a part, and files of an earlier training may lie beside it.
-    if not (validated <= val or val <= validated):
-        extra, lacking = sorted(validated - val), sorted(val - validated)
-        raise BadInput(
-            f"{model / SPLITS_FILE}: fold {fold}: expected the lists of the training, found '{lacking[0]}' under `val` "
-            f"and not '{extra[0]}', on which the fold was validated ({summary}); fetch the file of the training"
-        )
+    return frozenset(case_id_of(name.removesuffix(ending)) for name in files)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.cases.nnunet_plans import Plans
     from pipeline.segmenter.architecture import Architecture
-    from pipeline.segmenter.imported.nnunet_plans import Plans
     from pipeline.store.cases import CaseStore
 
 ORIGIN = "origin"

@@ -1,4 +1,4 @@
-"""Plans of nnU-Net v2: network, axes and preprocessing of one configuration, compared with the prepared cases."""
+"""Plans of nnU-Net v2: axes and preprocessing of one configuration, compared with the prepared cases."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import numpy as np
 from pipeline.cases.files.checks import json_object
 from pipeline.cases.preprocess import Preprocess
 from pipeline.errors import BadInput
-from pipeline.segmenter.architecture import Architecture
-from pipeline.segmenter.planned import planned_class
 
 if TYPE_CHECKING:
     from pipeline.store.cases import CaseStore
@@ -73,14 +71,15 @@ class Plans:
             ("resampling_fn_data", (_RESAMPLING,)),
             ("resampling_fn_probabilities", (_RESAMPLING,)),
         ):
-            if (found := self._get(key)) not in known:
+            if (found := self.value(key)) not in known:
                 raise self._refusal(f"{key}: {found}", f"use a model with {' or '.join(known)}")
         for key, order in (("resampling_fn_data", 3), ("resampling_fn_probabilities", 1)):
             expected = {"is_seg": False, "order": order, "order_z": 0, "force_separate_z": None}
-            if (arguments := self._get(f"{key}_kwargs")) != expected:
+            if (arguments := self.value(f"{key}_kwargs")) != expected:
                 raise self._refusal(f"{key}_kwargs: {arguments}", f"use a model with {expected}")
 
-    def _get(self, key: str) -> Any:
+    def value(self, key: str) -> Any:
+        """Value of a key of the configuration, or of the whole plans. Raises `BadInput` for a missing key."""
         found = self.configuration.get(key, self.plans.get(key))
         if found is None:
             raise BadInput(f"{self.path}: expected the key '{key}' of plans of nnU-Net v2, found none; plan again")
@@ -93,43 +92,25 @@ class Plans:
 
     def axes(self, dimensions: int) -> tuple[int, ...]:
         """Axis of this project for each axis of the network."""
-        patch = self._get("patch_size")
+        patch = self.value("patch_size")
         if len(patch) != dimensions:
             raise self._refusal(
                 f"a network of {len(patch)}D windows, and {dimensions}D images in the data",
                 "use a configuration of 3D windows for volumes, and one of 2D windows for pictures",
             )
-        forward = [int(axis) for axis in self._get("transpose_forward")]
+        forward = [int(axis) for axis in self.value("transpose_forward")]
         # nnU-Net adds an axis in front of the two axes of a picture.
         lead = 3 - dimensions
         if sorted(forward) != [0, 1, 2] or forward[:lead] != list(range(lead)):
             raise self._refusal(f"transpose_forward: {forward}", "plan again")
         # Readers of NIfTI give the axes in reverse order, z first.
-        reverse = _READERS[self._get("image_reader_writer")][0] == "nifti"
+        reverse = _READERS[self.value("image_reader_writer")][0] == "nifti"
         read = [axis - lead for axis in forward[lead:]]
         return tuple(dimensions - 1 - axis if reverse else axis for axis in read)
 
     def on_our_axes(self, values: Sequence[Any], dimensions: int) -> list[Any]:
         """Values per axis of the network, in the order of the axes of this project."""
         return [values[place] for place in np.argsort(self.axes(dimensions))]
-
-    def architecture(self, cases: CaseStore, mirror: Sequence[int]) -> Architecture:
-        """Network of the configuration for these cases. `mirror` holds axes of the network."""
-        dimensions = len(cases.padded)
-        axes = self.axes(dimensions)
-        block = self._get("architecture")
-        arguments = {
-            "plans": block["arch_kwargs"],
-            "axes": list(axes),
-            "mirror": sorted(axes[axis] for axis in mirror),
-        }
-        window = tuple(int(length) for length in self.on_our_axes(self._get("patch_size"), dimensions))
-        name = block["network_class_name"]
-        # Any other name would be looked up among MONAI's networks.
-        planned_class(name)
-        return Architecture(
-            name, arguments, dimensions, len(self.channel_names), len(self.class_names), "softmax", window
-        )
 
     # ---- names ---------------------------------------------------------------------------------------------------
 
@@ -165,7 +146,7 @@ class Plans:
                 )
             if stated != found:
                 notes.append(f"the {what} of the model are {stated}, those of the data are {found}: taken by number")
-        files = _READERS[self._get("image_reader_writer")][0]
+        files = _READERS[self.value("image_reader_writer")][0]
         if cases.info["files"] not in (files, None):
             raise BadInput(
                 f"{self.path}: image_reader_writer: the model was trained on files of the family '{files}', found "
@@ -173,11 +154,11 @@ class Plans:
             )
         prepared = Preprocess.model_validate_json(json.dumps(cases.info["preprocess"]))
         expected = self.preprocess(cases)
-        if expected.canonical != prepared.canonical:
+        if expected != prepared.canonical:
             raise BadInput(
                 f"{self.path}: the model prepares images otherwise than the cases: expected `preprocess: "
                 f"{expected.model_dump_json()}`, found `preprocess: {prepared.model_dump_json()}`; set `preprocess` to "
-                "the expected block"
+                "the expected block, or to `plans`"
             )
         return notes
 
@@ -186,24 +167,24 @@ class Plans:
         return self.block([case.original_spacing_mm for case in cases.all], len(cases.padded))
 
     def block(self, edges: Sequence[tuple[float, ...] | None], dimensions: int) -> Preprocess:
-        """Block `preprocess` of the plans for cases with these voxel edges in mm, per axis of the source.
+        """Canonical block `preprocess` of the plans for cases with these voxel edges in mm, per axis of the source.
 
         `spacing` is null if no edge is known and the plans have edges of 1, which nnU-Net gives to such images. It is
         stated in every other case, also if no case is resampled, because new images may have other edges. Raises
         `BadInput` for normalisations without such a block.
         """
-        spacing = tuple(float(edge) for edge in self.on_our_axes(self._get("spacing"), dimensions))
+        spacing = tuple(float(edge) for edge in self.on_our_axes(self.value("spacing"), dimensions))
         nowhere = all(edge is None for edge in edges) and all(edge == 1 for edge in spacing)
         content = {
             "normalise": self._normalise(),
-            "orientation": _READERS[self._get("image_reader_writer")][1],
+            "orientation": _READERS[self.value("image_reader_writer")][1],
             "spacing": None if nowhere else spacing,
             "resample": "nnunet",
         }
-        return Preprocess.model_validate_json(json.dumps(content))
+        return Preprocess.model_validate_json(json.dumps(content)).canonical
 
     def _normalise(self) -> list[Any]:
-        schemes, masked = self._get("normalization_schemes"), self._get("use_mask_for_norm")
+        schemes, masked = self.value("normalization_schemes"), self.value("use_mask_for_norm")
         properties = self.plans.get("foreground_intensity_properties_per_channel", {})
         found: list[Any] = []
         for channel, (scheme, mask) in enumerate(zip(schemes, masked, strict=True)):
