@@ -193,10 +193,11 @@ def test_space_answers_nothing_after_a_click(browser: Browser, server: Server) -
     page.wait_for_timeout(160)
     page.get_by_role("button", name="Left is better").click()
     page.wait_for_function(said, arg="1 answered")
-    for button in ("Undo", "Outlines", "Skip", "Equally good"):
+    told = {"Undo": "Undone", "Outlines": "", "Skip": "Stored: skipped", "Equally good": "Stored: equally good"}
+    for button, then in told.items():
         page.wait_for_timeout(160)
         page.get_by_role("button", name=button).click()
-        page.wait_for_timeout(160)
+        page.wait_for_function(said, arg=then)
         before = page.get_attribute("body", "data-showing")
         for mask in ("Right", "Left"):
             page.keyboard.press(" ")
@@ -230,8 +231,7 @@ def test_the_last_answer_can_be_undone(browser: Browser, tmp_path: Path) -> None
                 page.keyboard.press("z")
             else:
                 page.get_by_role("button", name="Undo the last answer").click()
-            page.wait_for_selector("body[data-showing]")
-            assert "3 answered" in str(page.text_content("#status"))
+            page.wait_for_function("() => document.querySelector('#status').textContent.includes('3 answered')")
             assert page.evaluate("document.activeElement.id") == "review"
         press(page, "a")
         page.wait_for_selector("#done:visible")
