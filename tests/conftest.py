@@ -5,9 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before any test imports torch: waiting threads of several processes would stall them all.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Other work of the machine makes an example slow, which is no fault of the code.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from huggingface_hub import DatasetCard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -306,7 +306,6 @@ def decoded(cell: dict[str, Any]) -> np.ndarray:
     return np.asarray(Image().decode_example(cell))
 
 
-@settings(deadline=None)
 @given(arrays(np.float32, (1, 2, 3), elements=st.floats(-1e6, 1e6, width=32)))
 def test_an_intensity_is_kept_within_half_a_step(image: np.ndarray) -> None:
     cells = Pictures((False,), False).image(image, CASE)

@@ -187,7 +187,7 @@ def test_unanimous():
 
 
 @given(st.lists(st.lists(st.integers(0, 5), min_size=6, max_size=6), min_size=2, max_size=3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_ranks_are_those_of_scipy(values):
     """Mean of the average ranks, scaled from 1..6 to 0..1."""
     judges = "abc"[: len(values)]

@@ -107,7 +107,7 @@ def test_an_empty_mask_gets_false_foreground_or_stays_empty():
     assert np.mean(found) > 0.9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.sampled_from([(1, 1), (1, 9), (8, 5), (3, 4, 5), (6, 1, 7)]),
     classes=st.integers(2, 4),

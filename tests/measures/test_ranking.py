@@ -135,7 +135,7 @@ def test_aurc_of_drawn_cases():
 CASES = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.1, 0.4, 0.9]), st.integers(0, 2)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases=CASES.filter(lambda cases: 0 < sum(times for _, _, times in cases) < 7))
 def test_weights_repeat_cases_and_ties_are_averaged(cases):
     """AURC is the mean of the plain definition over all orders that the scores allow; AUROC counts the pairs."""

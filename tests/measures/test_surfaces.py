@@ -388,7 +388,7 @@ def test_equal_to_monai(shape, spacing, seed):
     assert dice(*masks) == pytest.approx(overlap, abs=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(two_masks)
 def test_dice_equals_deepmind(masks):
     deepmind = pytest.importorskip("surface_distance")

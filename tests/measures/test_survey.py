@@ -99,7 +99,7 @@ def test_fewer_errors_than_those_of_the_reviewer_are_none():
     assert corrected_share(simple([1.0] * 2 + [0.0] * 48), Repeats(100, 18))[:2] == (0, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(yes=st.integers(0, 40), no=st.integers(0, 40), shown=st.integers(0, 20), differ=st.integers(0, 20))
 def test_an_interval_holds_its_share_and_turns_with_it(yes: int, no: int, shown: int, differ: int):
     if yes + no < 5:

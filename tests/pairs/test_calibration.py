@@ -183,7 +183,7 @@ def test_the_curve_comes_back_from_its_table():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     pairs=st.lists(
         st.tuples(

@@ -373,7 +373,7 @@ scored = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     scores=scored,
     kind=st.sampled_from(NAMES),
@@ -405,7 +405,7 @@ def test_every_pair_set(scene, scores, kind, most, margin, size, fraction, seed)
     assert table.equals(table.sort(schema.PAIRS.key))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(scores=scored, kind=st.sampled_from(NAMES), seed=st.integers(0, 5))
 def test_a_case_is_mined_alone(scene, scores, kind, seed):
     """Other cases may abstain altogether: the pairs of c1 stay."""

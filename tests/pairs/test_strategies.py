@@ -170,7 +170,7 @@ def every_pair(scores: Sequence[float], most: int) -> set[tuple[int, int]]:
     return {(a, b) for a, b in ordered if scores[a] - scores[b] > max(cut, 0)}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     scores=st.lists(st.one_of(st.just(N), st.integers(0, 6).map(float), st.floats(0, 6)), min_size=1, max_size=9),
     most=st.integers(1, 12),

@@ -146,7 +146,7 @@ masks = st.sampled_from([(5, 6), (3, 4, 4)]).flatmap(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(masks, st.sampled_from([1.0, 1.5, 2.0]))
 def test_order_of_the_outlines(mask, radius):
     """Eroded within opened within the mask within closed within dilated; 255 and classes that stay are as before."""
@@ -158,7 +158,7 @@ def test_order_of_the_outlines(mask, radius):
         assert (larger == 255).tolist() == (~known).tolist()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(masks)
 def test_what_components_and_holes_leave_alone(mask):
     """Known voxels stay known, and no class appears that was not there."""

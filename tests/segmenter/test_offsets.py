@@ -44,7 +44,7 @@ def test_masks_of_three_classes():
     assert mask_at(torch.tensor([[0.1], [0.2], [0.7]]), [0.5, 0.9]).item() == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 3), st.lists(st.sampled_from(THRESHOLDS), min_size=3, max_size=3), st.integers(0, 1000))
 def test_a_threshold_is_an_offset_on_the_logits(outputs, thresholds, seed):
     """Masks by thresholds of probabilities and by offsets of logits agree, for sigmoid and softmax heads."""

@@ -63,7 +63,7 @@ def test_three_channels_are_a_photograph_unless_told():
     assert spread("ultrasound") < spread(None) / 3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 4), st.lists(st.integers(1, 9), min_size=2, max_size=3), st.floats(0, 2), st.integers(0, 2**40))
 def test_any_image_has_a_view(channels, space, strength, seed):
     """Constant images, images of one voxel and every strength: finite, and of the same shape."""

@@ -50,7 +50,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["scores.parquet"]
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.permutations(range(12)), st.permutations(range(4)), st.integers(1, 11))
 def test_equal_content_is_equal_bytes(tmp_path, order, columns, cut):
     """Whatever the order of rows and columns and however the frame is cut into pieces."""

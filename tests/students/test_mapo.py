@@ -84,7 +84,7 @@ def test_ties_copies_and_abstentions_make_no_pair_by_index():
     ),
     st.sampled_from([0.02, 0.2]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pairs_are_those_of_all_comparisons(scores, tau):
     """At most one pair per image: one score is above all others, one below all others, and they are tau apart."""
     masks = [bars([1, 3, 6, 10])] * len(scores)

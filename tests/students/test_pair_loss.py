@@ -358,7 +358,7 @@ def test_kl_by_hand():
         assert kl_to_reference(logits, torch.zeros_like(logits)).tolist() == [[pytest.approx(expected), 0.0]]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from([1, 3]))
 def test_delta_is_the_sum_over_voxels(seed, outputs):
     """Against a loop over the voxels in float64."""
