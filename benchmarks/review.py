@@ -61,7 +61,7 @@ def shown_pairs(draws: Draws, count: int, before: Sequence[dict[str, Any]] = ())
     A target has no pair twice.
     """
     seen = {(row["case_id"], row["slot_a"], row["slot_b"]) for row in before}
-    audited: dict[tuple[str, int, int], str] = {}
+    audited: set[tuple[str, int, int]] = set()
     drawn = Counter[str]()
     rows = list(before)
     while len(rows) < len(before) + count and (found := draws.next(Counts(seen, audited, drawn))):
@@ -69,7 +69,7 @@ def shown_pairs(draws: Draws, count: int, before: Sequence[dict[str, Any]] = ())
         seen.add(pair.pair)
         drawn[draw] += 1
         if draw == "audit":
-            audited[pair.pair] = pair.stratum
+            audited.add(pair.pair)
         rows.append({**pair._asdict(), "draw": draw, "target": target})
     return rows
 

@@ -21,6 +21,9 @@ _WORDS = {
     "I": "feet",
 }
 STORED = "as stored: the files do not say how the patient lies"
+STORED_UP = "as stored, with rows from below upwards: the files do not say how the patient lies"
+_SAME = 0.99
+"""Voxel edges count as equal from this share of the largest on. Rounding would else choose the axis that is cut."""
 
 
 class OnPage(NamedTuple):
@@ -46,7 +49,8 @@ class OnPage(NamedTuple):
 def on_page(spacing: Sequence[float], orientation: str | None, files: str | None) -> OnPage:
     """How an image with this voxel spacing per axis lies on a page.
 
-    A volume is cut across its axis of largest spacing (of equal axes the last, in a stack of pictures the first).
+    A volume is cut across its axis of largest spacing (of axes equal within 1 % the last, in a stack of pictures the
+    first).
     `orientation` has a letter per axis, the direction in which the axis goes, such as `RAS`; any other text means that
     it is unknown. An image of known orientation lies as radiologists look at it: axial and coronal slices have the
     patient's right on the left of the page. `files` is the key of `input.json`. Pictures have rows before columns. All
@@ -54,13 +58,14 @@ def on_page(spacing: Sequence[float], orientation: str | None, files: str | None
     """
     axes = len(spacing)
     rows_first = files == "pictures" or (axes == 2 and files is None)
-    cut = None if axes == 2 else max(range(axes), key=lambda a: (spacing[a], -a if rows_first else a))
+    longest = [axis for axis in range(axes) if spacing[axis] >= _SAME * max(spacing)]
+    cut = None if axes == 2 else longest[0 if rows_first else -1]
     one, two = (axis for axis in range(axes) if axis != cut)
     edges, display = None, "" if axes == 2 and rows_first else STORED
     if rows_first:
         return OnPage(cut, one, two, False, False, spacing[one] / spacing[two], edges, display)
     if not orientation or not set(orientation) <= set(_OPPOSITE) or len(orientation) != axes:
-        return OnPage(cut, two, one, True, False, spacing[two] / spacing[one], edges, display)
+        return OnPage(cut, two, one, True, False, spacing[two] / spacing[one], edges, STORED_UP)
     # Left and right lie across the page. In a sagittal slice, front and back do.
     columns = next((axis for axis in (one, two) if orientation[axis] in "LR"), None)
     if columns is None:

@@ -67,11 +67,12 @@ def start(folder: Path, data: Path | None, model: Path | None = None) -> list[st
             new[TRAINED] = "case_id,split\n" + "".join(f"{case_id},labelled\n" for case_id in found.trained)
         new["params.yaml"] = params_file(found, looked, path)
         said = [*described(found), *([] if looked is None else looked.said)]
-        if looked is not None and looked.trained:
-            more = f", and {len(looked.held)} that a fold held out, from which judges learn," if looked.held else ""
+        if looked is not None and found.trained:
+            parts = [f"the {len(looked.trained)} cases of the model's training"] if looked.trained else []
+            parts += [f"{len(looked.held)} cases that a fold held out, from which judges learn,"] if looked.held else []
             said.append(
-                f"to do: copy {folder / TRAINED} to {data}: the table keeps the {len(looked.trained)} cases of the "
-                f"model's training{more} out of validation and test"
+                f"to do: copy {folder / TRAINED} to {data}: the table keeps {' and '.join(parts)} out of validation "
+                "and test"
             )
     for name in (*new, *COPIED):
         if (folder / name).exists():

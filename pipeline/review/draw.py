@@ -6,7 +6,7 @@ Every function is pure: a draw follows from tables, from what was shown before, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -116,14 +116,17 @@ def stratified(pairs: pl.DataFrame, *seed: object) -> pl.DataFrame:
     return named.with_columns(pl.len().over("stratum").alias("population"))[order]
 
 
-def next_of_strata(frame: pl.DataFrame, drawn: Mapping[Pair, str]) -> Drawn | None:
+def next_of_strata(frame: pl.DataFrame, drawn: Collection[Pair]) -> Drawn | None:
     """The next pair of `stratified`, without replacement; None if all pairs were drawn.
 
-    `drawn` has the stratum of each pair that was drawn for the same target. A stratum without any comes first. Then
-    comes the stratum whose share of the draws is furthest below its share of the pairs. A pair that was answered for
-    another reason keeps its place: without such pairs, the draw would not be a random draw from the stratum.
+    `drawn` has the pairs that were drawn for the same target, also those of another split, which count for nothing. A
+    stratum without any comes first. Then comes the stratum whose share of the draws is furthest below its share of the
+    pairs. A pair that was answered for another reason keeps its place: without such pairs, the draw would not be a
+    random draw from the stratum.
     """
-    shown = Counter(drawn.values())
+    keys = {name: frame.schema[name] for name in ("case_id", "slot_a", "slot_b")}
+    known = frame.join(pl.DataFrame(list(drawn), keys, orient="row"), on=list(keys), how="semi")
+    shown = Counter(known["stratum"].to_list())
     sizes = frame.group_by("stratum").agg(pl.col("population").first()).sort("stratum").rows()
     total, draws = len(frame), sum(shown[name] for name, _ in sizes)
 
@@ -247,7 +250,7 @@ class Counts:
 
     seen: Collection[Pair]
     """Pairs of every draw and target, of all reviewers."""
-    audited: Mapping[Pair, str]
-    """Pairs that were drawn for the audited target, of all reviewers, with their strata."""
+    audited: Collection[Pair]
+    """Pairs that were drawn for the audited target, of all reviewers."""
     drawn: Counter[str]
-    """Number of pairs of this reviewer by draw."""
+    """Number of pairs of this review and of this reviewer by draw."""

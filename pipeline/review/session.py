@@ -65,8 +65,8 @@ class _Reviewer:
 class _Pairs(NamedTuple):
     """Pairs that were drawn."""
 
-    audited: dict[Pair, str]
-    """Those of the audited target, with their strata."""
+    audited: set[Pair]
+    """Those of the audited target."""
     seen: set[Pair]
     """Those of every draw and target."""
 
@@ -209,13 +209,18 @@ class Review:
         for shown in history.waiting:
             pair = self._pair(shown)
             open_to = pair not in (theirs.audited if shown.draw == "audit" else theirs.seen)
-            wanted = shown.draw == "repeat" or ((shown.draw, shown.target) in self.draws.targets and open_to)
-            wanted = shown.undone is not None or (wanted and shown.split == self.draws.split)
+            wanted = self._is_of_this_review(shown) and (shown.draw == "repeat" or open_to)
+            wanted = shown.undone is not None or wanted
             if wanted and pair is not None:
                 found.append(shown)
             if len(found) == AHEAD:
                 break
         return found
+
+    def _is_of_this_review(self, shown: Shown) -> bool:
+        """Whether a pair is of the draws, the target and the split that are reviewed now. Repeats are of any target."""
+        of_target = shown.draw == "repeat" or (shown.draw, shown.target) in self.draws.targets
+        return of_target and shown.split == self.draws.split
 
     def _fresh(self, one: _Reviewer) -> dict[str, Any]:
         """What differs each time a pair is shown."""
@@ -232,8 +237,12 @@ class Review:
         if again is not None and not self._slots.fault(*again.pair):
             return again.model_copy(update={**fresh, "draw": "repeat", "population": None, "undone": None})
         mine = self._pairs_of(history, own=True)
-        drawn = Counter[str](shown.draw for key, shown in history.shown.items() if key not in history.gone)
-        counts = Counts(mine.seen | theirs.seen, {**theirs.audited, **mine.audited}, drawn)
+        drawn = Counter[str](
+            shown.draw
+            for key, shown in history.shown.items()
+            if key not in history.gone and self._is_of_this_review(shown)
+        )
+        counts = Counts(mine.seen | theirs.seen, mine.audited | theirs.audited, drawn)
         if (found := self.draws.next(counts)) is None:
             return None
         draw, target, pair = found
@@ -259,7 +268,7 @@ class Review:
         Of other reviewers (`own` is false) these are the pairs that they answered, and those that they have before
         them. What they skipped may be shown to another.
         """
-        found, since = _Pairs({}, set()), datetime.now(UTC) - HELD
+        found, since = _Pairs(set(), set()), datetime.now(UTC) - HELD
         for history in of:
             for key, shown in history.shown.items():
                 given = history.closed.get(key)
@@ -268,7 +277,7 @@ class Review:
                     continue
                 found.seen.add(pair)
                 if (shown.draw, shown.target) == ("audit", self.draws.target):
-                    found.audited[pair] = shown.stratum
+                    found.audited.add(pair)
         return found
 
     def _pair(self, shown: Shown) -> Pair | None:

@@ -147,8 +147,8 @@ def test_some_cases_that_a_single_fold_held_out_are_labelled(tmp_path: Path) -> 
     listed(model, 20)
     said, params = started(tmp_path, model)
     assert said[-1].endswith(
-        "the table keeps the 10 cases of the model's training, and 2 that a fold held out, from which judges learn, "
-        "out of validation and test"
+        "the table keeps the 10 cases of the model's training and 2 cases that a fold held out, from which judges "
+        "learn, out of validation and test"
     )
     shutil.copy(tmp_path / "project/cases_of_training.csv", data)
     prepare(params.data, params.preprocessing, params.splits, tmp_path / "cases", params.execution)
@@ -158,6 +158,20 @@ def test_some_cases_that_a_single_fold_held_out_are_labelled(tmp_path: Path) -> 
     assert isinstance(params.base, NnUNetFolder)
     assert params.base.held_out(params.model, cases) == {"case_00": "fold_0", "case_01": "fold_0"}
     assert [len(cases.split(split)) for split in ("labelled", "validation", "test")] == [12, 6, 10]
+
+
+def test_the_table_of_data_without_the_training_is_named_too(tmp_path: Path) -> None:
+    """The data are 10 cases that the fold held out, of which 2 are labelled, and cases that the lists do not name."""
+    model = pictures(tmp_path)
+    shutil.rmtree(model / "fold_1")
+    split = {"train": ["other_0", "other_1"], "val": [f"case_{number:02d}" for number in range(10)]}
+    (model / "splits_final.json").write_text(json.dumps([split]))
+    said, params = started(tmp_path, model)
+    assert said[-1].endswith(
+        "the table keeps 2 cases that a fold held out, from which judges learn, out of validation and test"
+    )
+    assert "judges learn." in (tmp_path / "project/params.yaml").read_text()
+    assert "pairwise" in params.judges
 
 
 def test_a_fold_of_all_cases_teaches_no_judge(tmp_path: Path) -> None:

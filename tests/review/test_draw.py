@@ -71,6 +71,13 @@ def test_large_strata_are_drawn_more_often() -> None:
     assert Counter(shown.values()) == {"large": 18, "small": 2}
 
 
+def test_draws_of_another_split_do_not_count() -> None:
+    """60 pairs of the pool were drawn for the target, with names of strata as in validation."""
+    frame = stratified(pairs(12), 0, "target")
+    other = {(f"pool_{number}", 0, 1) for number in range(60)}
+    assert next_of_strata(frame, other) == next_of_strata(frame, set())
+
+
 def test_draws_of_a_stratum_are_at_random() -> None:
     """Over 300 seeds, the first draw is each of 6 pairs of one stratum about 50 times (standard error 6.5)."""
     same = pairs(6).with_columns(margin=pl.lit(1.0), disagreement=pl.lit(10))

@@ -215,6 +215,21 @@ def test_both_draws_alternate(run: Path) -> None:
     assert table(run).filter(draw="doubt")["population"].null_count() == 4
 
 
+def test_both_draws_alternate_after_a_review_of_another_target(run: Path) -> None:
+    review = review_of(run)
+    for _ in range(4):
+        review.waiting("ann")
+        answer(review, "ann", "equal")
+    review.close()
+    review = review_of(run, draw="both", target="mined")
+    drawn = []
+    for _ in range(4):
+        drawn.append(review.waiting("ann")[0].draw)
+        answer(review, "ann", "equal")
+    review.close()
+    assert drawn == ["audit", "doubt"] * 2
+
+
 def made_anew(run: Path) -> None:
     """The masks of all cases are made anew, larger. As DVC does, panel and audit are removed until they are made."""
     larger = np.stack([ball((24, 24), radius + 0.15) for radius in RADII])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cases.on_page import STORED, case_on_page, on_page
+from pipeline.cases.on_page import STORED_UP, case_on_page, on_page
 from pipeline.review.views import MOST, View, view_of
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import read_json, write_json
@@ -72,14 +72,14 @@ def test_a_volume_of_unknown_orientation_lies_as_stored(orientation: str | None)
     """x goes to the right and y up, as in the report."""
     view = seen(*corner_volume(), None, orientation)
     assert bright(orientation, (1, 1, 1)) == (4, 0, 2)
-    assert (view.edges, view.display) == (None, STORED)
+    assert (view.edges, view.display) == (None, STORED_UP)
 
 
 @pytest.mark.parametrize(
     ("files", "orientation", "place", "edges", "display"),
     [
         ("pictures", None, (1, 2), None, ""),
-        ("nifti", None, (1, 1), None, STORED),
+        ("nifti", None, (1, 1), None, STORED_UP),
         # x goes to the right of the patient and y to the front, so both axes are turned around.
         ("nifti", "RA", (1, 2), "RLAP", "radiological: right of the patient on the left of the page"),
         ("nifti", "LP", (2, 1), "RLAP", "radiological: right of the patient on the left of the page"),
@@ -100,6 +100,12 @@ def test_an_image_of_two_axes_lies_as_its_format_says(
     assert view.display == display
 
 
+@pytest.mark.parametrize("edges", [(np.float32(1.0000001), 1, 1), (1.001, 1.001, 0.99999998)])
+def test_rounded_edges_do_not_choose_the_axis_that_is_cut(edges: tuple[float, ...]) -> None:
+    assert on_page(edges, "RAS", "nifti").cut == 2
+    assert on_page(edges, None, "pictures").cut == 0
+
+
 def test_a_stack_of_pictures_is_cut_into_its_pictures() -> None:
     """TIFF stores slice, row and column, and often no spacing."""
     view = seen(*corner_volume(), files="pictures")
@@ -116,7 +122,7 @@ def test_a_case_of_two_axes_has_the_directions_of_its_affine(tmp_path: Path) -> 
     case = replace(cases.all[0], affine=affine, spacing_mm=(1.0, 2.0))
     page = case_on_page(CaseStore(tmp_path), case)
     assert (page.edges, page.aspect, page.laid(mask[None]).shape) == (tuple("RLAP"), 2.0, (1, 1, 6, 4))
-    assert case_on_page(CaseStore(tmp_path), replace(case, affine=None)).display == STORED
+    assert case_on_page(CaseStore(tmp_path), replace(case, affine=None)).display == STORED_UP
 
 
 def test_the_slice_of_largest_difference_comes_first() -> None:
