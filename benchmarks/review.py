@@ -170,7 +170,7 @@ def interval_rows(
         for target in targets(population, dice, judged):
             reviews = [
                 shown_pairs(
-                    Draws(target.judge, stratified(target.pairs, seed, target.kind), None, 0.0, seed, "validation"),
+                    Draws(target.judge, stratified(target.pairs, seed, target.kind), None, 0.0, seed, "validation", 1),
                     max(numbers),
                 )
                 for seed in range(seeds)
@@ -221,7 +221,7 @@ def mixed_rows(
             rows: dict[str, list[dict[str, Any]]] = {}
             others: dict[str, int] = {}
             for seed in range(seeds):
-                alone = Draws(judge, stratified(target.pairs, seed, "judge"), None, 0.0, seed, "validation")
+                alone = Draws(judge, stratified(target.pairs, seed, "judge"), None, 0.0, seed, "validation", 1)
                 in_turn = replace(alone, doubt=doubts)
                 doubt = replace(alone, audit=None, doubt=doubts)
                 the_set = replace(alone, target="the set", audit=stratified(of_set.pairs, seed, "set"))
@@ -355,7 +355,7 @@ def _reviewed(draw: str, seed: int, error: float) -> None:
         audit = stratified(of_set, seed, "judge")
     else:
         doubt = doubtful(panel, proposals, params.judge_names, "pool")
-    shown = shown_pairs(Draws("judge", audit, doubt, 0.0, seed, "pool"), VERDICTS)
+    shown = shown_pairs(Draws("judge", audit, doubt, 0.0, seed, "pool", 1), VERDICTS)
     of_case = {case.case_id: case for case in cases.split("pool")}
     seen = {row["case_id"] for row in shown}
     dice, hashes = {}, {}

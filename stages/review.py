@@ -63,9 +63,11 @@ def main(
         from pipeline.review.session import Review
         from pipeline.review.start import Wanted, draws_of
 
-        wanted = Wanted(target, draw, split, repeats)
-        draws = draws_of(load_params(params_file), run["panel"], data, run["audit"], wanted)
+        params = load_params(params_file)
+        draws = draws_of(params, run["panel"], data, run["audit"], Wanted(target, draw, split, repeats))
         count = serve(Review(data, draws, folder), host, port, expose, lambda text: say("review", text))
+        if Path(params.review.verdicts) != folder / TABLE:
+            say("review", f"to use the answers, set `review: {{verdicts: {folder / TABLE}}}` in {params_file}")
     say("review", f"{count} verdict{'s' * (count != 1)} in {folder / TABLE}")
 
 

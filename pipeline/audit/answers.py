@@ -181,7 +181,8 @@ def answers_row(one: Measured, answers: Answers, least: int) -> dict[str, Any]:
         **named("noise", corrected_share(share, answers.repeats) if enough and share else nothing),
         **named("observed", share_ends(share) if enough and share else nothing),
         **named("reviewer_error", reviewer_error(answers.repeats)),
-        **named("on_labels", one.on_labels),
+        # Labels measure the pairs of `own`. Beside the noise of other pairs they would be read as the same share.
+        **named("on_labels", one.on_labels if target in (None, one.own) else nothing),
     }
     row["verdict"] = _verdict(row, one, mine, least)
     return row
@@ -200,7 +201,7 @@ def _target(known: pl.DataFrame, own: str | None, least: int) -> str | None:
 def _verdict(row: AuditRow, one: Measured, drawn: pl.DataFrame, least: int) -> str:
     many = f"{row['answers']} answer{'' if row['answers'] == 1 else 's'}"
     if row["answers"] < least:
-        return f"no estimate: {many} where {least} are asked for"
+        return f"no estimate: {many} where {least} are asked for (audit.least_answers)"
     said = f"after {many}: {percent_text(row, 'noise')} of {one.measures} are wrong"
     if row["drawn_for"] != one.own:
         said += f", among the pairs that were drawn for '{row['drawn_for']}'"
@@ -208,6 +209,7 @@ def _verdict(row: AuditRow, one: Measured, drawn: pl.DataFrame, least: int) -> s
         said += ", errors of the reviewer included, because no pair was shown twice"
     elif row["reviewer_error"] is None:
         said += ", from a reviewer whose second answers are so far no better than a coin's: show more pairs again"
+        said += " (segpref review --repeats)"
     if row["noise_low"] is None:
         said += ", without an interval, because few patients were seen"
     strata = drawn.group_by("stratum").agg(pl.col("population").mean())

@@ -44,11 +44,11 @@ def _imitate_the_fixed_proposal(numbers: Numbers) -> str | None:
         return None
     against = "no student was trained" if best is None else f"the best student, '{best}', gains {_signed(gains[best])}"
     if fixed.imitated_by:
-        curves = [numbers.students[name].curve for name in fixed.imitated_by if name in numbers.students]
-        early = next((curve for curve in curves if curve.best < curve.last), None)
+        curves = {name: numbers.students[name].curve for name in fixed.imitated_by if name in numbers.students}
+        early = next((name for name, curve in curves.items() if curve.best < curve.last), None)
         how = "more steps or images"
         if early is not None:
-            how = f"a lower learning rate (best at step {early.best} of {early.last})"
+            how = f"a lower learning rate ('{early}' was best at step {curves[early].best} of {curves[early].last})"
         action = f"Bring {_names(fixed.imitated_by)} nearer to the target '{fixed.name}' by {how}"
     elif fixed.has_arm:
         action = f"Let a student imitate the proposal '{fixed.name}' (kind: imitate)"

@@ -24,10 +24,10 @@ def review(run: Run) -> Section | None:
     blocks += _uses(run)
     how = (
         "Reviewers looked at two masks of an image and said which is better, without seeing the judge's opinion. Their "
-        "answers on pairs that were drawn at random show how often a judge is wrong, without a label. An answer counts "
-        "for the pairs that it stands for in the draw. The error rate of the reviewers is known from pairs that were "
-        "shown twice, and is taken out. Errors of reviewers and judge are assumed to be independent: a fault that both "
-        "overlook is not seen."
+        "answers on pairs that were drawn at random show how often a judge is wrong, without a label. Every answer is "
+        "weighted by the number of pairs of its stratum. The error rate of the reviewers is estimated from pairs that "
+        "were shown twice, and is taken out; after few such pairs it is uncertain, and the intervals are wide. Errors "
+        "of reviewers and judge are assumed to be independent: a fault that both overlook is not seen."
     )
     return Section("review", "Answers of reviewers", how, blocks)
 
@@ -65,7 +65,7 @@ def _reviewers(state: Mapping[str, Any]) -> Table:
         for number, one in enumerate(state["reviewers"], start=1)
     ]
     said = {
-        "same again": "Pairs shown twice on which the second answer is the first.",
+        "same again": "Pairs that were shown twice and got the same answer twice.",
         "seconds": "Median time from a pair's appearance to the answer.",
     }
     return Table("Reviewers", ["reviewer", "answers", "same again", "seconds"], rows, meanings=said)
@@ -86,7 +86,8 @@ def _noise(rows: list[dict[str, Any]]) -> Table:
         "the pair set.",
         "noise": "Share of wrong pairs in per cent, by the answers, without the error rate of the reviewers.",
         "as answered": "The same share before the error rate of the reviewers is taken out.",
-        "on labels": "The same share on labelled validation cases: pair error of a judge, noise rate of a pair set.",
+        "on labels": "The same share on labelled validation cases: pair error of a judge, noise rate of a pair set. "
+        "Empty where the answers are on the pairs of another target.",
     }
     columns = ["judge or pair set", "answers", "noise", "as answered", "on labels", "verdict"]
     return Table("Noise by answers and by labels", columns, cells, frozenset({5}), meanings=said)

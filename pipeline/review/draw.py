@@ -227,6 +227,8 @@ class Draws:
     seed: int
     split: str
     """Split whose cases are shown."""
+    least: int
+    """Answers below which the audit makes no estimate."""
 
     @property
     def targets(self) -> set[tuple[str, str]]:

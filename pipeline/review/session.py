@@ -6,7 +6,7 @@ import math
 import secrets
 import sys
 import threading
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -39,8 +39,6 @@ KEPT = 4
 """Pairs whose image and masks stay in memory."""
 MORE = 10
 """Answers ahead for which the width of an interval is told."""
-LEAST = 5
-"""Answers without which no width is told."""
 LONGEST_S = 86_400.0
 HELD = timedelta(minutes=30)
 """Time for which a pair that waits for one reviewer is not drawn for another."""
@@ -86,8 +84,8 @@ class Review:
         self._opening, self._drawing, self._viewing = threading.Lock(), threading.Lock(), threading.Lock()
         self._views: OrderedDict[str, View] = OrderedDict()
         audit = self.draws.audit
-        rows = [] if audit is None else audit.select("case_id", "slot_a", "slot_b", "better").rows()
-        self._better: dict[Pair, int] = {(case, a, b): better for case, a, b, better in rows}
+        rows = [] if audit is None else audit.select("case_id", "slot_a", "slot_b").rows()
+        self._of_target: set[Pair] = {(case, a, b) for case, a, b in rows}
 
     # ---- what the page asks for ----------------------------------------------------------------------------------
 
@@ -152,7 +150,8 @@ class Review:
             if history.last != showing:
                 raise Unknown(showing)
             before = history.shown[showing]
-            again = before.model_copy(update={**self._fresh(one), "undone": showing})
+            # On the same sides, so that a reviewer who corrects a slip presses the other key.
+            again = before.model_copy(update={**self._fresh(one), "a_side": before.a_side, "undone": showing})
             one.journal.write(Undone(showing=showing), again)
             return True
 
@@ -299,46 +298,40 @@ class Review:
         return view_of(cases.image(case), masks, case_on_page(cases, case), cases.rgb)
 
     def _worth(self, all_histories: Mapping[str, History]) -> str:
-        """What is known from the answers, and what ten more would add, as sentences."""
+        """How far the answers reach, and what ten more would add, as sentences.
+
+        The numbers follow from the number of answers alone. The share of wrong pairs would tell the reviewer what the
+        judge says of the last pair.
+        """
         said = []
         if self.draws.audit is not None:
-            errors: defaultdict[Pair, list[float]] = defaultdict(list)
-            for history in all_histories.values():
-                for shown, given in history.counted:
-                    if (shown.draw, shown.target) != ("audit", self.draws.target) or given.answer == "unusable":
-                        continue
-                    if (pair := self._pair(shown)) in self._better and pair is not None:
-                        errors[pair].append(self._error(shown, given.answer, pair))
-            # Two answers on one pair say little more of the target than one.
-            wrong = sum(sum(each) / len(each) for each in errors.values())
-            said.append(_width(self.draws.target, wrong, len(errors), len(self._better)))
+            given = {
+                self._pair(shown)
+                for history in all_histories.values()
+                for shown, answered in history.counted
+                if (shown.draw, shown.target) == ("audit", self.draws.target) and answered.answer != "unusable"
+            }
+            count = len(given & self._of_target)
+            said.append(_width(self.draws.target, count, len(self._of_target), self.draws.least))
         if self.draws.doubt is not None:
             answered = [one for h in all_histories.values() for one, _ in h.counted if one.target == JUDGES_OF_DOUBT]
             left = max(0, len(self.draws.doubt) - len({one.pair for one in answered}))
             said.append(f"The judges disagree on {left} more pairs.")
         return " ".join(said)
 
-    def _error(self, shown: Shown, answer: Answer, pair: Pair) -> float:
-        """1 if the answer contradicts the target, 0 if both agree, one half if the masks are equally good."""
-        if answer == "equal":
-            return 0.5
-        mask = shown.mask_a if answer == "a" else shown.mask_b
-        return float((self._slots.of(shown.case_id) or {})[mask] != self._better[pair])
 
+def _width(target: str, count: int, population: int, least: int) -> str:
+    """Half the width of the interval of a share of wrong pairs of one half, now and after ten more answers.
 
-def _width(target: str, wrong: float, count: int, population: int) -> str:
-    """Half the width of the interval of a noise rate now and after ten more answers.
-
-    The rate of `wrong` of `count` pairs has the variance p (1 - p) / count, with one wrong and one right pair added to
-    p. Strata, patients and the reviewer's own errors are left to the audit.
+    The variance is 1 / (4 count), the largest that a share can have. Strata, patients and the reviewer's own errors are
+    left to the audit.
     """
-    if count < LEAST:
-        return f"Answers that tell how often '{target}' is wrong: {count}. A first estimate needs {LEAST}."
-    p = (wrong + 1) / (count + 2)
-    now, then = (196 * math.sqrt(p * (1 - p) / n) for n in (count, count + MORE))
+    if count < least:
+        return f"{count} of the {least} pairs that an estimate of the noise of '{target}' needs."
+    now, then = (98 / math.sqrt(n) for n in (count, count + MORE))
     return (
-        f"{count} of {population} pairs tell how often '{target}' is wrong, to about ±{now:.0f} percentage points; "
-        f"{MORE} more answers: ±{then:.0f}."
+        f"{count} of {population} pairs tell how often '{target}' is wrong, to within ±{now:.0f} percentage points or "
+        f"less; {MORE} more answers: ±{then:.0f}."
     )
 
 

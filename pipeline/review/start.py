@@ -48,7 +48,7 @@ def draws_of(params: Params, panel_file: Path, data: Data, audit: Path, wanted: 
         judges = [name for name in plain if not reads_truth(name, params.judges, params.consensus)]
         found = doubtful(panel, proposals, judges, wanted.split)
         doubts = _some(found, f"the judges {judges} order all pairs of the {wanted.split} alike")
-    return Draws(target, audited, doubts, wanted.repeats, params.seed, wanted.split)
+    return Draws(target, audited, doubts, wanted.repeats, params.seed, wanted.split, params.audit.least_answers)
 
 
 def _refuse_other_proposals(panel: pl.LazyFrame, file: Path, data: Data) -> None:
@@ -85,7 +85,8 @@ def _pairs(
             )
         calibration = calibration_of(audit, target, pairs)
         return pairs_of_set(panel, proposals, pairs, split, params.seed, calibration)
-    judge = entry({name: name for name in params.judge_names}, target, "pairs, judges, tables or consensus")
+    known = {name: name for name in (*params.pairs, *params.judge_names)}
+    judge = entry(known, target, "pairs, judges, tables, experts or consensus")
     return pairs_of_judge(panel, proposals, judge, split)
 
 

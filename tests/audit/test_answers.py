@@ -104,9 +104,10 @@ def test_the_sentence_on_a_judge():
     )
     twice = [{**row, "draw": "repeat", "answer": "a", "population": None} for row in many(2, 0)]
     assert row_of(many(2, 8) + twice)["verdict"].endswith(
-        "from a reviewer whose second answers are so far no better than a coin's: show more pairs again"
+        "from a reviewer whose second answers are so far no better than a coin's: show more pairs again (segpref "
+        "review --repeats)"
     )
-    assert row_of(many(2, 1))["verdict"] == "no estimate: 3 answers where 5 are asked for"
+    assert row_of(many(2, 1))["verdict"] == "no estimate: 3 answers where 5 are asked for (audit.least_answers)"
     assert row_of(many(2, 1))["noise"] is None
 
 

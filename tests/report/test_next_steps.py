@@ -91,7 +91,8 @@ def test_too_few_patients_to_promote() -> None:
         (
             True,
             ("sft",),
-            "Bring 'sft' nearer to the target 'flips mean' by a lower learning rate (best at step 100 of 200)",
+            "Bring 'sft' nearer to the target 'flips mean' by a lower learning rate ('sft' was best at step 100 of "
+            "200)",
         ),
     ],
 )
