@@ -151,12 +151,15 @@ class Foreign:
         (out / "done").touch()
 
 
-def parameters(foreign: Foreign, preprocess: dict[str, Any], mirror: bool) -> dict[str, Any]:
-    """Knobs of a project. Training and validation cases are those of fold 0, and all further cases are the pool."""
+def parameters(raw: Path, results: Path, mirror: bool) -> dict[str, Any]:
+    """Knobs of a project for a data set and a results folder of nnU-Net.
+
+    Training and validation cases are those of fold 0, and all further cases are the pool.
+    """
     return {
         "seed": 0,
-        "data": {"kind": "nnunet", "path": str(foreign.raw), "labels_ts": "test"},
-        "preprocess": preprocess,
+        "data": {"kind": "nnunet", "path": str(raw), "labels_ts": "test"},
+        "preprocess": "plans",
         "splits": {
             "labelled": 0,
             "pool": "rest",
@@ -165,7 +168,7 @@ def parameters(foreign: Foreign, preprocess: dict[str, Any], mirror: bool) -> di
             "given": {"file": "splits_final.json", "fold": 0, "train": "labelled", "val": "validation"},
         },
         "augmentation": {"flips": []},
-        "model": str(foreign.results),
+        "model": str(results),
         "base": {"kind": "nnunet", "folds": [0], "base_fold": 0, "mirror": mirror},
         "propose": {
             "imports": "raw/none",
@@ -266,7 +269,8 @@ def _test_images(foreign: Foreign) -> Path:
 def _segpref(foreign: Foreign, folder: Path, images: Path, mirror: bool) -> tuple[list[int], list[float] | None]:
     """Masks of the base in `folder/masks`, as a user gets them. Returns the window and the spacing of the plans."""
     before = Path.cwd()
-    spacing = imported_project(foreign, folder, mirror)["preprocess"]["spacing"]
+    imported_project(foreign.raw, foreign.results, folder, mirror)
+    spacing = json.loads(Path("data/cases/cases.json").read_text())["preprocess"]["spacing"]
     stage("predict", "masks/done", "models/base", str(images), "masks", "--workers=1", "--scheduler=synchronous")
     Path("masks/done").touch()
     window = json.loads(Path("models/base/network.json").read_text())["window"]
@@ -274,18 +278,12 @@ def _segpref(foreign: Foreign, folder: Path, images: Path, mirror: bool) -> tupl
     return window, spacing
 
 
-def imported_project(foreign: Foreign, folder: Path, mirror: bool) -> dict[str, Any]:
+def imported_project(raw: Path, results: Path, folder: Path, mirror: bool) -> dict[str, Any]:
     """Project in a folder, which becomes the current folder, with its cases and its base. Returns its knobs."""
-    from pipeline.cases.nnunet_plans import Plans
-    from pipeline.store.cases import CaseStore
-
     (folder / "raw").mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     Path("raw/none").touch()
-    write_params(parameters(foreign, {"normalise": "zscore"}, mirror))
-    stage("prepare", "data/unplanned/manifest.json", "--out=data/unplanned")
-    preprocess = Plans.of(foreign.results, foreign.made.configuration).preprocess(CaseStore(Path("data/unplanned")))
-    params = parameters(foreign, json.loads(preprocess.model_dump_json()), mirror)
+    params = parameters(raw, results, mirror)
     write_params(params)
     stage("prepare", "data/cases/manifest.json", "--out=data/cases")
     base = ("--cases=data/cases", "--out=models/base", "--history=history/base.csv")

@@ -3,6 +3,7 @@
 
     python -m benchmarks.nnunet make --set iso --data ../shared/data --out nnreal --nnunet NNUNET/bin
     python -m benchmarks.nnunet_cost --set iso --out nnreal
+    python -m benchmarks.nnunet_cost --window 128 --out nnreal
 
 Every stage is a process of its own with one thread, as a user runs it. Its processor seconds hardly depend on other
 work of the machine. Seconds of the imports are subtracted. A step of training is the difference of two runs.
@@ -10,15 +11,19 @@ work of the machine. Seconds of the imports are subtracted. A step of training i
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 
 import click
+import numpy as np
 
 from benchmarks.nnunet import Foreign, imported_project, write_params
 from benchmarks.nnunet_sets import SETS
 from benchmarks.stage import stage
+from tests.fixtures.phantoms import write_nifti
+from tests.fixtures.results_folder import kwargs_of, results_folder
 
 ROOT = Path(__file__).parent.parent
 STEPS = (1, 4)
@@ -26,16 +31,25 @@ CASES, PROPOSALS, BASE = "--cases=data/cases", "--proposals=data/proposals", "--
 
 
 @click.command(help=__doc__)
-@click.option("--set", "name", type=click.Choice(list(SETS)), required=True)
+@click.option("--set", "name", type=click.Choice(list(SETS)), help="Data set that nnU-Net planned.")
+@click.option("--window", type=int, help="Edge of a window, for a network of 32 to 320 features with random weights.")
 @click.option("--mirror", is_flag=True, help="Mirror as nnU-Net does.")
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder that `benchmarks.nnunet make` wrote."
 )
-def main(name: str, mirror: bool, out: Path) -> None:
+def main(name: str | None, window: int | None, mirror: bool, out: Path) -> None:
     from pipeline.store.cases import CaseStore
 
-    foreign = Foreign(name, out, Path())
-    params = imported_project(foreign, foreign.folder / "cost" / ("mirror" if mirror else "plain"), mirror)
+    if (name is None) == (window is None):
+        raise click.UsageError("give --set or --window")
+    if name is not None:
+        foreign = Foreign(name, out, Path())
+        folder, raw, results = foreign.folder, foreign.raw, foreign.results
+    else:
+        assert window is not None
+        folder = (out / f"window_{window}").resolve()
+        raw, results = large(folder, window)
+    params = imported_project(raw, results, folder / "cost" / ("mirror" if mirror else "plain"), mirror)
     # Samplers of proposals run the network once more per mask, and so take this long again.
     store = CaseStore(Path("data/cases"))
     cases = {split: len(store.split(split)) for split in ("pool", "validation", "test")}
@@ -65,6 +79,31 @@ def main(name: str, mirror: bool, out: Path) -> None:
             found.append(_stage("train", student, CASES, PROPOSALS, f"--pairs={mined}", BASE, *trained))
         (few, _), (many, peak) = found
         _say(f"step of {student}", (many - few) / (STEPS[1] - STEPS[0]), peak)
+
+
+def large(folder: Path, window: int) -> tuple[Path, Path]:
+    """Data set of four volumes of one window each, and results folder of nnU-Net for it.
+
+    The network has six stages of 32 to 320 features with two convolutions each, as nnU-Net plans for a GPU of 8 GiB.
+    """
+    raw, results = folder / "raw/Dataset999_Large", folder / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    if results.is_dir():
+        return raw, results
+    rng = np.random.default_rng(0)
+    inside = np.linalg.norm(np.indices((window,) * 3) - window / 2, axis=0) < window / 4
+    # One case each: labelled, validation, pool and test.
+    for place, case in (("Tr", "a"), ("Tr", "b"), ("Tr", "c"), ("Ts", "d")):
+        image = (inside + rng.normal(0, 0.5, inside.shape)).astype(np.float32)
+        write_nifti(raw / f"images{place}/{case}_0000.nii.gz", image, (1.0, 1.0, 1.0))
+        write_nifti(raw / f"labels{place}/{case}.nii.gz", inside.astype(np.uint8), (1.0, 1.0, 1.0))
+    named = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "ball": 1}, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps({**named, "numTraining": 3}))
+    (raw / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["b"]}]))
+    planned = kwargs_of(3, strides=[[1] * 3, *([[2] * 3] * 5)])
+    planned |= {"features_per_stage": [32, 64, 128, 256, 320, 320]}
+    planned |= {"n_conv_per_stage": [2] * 6, "n_conv_per_stage_decoder": [2] * 5}
+    results_folder(results, (window,) * 3, (1.0, 1.0, 1.0), arch_kwargs=planned, **named)
+    return raw, results
 
 
 def _stage(name: str, *arguments: str) -> tuple[float, float]:
