@@ -50,11 +50,10 @@ def on_page(spacing: Sequence[float], orientation: str | None, files: str | None
     """How an image with this voxel spacing per axis lies on a page.
 
     A volume is cut across its axis of largest spacing (of axes equal within 1 % the last, in a stack of pictures the
-    first).
-    `orientation` has a letter per axis, the direction in which the axis goes, such as `RAS`; any other text means that
-    it is unknown. An image of known orientation lies as radiologists look at it: axial and coronal slices have the
-    patient's right on the left of the page. `files` is the key of `input.json`. Pictures have rows before columns. All
-    other files have x before y, with y upwards.
+    first). `orientation` has a letter per axis, the direction in which the axis goes, such as `RAS`; any other text
+    means that it is unknown. An image of known orientation lies as radiologists look at it: axial and coronal slices
+    have the patient's right on the left of the page. `files` is the key of `input.json`. Pictures have rows before
+    columns. All other files have x before y, with y upwards.
     """
     axes = len(spacing)
     rows_first = files == "pictures" or (axes == 2 and files is None)
