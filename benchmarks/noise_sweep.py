@@ -1,15 +1,20 @@
-"""What planted judge errors do to students: phantoms, judges `synthetic`, five objectives at matched beta, some seeds.
+"""What planted judge errors do to students on polyps: judges `synthetic`, three objectives, some seeds.
 
-A seed covers base, proposals, judge and students; the cases and their splits are the same for all, so that patients
-are crossed with seeds. `run` makes one seed (start several beside each other), `draw` collects them.
+Base and proposals are those of the study (`benchmarks/study.py`). A seed covers base, proposals, judges and students.
+The cases and their splits are the same for all seeds, so patients are crossed with seeds. Learning rates and weights
+are tried on seed 0 with a judge that is right (`--arms tune`) and chosen on validation (`choose`). `draw` collects the
+seeds.
 
-    python -m benchmarks.noise_sweep run --seed 0 --out sweep
-    python -m benchmarks.noise_sweep draw --out sweep --figure docs/results/noise_sweep.png \\
-        --table docs/results/noise_sweep.csv
+    python -m benchmarks.study run --set polyps --seed 0 --arms none --data ../shared/data --out study
+    python -m benchmarks.noise_sweep run --seed 0 --arms tune --data ../shared/data --out study
+    python -m benchmarks.noise_sweep choose --out study
+    python -m benchmarks.noise_sweep run --seed 0 --arms sweep --data ../shared/data --out study
+    python -m benchmarks.noise_sweep draw --out study --tables docs/results
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -19,70 +24,74 @@ import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
 
+from benchmarks import study
 from benchmarks.figure import save_png
 from benchmarks.stage import stage
 
-LEVELS: dict[str, dict[float, dict[str, Any]]] = {
-    "order flips, share of cases": {e: {"flip": e} for e in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)},
-    "size bias, Dice per relative volume": {b: {"size_bias": b} for b in (-0.5, 0.0, 0.5)},
-    "order flips where |D| is large only": {e: {"flip": e, "large_above": 0.3} for e in (0.0, 0.3, 0.5)},
+SET = "polyps"
+LEVELS: dict[str, dict[float, str]] = {
+    "order flips, share of cases": {0.0: "truth", 0.2: "flip_02", 0.4: "flip_04"},
+    "size bias, Dice per relative volume": {-0.5: "likes_small", 0.0: "truth", 0.5: "likes_large"},
+    "order flips where |D| is large only": {0.0: "truth", 0.5: "large"},
 }
-"""Errors of the judge by panel of the figure and by its horizontal axis."""
-
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "DPO": {"normaliser": "none"},
-    "sqrt": {"normaliser": "sqrt_region"},
-    "RN-DPO": {"normaliser": "region"},
-    "RN-cDPO": {"normaliser": "region", "link": {"kind": "cdpo", "e": 0.2}},
-    # Aims at half a logit, as cdpo with e = .2 and beta 3 does: log(4) / 3.
-    "RN-IPO": {"normaliser": "region", "link": {"kind": "ipo", "tau": 1.0}},
+"""Judges by panel of the figure and by its horizontal axis."""
+JUDGES: dict[str, dict[str, Any]] = {
+    "truth": {},
+    "flip_02": {"flip": 0.2},
+    "flip_04": {"flip": 0.4},
+    "likes_small": {"size_bias": -0.5},
+    "likes_large": {"size_bias": 0.5},
+    # In half of the cases, |D| of the best against the worst proposal is larger than .9 of the base's foreground.
+    "large": {"flip": 0.5, "large_above": 0.9},
 }
-
-JUDGES = {
-    "synthetic_"
-    + "_".join(f"{key}_{value:g}" for key, value in sorted(knobs.items())).replace(".", "").replace("-", "minus"): knobs
-    for levels in LEVELS.values()
-    for knobs in levels.values()
-    if any(knobs[key] for key in knobs if key != "large_above")
-} | {"truth": {}}
-"""Judges by name; those without any error are one."""
+OBJECTIVES = {"DPO": "dpo", "RN-DPO": "rn_dpo", "RN-cDPO": "rn_cdpo"}
+"""Objectives of the study by the name in tables."""
+BY_CHANCE = "random"
+"""Strategy that mines without rank, for RN-DPO: two proposals drawn at random, ordered by the judge."""
+MINED_BY_CHANCE = ("truth", "flip_04", "likes_large")
 
 
-def judge_of(knobs: dict[str, Any]) -> str:
-    """Name of the judge with these errors."""
-    return next((name for name, known in JUDGES.items() if known == knobs), "truth")
+def student(judge: str, objective: str, weight: float) -> dict[str, Any]:
+    """A student on the pairs of a judge, beside the labelled term. Without a pool term, errors are not hidden."""
+    return study.with_pool(study.OBJECTIVES[objective], judge, weight, None)
 
 
-def arm_of(judge: str, objective: str) -> str:
-    """Name of the student of a judge and an objective."""
-    return f"{objective.replace('-', '_')}_{judge}"
+def tried() -> dict[str, tuple[float, dict[str, Any]]]:
+    """Learning rate and student by name, of the choice on validation."""
+    return {
+        study.try_name(objective, *each): (each[0], student("truth", objective, each[1]))
+        for objective in OBJECTIVES.values()
+        for each in study.TRIED
+    }
 
 
-def parameters(seed: int) -> dict[str, Any]:
-    """The shipped parameters with these judges, their pairs and their students."""
-    params: dict[str, Any] = YAML(typ="safe").load(Path(__file__).parent.parent / "params.yaml")
-    params["seed"] = seed
-    params["base"] |= {"members": 1, "fold_members": 1}
+def arms(chosen: dict[str, list[float]]) -> dict[str, tuple[float, dict[str, Any]]]:
+    """Learning rate and student of the arms by name. `chosen` has learning rate and weight by objective."""
+    found = {}
+    for objective in OBJECTIVES.values():
+        rate, weight = chosen[objective]
+        for judge in JUDGES:
+            found[f"{objective}_{judge}"] = rate, student(judge, objective, weight)
+    rate, weight = chosen["rn_dpo"]
+    for judge in MINED_BY_CHANCE:
+        pairs = f"{judge}_{BY_CHANCE}"
+        found[f"rn_dpo_{pairs}"] = rate, student(pairs, "rn_dpo", weight)
+    return found
+
+
+def parameters(seed: int, data: Path, students: dict[str, dict[str, Any]], rate: float) -> Any:
+    """All knobs of one seed: those of the study with these judges, their pairs and their students."""
+    params = study.parameters(study.SETS[SET], seed, data, students, rate)
+    by_rank = params["pairs"]["oracle"]["strategy"]
     params["judges"] = {name: {"kind": "synthetic", **knobs} for name, knobs in JUDGES.items()}
     params["consensus"] = {}
-    strategy = {"kind": "top_bottom", "min_disagreement": 16, "max_pairs_per_case": 4}
-    # Pairs that the audit finds out are trained on all the same: their noise is what is studied.
-    strategy["min_p_correct"] = 0.0
-    params["pairs"] = {name: {"judge": name, "strategy": strategy} for name in JUDGES}
-    # A step size at which a judge that is right gives a gain on validation (seed 0), so that noise can take it away.
-    params["training"] |= {"optimisation": {"steps": 80, "learning_rate": 1.0e-4, "evaluate_every": 16}}
-    params["students"] = {
-        arm_of(judge, name): {
-            "pairs": judge,
-            "objective": {"kind": "preference", "beta": 3.0, **knobs},
-            # Without an anchor, what is seen is the doing of the pairs alone.
-            "anchor": None,
-        }
-        for judge in JUDGES
-        for name, knobs in OBJECTIVES.items()
-    }
-    params["execution"] = {"scheduler": "synchronous", "workers": 1, "progress": "none"}
+    params["pairs"] = {name: {"judge": name, "strategy": by_rank} for name in JUDGES}
+    for name in MINED_BY_CHANCE:
+        params["pairs"][f"{name}_{BY_CHANCE}"] = {"judge": name, "strategy": {**by_rank, "kind": BY_CHANCE}}
     return params
+
+
+PATH = click.Path(path_type=Path)
 
 
 @click.group(help=__doc__)
@@ -92,88 +101,128 @@ def main() -> None:
 
 @main.command()
 @click.option("--seed", type=int, required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-def run(seed: int, out: Path) -> None:
-    """Everything of one seed; what is there already is kept."""
-    folder = out / f"seed_{seed}"
+@click.option("--arms", "which", type=click.Choice(["tune", "sweep"]), required=True)
+@click.option("--data", type=PATH, required=True, help="Folder of the three data sets.")
+@click.option("--out", type=PATH, required=True, help="Folder of the study.")
+def run(seed: int, which: str, data: Path, out: Path) -> None:
+    """These arms of one seed; what is there already is kept."""
+    wanted = tried() if which == "tune" else arms(json.loads((out / "chosen_noise.json").read_text()))
+    data, folder = data.resolve(), out / SET / f"seed_{seed}/noise"
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    YAML().dump(parameters(seed), Path("params.yaml"))
-
-    cases, proposals, panel = "--cases=data/cases", "--proposals=data/proposals", "--panel=data/panel.parquet"
-    stage("prepare", "data/cases/manifest.json", "--out=data/cases")
-    stage("base", "models/base/manifest.json", cases, "--out=models/base", "--history=history/base.csv")
-    stage("propose", "data/proposals/manifest.json", cases, "--base=models/base", "--out=data/proposals")
-    for judge in JUDGES:
-        table = f"data/scores/{judge}.parquet"
-        stage("judge", table, judge, cases, proposals, f"--out={table}")
-    stage("panel", "data/panel.parquet", cases, proposals, "--scores=data/scores", "--out=data/panel.parquet")
-    stage("audit", "audit/summary.json", cases, proposals, panel, "--out=audit")
-    measured = ["--metrics=metrics/base.json", "--out=evaluation/base.parquet"]
-    stage("evaluate", "metrics/base.json", "base", cases, "--model=models/base", *measured)
-    for judge in JUDGES:
-        pairs = f"data/pairs/{judge}.parquet"
-        stage("mine", pairs, judge, panel, proposals, f"--out={pairs}")
-        for objective in OBJECTIVES:
-            arm = arm_of(judge, objective)
-            model, metrics = f"models/students/{arm}", f"metrics/{arm}.json"
-            trained = [f"--pairs={pairs}", "--base=models/base", f"--out={model}", f"--history=history/{arm}.csv"]
-            stage("train", f"{model}/manifest.json", arm, cases, proposals, *trained)
-            tables = [f"--out=evaluation/{arm}.parquet", f"--metrics={metrics}", "--base=evaluation/base.parquet"]
-            stage("evaluate", metrics, arm, cases, f"--model={model}", *tables)
+    Path("raw").mkdir(exist_ok=True)
+    Path("raw/none").touch()
+    cases, proposals, folds = (
+        "--cases=../data/cases",
+        "--proposals=../data/proposals",
+        "--out-of-fold=../data/out_of_fold",
+    )
+    panel = "data/panel.parquet"
+    for rate in study.RATES:
+        students = {arm: knobs for arm, (own, knobs) in wanted.items() if own == rate}
+        params = f"params_{which}_{rate:g}.yaml"
+        with Path(params).open("w") as file:
+            YAML().dump(parameters(seed, data, students, rate), file)
+        given = f"--params={params}"
+        for judge in JUDGES:
+            table = f"data/scores/{judge}.parquet"
+            stage("judge", table, judge, given, cases, proposals, folds, f"--out={table}")
+        stage("panel", panel, given, cases, proposals, "--scores=data/scores", f"--out={panel}")
+        stage("audit", "audit/summary.json", given, cases, proposals, f"--panel={panel}", "--out=audit")
+        for arm, knobs in students.items():
+            name, model = knobs["pairs"], f"models/students/{arm}"
+            pairs = f"data/pairs/{name}.parquet"
+            mined = [f"--panel={panel}", proposals, "--audit=audit", f"--out={pairs}"]
+            stage("mine", f"data/pairs/{name}.drops.json", name, given, *mined)
+            made = [f"--pairs={pairs}", "--base=../models/base", f"--out={model}", f"--history=history/{arm}.csv"]
+            stage("train", f"{model}/manifest.json", arm, given, cases, proposals, *made)
+            # What is only tried is measured on validation alone.
+            if which == "sweep":
+                tables = [f"--out=evaluation/{arm}.parquet", f"--metrics=metrics/{arm}.json"]
+                measured = [f"--model={model}", "--base=../evaluation/base.parquet", *tables]
+                stage("evaluate", f"metrics/{arm}.json", arm, given, cases, proposals, *measured)
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--figure", type=click.Path(path_type=Path), required=True)
-@click.option("--table", type=click.Path(path_type=Path), required=True)
-def draw(out: Path, figure: Path, table: Path) -> None:
-    """The gain over the base by noise, with 95 % intervals over seeds and patients, as a figure and as numbers."""
+@click.option("--out", type=PATH, required=True, help="Folder of the study.")
+def choose(out: Path) -> None:
+    """Learning rate and weight of each objective: the highest Dice on validation, late in training."""
+    chosen = {}
+    for objective in OBJECTIVES.values():
+        gains = []
+        for rate, weight in study.TRIED:
+            file = out / SET / f"seed_0/noise/history/{study.try_name(objective, rate, weight)}.csv"
+            dice = pl.read_csv(file)["validation_dice"].to_numpy()
+            gains.append(float(dice[-2:].mean() - dice[0]))
+            print(f"{objective}, learning rate {rate:g}, weight {weight:g}: {100 * gains[-1]:+.1f}")
+        chosen[objective] = study.TRIED[int(np.argmax(gains))]
+    (out / "chosen_noise.json").write_text(json.dumps(chosen, indent=1))
+    print(chosen)
+
+
+@main.command()
+@click.option("--out", type=PATH, required=True, help="Folder of the study.")
+@click.option("--tables", type=PATH, required=True, help="Folder of noise_sweep.csv and noise_sweep.png.")
+def draw(out: Path, tables: Path) -> None:
+    """Gain over the base and differences between arms, with 95 % intervals over patients and seeds."""
+    from pipeline.measures.intervals import crossed_interval
+    from pipeline.store.schema import AUDIT_PAIRS
+    from pipeline.store.tables import read_table
+
+    folders = [seed / "noise" for seed in study.seeds_of(out / SET) if (seed / "noise/metrics").is_dir()]
+    measured = study.Measured(folders)
+    _, of_base, patients = study.Measured([folder.parent for folder in folders]).dice("base")
+    noise = {
+        row["pairs"]: row["noise_rate"]
+        for row in pl.concat([read_table(folder / "audit/pairs.parquet", AUDIT_PAIRS) for folder in folders])
+        .group_by("pairs")
+        .agg(pl.col("noise_rate").mean())
+        .iter_rows(named=True)
+    }
+    level_of = {judge: (title, level) for title, of in LEVELS.items() for level, judge in of.items()}
+    rows = []
+    for objective, short in OBJECTIVES.items():
+        for pairs in (*JUDGES, *(f"{judge}_{BY_CHANCE}" for judge in MINED_BY_CHANCE if short == "rn_dpo")):
+            judge = pairs.removesuffix(f"_{BY_CHANCE}")
+            mined_by = "top_base" if judge == pairs else BY_CHANCE
+            row = [*level_of[judge], judge, mined_by, noise[pairs], objective, len(folders)]
+            for column in ("dice", "dice_peak"):
+                seeds, values, _ = measured.dice(f"{short}_{pairs}", column)
+                assert seeds == folders, f"{short}_{pairs}: expected {len(folders)} seeds, found {len(seeds)}"
+                row += crossed_interval(values - of_base, patients, 2000, 0)
+            _, rival, _ = measured.dice(f"dpo_{judge}")
+            rows.append((*row, *crossed_interval(measured.dice(f"{short}_{pairs}")[1] - rival, patients, 2000, 0)))
+    of = [f"{name}{end}" for name in ("gain", "peak_gain", "over_dpo") for end in ("", "_low", "_high")]
+    columns = ["error", "level", "judge", "mined_by", "noise_rate", "objective", "seeds", *of]
+    found = pl.DataFrame(rows, schema=columns, orient="row")
+    found.write_csv(tables / "noise_sweep.csv", float_precision=4)
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=250, float_precision=3):
+        print(found.drop("error"))
+    _figure(found.filter(pl.col("mined_by") == "top_base"), tables / "noise_sweep.png")
+
+
+def _figure(found: pl.DataFrame, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    from pipeline.report.compare import gain_over_seeds
-    from pipeline.store.schema import AUDIT_PAIRS, EVALUATION
-    from pipeline.store.tables import read_table
-
-    seeds = sorted(path for path in out.glob("seed_*") if (path / "metrics").is_dir())
-    noise = {
-        judge: [
-            read_table(seed / "audit/pairs.parquet", AUDIT_PAIRS).filter(pl.col("pairs") == judge)["noise_rate"][0]
-            for seed in seeds
-        ]
-        for judge in JUDGES
-    }
-    bases = [read_table(seed / "evaluation/base.parquet", EVALUATION) for seed in seeds]
-    rows = []
-    for title, levels in LEVELS.items():
-        for level, knobs in levels.items():
-            judge = judge_of(knobs)
-            for objective in OBJECTIVES:
-                arm = arm_of(judge, objective)
-                students = [read_table(seed / f"evaluation/{arm}.parquet", EVALUATION) for seed in seeds]
-                mean, low, high = gain_over_seeds(students, bases, 2000, 0)
-                rows.append((title, level, float(np.mean(noise[judge])), objective, len(seeds), mean, low, high))
-    columns = ["error", "level", "noise_rate", "objective", "seeds", "gain", "low", "high"]
-    found = pl.DataFrame(rows, schema=columns, orient="row")
-    found.write_csv(table, float_precision=4)
-    sheet, panels = plt.subplots(1, len(LEVELS), figsize=(13, 4), sharey=True, layout="constrained")
+    sheet, panels = plt.subplots(1, len(LEVELS), figsize=(11, 4), sharey=True, layout="constrained")
     for axes, (title, levels) in zip(panels, LEVELS.items(), strict=True):
         width = max(levels) - min(levels)
-        for turn, (objective, marker) in enumerate(zip(OBJECTIVES, "osD^v", strict=True)):
-            one = found.filter((pl.col("error") == title) & (pl.col("objective") == objective)).sort("level")
-            mean, low, high = (100 * one[name].to_numpy() for name in ("gain", "low", "high"))
+        for turn, (objective, marker) in enumerate(zip(OBJECTIVES, "osD", strict=True)):
+            one = found.filter((pl.col("objective") == objective) & pl.col("judge").is_in(list(levels.values())))
+            gains = dict(zip(one["judge"], 100 * one.select("gain", "gain_low", "gain_high").to_numpy(), strict=True))
+            mean, low, high = np.array([gains[judge] for judge in levels.values()]).T
             # Beside each other, so that the intervals can be told apart.
-            at = one["level"].to_numpy() + width * 0.012 * (turn - 2)
+            at = np.array(list(levels)) + width * 0.02 * (turn - 1)
             axes.errorbar(at, mean, (mean - low, high - mean), marker=marker, ms=5, lw=1.4, capsize=2, label=objective)
         axes.axhline(0, color="0.5", lw=0.8)
         axes.set_xlabel(title)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("sustained test Dice, gain over base, points")
     panels[0].legend(frameon=False)
-    save_png(sheet, figure, dpi=144)
+    save_png(sheet, file, dpi=144)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 A seed has one data set, one base and one set of proposals, and one run per judge: four judges that do harm and an
 honest one. Students of harmful judges have no pool term, so that the harm is not hidden. `run` makes seeds one after
-the other in one process and goes on where it was stopped. `draw` counts.
+the other in one process and goes on where it was stopped. `draw` counts. `power` counts again with other numbers of
+validation patients, drawn from the test patients.
 
     python -m benchmarks.promotion run --seeds 20 --out promotion
     python -m benchmarks.promotion draw --out promotion
+    python -m benchmarks.promotion power --out promotion
 """
 
 from __future__ import annotations
@@ -32,6 +34,12 @@ INVERTED = "inverted"
 RUNS = (INVERTED, *JUDGES)
 HONEST = {"supervised": 3.3, "imitate": {"proposal": "mean fitted", "weight": 3.3}}
 """Anchor of the student of the honest judge. Preferences weigh .3, as chosen on a seed that is not counted."""
+PATIENTS, REPEATS = (20, 40, 60, 90), 10
+"""Numbers of patients that `power` draws, and the number of draws of each."""
+MAX_WORSE = (0.1, 0.2, 0.3, 1.0)
+"""Values of `promotion.max_worse` that `power` compares."""
+CHOSE = 10
+"""Seeds below this number chose the default of `promotion.max_worse`, and all others confirm the default."""
 HARM, GAIN, WORSE_BY = -0.002, 0.01, 0.02
 """Test Dice over the base below which a promoted student did harm, test Dice from which a student should be promoted,
 and the loss of Dice from which a patient counts as worse."""
@@ -158,21 +166,13 @@ def draw(out: Path) -> None:
     from pipeline.evaluation.evaluate import gain_per_case, mean_over_patients
     from pipeline.promotion.knobs import Promotion
     from pipeline.promotion.promote import decide
-    from pipeline.store.schema import EVALUATION
-    from pipeline.store.tables import read_table
 
     rows = []
-    for folder in sorted(out.glob("seed_*"), key=lambda path: int(path.name.split("_")[1])):
-        if not all((folder / f"metrics/{name}.json").is_file() for name in RUNS):
-            continue
-
-        def table(split: str, name: str, folder: Path = folder) -> pl.DataFrame:
-            return read_table(folder / split / f"{name}.parquet", EVALUATION)
-
+    for folder in _finished(out):
         for judge in RUNS:
-            bases = [table("validation", "base")]
-            record = decide({judge: None}, {judge: table("validation", judge)}, bases, Promotion(), WORSE_BY)
-            test = gain_per_case(table("evaluation", judge), table("evaluation", "base"))
+            bases = [_table(folder, "validation", "base")]
+            record = decide({judge: None}, {judge: _table(folder, "validation", judge)}, bases, Promotion(), WORSE_BY)
+            test = gain_per_case(_table(folder, "evaluation", judge), _table(folder, "evaluation", "base"))
             over = record.students[0].over_base
             measured = (mean_over_patients(test, "dice"), over.gain, over.lower_bound, over.share_worse)
             rows.append((folder.name, judge, record.patients, *measured, record.promoted is not None))
@@ -191,6 +191,66 @@ def draw(out: Path) -> None:
             promoted_of_truly_better=(pl.col("promoted") & gained).sum(),
         )
     )
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def power(out: Path) -> None:
+    """Promotions by `promotion.max_worse` and by number of validation patients.
+
+    The validation patients are drawn from the test patients, and the other test patients tell the truth. The tables are
+    those of test, whose Dice is a mean over the last evaluations and not that of the last weights.
+    """
+    from pipeline.evaluation.evaluate import gain_per_case, mean_over_patients
+    from pipeline.promotion.knobs import Promotion
+    from pipeline.promotion.promote import TOLERANCE, decide
+    from pipeline.seeding import numpy_generator
+
+    rows = []
+    for seed, folder in enumerate(_finished(out)):
+        base = _table(folder, "evaluation", "base")
+        patients = base["group"].unique().sort().to_numpy()
+        for judge in RUNS:
+            student = _table(folder, "evaluation", judge)
+            for repeat in range(REPEATS):
+                order = numpy_generator(repeat, folder.name).permutation(patients)
+                for number in PATIENTS:
+                    drawn = pl.col("group").is_in(order[:number].tolist())
+                    given = {judge: student.filter(drawn)}
+                    over = (
+                        decide({judge: None}, given, [base.filter(drawn)], Promotion(), WORSE_BY).students[0].over_base
+                    )
+                    truth = mean_over_patients(gain_per_case(student.filter(~drawn), base.filter(~drawn)), "dice")
+                    rows.append((seed < CHOSE, number, truth, over.lower_bound, over.share_worse))
+    table = pl.DataFrame(rows, schema=["chose", "patients", "truth", "low", "worse"], orient="row")
+    harmed, gained = pl.col("truth") < HARM, pl.col("truth") >= GAIN
+    found = []
+    for limit in MAX_WORSE:
+        promoted = (pl.col("low") > 0) & (pl.col("worse") <= limit + TOLERANCE)
+        counts = table.group_by("chose", "patients", maintain_order=True).agg(
+            max_worse=pl.lit(limit),
+            harmful=harmed.sum(),
+            harmful_promoted=(promoted & harmed).sum(),
+            truly_better=gained.sum(),
+            promoted_of_truly_better=(100 * promoted.filter(gained).mean()).round(0),
+        )
+        found.append(counts)
+    with pl.Config(tbl_rows=-1):
+        print(pl.concat(found).sort("chose", "max_worse", "patients", descending=[True, False, False]))
+
+
+def _finished(out: Path) -> list[Path]:
+    """Folders of the seeds of which all runs are measured, in the order of their numbers."""
+    seeds = sorted(out.glob("seed_*"), key=lambda path: int(path.name.split("_")[1]))
+    return [seed for seed in seeds if all((seed / f"metrics/{name}.json").is_file() for name in RUNS)]
+
+
+def _table(folder: Path, of: str, name: str) -> pl.DataFrame:
+    """Validation or test measures of the base or of a student."""
+    from pipeline.store.schema import EVALUATION
+    from pipeline.store.tables import read_table
+
+    return read_table(folder / of / f"{name}.parquet", EVALUATION)
 
 
 if __name__ == "__main__":

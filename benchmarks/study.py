@@ -35,7 +35,7 @@ WITHOUT_WEIGHT = {"supervised": TRIED[:4], "full": TRIED[:3]}
 BEST = "regions composed"
 """Proposal to imitate: composed of regions where that is better out of fold than the mean of all, else the mean."""
 
-NETWORK = {"name": "UNet", "arguments": {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 2}}
+CHANNELS, STRIDES, RESIDUAL_UNITS = [16, 32, 64, 128], [2, 2, 2], 2
 SETS: dict[str, dict[str, Any]] = {
     "polyps": {
         "data": {
@@ -74,13 +74,16 @@ SETS: dict[str, dict[str, Any]] = {
         "splits": {"labelled": 20, "pool": 90, "validation": 40, "test": 50},
         "augmentation": {"flips": [0]},
         "modality": "mri",
+        # Residual units take three times as long on volumes.
+        "residual_units": 0,
         "folds": 2,
         "steps": {"base": 600, "student": 300, "full": 900},
         "batch": 3,
         "nsd_tolerance": 1.0,
     },
 }
-"""Knobs of each data set. Paths of data are below `--data`."""
+"""Knobs of each data set, the polyps on two working grids. Paths of data are below `--data`."""
+SETS["polyps_128"] = {**SETS["polyps"], "preprocess": {"normalise": "zscore", "resize": [128, 128]}}
 
 TUNED = ("polyps", "nuclei")
 """Data sets whose validation chooses learning rates and weights."""
@@ -99,6 +102,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "rn_cdpo": {"kind": "preference", "normaliser": "region", "link": {"kind": "cdpo", "e": 0.2}},
     "dpo": {"kind": "preference", "normaliser": "none"},
 }
+ROUND_1, ROUND_2 = "imitate_best", "round_2"
+"""Student whose recipe starts from every model, and the folder and name of the student of the next round."""
+MEMBERS = ("member_1", "member_2")
 FIXED_ARMS = {
     "flips": "flips mean",
     "ensemble": "ensemble mean",
@@ -140,6 +146,9 @@ def family(name: str, rate: float, weight: float, of: dict[str, Any]) -> dict[st
         "pseudo_label": pooled({"kind": "pseudo_label"}, weight),
         "preference": with_pool(OBJECTIVES["rn_dpo"], "judge", weight, POOL_TERMS["best"]),
         "preference_alone": with_pool(OBJECTIVES["rn_dpo"], "judge", weight, None),
+        "oracle_imitate": with_pool(OBJECTIVES["imitate"], "oracle", weight, None),
+        "oracle_preference": with_pool(OBJECTIVES["rn_dpo"], "oracle", weight, POOL_TERMS["best"]),
+        "oracle_preference_alone": with_pool(OBJECTIVES["rn_dpo"], "oracle", weight, None),
         "full": full(of, of["steps"]["student"], rate),
     }
     return students[name]
@@ -152,6 +161,7 @@ def tries(name: str) -> tuple[tuple[float, float], ...]:
 
 FAMILIES = (
     *("supervised", "full", "imitate", "preference", "preference_alone"),
+    *("oracle_imitate", "oracle_preference", "oracle_preference_alone"),
     *("distill", "mean_teacher", "pseudo_label"),
 )
 
@@ -180,6 +190,8 @@ def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict
 
     def paired(pick: str, objective: str, pool: str) -> None:
         of_family = "imitate" if objective == "imitate" else "preference_alone" if pool == "alone" else "preference"
+        if pick == "oracle":
+            of_family = f"oracle_{of_family}"
         student = with_pool(OBJECTIVES[objective], pick, chosen[of_family][1], POOL_TERMS[pool])
         add(f"{pick}_{objective}_{pool}", of_family, student)
 
@@ -190,7 +202,7 @@ def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict
         for plain, views in (("supervised", False), ("supervised_strong", True)):
             student = {"pairs": "none", "objective": {"kind": "supervised"}, "labelled_views": views}
             add(plain, "supervised", student)
-        add("imitate_best", "imitate")
+        add(ROUND_1, "imitate")
         rate, weight = chosen["imitate"]
         for name, proposal in (("mean", "mean all"), ("fitted", "mean fitted")):
             add(f"imitate_{name}", "imitate", pooled({"kind": "imitate", "proposal": proposal}, weight))
@@ -202,6 +214,13 @@ def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict
         add("full_same", "full")
         rate = chosen["full"][0]
         found["full"] = rate, full(of, of["steps"]["full"], rate)
+    if which == "confirm":
+        core = arms(of, chosen, "core")
+        found = {name: core[name] for name in ("mean_fitted", "regions", "supervised", ROUND_1, "full_same")}
+    if which == "rounds":
+        rate, weight = chosen["imitate"]
+        for member in MEMBERS:
+            add(f"{ROUND_1}_{member}", "imitate", {**family("imitate", rate, weight, of), "start": member})
     if which == "more":
         for name in ("distill", "mean_teacher", "pseudo_label"):
             add(name, name)
@@ -221,6 +240,8 @@ def parameters(of: dict[str, Any], seed: int, data: Path, students: dict[str, di
     steps = of["steps"]["student"]
     strategy = {"kind": "top_base", "min_disagreement": 16, "min_p_correct": 0.0}
     flips = FLIPS[dimensions]
+    units = of.get("residual_units", RESIDUAL_UNITS)
+    network = {"channels": CHANNELS, "strides": STRIDES, "num_res_units": units}
     return {
         "seed": seed,
         "data": {**of["data"], "path": str(data / of["data"]["path"])},
@@ -229,12 +250,12 @@ def parameters(of: dict[str, Any], seed: int, data: Path, students: dict[str, di
         "augmentation": of["augmentation"],
         "model": "raw/none",
         "base": {
-            "network": {**NETWORK, "multiple": 8},
+            "network": {"name": "UNet", "arguments": network, "multiple": 8},
             "optimisation": {"steps": of["steps"]["base"], "learning_rate": 1e-3, "evaluate_every": 100, "patience": 4},
             "batch": 8 if dimensions == 2 else 4,
-            "members": 2,
+            "members": len(MEMBERS),
             "folds": of["folds"],
-            "fold_members": 2,
+            "fold_members": len(MEMBERS),
         },
         "propose": {
             "imports": "raw/none",
@@ -332,6 +353,61 @@ def measured(params: str, name: str) -> None:
     stage("evaluate", f"metrics/{name}.json", name, *given, *tables)
 
 
+def second_round(of: dict[str, Any], seed: int, data: Path, rate: float, weight: float) -> None:
+    """The next round as `stages.next_round` makes it, whether or not a student was promoted, in the current folder.
+
+    Students of the same recipe that started from all models are the models now. The fitted thresholds are carried over
+    as numbers. Models of regions need folds, so the student of this round imitates the fitted mean. The arms are the
+    student, the new mean at its threshold, and one round of as many steps as both.
+    """
+    from pipeline.exports.next_round import copy_models
+
+    twice = f"{ROUND_1}_twice"
+    longer = {**of, "steps": {**of["steps"], "student": 2 * of["steps"]["student"]}}
+    with Path(f"params_{twice}.yaml").open("w") as file:
+        YAML().dump(parameters(longer, seed, data, {twice: family("imitate", rate, weight, of)}, rate), file)
+    trained(file.name, twice, "none")
+    measured(file.name, twice)
+    students = {
+        f"{ROUND_2}_mean": {"pairs": "none", "objective": {"kind": "proposal", "pick": "mean fitted"}},
+        ROUND_2: pooled({"kind": "imitate", "proposal": "mean fitted"}, weight),
+    }
+    folder, params = Path(ROUND_2), parameters(of, seed, data, students, rate)
+    fitted = json.loads(Path("data/proposals/fitted.json").read_text())
+    samplers = params["propose"]["samplers"]
+    del samplers["regions"]
+    for name in ("mean", "one"):
+        samplers[name]["fitted"] = fitted[name]["thresholds"]
+    params |= {
+        "model": "raw/model",
+        "base": {"kind": "checkpoint", "weights": "base", "members": list(MEMBERS)},
+        "judges": {"oracle": {"kind": "oracle"}},
+        "consensus": {},
+        "pairs": {"none": params["pairs"]["none"]},
+    }
+    (folder / "raw").mkdir(parents=True, exist_ok=True)
+    (folder / "raw/none").touch()
+    copy_models(Path(), {"base": ROUND_1, **{name: f"{ROUND_1}_{name}" for name in MEMBERS}}, folder / "raw/model")
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(params, file)
+    os.chdir(folder)
+    cases, proposals, pairs = "--cases=../data/cases", "--proposals=data/proposals", "data/pairs/none.parquet"
+    panel = "data/panel.parquet"
+    stage("base", "models/base/manifest.json", cases, "--out=models/base", "--history=history/base.csv")
+    stage("propose", "data/proposals/manifest.json", cases, "--base=models/base", "--out=data/proposals")
+    stage("judge", "data/scores/oracle.parquet", "oracle", cases, proposals, "--out=data/scores/oracle.parquet")
+    stage("panel", panel, cases, proposals, "--scores=data/scores", f"--out={panel}")
+    stage("mine", "data/pairs/none.drops.json", "none", f"--panel={panel}", proposals, f"--out={pairs}")
+    for arm in students:
+        model = f"models/students/{arm}"
+        made = [f"--pairs={pairs}", "--base=models/base", f"--out={model}", f"--history=history/{arm}.csv"]
+        stage("train", f"{model}/manifest.json", arm, cases, proposals, *made)
+        # Beside the arms of the first round, and against its base.
+        tables = [f"--out=../evaluation/{arm}.parquet", f"--metrics=../metrics/{arm}.json"]
+        against = [f"--model={model}", "--base=../evaluation/base.parquet"]
+        stage("evaluate", f"../metrics/{arm}.json", arm, cases, proposals, *against, *tables)
+
+
 PATH = click.Path(path_type=Path)
 
 
@@ -343,20 +419,22 @@ def main() -> None:
 @main.command()
 @click.option("--set", "name", type=click.Choice(list(SETS)), required=True)
 @click.option("--seed", type=int, required=True)
-@click.option("--arms", "which", type=click.Choice(["none", "tune", "core", "more"]), required=True)
+@click.option(
+    "--arms", "which", type=click.Choice(["none", "tune", "core", "confirm", "rounds", "more"]), required=True
+)
 @click.option("--data", type=PATH, required=True, help="Folder of the three data sets.")
 @click.option("--out", type=PATH, required=True)
 @click.option("--family", "families", type=click.Choice(FAMILIES), multiple=True, default=FAMILIES, help="To tune.")
 def run(name: str, seed: int, which: str, data: Path, out: Path, families: tuple[str, ...]) -> None:
     """Everything of one seed up to these arms; what is there already is kept."""
-    of, chosen = SETS[name], out / "chosen.json"
-    data = data.resolve()
+    of, data = SETS[name], data.resolve()
+    chosen = {} if which in ("none", "tune") else json.loads((out / "chosen.json").read_text())
     if which == "none":
         wanted: dict[str, tuple[float, dict[str, Any]]] = {}
     elif which == "tune":
         wanted = tried(of, families)
     else:
-        wanted = arms(of, json.loads(chosen.read_text()), which)
+        wanted = arms(of, chosen, which)
     folder = out / name / f"seed_{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
@@ -376,6 +454,8 @@ def run(name: str, seed: int, which: str, data: Path, out: Path, families: tuple
             # What is only tried is measured on validation alone.
             if which != "tune":
                 measured(params, arm)
+    if which == "rounds":
+        second_round(of, seed, data, *chosen["imitate"])
 
 
 @main.command()
@@ -432,17 +512,24 @@ COMPARED = {
     "oracle on top of the best imitation": ("oracle_rn_dpo_best", "imitate_best"),
     "imitation of the best fixed proposal against the proposal itself": ("imitate_best", "regions"),
     "imitation of the best fixed proposal against 12 passes of the fitted mean": ("imitate_best", "mean_fitted"),
+    "second round against the first": (ROUND_2, ROUND_1),
+    "second round against one round of as many steps": (ROUND_2, f"{ROUND_1}_twice"),
     "strong labelled views": ("supervised_strong", "supervised"),
     "own threshold of the student": ("imitate_best_own", "imitate_best"),
 }
 """Pairs of arms by what their difference says. Both arms were trained on the same seeds."""
 
 
-class Measured:
-    """Test Dice of all arms of one data set over its finished seeds."""
+def seeds_of(folder: Path) -> list[Path]:
+    """Folders of the seeds of a data set, in the order of their numbers."""
+    return sorted(folder.glob("seed_*"), key=lambda path: int(path.name.split("_")[1]))
 
-    def __init__(self, folder: Path) -> None:
-        self.seeds = sorted(folder.glob("seed_*"), key=lambda path: int(path.name.split("_")[1]))
+
+class Measured:
+    """Test Dice of all arms of one data set over its finished seeds, one folder each."""
+
+    def __init__(self, seeds: Sequence[Path]) -> None:
+        self.seeds = seeds
 
     def dice(self, arm: str, column: str = "dice") -> tuple[list[Path], np.ndarray, list[str]]:
         """Seeds that have the arm, its Dice f64 `[seed, case]` and the patient of every case."""
@@ -495,7 +582,7 @@ def draw(out: Path, tables: Path) -> None:
     """Gain over the base, gap recovered, and differences between arms, with 95 % intervals over patients and seeds."""
     rows, differences = [], []
     for name in SETS:
-        measured = Measured(out / name)
+        measured = Measured(seeds_of(out / name))
         names = sorted({path.stem for seed in measured.seeds for path in (seed / "metrics").glob("*.json")} - {"base"})
         for arm in names:
             gain = measured.difference(arm, "base")

@@ -79,7 +79,7 @@ def next_round(project: Path, folder: Path) -> NextRound:
     with tempfile.TemporaryDirectory() as scratch:
         _write_params(content, Path(scratch))
     _copy_code(project, folder)
-    _copy_models(project, folder / MODEL, params, made)
+    copy_models(project, {"base": made.base, **made.members}, folder / MODEL)
     first = params.promotion.first_base
     table = project / "validation/base.parquet" if first == NOTHING else project / first
     shutil.copy(table, folder / FIRST_BASE)
@@ -144,9 +144,12 @@ def _refuse_offsets(project: Path, made: NextRound) -> None:
             )
 
 
-def _copy_models(project: Path, out: Path, params: Params, made: NextRound) -> None:
-    students = {"base": made.base, **made.members}
-    architecture = Model(project / "models/students" / made.base, "last").architecture
+def copy_models(project: Path, students: Mapping[str, str], out: Path) -> None:
+    """Copy the last weights of students into one model folder `out`. `students` has their names by the new name.
+
+    A student whose network is another one than that of `base` gets a folder of its own in `out`.
+    """
+    architecture = Model(project / "models/students" / students["base"], "last").architecture
     for role, name in students.items():
         source = Model(project / "models/students" / name, "last")
         own = source.architecture != architecture

@@ -12,16 +12,22 @@ from benchmarks import calibration, noise_sweep, promotion, study
 from pipeline.params import Params
 
 CHOSEN = {name: [5e-4, 1.0] for name in study.FAMILIES}
+NOISE_CHOSEN = {name: [5e-4, 1.0] for name in noise_sweep.OBJECTIVES.values()}
 MADE: dict[str, Any] = {
     "calibration": calibration.parameters(20, 20, 10),
-    "noise_sweep": noise_sweep.parameters(0),
+    "noise_sweep": noise_sweep.parameters(
+        0, Path("raw"), {arm: student for arm, (_, student) in noise_sweep.arms(NOISE_CHOSEN).items()}, 5e-4
+    ),
+    "noise_sweep_tune": noise_sweep.parameters(
+        0, Path("raw"), {arm: student for arm, (_, student) in noise_sweep.tried().items()}, 5e-4
+    ),
     "promotion": promotion.parameters(0),
     **{
         f"study_{name}_{which}": study.parameters(
             of, 0, Path("raw"), {arm: student for arm, (_, student) in study.arms(of, CHOSEN, which).items()}, 5e-4
         )
         for name, of in study.SETS.items()
-        for which in ("core", "more")
+        for which in ("core", "confirm", "rounds", "more")
     },
 }
 

@@ -27,7 +27,7 @@ from tests.exports.test_export import finished
 from tests.exports.test_predict import write_png
 from tests.fixtures.trained import model_folder
 
-KNOBS = Promotion(bootstrap=2000)
+KNOBS = Promotion(max_worse=0.1, bootstrap=2000)
 WORSE_BY = 0.02
 MINUS = "\N{MINUS SIGN}"
 
