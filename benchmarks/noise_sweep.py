@@ -180,6 +180,7 @@ def draw(out: Path, tables: Path) -> None:
         .iter_rows(named=True)
     }
     level_of = {judge: (title, level) for title, of in LEVELS.items() for level, judge in of.items()}
+    level_of["truth"] = ("none", 0.0)
     rows = []
     for objective, short in OBJECTIVES.items():
         for pairs in (*JUDGES, *(f"{judge}_{BY_CHANCE}" for judge in MINED_BY_CHANCE if short == "rn_dpo")):
@@ -190,8 +191,10 @@ def draw(out: Path, tables: Path) -> None:
                 seeds, values, _ = measured.dice(f"{short}_{pairs}", column)
                 assert seeds == folders, f"{short}_{pairs}: expected {len(folders)} seeds, found {len(seeds)}"
                 row += crossed_interval(values - of_base, patients, 2000, 0)
-            _, rival, _ = measured.dice(f"dpo_{judge}")
-            rows.append((*row, *crossed_interval(measured.dice(f"{short}_{pairs}")[1] - rival, patients, 2000, 0)))
+            rival = measured.dice(f"dpo_{pairs}")[1] if mined_by == "top_base" else None
+            own = measured.dice(f"{short}_{pairs}")[1]
+            over = (None,) * 3 if rival is None else crossed_interval(own - rival, patients, 2000, 0)
+            rows.append((*row, *over))
     of = [f"{name}{end}" for name in ("gain", "peak_gain", "over_dpo") for end in ("", "_low", "_high")]
     columns = ["error", "level", "judge", "mined_by", "noise_rate", "objective", "seeds", *of]
     found = pl.DataFrame(rows, schema=columns, orient="row")
