@@ -164,12 +164,16 @@ def choose(out: Path) -> None:
 @click.option("--out", type=PATH, required=True, help="Folder of the study.")
 @click.option("--tables", type=PATH, required=True, help="Folder of noise_sweep.csv and noise_sweep.png.")
 def draw(out: Path, tables: Path) -> None:
-    """Gain over the base and differences between arms, with 95 % intervals over patients and seeds."""
+    """Gain over the base and differences between arms, with 95 % intervals over patients and finished seeds."""
     from pipeline.measures.intervals import crossed_interval
     from pipeline.store.schema import AUDIT_PAIRS
     from pipeline.store.tables import read_table
 
-    folders = [seed / "noise" for seed in study.seeds_of(out / SET) if (seed / "noise/metrics").is_dir()]
+    names = arms(json.loads((out / "chosen_noise.json").read_text()))
+    begun = [seed / "noise" for seed in study.seeds_of(out / SET)]
+    folders = [folder for folder in begun if all((folder / f"metrics/{name}.json").is_file() for name in names)]
+    if not folders:
+        raise click.ClickException(f"{out / SET}: expected a seed with all arms, found none; run --arms sweep first")
     measured = study.Measured(folders)
     _, of_base, patients = study.Measured([folder.parent for folder in folders]).dice("base")
     noise = {
@@ -188,8 +192,7 @@ def draw(out: Path, tables: Path) -> None:
             mined_by = "top_base" if judge == pairs else BY_CHANCE
             row = [*level_of[judge], judge, mined_by, noise[pairs], objective, len(folders)]
             for column in ("dice", "dice_peak"):
-                seeds, values, _ = measured.dice(f"{short}_{pairs}", column)
-                assert seeds == folders, f"{short}_{pairs}: expected {len(folders)} seeds, found {len(seeds)}"
+                _, values, _ = measured.dice(f"{short}_{pairs}", column)
                 row += crossed_interval(values - of_base, patients, 2000, 0)
             rival = measured.dice(f"dpo_{pairs}")[1] if mined_by == "top_base" else None
             own = measured.dice(f"{short}_{pairs}")[1]

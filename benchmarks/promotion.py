@@ -21,6 +21,7 @@ import polars as pl
 from ruamel.yaml import YAML
 
 from benchmarks.stage import stage
+from benchmarks.study import seeds_of
 
 JUDGES: dict[str, dict[str, Any]] = {
     "likes_large": {"size_bias": 1.0},
@@ -241,8 +242,7 @@ def power(out: Path) -> None:
 
 def _finished(out: Path) -> list[Path]:
     """Folders of the seeds of which all runs are measured, in the order of their numbers."""
-    seeds = sorted(out.glob("seed_*"), key=lambda path: int(path.name.split("_")[1]))
-    return [seed for seed in seeds if all((seed / f"metrics/{name}.json").is_file() for name in RUNS)]
+    return [seed for seed in seeds_of(out) if all((seed / f"metrics/{name}.json").is_file() for name in RUNS)]
 
 
 def _table(folder: Path, of: str, name: str) -> pl.DataFrame:
