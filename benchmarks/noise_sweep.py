@@ -2,19 +2,19 @@
 
 Base and proposals are those of the study (`benchmarks/study.py`). A seed covers base, proposals, judges and students.
 The cases and their splits are the same for all seeds, so patients are crossed with seeds. Learning rates and weights
-are tried on seed 0 with a judge that is right (`--arms tune`) and chosen on validation (`choose`). `draw` collects the
-seeds.
+are tried on seed 0 with a judge that is right (`--arms tune`) and chosen on validation (`choose`). `collect` adds the
+finished seeds to a table of all test cases, and `draw` makes the table of results and the figure from it.
 
     python -m benchmarks.study run --set polyps --seed 0 --arms none --data ../shared/data --out study
     python -m benchmarks.noise_sweep run --seed 0 --arms tune --data ../shared/data --out study
-    python -m benchmarks.noise_sweep choose --out study
-    python -m benchmarks.noise_sweep run --seed 0 --arms sweep --data ../shared/data --out study
-    python -m benchmarks.noise_sweep draw --out study --tables docs/results
+    python -m benchmarks.noise_sweep choose --out study --tables docs/results
+    python -m benchmarks.noise_sweep run --seed 0 --arms sweep --data ../shared/data --out study --tables docs/results
+    python -m benchmarks.noise_sweep collect --out study --tables docs/results
+    python -m benchmarks.noise_sweep draw --tables docs/results
 """
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ OBJECTIVES = {"DPO": "dpo", "RN-DPO": "rn_dpo", "RN-cDPO": "rn_cdpo"}
 BY_CHANCE = "random"
 """Strategy that mines without rank, for RN-DPO: two proposals drawn at random, ordered by the judge."""
 MINED_BY_CHANCE = ("truth", "flip_04", "likes_large")
+TRIED_FILE, CASES_FILE = "noise_sweep_tried.csv", "noise_sweep_cases.parquet"
 
 
 def student(judge: str, objective: str, weight: float) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def tried() -> dict[str, tuple[float, dict[str, Any]]]:
     }
 
 
-def arms(chosen: dict[str, list[float]]) -> dict[str, tuple[float, dict[str, Any]]]:
+def arms(chosen: dict[str, tuple[float, float]]) -> dict[str, tuple[float, dict[str, Any]]]:
     """Learning rate and student of the arms by name. `chosen` has learning rate and weight by objective."""
     found = {}
     for objective in OBJECTIVES.values():
@@ -104,9 +105,10 @@ def main() -> None:
 @click.option("--arms", "which", type=click.Choice(["tune", "sweep"]), required=True)
 @click.option("--data", type=PATH, required=True, help="Folder of the three data sets.")
 @click.option("--out", type=PATH, required=True, help="Folder of the study.")
-def run(seed: int, which: str, data: Path, out: Path) -> None:
+@study.TABLES
+def run(seed: int, which: str, data: Path, out: Path, tables: Path) -> None:
     """These arms of one seed; what is there already is kept."""
-    wanted = tried() if which == "tune" else arms(json.loads((out / "chosen_noise.json").read_text()))
+    wanted = tried() if which == "tune" else arms(study.best_tries(tables / TRIED_FILE, [SET]))
     data, folder = data.resolve(), out / SET / f"seed_{seed}/noise"
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
@@ -138,51 +140,63 @@ def run(seed: int, which: str, data: Path, out: Path) -> None:
             stage("train", f"{model}/manifest.json", arm, given, cases, proposals, *made)
             # What is only tried is measured on validation alone.
             if which == "sweep":
-                tables = [f"--out=evaluation/{arm}.parquet", f"--metrics=metrics/{arm}.json"]
-                measured = [f"--model={model}", "--base=../evaluation/base.parquet", *tables]
-                stage("evaluate", f"metrics/{arm}.json", arm, given, cases, proposals, *measured)
+                measured = [f"--model={model}", "--base=../evaluation/base.parquet", f"--out=evaluation/{arm}.parquet"]
+                metrics = f"metrics/{arm}.json"
+                stage("evaluate", metrics, arm, given, cases, proposals, *measured, f"--metrics={metrics}")
 
 
 @main.command()
 @click.option("--out", type=PATH, required=True, help="Folder of the study.")
-def choose(out: Path) -> None:
-    """Learning rate and weight of each objective: the highest Dice on validation, late in training."""
-    chosen = {}
+@study.TABLES
+def choose(out: Path, tables: Path) -> None:
+    """Add the gain on validation, late in training, of every try of each objective, and print the best tries."""
+    rows = []
     for objective in OBJECTIVES.values():
-        gains = []
-        for rate, weight in study.TRIED:
-            file = out / SET / f"seed_0/noise/history/{study.try_name(objective, rate, weight)}.csv"
-            dice = pl.read_csv(file)["validation_dice"].to_numpy()
-            gains.append(float(dice[-2:].mean() - dice[0]))
-            print(f"{objective}, learning rate {rate:g}, weight {weight:g}: {100 * gains[-1]:+.1f}")
-        chosen[objective] = study.TRIED[int(np.argmax(gains))]
-    (out / "chosen_noise.json").write_text(json.dumps(chosen, indent=1))
-    print(chosen)
+        for one in study.TRIED:
+            history = out / SET / f"seed_0/noise/history/{study.try_name(objective, *one)}.csv"
+            rows.append((objective, *one, study.late_gain(history)))
+    study.keep_tries(rows, tables / TRIED_FILE, [SET])
 
 
 @main.command()
 @click.option("--out", type=PATH, required=True, help="Folder of the study.")
-@click.option("--tables", type=PATH, required=True, help="Folder of noise_sweep.csv and noise_sweep.png.")
-def draw(out: Path, tables: Path) -> None:
-    """Gain over the base and differences between arms, with 95 % intervals over patients and finished seeds."""
-    from pipeline.measures.intervals import crossed_interval
+@study.TABLES
+def collect(out: Path, tables: Path) -> None:
+    """Add the test Dice of every case of the seeds with all arms, and the share of wrong pairs of each arm."""
     from pipeline.store.schema import AUDIT_PAIRS
     from pipeline.store.tables import read_table
 
-    names = arms(json.loads((out / "chosen_noise.json").read_text()))
-    begun = [seed / "noise" for seed in study.seeds_of(out / SET)]
-    folders = [folder for folder in begun if all((folder / f"metrics/{name}.json").is_file() for name in names)]
-    if not folders:
+    names, file = arms(study.best_tries(tables / TRIED_FILE, [SET])), tables / CASES_FILE
+    pairs = pl.DataFrame(
+        [(arm, knobs["pairs"]) for arm, (_, knobs) in names.items()], schema=["arm", "pairs"], orient="row"
+    )
+    parts = []
+    for folder in study.seeds_of(out / SET):
+        noise, seed = folder / "noise", int(folder.name.split("_")[1])
+        if not all((noise / f"metrics/{name}.json").is_file() for name in names):
+            continue
+        wrong = read_table(noise / "audit/pairs.parquet", AUDIT_PAIRS).select("pairs", "noise_rate")
+        base = study.cases_of(folder, seed, "dice_peak").filter(pl.col("arm") == "base")
+        for cases in (base, study.cases_of(noise, seed, "dice_peak")):
+            parts.append(cases.join(pairs.join(wrong, on="pairs"), on="arm", how="left").drop("pairs"))
+    if not parts:
         raise click.ClickException(f"{out / SET}: expected a seed with all arms, found none; run --arms sweep first")
-    measured = study.Measured(folders)
-    _, of_base, patients = study.Measured([folder.parent for folder in folders]).dice("base")
-    noise = {
-        row["pairs"]: row["noise_rate"]
-        for row in pl.concat([read_table(folder / "audit/pairs.parquet", AUDIT_PAIRS) for folder in folders])
-        .group_by("pairs")
-        .agg(pl.col("noise_rate").mean())
-        .iter_rows(named=True)
-    }
+    found = pl.concat(parts).insert_column(0, pl.lit(SET).alias("set"))
+    found = study.with_new(pl.read_parquet(file) if file.is_file() else found.clear(), found)
+    found.write_parquet(file, compression="zstd", compression_level=19)
+    print(found.group_by("seed", maintain_order=True).agg(arms=pl.col("arm").n_unique()))
+
+
+@main.command()
+@study.TABLES
+def draw(tables: Path) -> None:
+    """Gain over the base and differences between arms, with 95 % intervals over patients and seeds."""
+    from pipeline.measures.intervals import crossed_interval
+
+    cases = pl.read_parquet(tables / CASES_FILE)
+    measured = study.Measured(cases)
+    seeds, of_base, patients = measured.dice("base")
+    noise = dict(cases.group_by("arm").agg(pl.col("noise_rate").mean()).iter_rows())
     level_of = {judge: (title, level) for title, of in LEVELS.items() for level, judge in of.items()}
     level_of["truth"] = ("none", 0.0)
     rows = []
@@ -190,7 +204,7 @@ def draw(out: Path, tables: Path) -> None:
         for pairs in (*JUDGES, *(f"{judge}_{BY_CHANCE}" for judge in MINED_BY_CHANCE if short == "rn_dpo")):
             judge = pairs.removesuffix(f"_{BY_CHANCE}")
             mined_by = "top_base" if judge == pairs else BY_CHANCE
-            row = [*level_of[judge], judge, mined_by, noise[pairs], objective, len(folders)]
+            row = [*level_of[judge], judge, mined_by, noise[f"{short}_{pairs}"], objective, len(seeds)]
             for column in ("dice", "dice_peak"):
                 _, values, _ = measured.dice(f"{short}_{pairs}", column)
                 row += crossed_interval(values - of_base, patients, 2000, 0)

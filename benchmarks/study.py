@@ -2,12 +2,14 @@
 
 A seed covers base, proposals, judges and students; cases and splits are the same for all seeds. `run` makes one seed
 and goes on where it was stopped, so several seeds may run beside each other. Learning rates and weights are tried on
-seed 0 (`--arms tune`) and chosen on validation (`choose`). `draw` collects the tables.
+seed 0 (`--arms tune`) and chosen on validation (`choose`). `collect` adds the test Dice of every case to a table that
+outlives the models, and `draw` makes the tables of results from it.
 
     python -m benchmarks.study run --set polyps --seed 0 --arms tune --data ../shared/data --out study
-    python -m benchmarks.study choose --out study
+    python -m benchmarks.study choose --out study --tables docs/results
     python -m benchmarks.study run --set polyps --seed 0 --arms core --data ../shared/data --out study
-    python -m benchmarks.study draw --out study --tables docs/results
+    python -m benchmarks.study collect --out study --tables docs/results
+    python -m benchmarks.study draw --tables docs/results
 """
 
 from __future__ import annotations
@@ -221,12 +223,13 @@ def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict
         rate, weight = chosen["imitate"]
         for member in MEMBERS:
             add(f"{ROUND_1}_{member}", "imitate", {**family("imitate", rate, weight, of), "start": member})
-    if which == "more":
+    if which == "rivals":
         for name in ("distill", "mean_teacher", "pseudo_label"):
             add(name, name)
         rate = chosen["full"][0]
         labels = {**full(of, of["steps"]["student"], rate)["objective"], "kind": "validation_labels"}
         found["validation_labels"] = rate, {"pairs": "none", "objective": labels}
+    if which == "pairs":
         for pick in PICKS:
             for objective in OBJECTIVES:
                 for pool in POOL_TERMS:
@@ -409,6 +412,10 @@ def second_round(of: dict[str, Any], seed: int, data: Path, rate: float, weight:
 
 
 PATH = click.Path(path_type=Path)
+TABLES = click.option(
+    "--tables", type=PATH, required=True, help="Folder of the tables of results, such as docs/results."
+)
+TRIED_FILE, CASES_FILE = "study_tried.csv", "study_cases.parquet"
 
 
 @click.group(help=__doc__)
@@ -420,15 +427,19 @@ def main() -> None:
 @click.option("--set", "name", type=click.Choice(list(SETS)), required=True)
 @click.option("--seed", type=int, required=True)
 @click.option(
-    "--arms", "which", type=click.Choice(["none", "tune", "core", "confirm", "rounds", "more"]), required=True
+    "--arms",
+    "which",
+    type=click.Choice(["none", "tune", "core", "confirm", "rounds", "rivals", "pairs"]),
+    required=True,
 )
 @click.option("--data", type=PATH, required=True, help="Folder of the three data sets.")
 @click.option("--out", type=PATH, required=True)
+@TABLES
 @click.option("--family", "families", type=click.Choice(FAMILIES), multiple=True, default=FAMILIES, help="To tune.")
-def run(name: str, seed: int, which: str, data: Path, out: Path, families: tuple[str, ...]) -> None:
+def run(name: str, seed: int, which: str, data: Path, out: Path, tables: Path, families: tuple[str, ...]) -> None:
     """Everything of one seed up to these arms; what is there already is kept."""
     of, data = SETS[name], data.resolve()
-    chosen = {} if which in ("none", "tune") else json.loads((out / "chosen.json").read_text())
+    chosen = {} if which in ("none", "tune") else best_tries(tables / TRIED_FILE, TUNED)
     if which == "none":
         wanted: dict[str, tuple[float, dict[str, Any]]] = {}
     elif which == "tune":
@@ -460,39 +471,45 @@ def run(name: str, seed: int, which: str, data: Path, out: Path, families: tuple
 
 @main.command()
 @click.option("--out", type=PATH, required=True)
-def choose(out: Path) -> None:
-    """Learning rate and weight of each family: the highest Dice on validation, late in training, mean over data sets.
+@TABLES
+def choose(out: Path, tables: Path) -> None:
+    """Add the gain on validation, late in training, of every family that is tried whole, and print the best tries.
 
-    Validation of polyps and nuclei chooses; hippocampus takes what they chose. A family that is not tried whole is left
-    out.
+    Validation of polyps and nuclei chooses, by the mean of the two; hippocampus takes what they chose.
     """
-    found: dict[str, list[float]] = {}
     rows = []
-    tried_families = [
-        name
-        for name in FAMILIES
-        if all(
-            (out / of / f"seed_0/history/{try_name(name, *each)}.csv").is_file() for of in TUNED for each in tries(name)
-        )
-    ]
-    for name in tried_families:
-        for rate, weight in tries(name):
-            gains = []
-            for of in TUNED:
-                history = pl.read_csv(out / of / f"seed_0/history/{try_name(name, rate, weight)}.csv")
-                dice = history["validation_dice"].to_numpy()
-                gains.append(float(dice[-2:].mean() - dice[0]))
-            rows.append((name, rate, weight, *gains, float(np.mean(gains))))
-    table = pl.DataFrame(rows, schema=["family", "rate", "weight", "polyps", "nuclei", "mean"], orient="row")
-    for name in tried_families:
-        best = (
-            table.filter(pl.col("family") == name).sort("mean", descending=True, maintain_order=True).row(0, named=True)
-        )
-        found[name] = [best["rate"], best["weight"]]
-    table.write_csv(out / "tried.csv")
-    (out / "chosen.json").write_text(json.dumps(found, indent=1))
-    print(table.with_columns(pl.col("polyps", "nuclei", "mean") * 100))
-    print(found)
+    for name in FAMILIES:
+        files = [[out / of / f"seed_0/history/{try_name(name, *each)}.csv" for of in TUNED] for each in tries(name)]
+        if all(file.is_file() for each in files for file in each):
+            rows += [(name, *one, *map(late_gain, each)) for one, each in zip(tries(name), files, strict=True)]
+    keep_tries(rows, tables / TRIED_FILE, TUNED)
+
+
+def late_gain(history: Path) -> float:
+    """Validation Dice of the last two evaluations, mean, over that before the first step."""
+    dice = pl.read_csv(history)["validation_dice"].to_numpy()
+    return float(dice[-2:].mean() - dice[0])
+
+
+def keep_tries(rows: Sequence[tuple[Any, ...]], file: Path, gains: Sequence[str]) -> None:
+    """Add tries (family, rate, weight, one gain per column of `gains`) to a table, in place of those of the family."""
+    names = ["family", "rate", "weight", *gains]
+    found = pl.DataFrame(
+        rows, schema={name: pl.String if name == "family" else pl.Float64 for name in names}, orient="row"
+    )
+    if file.is_file():
+        found = pl.concat([pl.read_csv(file).filter(~pl.col("family").is_in(found["family"].to_list())), found])
+    found.write_csv(file, float_precision=4)
+    with pl.Config(tbl_rows=-1):
+        print(found.with_columns(pl.col(gains) * 100))
+    print(best_tries(file, gains))
+
+
+def best_tries(file: Path, gains: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight by family with the highest mean of the gains, from a table of `keep_tries`."""
+    best = pl.read_csv(file).with_columns(mean=pl.mean_horizontal(gains)).sort("mean", descending=True)
+    each = best.group_by("family", maintain_order=True).first().iter_rows(named=True)
+    return {row["family"]: (row["rate"], row["weight"]) for row in each}
 
 
 COMPARED = {
@@ -525,22 +542,56 @@ def seeds_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("seed_*"), key=lambda path: int(path.name.split("_")[1]))
 
 
+CASE_COLUMNS = {"seed": pl.UInt8, "arm": pl.String, "case_id": pl.String, "group": pl.String, "dice": pl.Float32}
+
+
+def cases_of(folder: Path, seed: int, *more: str) -> pl.DataFrame:
+    """Test measures of all finished arms of one folder: `CASE_COLUMNS` and more columns, a row per arm and case."""
+    from pipeline.evaluation.evaluate import means_per_case
+    from pipeline.store.schema import EVALUATION
+    from pipeline.store.tables import read_table
+
+    parts = [
+        means_per_case(read_table(folder / f"evaluation/{arm}.parquet", EVALUATION)).select(
+            pl.lit(seed, pl.UInt8).alias("seed"),
+            pl.lit(arm).alias("arm"),
+            *("case_id", "group"),
+            # Four digits are a hundredth of a point. More digits would not compress.
+            *(pl.col(name).round(4).cast(pl.Float32) for name in ("dice", *more)),
+        )
+        for arm in sorted(path.stem for path in (folder / "metrics").glob("*.json"))
+    ]
+    empty = pl.DataFrame(schema={**CASE_COLUMNS, **dict.fromkeys(more, pl.Float32)})
+    return pl.concat([empty, *parts])
+
+
+def with_new(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `new`, and those of `old` that they do not replace.
+
+    All arms of a seed have one base. If the base of a seed is another one in `new`, all old rows of the seed leave.
+    """
+    where, base = ["set", "seed"], pl.col("arm") == "base"
+    both = old.filter(base).join(new.filter(base), on=[*where, "case_id"], how="inner")
+    changed = both.filter(pl.col("dice") != pl.col("dice_right")).select(where).unique()
+    left = old.join(changed, on=where, how="anti").join(new, on=[*where, "arm"], how="anti")
+    for row in changed.sort(where).iter_rows(named=True):
+        print(f"{row['set']}, seed {row['seed']}: the base is another one, so all old rows of this seed leave")
+    return pl.concat([left, new]).sort(*where, "arm", "case_id")
+
+
 class Measured:
-    """Test Dice of all arms of one data set over its finished seeds, one folder each."""
+    """Test Dice of all arms of one data set over its seeds, from rows of `CASE_COLUMNS`."""
 
-    def __init__(self, seeds: Sequence[Path]) -> None:
-        self.seeds = seeds
+    def __init__(self, cases: pl.DataFrame) -> None:
+        self.cases = cases
+        self.arms = cases["arm"].unique().sort().to_list()
 
-    def dice(self, arm: str, column: str = "dice") -> tuple[list[Path], np.ndarray, list[str]]:
+    def dice(self, arm: str, column: str = "dice") -> tuple[list[int], np.ndarray, list[str]]:
         """Seeds that have the arm, its Dice f64 `[seed, case]` and the patient of every case."""
-        from pipeline.evaluation.evaluate import means_per_case
-        from pipeline.store.schema import EVALUATION
-        from pipeline.store.tables import read_table
-
-        found = [seed for seed in self.seeds if (seed / f"metrics/{arm}.json").is_file()]
-        tables = [means_per_case(read_table(seed / f"evaluation/{arm}.parquet", EVALUATION)) for seed in found]
-        values = np.stack([table[column].to_numpy() for table in tables]) if tables else np.zeros((0, 0))
-        return found, values, tables[0]["group"].to_list() if tables else []
+        of = self.cases.filter(pl.col("arm") == arm).sort("seed", "case_id")
+        found = of["seed"].unique().sort().to_list()
+        values = of[column].cast(pl.Float64).to_numpy().reshape(len(found), -1) if found else np.zeros((0, 0))
+        return found, values, of["group"].to_list()[: values.shape[1]]
 
     def difference(self, one: str, other: str) -> tuple[int, Interval] | None:
         """Number of seeds that have both arms, and the difference of their Dice. None without a common seed."""
@@ -559,7 +610,7 @@ class Measured:
         (a - r b) / mean(b) around r. None if the gain of full supervision is not shown to be above 0.
         """
         parts = {name: self.dice(name) for name in (arm, "base", ceiling)}
-        both = [seed for seed in self.seeds if all(seed in seeds for seeds, _, _ in parts.values())]
+        both = sorted(set.intersection(*(set(seeds) for seeds, _, _ in parts.values())))
         if not both:
             return None
         of = {name: values[[seeds.index(seed) for seed in both]] for name, (seeds, values, _) in parts.items()}
@@ -577,13 +628,30 @@ class Measured:
 
 @main.command()
 @click.option("--out", type=PATH, required=True)
-@click.option("--tables", type=PATH, required=True, help="Folder of study.csv and study_differences.csv.")
-def draw(out: Path, tables: Path) -> None:
+@TABLES
+def collect(out: Path, tables: Path) -> None:
+    """Add the test Dice of every case of all finished arms to the table of the study."""
+    parts = [
+        cases_of(folder, int(folder.name.split("_")[1])).insert_column(0, pl.lit(name).alias("set"))
+        for name in SETS
+        for folder in seeds_of(out / name)
+    ]
+    found, file = pl.concat(parts), tables / CASES_FILE
+    found = with_new(pl.read_parquet(file) if file.is_file() else found.clear(), found)
+    found.write_parquet(file, compression="zstd", compression_level=19)
+    with pl.Config(tbl_rows=-1):
+        print(found.group_by("set", "seed", maintain_order=True).agg(arms=pl.col("arm").n_unique()))
+
+
+@main.command()
+@TABLES
+def draw(tables: Path) -> None:
     """Gain over the base, gap recovered, and differences between arms, with 95 % intervals over patients and seeds."""
     rows, differences = [], []
+    cases = pl.read_parquet(tables / CASES_FILE)
     for name in SETS:
-        measured = Measured(seeds_of(out / name))
-        names = sorted({path.stem for seed in measured.seeds for path in (seed / "metrics").glob("*.json")} - {"base"})
+        measured = Measured(cases.filter(pl.col("set") == name))
+        names = [arm for arm in measured.arms if arm != "base"]
         for arm in names:
             gain = measured.difference(arm, "base")
             against = measured.difference(arm, "supervised")

@@ -27,7 +27,7 @@ MADE: dict[str, Any] = {
             of, 0, Path("raw"), {arm: student for arm, (_, student) in study.arms(of, CHOSEN, which).items()}, 5e-4
         )
         for name, of in study.SETS.items()
-        for which in ("core", "confirm", "rounds", "more")
+        for which in ("core", "confirm", "rounds", "rivals", "pairs")
     },
 }
 
