@@ -3,14 +3,15 @@
 Base and proposals are those of the study (`benchmarks/study.py`). A seed covers base, proposals, judges and students.
 The cases and their splits are the same for all seeds, so patients are crossed with seeds. Learning rates and weights
 are tried on seed 0 with a judge that is right (`--arms tune`) and chosen on validation (`choose`). `collect` adds the
-finished seeds to a table of all test cases, and `draw` makes the table of results and the figure from it.
+finished seeds to a table of all test cases. `draw` makes the table of results, the figure and the tables of the page
+from it, each table below the comment with its name.
 
     python -m benchmarks.study run --set polyps --seed 0 --arms none --data ../shared/data --out study
     python -m benchmarks.noise_sweep run --seed 0 --arms tune --data ../shared/data --out study
-    python -m benchmarks.noise_sweep choose --out study --tables docs/results
-    python -m benchmarks.noise_sweep run --seed 0 --arms sweep --data ../shared/data --out study --tables docs/results
-    python -m benchmarks.noise_sweep collect --out study --tables docs/results
-    python -m benchmarks.noise_sweep draw --tables docs/results
+    python -m benchmarks.noise_sweep choose --out study
+    python -m benchmarks.noise_sweep run --seed 0 --arms sweep --data ../shared/data --out study
+    python -m benchmarks.noise_sweep collect --out study
+    python -m benchmarks.noise_sweep draw
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from ruamel.yaml import YAML
 from benchmarks import study
 from benchmarks.figure import save_png
 from benchmarks.stage import stage
+from benchmarks.study_page import Measured, cell, percent, points, put, table, tries_table
+from pipeline.measures.intervals import Interval, crossed_interval
 
 SET = "polyps"
 LEVELS: dict[str, dict[float, str]] = {
@@ -49,6 +52,16 @@ OBJECTIVES = {"DPO": "dpo", "RN-DPO": "rn_dpo", "RN-cDPO": "rn_cdpo"}
 BY_CHANCE = "random"
 """Strategy that mines without rank, for RN-DPO: two proposals drawn at random, ordered by the judge."""
 MINED_BY_CHANCE = ("truth", "flip_04", "likes_large")
+TITLES = {
+    "truth": "no errors",
+    "flip_02": "order flips in 20 % of the cases",
+    "flip_04": "order flips in 40 % of the cases",
+    "large": "order flips in half of the cases with large D",
+    "likes_small": "size bias, likes small masks (-0.5)",
+    "likes_large": "size bias, likes large masks (+0.5)",
+}
+"""Title by judge in the tables of the page."""
+ENDS = ("", "_low", "_high")
 TRIED_FILE, CASES_FILE = "noise_sweep_tried.csv", "noise_sweep_cases.parquet"
 
 
@@ -191,10 +204,8 @@ def collect(out: Path, tables: Path) -> None:
 @study.TABLES
 def draw(tables: Path) -> None:
     """Gain over the base and differences between arms, with 95 % intervals over patients and seeds."""
-    from pipeline.measures.intervals import crossed_interval
-
     cases = pl.read_parquet(tables / CASES_FILE)
-    measured = study.Measured(cases)
+    measured = Measured(cases)
     seeds, of_base, patients = measured.dice("base")
     noise = dict(cases.group_by("arm").agg(pl.col("noise_rate").mean()).iter_rows())
     level_of = {judge: (title, level) for title, of in LEVELS.items() for level, judge in of.items()}
@@ -212,13 +223,58 @@ def draw(tables: Path) -> None:
             own = measured.dice(f"{short}_{pairs}")[1]
             over = (None,) * 3 if rival is None else crossed_interval(own - rival, patients, 2000, 0)
             rows.append((*row, *over))
-    of = [f"{name}{end}" for name in ("gain", "peak_gain", "over_dpo") for end in ("", "_low", "_high")]
+    of = [f"{name}{end}" for name in ("gain", "peak_gain", "over_dpo") for end in ENDS]
     columns = ["error", "level", "judge", "mined_by", "noise_rate", "objective", "seeds", *of]
     found = pl.DataFrame(rows, schema=columns, orient="row")
     found.write_csv(tables / "noise_sweep.csv", float_precision=4)
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=250, float_precision=3):
         print(found.drop("error"))
     _figure(found.filter(pl.col("mined_by") == "top_base"), tables / "noise_sweep.png")
+    page = tables / "noise_sweep.md"
+    text = page.read_text()
+    for name, content in page_tables(found, tables / TRIED_FILE).items():
+        text = put(text, name, content)
+    page.write_text(text)
+
+
+def page_tables(found: pl.DataFrame, tried: Path) -> dict[str, str]:
+    """Tables of the page by name, from the table of results and the file of tries."""
+    rows = {(row["judge"], row["mined_by"], row["objective"]): row for row in found.iter_rows(named=True)}
+
+    def of(judge: str, objective: str, what: str, mined_by: str = "top_base") -> str:
+        row = rows[judge, mined_by, objective]
+        return cell((row["seeds"], Interval(*(row[f"{what}{end}"] for end in ENDS))), row["seeds"], points)
+
+    def wrong(judge: str, mined_by: str = "top_base") -> str:
+        return f"{percent(rows[judge, mined_by, 'RN-DPO']['noise_rate'])} %"
+
+    errors = [
+        (
+            title,
+            wrong(judge),
+            *(of(judge, objective, "gain") for objective in OBJECTIVES),
+            *(of(judge, objective, "over_dpo") for objective in OBJECTIVES if objective != "DPO"),
+        )
+        for judge, title in TITLES.items()
+    ]
+    mining = [
+        (
+            TITLES[judge],
+            *(
+                text
+                for by in ("top_base", BY_CHANCE)
+                for text in (wrong(judge, by), of(judge, "RN-DPO", "gain", by), of(judge, "RN-DPO", "peak_gain", by))
+            ),
+        )
+        for judge in MINED_BY_CHANCE
+    ]
+    over = [f"{objective} over DPO" for objective in OBJECTIVES if objective != "DPO"]
+    by = [f"{what}, `{by}`" for by in ("top_base", BY_CHANCE) for what in ("wrong", "sustained", "peak")]
+    return {
+        "errors": table(["planted errors", "wrong pairs on validation", *OBJECTIVES, *over], errors),
+        "mining": table(["planted errors", *by], mining),
+        "tries": tries_table(tried, {short: name for name, short in OBJECTIVES.items()}, [SET]),
+    }
 
 
 def _figure(found: pl.DataFrame, file: Path) -> None:

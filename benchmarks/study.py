@@ -3,13 +3,13 @@
 A seed covers base, proposals, judges and students; cases and splits are the same for all seeds. `run` makes one seed
 and goes on where it was stopped, so several seeds may run beside each other. Learning rates and weights are tried on
 seed 0 (`--arms tune`) and chosen on validation (`choose`). `collect` adds the test Dice of every case to a table that
-outlives the models, and `draw` makes the tables of results from it.
+outlives the models. `benchmarks.study_page` makes the tables of results from it.
 
     python -m benchmarks.study run --set polyps --seed 0 --arms tune --data ../shared/data --out study
-    python -m benchmarks.study choose --out study --tables docs/results
+    python -m benchmarks.study choose --out study
     python -m benchmarks.study run --set polyps --seed 0 --arms core --data ../shared/data --out study
-    python -m benchmarks.study collect --out study --tables docs/results
-    python -m benchmarks.study draw --tables docs/results
+    python -m benchmarks.study collect --out study
+    python -m benchmarks.study_page
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
 
 from benchmarks.stage import stage
-from pipeline.measures.intervals import Interval, crossed_interval
 
 RATES = (5e-4, 1e-3, 2e-3)
 """Learning rates of the study."""
@@ -413,7 +411,7 @@ def second_round(of: dict[str, Any], seed: int, data: Path, rate: float, weight:
 
 PATH = click.Path(path_type=Path)
 TABLES = click.option(
-    "--tables", type=PATH, required=True, help="Folder of the tables of results, such as docs/results."
+    "--tables", type=PATH, default="docs/results", show_default=True, help="Folder of the tables and pages of results."
 )
 TRIED_FILE, CASES_FILE = "study_tried.csv", "study_cases.parquet"
 
@@ -512,31 +510,6 @@ def best_tries(file: Path, gains: Sequence[str]) -> dict[str, tuple[float, float
     return {row["family"]: (row["rate"], row["weight"]) for row in each}
 
 
-COMPARED = {
-    f"{pick}: {objective} against imitation, {pool}": (f"{pick}_{objective}_{pool}", f"{pick}_imitate_{pool}")
-    for pick in PICKS
-    for objective in ("rn_dpo", "rn_cdpo", "dpo")
-    for pool in POOL_TERMS
-} | {
-    "RN-DPO against DPO, judge, best": ("judge_rn_dpo_best", "judge_dpo_best"),
-    "RN-DPO against DPO, judge, alone": ("judge_rn_dpo_alone", "judge_dpo_alone"),
-    "RN-DPO against DPO, oracle, alone": ("oracle_rn_dpo_alone", "oracle_dpo_alone"),
-    "imitation of the best fixed proposal against the mean at .5": ("imitate_best", "imitate_mean"),
-    "imitation of the fitted mean against the mean at .5": ("imitate_fitted", "imitate_mean"),
-    "imitation of the best fixed proposal against distillation": ("imitate_best", "distill"),
-    "judge on top of the best imitation": ("judge_rn_dpo_best", "imitate_best"),
-    "fixed on top of the best imitation": ("fixed_rn_dpo_best", "imitate_best"),
-    "oracle on top of the best imitation": ("oracle_rn_dpo_best", "imitate_best"),
-    "imitation of the best fixed proposal against the proposal itself": ("imitate_best", "regions"),
-    "imitation of the best fixed proposal against 12 passes of the fitted mean": ("imitate_best", "mean_fitted"),
-    "second round against the first": (ROUND_2, ROUND_1),
-    "second round against one round of as many steps": (ROUND_2, f"{ROUND_1}_twice"),
-    "strong labelled views": ("supervised_strong", "supervised"),
-    "own threshold of the student": ("imitate_best_own", "imitate_best"),
-}
-"""Pairs of arms by what their difference says. Both arms were trained on the same seeds."""
-
-
 def seeds_of(folder: Path) -> list[Path]:
     """Folders of the seeds of a data set, in the order of their numbers."""
     return sorted(folder.glob("seed_*"), key=lambda path: int(path.name.split("_")[1]))
@@ -579,53 +552,6 @@ def with_new(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([left, new]).sort(*where, "arm", "case_id")
 
 
-class Measured:
-    """Test Dice of all arms of one data set over its seeds, from rows of `CASE_COLUMNS`."""
-
-    def __init__(self, cases: pl.DataFrame) -> None:
-        self.cases = cases
-        self.arms = cases["arm"].unique().sort().to_list()
-
-    def dice(self, arm: str, column: str = "dice") -> tuple[list[int], np.ndarray, list[str]]:
-        """Seeds that have the arm, its Dice f64 `[seed, case]` and the patient of every case."""
-        of = self.cases.filter(pl.col("arm") == arm).sort("seed", "case_id")
-        found = of["seed"].unique().sort().to_list()
-        values = of[column].cast(pl.Float64).to_numpy().reshape(len(found), -1) if found else np.zeros((0, 0))
-        return found, values, of["group"].to_list()[: values.shape[1]]
-
-    def difference(self, one: str, other: str) -> tuple[int, Interval] | None:
-        """Number of seeds that have both arms, and the difference of their Dice. None without a common seed."""
-        (seeds, values, groups), (seeds_of_other, others, _) = self.dice(one), self.dice(other)
-        both = [seed for seed in seeds if seed in seeds_of_other]
-        if not both:
-            return None
-        first = values[[seeds.index(seed) for seed in both]]
-        second = others[[seeds_of_other.index(seed) for seed in both]]
-        return len(both), crossed_interval(first - second, groups, 2000, 0)
-
-    def recovered(self, arm: str, ceiling: str) -> Interval | None:
-        """Gain of an arm over the gain of full supervision, with the interval of the linearised ratio.
-
-        With gains a and b of every seed and patient and r = mean(a) / mean(b), the interval is that of the mean of
-        (a - r b) / mean(b) around r. None if the gain of full supervision is not shown to be above 0.
-        """
-        parts = {name: self.dice(name) for name in (arm, "base", ceiling)}
-        both = sorted(set.intersection(*(set(seeds) for seeds, _, _ in parts.values())))
-        if not both:
-            return None
-        of = {name: values[[seeds.index(seed) for seed in both]] for name, (seeds, values, _) in parts.items()}
-        groups = parts["base"][2]
-        gain, full_gain = of[arm] - of["base"], of[ceiling] - of["base"]
-        whole, own = (crossed_interval(values, groups, 2000, 0) for values in (full_gain, gain))
-        if whole.low is None or whole.low <= 0 or whole.mean is None or own.mean is None:
-            return None
-        ratio = own.mean / whole.mean
-        around = crossed_interval((gain - ratio * full_gain) / whole.mean, groups, 2000, 0)
-        if around.low is None or around.high is None:
-            return Interval(ratio, None, None)
-        return Interval(ratio, ratio + around.low, ratio + around.high)
-
-
 @main.command()
 @click.option("--out", type=PATH, required=True)
 @TABLES
@@ -641,39 +567,6 @@ def collect(out: Path, tables: Path) -> None:
     found.write_parquet(file, compression="zstd", compression_level=19)
     with pl.Config(tbl_rows=-1):
         print(found.group_by("set", "seed", maintain_order=True).agg(arms=pl.col("arm").n_unique()))
-
-
-@main.command()
-@TABLES
-def draw(tables: Path) -> None:
-    """Gain over the base, gap recovered, and differences between arms, with 95 % intervals over patients and seeds."""
-    rows, differences = [], []
-    cases = pl.read_parquet(tables / CASES_FILE)
-    for name in SETS:
-        measured = Measured(cases.filter(pl.col("set") == name))
-        names = [arm for arm in measured.arms if arm != "base"]
-        for arm in names:
-            gain = measured.difference(arm, "base")
-            against = measured.difference(arm, "supervised")
-            if gain is None:
-                continue
-            row: dict[str, Any] = {"set": name, "arm": arm, "seeds": gain[0], **_named("gain", gain[1])}
-            row |= _named("over_supervised", None if against is None else against[1])
-            row |= _named("recovered_same", measured.recovered(arm, "full_same"))
-            row |= _named("recovered_full", measured.recovered(arm, "full"))
-            rows.append(row)
-        for title, pair in COMPARED.items():
-            if (found := measured.difference(*pair)) is not None:
-                differences.append({"set": name, "difference": title, "seeds": found[0], **_named("dice", found[1])})
-    for content, file in ((rows, "study.csv"), (differences, "study_differences.csv")):
-        table = pl.DataFrame(content, infer_schema_length=None)
-        table.write_csv(tables / file, float_precision=5)
-        with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=220, fmt_str_lengths=60, float_precision=3):
-            print(table)
-
-
-def _named(name: str, found: Interval | None) -> dict[str, float | None]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), found or (None, None, None), strict=True))
 
 
 if __name__ == "__main__":

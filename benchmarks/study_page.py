@@ -1,0 +1,260 @@
+"""Tables of `docs/results/study.md` from the test Dice of every case, with 95 % intervals over patients and seeds.
+
+A table of the page stands below the comment with its name, and is written anew. `benchmarks.study collect` makes the
+table of cases.
+
+    python -m benchmarks.study_page
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+import polars as pl
+
+from benchmarks.study import CASES_FILE, TABLES, TRIED, TRIED_FILE, TUNED, best_tries, tries
+from pipeline.measures.intervals import Interval, crossed_interval
+
+COLUMNS = ("polyps", "nuclei", "hippocampus")
+"""Data sets of the tables, in the order of their columns."""
+GAINS = {
+    "flips": ("mean of flips", "4, 2"),
+    "ensemble": ("mean of the ensemble", "3"),
+    "mean_of_all": ("mean of all models and flips", "12, 6"),
+    "mean_fitted": ("the same at its fitted threshold", "12, 6"),
+    "base_fitted": ("the base at its fitted threshold", "1"),
+    "regions": ("composed of regions", "15, 9"),
+    "supervised": ("labels only (`supervised`)", "1"),
+    "supervised_strong": ("the same with strong labelled views", "1"),
+    "validation_labels": ("labels of validation added", "1"),
+    "mean_teacher": ("mean teacher", "1"),
+    "pseudo_label": ("pseudo-labels", "1"),
+    "distill": ("distillation of the mean of all proposals", "1"),
+    "imitate_mean": ("imitate the mean at .5", "1"),
+    "imitate_fitted": ("imitate the fitted mean", "1"),
+    "imitate_best": ("imitate the composed masks", "1"),
+    "imitate_best_twice": ("the same, twice as many steps", "1"),
+    "round_2_mean": ("second round: mean of three such students", "12"),
+    "round_2": ("second round: imitate this mean", "1"),
+    "imitate_best_own": ("imitate the composed masks, at a threshold of its own from validation", "1"),
+    "judge_imitate_alone": ("imitate the top picks of `pairwise`", "1"),
+    "judge_rn_dpo_best": ("imitate the composed masks, with RN-DPO on pairs of `pairwise`", "1"),
+    "oracle_imitate_alone": ("research: imitate the oracle's picks", "1"),
+    "oracle_rn_dpo_alone": ("research: RN-DPO on the oracle's pairs", "1"),
+    "oracle_rn_dpo_best": ("research: the same, and imitate the composed masks", "1"),
+    "full_same": ("research: all labels of the pool, same steps", "1"),
+    "full": ("research: all labels of the pool, four times the steps", "1"),
+}
+"""Title and forward passes, 2D and 3D, by arm of the table of gains."""
+RECOVERED = {
+    "supervised": "labels only",
+    "imitate_best": "imitate the composed masks",
+    "imitate_best_own": "the same at a threshold of its own",
+    "round_2": "second round, twice the steps in all",
+    "judge_imitate_alone": "imitate the top picks of `pairwise`",
+    "oracle_imitate_alone": "research: imitate the oracle's picks",
+}
+"""Title by arm of the table of the gap recovered."""
+CEILINGS = {"full_same": "same steps", "full": "four times the steps"}
+JUDGES = {"oracle": "oracle", "judge": "`pairwise`", "fixed": "`fixed`"}
+POOLS = {"alone": "none", "agreement": "imitate where all agree", "best": "imitate the composed masks"}
+NAMES = {"imitate": "imitate", "rn_dpo": "RN-DPO", "rn_cdpo": "RN-cDPO", "dpo": "DPO"}
+BESIDE = "beside the imitation of the composed masks"
+OF_PICKS = {
+    "RN-DPO against imitation of the same picks": ("{}_rn_dpo_alone", "{}_imitate_alone"),
+    f"RN-DPO against imitation of the same picks, both {BESIDE}": ("{}_rn_dpo_best", "{}_imitate_best"),
+    f"RN-DPO {BESIDE} against this imitation alone": ("{}_rn_dpo_best", "imitate_best"),
+    "RN-DPO against DPO": ("{}_rn_dpo_alone", "{}_dpo_alone"),
+    f"RN-DPO against DPO, both {BESIDE}": ("{}_rn_dpo_best", "{}_dpo_best"),
+}
+"""Arm and rival by title, for the picks of every judge."""
+DIFFERENCES = {
+    "imitation of the composed masks against labels only": ("imitate_best", "supervised"),
+    "imitation of the composed masks against distillation": ("imitate_best", "distill"),
+    "imitation of the composed masks against all passes of the fitted mean": ("imitate_best", "mean_fitted"),
+    "imitation of the composed masks against all passes of these masks": ("imitate_best", "regions"),
+    "threshold of its own against none": ("imitate_best_own", "imitate_best"),
+    "second round against the first": ("round_2", "imitate_best"),
+    "second round against one round of as many steps": ("round_2", "imitate_best_twice"),
+}
+"""Arm and rival by title of the table of differences."""
+TITLES = {
+    "supervised": "labels only (at .3: strong labelled views)",
+    "full": "research: all labels of the pool, same steps",
+    "imitate": "imitate the best fixed proposal",
+    "preference": "the same with RN-DPO of `pairwise`",
+    "preference_alone": "RN-DPO of `pairwise` alone",
+    "oracle_imitate": "research: imitate the oracle's picks",
+    "oracle_preference": "research: imitate the best fixed proposal with RN-DPO of the oracle",
+    "oracle_preference_alone": "research: RN-DPO of the oracle alone",
+    "distill": "distillation of the mean of all proposals",
+    "mean_teacher": "mean teacher (its consistency weighs ten times as much)",
+    "pseudo_label": "pseudo-labels",
+}
+"""Title by family of the table of tries."""
+
+
+class Measured:
+    """Test Dice of all arms of one data set over its seeds, from rows of `CASE_COLUMNS`."""
+
+    def __init__(self, cases: pl.DataFrame) -> None:
+        self.cases = cases
+        self.arms = cases["arm"].unique().sort().to_list()
+
+    def dice(self, arm: str, column: str = "dice") -> tuple[list[int], np.ndarray, list[str]]:
+        """Seeds that have the arm, its Dice f64 `[seed, case]` and the patient of every case."""
+        of = self.cases.filter(pl.col("arm") == arm).sort("seed", "case_id")
+        found = of["seed"].unique().sort().to_list()
+        values = of[column].cast(pl.Float64).to_numpy().reshape(len(found), -1) if found else np.zeros((0, 0))
+        return found, values, of["group"].to_list()[: values.shape[1]]
+
+    def difference(self, one: str, other: str) -> tuple[int, Interval] | None:
+        """Number of seeds that have both arms, and the difference of their Dice. None without a common seed."""
+        (seeds, values, groups), (seeds_of_other, others, _) = self.dice(one), self.dice(other)
+        both = [seed for seed in seeds if seed in seeds_of_other]
+        if not both:
+            return None
+        first = values[[seeds.index(seed) for seed in both]]
+        second = others[[seeds_of_other.index(seed) for seed in both]]
+        return len(both), crossed_interval(first - second, groups, 2000, 0)
+
+    def recovered(self, arm: str, ceiling: str) -> tuple[int, Interval] | None:
+        """Number of seeds, and gain of an arm over that of full supervision, with the interval of the linearised ratio.
+
+        With gains a and b of every seed and patient and r = mean(a) / mean(b), the interval is that of the mean of
+        (a - r b) / mean(b) around r. None if the gain of full supervision is not shown to be above 0.
+        """
+        parts = {name: self.dice(name) for name in (arm, "base", ceiling)}
+        both = sorted(set.intersection(*(set(seeds) for seeds, _, _ in parts.values())))
+        if not both:
+            return None
+        of = {name: values[[seeds.index(seed) for seed in both]] for name, (seeds, values, _) in parts.items()}
+        groups = parts["base"][2]
+        gain, full_gain = of[arm] - of["base"], of[ceiling] - of["base"]
+        whole, own = (crossed_interval(values, groups, 2000, 0) for values in (full_gain, gain))
+        if whole.low is None or whole.low <= 0 or whole.mean is None or own.mean is None:
+            return None
+        ratio = own.mean / whole.mean
+        around = crossed_interval((gain - ratio * full_gain) / whole.mean, groups, 2000, 0)
+        if around.low is None or around.high is None:
+            return len(both), Interval(ratio, None, None)
+        return len(both), Interval(ratio, ratio + around.low, ratio + around.high)
+
+
+def cell(found: tuple[int, Interval] | None, most: int, form: Callable[[float], str], unit: str = "") -> str:
+    """Mean with interval, and the number of seeds if the number is below `most`; a dash without a value."""
+    if found is None or found[1].mean is None:
+        return "-"
+    seeds, (mean, low, high) = found
+    ends = "" if low is None or high is None else f" [{form(low).lstrip('+')}, {form(high).lstrip('+')}]"
+    return form(mean) + unit + ends + ("" if seeds == most else f" ({seeds} seed{'s' * (seeds > 1)})")
+
+
+def points(value: float) -> str:
+    """A difference of Dice in points, with its sign: 0.012 is +1.2."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("-0.0", "+0.0") else text
+
+
+def percent(value: float) -> str:
+    """A share in percent, without the sign of percent: 0.49 is 49."""
+    return str(round(100 * value))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def all_tables(of: Mapping[str, Measured], tried: Path) -> dict[str, str]:
+    """All tables of the page by name, from the measured arms by data set and the file of tries."""
+    there = [name for name in COLUMNS if of[name].arms]
+    most = {name: len(of[name].dice("base")[0]) for name in there}
+    heads = [f"{name}, {most[name]} seed{'s' * (most[name] > 1)}" for name in there]
+
+    def compared(one: str, other: str) -> list[str]:
+        return [cell(of[name].difference(one, other), most[name], points) for name in there]
+
+    gains = [(title, passes, *compared(arm, "base")) for arm, (title, passes) in GAINS.items()]
+    shares = [
+        (
+            title,
+            *(cell(of[name].recovered(arm, full), most[name], percent, " %") for full in CEILINGS for name in there),
+        )
+        for arm, title in RECOVERED.items()
+    ]
+    made = {
+        "gains": table(["arm", "passes", *heads], gains),
+        "recovered": table(["student", *(f"{name}, {steps}" for steps in CEILINGS.values() for name in there)], shares),
+        "differences": table(
+            ["comparison", *heads], [(title, *compared(*pair)) for title, pair in DIFFERENCES.items()]
+        ),
+        "preference": table(
+            ["picks", "comparison", *heads],
+            [
+                (judge, title, *compared(one.format(pick), other.format(pick)))
+                for title, (one, other) in OF_PICKS.items()
+                for pick, judge in JUDGES.items()
+            ],
+        ),
+    }
+    for name in there:
+        rows = [
+            (
+                judge,
+                pool,
+                *(cell(of[name].difference(f"{pick}_{loss}_{end}", "base"), most[name], points) for loss in NAMES),
+            )
+            for pick, judge in JUDGES.items()
+            for end, pool in POOLS.items()
+        ]
+        made[f"pairs of {name}"] = table(["picks", "term on the pool", *NAMES.values()], rows)
+    made["tries"] = tries_table(tried, TITLES, TUNED)
+    return made
+
+
+def tries_table(file: Path, titles: Mapping[str, str], sets: Sequence[str]) -> str:
+    """Gains on validation of the data sets, by family, learning rate and weight, with the choice in bold."""
+    found = pl.read_csv(file)
+    best = best_tries(file, sets)
+    gain = {row[:3]: row[3:] for row in found.select("family", "rate", "weight", *sets).iter_rows()}
+
+    def of_try(name: str, one: tuple[float, float]) -> str:
+        text = " / ".join(points(value) for value in gain[name, *one])
+        return f"**{text}**" if one == best[name] else text
+
+    rows = [
+        (title, *(of_try(name, one) if one in tries(name) else "" for one in TRIED))
+        for name, title in titles.items()
+        if name in best
+    ]
+    heads = [f"{rate:.0e}, {weight:g}".replace("e-0", "e-") for rate, weight in TRIED]
+    return table(["family", *heads], rows)
+
+
+def put(page: str, name: str, content: str) -> str:
+    """The page with this table below the comment of its name. A page without the comment stays as it is."""
+    below = re.compile(rf"(<!-- table: {re.escape(name)} -->\n)(?:\|.*\n)*")
+    return below.sub(lambda found: f"{found[1]}{content}\n", page)
+
+
+@click.command(help=__doc__)
+@TABLES
+def main(tables: Path) -> None:
+    cases = pl.read_parquet(tables / CASES_FILE)
+    measured = {name: Measured(cases.filter(pl.col("set") == name)) for name in cases["set"].unique()}
+    none = Measured(cases.clear())
+    page = tables / "study.md"
+    text = page.read_text()
+    for name, content in all_tables({name: measured.get(name, none) for name in COLUMNS}, tables / TRIED_FILE).items():
+        print(f"\n{name}\n\n{content}")
+        text = put(text, name, content)
+    page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

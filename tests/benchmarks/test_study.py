@@ -1,0 +1,78 @@
+"""Tables of the study: cases from several machines, choice of tries, and shares of the gap, worked by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from benchmarks.study import CASE_COLUMNS, best_tries, keep_tries, with_new
+from benchmarks.study_page import Measured, cell, percent, points, put
+from pipeline.measures.intervals import Interval
+
+
+def cases(**dice: list[float]) -> pl.DataFrame:
+    """Rows of one seed: the Dice of cases a, b and so on of every arm, each case of a patient of its own."""
+    rows = [
+        ("set", 0, arm, "abcd"[at], "abcd"[at], value)
+        for arm, values in dice.items()
+        for at, value in enumerate(values)
+    ]
+    return pl.DataFrame(rows, schema={"set": pl.String, **CASE_COLUMNS}, orient="row")
+
+
+def test_arms_of_one_base_come_together() -> None:
+    old, new = cases(base=[0.5, 0.6], one=[0.6, 0.7]), cases(base=[0.5, 0.6], one=[0.65, 0.75], two=[0.8, 0.9])
+    found = with_new(old, new)
+    assert found.equals(new.sort("arm", "case_id"))
+    assert with_new(new, old)["arm"].to_list() == ["base", "base", "one", "one", "two", "two"]
+
+
+def test_another_base_replaces_the_whole_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    old = cases(base=[0.5, 0.6], one=[0.6, 0.7])
+    other_seed = old.with_columns(seed=pl.lit(1, pl.UInt8))
+    new = cases(base=[0.5, 0.61], two=[0.8, 0.9])
+    found = with_new(pl.concat([old, other_seed]), new)
+    assert found.filter(pl.col("seed") == 0).equals(new)
+    assert found.filter(pl.col("seed") == 1).equals(other_seed)
+    assert "set, seed 0: the base is another one" in capsys.readouterr().out
+
+
+def test_share_of_the_gap_and_differences() -> None:
+    # Gains of .05 and .2 on every patient: a quarter is recovered, with no spread.
+    one = cases(base=[0.5, 0.6, 0.4, 0.7], arm=[0.55, 0.65, 0.45, 0.75], full=[0.7, 0.8, 0.6, 0.9])
+    measured = Measured(pl.concat([one, one.with_columns(seed=pl.lit(1, pl.UInt8))]))
+    seeds, share = measured.recovered("arm", "full") or pytest.fail("nothing found")
+    assert seeds == 2
+    assert share == pytest.approx((0.25, 0.25, 0.25), abs=1e-6)
+    seeds, gain = measured.difference("arm", "base") or pytest.fail("nothing found")
+    assert (seeds, *gain) == pytest.approx((2, 0.05, 0.05, 0.05), abs=1e-6)
+    assert measured.difference("arm", "absent") is None
+    # Nothing is recovered of a gap that is not there.
+    assert measured.recovered("arm", "base") is None
+
+
+def test_best_try_of_the_mean_of_two_sets(tmp_path: Path) -> None:
+    file = tmp_path / "tried.csv"
+    keep_tries([("a", 5e-4, 1.0, 0.03, 0.0), ("a", 1e-3, 1.0, 0.01, 0.01)], file, ["one", "two"])
+    keep_tries([("b", 2e-3, 0.3, 0.01, 0.02)], file, ["one", "two"])
+    assert best_tries(file, ["one", "two"]) == {"a": (5e-4, 1.0), "b": (2e-3, 0.3)}
+    # A family that is tried again loses its old tries.
+    keep_tries([("a", 2e-3, 1.0, -0.01, 0.0)], file, ["one", "two"])
+    assert best_tries(file, ["one", "two"])["a"] == (2e-3, 1.0)
+
+
+def test_cells() -> None:
+    found = Interval(0.0123, -0.0004, 0.025)
+    assert cell((3, found), 3, points) == "+1.2 [0.0, 2.5]"
+    assert cell((1, found), 3, points) == "+1.2 [0.0, 2.5] (1 seed)"
+    assert cell((3, Interval(0.494, -0.004, 0.976)), 3, percent, " %") == "49 % [0, 98]"
+    assert cell((2, Interval(0.0123, None, None)), 2, points) == "+1.2"
+    assert cell(None, 3, points) == "-"
+
+
+def test_a_table_is_put_below_its_comment_alone() -> None:
+    page = "Text.\n\n<!-- table: one -->\n| old |\n| --- |\n\nText.\n\n<!-- table: two -->\n| kept |\n"
+    assert put(page, "one", "| new |\n| --- |\n| 1 |") == page.replace("| old |\n| --- |", "| new |\n| --- |\n| 1 |")
+    assert put(page, "three", "| new |") == page
