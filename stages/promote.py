@@ -19,7 +19,7 @@ def main(validation: Path, students: Path, out: Path, params_file: Path) -> None
     from pipeline.promotion.promote import PromotionFiles, promote
 
     params = load_params(params_file)
-    against = objections(params.students, params.pairs, params.judges, params.consensus)
+    against = objections(params.students, params.pairs, params.judges, params.consensus, params.training.optimisation)
     first_base = None if params.promotion.first_base == NOTHING else params.promotion.first_base
     files = PromotionFiles(validation, students, out, first_base)
     record = promote(against, files, params.promotion, params.evaluation.worse_by)

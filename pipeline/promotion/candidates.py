@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pipeline.judges.consensus import JudgeConsensus
     from pipeline.judges.judge import JudgeKnobs
     from pipeline.pairs.mine import PairSet
+    from pipeline.segmenter.knobs import Optimisation
     from pipeline.students.student import Student
 
 
@@ -19,15 +20,18 @@ def objections(
     pairs: Mapping[str, PairSet],
     judges: Mapping[str, JudgeKnobs],
     consensus: Mapping[str, JudgeConsensus],
+    optimisation: Optimisation,
 ) -> dict[str, str | None]:
-    """Why each student is no candidate, in words; None for a candidate."""
+    """Why each student is no candidate, in words; None for a candidate. `optimisation` is that of all students."""
     return {
-        name: objection(student, pairs[student.pairs], reads_truth(pairs[student.pairs].judge, judges, consensus))
+        name: objection(
+            student, pairs[student.pairs], reads_truth(pairs[student.pairs].judge, judges, consensus), optimisation
+        )
         for name, student in students.items()
     }
 
 
-def objection(student: Student, pairs: PairSet, truth: bool) -> str | None:
+def objection(student: Student, pairs: PairSet, truth: bool, optimisation: Optimisation) -> str | None:
     """Why a student is no candidate, in words; None for a candidate.
 
     `truth` says whether the judge of the pair set reads the truth of the cases that it scores.
@@ -39,6 +43,8 @@ def objection(student: Student, pairs: PairSet, truth: bool) -> str | None:
         return f"objective '{objective.kind}' uses the labels of split {' and '.join(further)}"
     if student.interpolate is not None:
         return "its share in the interpolation with the base was chosen by the labels of split validation"
+    if optimisation.patience is not None:
+        return "its last step was chosen by the labels of split validation (training.optimisation.patience)"
     if student.offsets == "validation":
         return "its offsets were fitted on the labels of split validation"
     if truth and pairs.split != "labelled":

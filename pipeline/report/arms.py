@@ -86,6 +86,16 @@ def best_on_validation(run: Run, arms: Sequence[Arm]) -> Arm | None:
     return max(arms, key=lambda arm: mean_over_patients(means_per_case(run.validated(arm.name)), "dice"))
 
 
+def shown_student(run: Run) -> Arm | None:
+    """The promoted student, else the candidate for promotion with the highest Dice on validation; None without one.
+
+    A student that used labels of validation looks best there, so only candidates are compared.
+    """
+    record = run.promotion
+    names = {one.name for one in record.students if one.candidate} if record.promoted is None else {record.promoted}
+    return best_on_validation(run, [arm for arm in run.arms if arm.name in names])
+
+
 def first_of_family(arms: Sequence[ComparedArm]) -> dict[int, str]:
     """Title of each family by the index of its first arm."""
     families = [compared.arm.family for compared in arms]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.measures.numbers import decimal
-from pipeline.report.arms import Results, best_on_validation
+from pipeline.report.arms import Results, shown_student
 from pipeline.report.cells import inline
 from pipeline.report.next_steps import next_steps
-from pipeline.report.run import Arm, Run
+from pipeline.report.run import Run
 from pipeline.report.step_numbers import Numbers, best_judge
 
 SHOWN = 3
@@ -47,7 +47,7 @@ def _model(run: Run, results: Results) -> str:
     if not results.students:
         return "params.yaml has no students, so no model was compared with the base."
     if record.promoted is None:
-        best = best_on_validation(run, [one.arm for one in results.students if _usable(one.arm)])
+        best = shown_student(run)
         return record.reason + (
             "" if best is None else f" Best on validation, measured on test: {_gains(run, results, best.name)}"
         )
@@ -62,11 +62,6 @@ def _model(run: Run, results: Results) -> str:
         f"with a lower bound of {decimal(bound, 2, signed=True)}."
     )
     return " ".join(said)
-
-
-def _usable(arm: Arm) -> bool:
-    """Whether an arm is a model that a user could have."""
-    return arm.student is not None and arm.student.objective.has_weights and not arm.research
 
 
 def _gains(run: Run, results: Results, name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import polars as pl
 
 from pipeline.measures.numbers import decimal, points
-from pipeline.report.arms import best_on_validation, has_f1
+from pipeline.report.arms import has_f1, shown_student
 from pipeline.report.blocks import Block, Note, Section, Table
 from pipeline.report.run import Run
 
@@ -16,11 +16,19 @@ WORST = 6
 
 
 def worst_cases(run: Run) -> Section:
-    """Test cases with the largest losses and the lowest Dice of the best practical student, and results per class."""
-    best = best_on_validation(run, [arm for arm in run.arms[1:] if not arm.research])
+    """Test cases with the largest losses and the lowest Dice of one student, and results per class.
+
+    The student is the promoted one, or the best candidate.
+    """
+    best = shown_student(run)
     blocks: list[Block] = []
     if best is not None:
         key = ["case_id", "group"]
+        why = (
+            "it is the promoted student."
+            if best.name == run.promotion.promoted
+            else "on validation it is the best of all candidates for promotion."
+        )
         both = (
             run.evaluated(best.name)
             .group_by(key)
@@ -29,12 +37,12 @@ def worst_cases(run: Run) -> Section:
             .with_columns((pl.col("dice") - pl.col("base")).alias("change"))
         )
         blocks = [
-            Note([f"'{best.name}' is shown: on validation it is best of all students that need no truth of the pool."]),
+            Note([f"'{best.name}' is shown: {why}"]),
             _cases_table("Largest losses against the base", both.sort("change", "case_id")),
             _cases_table("Lowest Dice", both.sort("dice", "case_id")),
         ]
     else:
-        blocks.append(Note(["There is no student without truth of the pool, so no cases are listed."]))
+        blocks.append(Note(["No student is a candidate for promotion, so no cases are listed."]))
     blocks += _class_tables(run)
     how = (
         "Look at these cases first: the mean can rise while single patients lose. Dice of a case is the mean over its "

@@ -36,7 +36,9 @@ def against(student: dict[str, Any], pairs: dict[str, Any] | None = None, **bloc
     sets = {**TINY["pairs"], **({} if pairs is None else {"own": pairs})}
     content = with_changes(pairs=sets, students={"one": {"pairs": "own", **student}}, **blocks)
     params = Params.model_validate_json(json.dumps(content))
-    return objections(params.students, params.pairs, params.judges, params.consensus)["one"]
+    return objections(params.students, params.pairs, params.judges, params.consensus, params.training.optimisation)[
+        "one"
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,6 +80,14 @@ def test_offsets_that_were_fitted_on_validation_make_no_candidate() -> None:
     student = {**ANCHORED, "pairs": "mined"}
     assert against({**student, "offsets": "validation"}) == "its offsets were fitted on the labels of split validation"
     assert against({**student, "offsets": "held_out", "start": "fold_0"}) is None
+
+
+def test_steps_that_were_chosen_on_validation_make_no_candidate() -> None:
+    student = {**ANCHORED, "pairs": "mined"}
+    training = {"optimisation": {**TINY["training"]["optimisation"], "patience": 2}}
+    assert against(student, training=training) == (
+        "its last step was chosen by the labels of split validation (training.optimisation.patience)"
+    )
 
 
 def test_a_share_that_was_chosen_on_validation_makes_no_candidate() -> None:

@@ -16,13 +16,13 @@ from pipeline.evaluation.metrics import Evaluation
 from pipeline.measures.numbers import Estimate
 from pipeline.promotion.record import Comparison
 from pipeline.report.answer import answer, gains_table, gap_recovered, objective_text
-from pipeline.report.arms import Results
+from pipeline.report.arms import Results, shown_student
 from pipeline.report.blocks import Note, Section, Table
 from pipeline.report.promotion import promotion
 from pipeline.report.run import Arm, Run
 from pipeline.report.worst_cases import worst_cases
 from pipeline.store import schema
-from tests.fixtures.reporting import GAINS, STUDENTS, Built, build, row_of, table
+from tests.fixtures.reporting import FULL, GAINS, STUDENTS, Built, build, row_of, table
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 KNOBS = Evaluation(nsd_tolerance=1.0, bootstrap=50, components=True, component_overlap=0.6)
@@ -245,6 +245,32 @@ def test_worst_cases_are_of_the_best_practical_student(tmp_path: Path) -> None:
     assert [row[0].text for row in table(found, "Lowest Dice").cells[:2]] == ["<b>x", "t2"]
 
 
+def test_a_student_of_validation_labels_is_not_the_best_on_validation(tmp_path: Path) -> None:
+    """It has trained on the cases on which it looks best. Without a candidate nobody is shown."""
+    spent = {"pairs": "none", "objective": {**FULL, "kind": "validation_labels"}}
+    gained = {**GAINS, "spent": (0.4,) * 5}
+    for name in ("both", "alone"):
+        (tmp_path / name).mkdir()
+    made = build(tmp_path / "both", students={**STUDENTS, "spent": spent}, gains=gained)
+    shown = shown_student(made.run)
+    assert shown is not None
+    assert shown.name == "rn_cdpo"
+    found = worst_cases(made.run).blocks[0].lines[0]  # type: ignore[union-attr]
+    assert found == "'rn_cdpo' is shown: on validation it is the best of all candidates for promotion."
+    alone = build(tmp_path / "alone", students={"spent": spent}, gains=gained)
+    assert shown_student(alone.run) is None
+    assert "No student is a candidate" in worst_cases(alone.run).blocks[0].lines[0]  # type: ignore[union-attr]
+
+
+def test_the_promoted_student_is_shown(tmp_path: Path) -> None:
+    """Even where another candidate is better on validation."""
+    run = build(tmp_path).run
+    record = run.promotion.model_copy(update={"promoted": "supervised"})
+    record.save(tmp_path / "promoted")
+    promoted = replace(run, promoted=tmp_path / "promoted")
+    assert worst_cases(promoted).blocks[0].lines[0] == "'supervised' is shown: it is the promoted student."  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("knobs", "expected"),
     [
@@ -309,7 +335,8 @@ def run_of(f1: float | None) -> Run:
     ]
     metrics = summary(pl.DataFrame(rows, schema=schema.EVALUATION.columns), None, KNOBS)
     cases = SimpleNamespace(class_names=["background", "nucleus", "gland"])
-    return cast(Run, SimpleNamespace(arms=[Arm("base", metrics)], cases=cases, units="cases"))
+    nothing = SimpleNamespace(promoted=None, students=())
+    return cast(Run, SimpleNamespace(arms=[Arm("base", metrics)], cases=cases, units="cases", promotion=nothing))
 
 
 def tables(section: Section) -> dict[str, Table]:

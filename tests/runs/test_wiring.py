@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import typing
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from pipeline.cases.readers import Reader
+from pipeline.check import check_paths
 from pipeline.judges.kinds import Judge
 from pipeline.knobs import Knobs
 from pipeline.pairs.review_knobs import Review
@@ -128,6 +130,22 @@ def test_stages_are_described_and_their_parameters_exist(name: str) -> None:
         assert key.split(".")[0] in Params.model_fields, key
     if "foreach" in STAGES[name]:
         assert STAGES[name]["foreach"].strip("${}") in Params.model_fields
+
+
+MODULES = sorted({body(name)["cmd"].split()[2].removeprefix("stages.") for name in STAGES})
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_stage_lists_the_blocks_that_it_reads(module: str) -> None:
+    """Else an edit of a block would leave an old result. Stages of one module read different parts of params.yaml."""
+    code = (ROOT / f"stages/{module}.py").read_text()
+    if module == "check":
+        # `check_paths` runs in stage `provenance`.
+        code += (ROOT / "pipeline/check.py").read_text().replace(inspect.getsource(check_paths), "")
+    # Speed is no result, and the files of `model` are a dependency.
+    read = set(re.findall(r"\bparams\.(\w+)", code)) & set(Params.model_fields) - {"execution", "model"}
+    stages = [body(name) for name in STAGES if body(name)["cmd"].split()[2] == f"stages.{module}"]
+    assert read <= {key.split(".")[0] for stage in stages for key in stage["params"]}
 
 
 def test_every_output_is_ignored_by_git_but_metrics() -> None:
