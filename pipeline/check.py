@@ -9,21 +9,30 @@ from pathlib import Path
 
 from pipeline.errors import BadInput
 from pipeline.judges.judge import JudgeKnobs
+from pipeline.judges.kinds.fixed import Fixed
 from pipeline.knobs import NOTHING
 from pipeline.measures.intervals import LEAST
 from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.params import Params
 from pipeline.proposals.fit_regions import regions_to_fit
 from pipeline.proposals.fit_thresholds import samplers_to_fit
+from pipeline.proposals.plan import first_names, names_of
+from pipeline.proposals.samplers.imported import Imported
 from pipeline.proposals.samplers.mean import Mean
+from pipeline.proposals.samplers.sampler import Setup
+from pipeline.proposals.samplers.snapshots import Snapshots
 from pipeline.proposals.samplers.tta import TTA
-from pipeline.segmenter.base import folds_objection, model_names
+from pipeline.segmenter.base import fold_names, folds_objection, model_names
+from pipeline.segmenter.imported import AnyBase
+from pipeline.segmenter.imported.checkpoint import Checkpoint
 from pipeline.segmenter.imported.nnunet import NnUNetFolder
 from pipeline.segmenter.imported.nnunet_folds import SPLITS_FILE
 from pipeline.segmenter.knobs import Base
 from pipeline.segmenter.offsets import FEWEST
 from pipeline.segmenter.seen import SEEN
 from pipeline.store.cases import Case, CaseStore
+from pipeline.store.proposals import proposal_name
+from pipeline.students.objectives.objective import PoolObjective
 from pipeline.students.objectives.proposal import Proposal
 
 
@@ -34,6 +43,7 @@ def check(params: Params, cases: CaseStore) -> list[str]:
     problems = [
         *_of_splits(params, splits),
         *_of_axes(params, len(cases.all[0].shape), len(cases.class_names)),
+        *_of_proposals(params, len(cases.class_names)),
         *_of_judges(params, out_of_fold),
         *_of_review(params),
         *_of_pairs(params, splits),
@@ -148,6 +158,55 @@ def _of_axes(params: Params, dimensions: int, classes: int) -> Iterator[str]:
             yield str(error)
 
 
+def _of_proposals(params: Params, classes: int) -> Iterator[str]:
+    """Samplers that the models do not serve, and names of proposals that no sampler makes."""
+    setup = _setup(params.base, classes)
+    names, unknown = first_names(setup), set[str]()
+    for name, sampler in params.propose.samplers.items():
+        if isinstance(sampler, Imported):
+            # The files themselves are looked at by `propose`, which depends on them.
+            names += [proposal_name(name, source) for source in sampler.sources]
+            continue
+        try:
+            made = names_of(name, sampler, setup, names)
+        except BadInput as error:
+            # The error of a sampler hides which proposals it would make.
+            unknown.add(name)
+            yield str(error)
+            continue
+        if isinstance(sampler, Snapshots):
+            # Steps that become snapshots of a trained base are known after its training.
+            unknown.add(name)
+        names += made
+    asked = [
+        (f"judges.{name}.proposal", judge.proposal)
+        for name, judge in params.judges.items()
+        if isinstance(judge, Fixed) and not judge.learns
+    ]
+    asked += [(f"students.{name}", one) for name, student in params.students.items() for one in student.proposals]
+    for key, proposal in asked:
+        if proposal not in names and proposal.split(" ")[0] not in unknown:
+            close = get_close_matches(proposal, names, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else "name one of them, or add its sampler"
+            yield f"{key}: expected a proposal of propose.samplers, one of {names}, found '{proposal}'; {hint}"
+
+
+def _setup(base: AnyBase | None, classes: int) -> Setup:
+    """Models that samplers draw from, by name, as far as the knobs say."""
+    match base:
+        case None:
+            return Setup(classes, base=False)
+        case Base():
+            members = [name for name in model_names(base) if name not in ("base", *fold_names(base))]
+            return Setup(classes, members=tuple(members), snapshots=("snapshot",) * bool(base.snapshots))
+        case Checkpoint():
+            return Setup(classes, members=base.members, snapshots=base.snapshots)
+        case NnUNetFolder():
+            return Setup(classes, members=base.member_names)
+        case _:
+            return Setup(classes)
+
+
 def _out_of_fold(params: Params, cases: CaseStore) -> set[str]:
     """Ids of the labelled cases that get proposals out of fold."""
     if isinstance(params.base, NnUNetFolder):
@@ -227,6 +286,14 @@ def _of_students(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterat
                 )
         if objective.feeds == "pool" and not splits["pool"]:
             yield f"{key}: objective '{objective.kind}' learns from the pool, found no pool case; change `splits`"
+        if student.reads_proposals and "pool" not in params.propose.splits:
+            yield f"{key}: expected proposals of split 'pool' to learn from; add 'pool' to propose.splits"
+        calibrated = isinstance(objective, PoolObjective) and objective.needs_p_correct
+        if calibrated and "validation" not in params.propose.splits:
+            yield (
+                f"{key}: a calibrated link needs p_correct, which the audit fits on proposals of split 'validation'; "
+                "add 'validation' to propose.splits, or give `e` a number"
+            )
         supervised = objective.feeds == "labelled" or (student.anchor is not None and student.anchor.supervised > 0)
         if supervised and not splits["labelled"]:
             yield f"{key}: expected labelled cases to learn from, found none; set anchor.supervised to 0"
@@ -234,8 +301,15 @@ def _of_students(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterat
             for split in ("validation", "test"):
                 if split not in params.propose.splits:
                     yield f"{key}: expected proposals of split '{split}'; add '{split}' to propose.splits"
-        if isinstance(params.base, Base) and student.start not in (known := model_names(params.base)):
+        if (known := _starts(params.base)) and student.start not in known:
             yield f"{key}.start: expected one of {known}, found '{student.start}'"
+
+
+def _starts(base: AnyBase | None) -> list[str]:
+    """Names of the models that a student may start from. Empty if they are known only after the import."""
+    if isinstance(base, Base):
+        return model_names(base)
+    return ["base", *base.members] if isinstance(base, Checkpoint) else []
 
 
 def _notes(params: Params, patients: int) -> Iterator[str]:

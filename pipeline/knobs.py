@@ -14,6 +14,10 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_
 
 NOTHING = Path("raw/none")
 """Path of a file that is not read, for knobs that read no file. DVC needs a path that exists."""
+MEAN = "mean"
+"""In place of the name of a proposal: the mean probability of the proposals."""
+BEST = "best"
+"""In place of the name of a proposal: the best of all."""
 
 
 class Knobs(BaseModel):

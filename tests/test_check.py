@@ -88,6 +88,8 @@ def test_a_learned_judge_with_an_nnunet(tmp_path, val, seen, expected):
         tmp_path,
         model=str(file.parent),
         base={"kind": "nnunet", "folds": [0]},
+        # One fold has no members for an ensemble.
+        propose={"imports": "raw/none", "samplers": {"turned": {"kind": "tta", "flips": [[0]]}}},
         judges={**TINY["judges"], "pairwise": {"kind": "pairwise"}},
     )
     assert [line for line in lines if "judges.pairwise" in line and str(expected).format(file=file) in line] == (
@@ -130,6 +132,97 @@ def with_tta(**knobs: Any) -> dict[str, Any]:
 )
 def test_single_problems(tmp_path, changes, expected):
     assert any(expected in line for line in found(tmp_path, **changes))
+
+
+NAMES = "['base', 'mean all', 'mean fitted']"
+MEAN_ALONE = {**TINY["propose"], "samplers": {"mean": {"kind": "mean"}}}
+IMITATE = {"pairs": "none", "objective": {"kind": "imitate", "proposal": "mean fitted"}, **SUPERVISED}
+
+
+def student(**changes: Any) -> dict[str, Any]:
+    return {"students": {"one": {**IMITATE, **changes}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            student(objective={"kind": "imitate", "proposal": "mean fited"}),
+            f"students.one: expected a proposal of propose.samplers, one of {NAMES}, found 'mean fited'; did you mean "
+            "'mean fitted'?",
+        ),
+        (
+            student(objective={"kind": "distill"}, anchor={"imitate": {"proposal": "regions composed"}}),
+            f"students.one: expected a proposal of propose.samplers, one of {NAMES}, found 'regions composed'; name "
+            "one of them, or add its sampler",
+        ),
+        (
+            {"students": {"one": {"pairs": "none", "objective": {"kind": "proposal", "pick": "ensemble mean"}}}},
+            f"students.one: expected a proposal of propose.samplers, one of {NAMES}, found 'ensemble mean'",
+        ),
+        (
+            {"judges": {**TINY["judges"], "fixed": {"kind": "fixed", "proposal": "mean .5"}}},
+            f"judges.fixed.proposal: expected a proposal of propose.samplers, one of {NAMES}, found 'mean .5'",
+        ),
+        (
+            {
+                **student(),
+                "pairs": {"none": TINY["pairs"]["none"]},
+                "propose": {**MEAN_ALONE, "splits": ["validation"]},
+            },
+            "students.one: expected proposals of split 'pool' to learn from; add 'pool' to propose.splits",
+        ),
+        (
+            {
+                **student(pairs="mined", objective={"kind": "preference", "link": {"kind": "cdpo", "e": "calibrated"}}),
+                "propose": {**MEAN_ALONE, "splits": ["pool"]},
+            },
+            "students.one: a calibrated link needs p_correct, which the audit fits on proposals of split 'validation'",
+        ),
+        (
+            {"propose": {**MEAN_ALONE, "samplers": {"few": {"kind": "ensemble", "members": ["member_9"]}}}},
+            "propose.samplers.few.members: expected some of ['member_1'], each once, found ['member_9']",
+        ),
+        (
+            {"propose": {**MEAN_ALONE, "samplers": {"mean": {"kind": "ensemble"}}}},
+            "propose.samplers.mean: expected other names of proposals, found 'mean', which stands for the mean "
+            "probability of all proposals in `imitate`; choose another name of the sampler",
+        ),
+        (
+            {"propose": {**MEAN_ALONE, "samplers": {"regions": {"kind": "regions", "fixed": "mean fitted"}}}},
+            "propose.samplers.regions.fixed: expected a proposal before this sampler, one of ['base'], found",
+        ),
+        (
+            {**student(start="member_2"), "model": "raw/x", "base": {"kind": "checkpoint", "members": ["member_1"]}},
+            "students.one.start: expected one of ['base', 'member_1'], found 'member_2'",
+        ),
+    ],
+)
+def test_names_that_nothing_bears_are_said_before_a_training(tmp_path, changes, expected):
+    lines = found(tmp_path, **{"propose": MEAN_ALONE, **changes})
+    assert [line for line in lines if line.startswith(f"params.yaml: {expected}")], lines
+
+
+def test_names_of_masks_from_elsewhere_and_of_snapshots_are_known(tmp_path):
+    """Their files and steps are not known yet, so nothing is said against them."""
+    samplers = {
+        "mean": {"kind": "mean"},
+        "late": {"kind": "snapshots"},
+        "own": {"kind": "imported", "sources": {"net": {"path": "net", "file": "{case_id}.png"}}},
+    }
+    picks = ["late snapshot_000010", "own net", "mean all", "base"]
+    students = {
+        f"s{number}": {"pairs": "none", "objective": {"kind": "proposal", "pick": pick}}
+        for number, pick in enumerate(picks)
+    }
+    splits = ["pool", "validation", "test"]
+    lines = found(
+        tmp_path,
+        base={**TINY["base"], "snapshots": 2},
+        propose={"imports": "raw/none", "samplers": samplers, "splits": splits},
+        students=students,
+    )
+    assert not [line for line in lines if "expected" in line], lines
 
 
 def test_what_needs_answers_of_reviewers_without_a_table_is_said(tmp_path):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cases.preprocess import Preprocess
 from pipeline.errors import BadInput
 from pipeline.judges.kinds.fixed import RANKING_FILE, Fixed
-from pipeline.knobs import NOTHING
+from pipeline.knobs import MEAN, NOTHING
 from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.params import Params, load_params
 from pipeline.project.start import commit
@@ -31,7 +31,6 @@ from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.student_record import StudentRecord
 from pipeline.store.cases import INPUT
 from pipeline.store.manifest import read_json
-from pipeline.students.imitation import MEAN
 from pipeline.students.objectives.objective import PoolObjective
 from pipeline.students.objectives.proposal import Proposal
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import BadInput
 from pipeline.execution import Runtime
+from pipeline.knobs import BEST, MEAN
 from pipeline.proposals.draw_case import BASE_SAMPLER
 from pipeline.proposals.fit_regions import FittedRegions, regions_to_fit
 from pipeline.proposals.fit_thresholds import FittedThresholds
 from pipeline.proposals.knobs import Propose
+from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.ensemble import Ensemble
 from pipeline.proposals.samplers.imported import Imported
 from pipeline.proposals.samplers.mean import Mean
@@ -29,6 +31,37 @@ if TYPE_CHECKING:
 
 MEASURED = ("validation", "test")
 """Splits whose proposals are measured on the source's grid."""
+
+
+RESERVED = {
+    MEAN: "the mean probability of all proposals in `imitate`",
+    BEST: "the best proposal in judge `fixed` and in objective `proposal`",
+}
+"""Names that no proposal may have, and what they stand for. The name of slot 0 is that of no sampler."""
+
+
+def first_names(setup: Setup) -> list[str]:
+    """Name of slot 0, if slot 0 is the base; else nothing, because the first imported mask is slot 0."""
+    return [BASE_SAMPLER] if setup.base else []
+
+
+def names_of(name: str, sampler: Sampler, setup: Setup, before: Sequence[str]) -> list[str]:
+    """Names of the proposals of a sampler. `before` has the names of all earlier proposals.
+
+    Raises `BadInput` if the sampler lacks a model, a mask or an earlier proposal, or if a name stands for something
+    else already.
+    """
+    if name == BASE_SAMPLER:
+        raise BadInput(f"propose.samplers: the name '{BASE_SAMPLER}' belongs to slot 0; choose another name")
+    names = [proposal_name(name, setting) for setting in sampler.settings(name, setup)]
+    if taken := sorted(RESERVED.keys() & set(names)):
+        raise BadInput(
+            f"propose.samplers.{name}: expected other names of proposals, found '{taken[0]}', which stands for "
+            f"{RESERVED[taken[0]]}; choose another name of the sampler"
+        )
+    if isinstance(sampler, RegionsSampler):
+        sampler.fixed_at(name, before)
+    return names
 
 
 @dataclass(frozen=True)
@@ -58,14 +91,15 @@ class Plan:
     def slots(self) -> int:
         """Number of proposals per case. Raises `BadInput` if a sampler lacks a model or a mask."""
         setup, samplers = self.setup, self.knobs.samplers
-        if BASE_SAMPLER in samplers:
-            raise BadInput(f"propose.samplers: the name '{BASE_SAMPLER}' belongs to slot 0; choose another name")
         if not setup.base and (not samplers or next(iter(samplers.values())).kind != "imported"):
             raise BadInput(
                 "propose.samplers: expected a first sampler of kind 'imported', because base is null, found the kinds "
                 f"{[sampler.kind for sampler in samplers.values()]}; import masks, or configure `base`"
             )
-        slots = setup.base + sum(len(sampler.settings(name, setup)) for name, sampler in samplers.items())
+        names = first_names(setup)
+        for name, sampler in samplers.items():
+            names += names_of(name, sampler, setup, names)
+        slots = len(names)
         # Out of fold, the base prediction alone is less to learn from, and no reason to stop.
         if setup.base and slots < 2 and not self.families:
             raise BadInput(
@@ -77,14 +111,12 @@ class Plan:
                 "propose.samplers: expected at least two proposals per case, found one imported mask; add a source or "
                 "a sampler"
             )
-        for name, sampler in regions_to_fit(samplers).items():
-            sampler.fixed_at(name, self.names_before(name))
         return slots
 
     def names_before(self, name: str, composed: bool = True) -> list[str]:
         """Names of the proposals that come before a sampler, with or without those of samplers `regions`."""
         setup = self.setup
-        names = [BASE_SAMPLER] if setup.base else []
+        names = first_names(setup)
         for earlier, sampler in self.knobs.samplers.items():
             if earlier == name:
                 break

@@ -6,15 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.knobs import Knobs
+from pipeline.knobs import MEAN, Knobs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.students.batch import PoolBatch
-
-MEAN = "mean"
-"""Target that is the mean probability of the proposals and not one proposal."""
 
 
 class Target(Knobs):

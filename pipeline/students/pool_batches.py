@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
+from pipeline.knobs import MEAN
 from pipeline.measures.overlap import region
 from pipeline.seeding import numpy_generator, seed_of, torch_generator
 from pipeline.segmenter.augmentation import Augmentation, flip
@@ -28,7 +29,7 @@ from pipeline.store.cases import Case, Where, fits
 from pipeline.store.proposals import Data
 from pipeline.store.tables import read_table
 from pipeline.students.batch import PairStatistics, PoolBatch
-from pipeline.students.imitation import MEAN, Target
+from pipeline.students.imitation import Target
 from pipeline.students.pair_loss import disagreement_region
 from pipeline.students.pool_images import ERROR_RANGE, PoolImages
 
@@ -250,8 +251,7 @@ def pool_and_held_out(objective: PoolObjective, start: Start) -> tuple[PoolBatch
     """
     cases, student = start.data.cases, start.student
     pairs = read_table(start.pairs, schema.PAIRS)
-    anchored = student.anchor.imitate if student.anchor else None
-    targets = tuple(dict.fromkeys([*objective.targets, *([] if anchored is None else [anchored.target])]))
+    targets = student.targets
     if objective.feeds == "pairs":
         _check_pairs(objective, start, pairs)
         # Pairs may be mined on labelled cases: the offline form of MAPO.

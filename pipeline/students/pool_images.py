@@ -14,11 +14,12 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from pipeline.knobs import MEAN
 from pipeline.segmenter.segmenter import Segmenter
 from pipeline.store import schema
 from pipeline.store.cases import Case, Where
 from pipeline.store.proposals import Data
-from pipeline.students.imitation import MEAN, Target
+from pipeline.students.imitation import Target
 
 if TYPE_CHECKING:
     from pipeline.students.student import Training

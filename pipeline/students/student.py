@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.knobs import Knobs, Name
+from pipeline.knobs import BEST, MEAN, Knobs, Name
 from pipeline.segmenter.knobs import Optimisation
 from pipeline.segmenter.strong_views import StrongViews
-from pipeline.students.imitation import PoolTerm
+from pipeline.students.imitation import PoolTerm, Target
 from pipeline.students.objectives import Objective
+from pipeline.students.objectives.objective import PoolObjective
+from pipeline.students.objectives.proposal import Proposal
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -110,6 +112,27 @@ class Student(Knobs):
     best share is applied to all kept weights (Wortsman et al. 2022). Null keeps the weights as trained."""
     stopping: Stopping | None = None
     """Rules that stop training without labels. Null: no such rule; `optimisation.patience` still applies."""
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What objective and anchor imitate, each once."""
+        own = self.objective.targets if isinstance(self.objective, PoolObjective) else ()
+        imitate = self.anchor.imitate if self.anchor else None
+        return tuple(dict.fromkeys([*own, *([] if imitate is None else [imitate.target])]))
+
+    @property
+    def reads_proposals(self) -> bool:
+        """Whether the student learns from proposals of pool images, beside its pairs."""
+        probability = isinstance(self.objective, PoolObjective) and self.objective.needs_probability
+        return probability or bool(self.targets)
+
+    @property
+    def proposals(self) -> list[str]:
+        """Names of the proposals that the student imitates or takes."""
+        named = [target.proposal for target in self.targets if target.proposal != MEAN]
+        if isinstance(self.objective, Proposal) and self.objective.pick != BEST:
+            named.append(self.objective.pick)
+        return named
 
     @model_validator(mode="after")
     def _keys_of_the_objective(self) -> Student:

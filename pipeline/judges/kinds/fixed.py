@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from pipeline.judges.judge import Evidence, JudgeInputs, JudgeKnobs
+from pipeline.knobs import BEST
 from pipeline.measures.intervals import group_means
 from pipeline.measures.overlap import dice_to
 from pipeline.store.manifest import write_json
@@ -25,17 +26,17 @@ class Fixed(JudgeKnobs):
     """
 
     kind: Literal["fixed"]
-    proposal: str = "best"
+    proposal: str = BEST
     """`best`, or the sampler and the setting of the preferred proposal, such as `mean fitted`. The preferred proposal
     scores 1 and all others score 0."""
 
     @property
     def learns(self) -> bool:
-        return self.proposal == "best"
+        return self.proposal == BEST
 
     def ready(self, given: JudgeInputs) -> FixedScores:
         names = given.proposals.names
-        if self.proposal == "best":
+        if self.proposal == BEST:
             measured = self._measured(given)
             scores = {name: measured[name] for name in names if name in measured}
         else:

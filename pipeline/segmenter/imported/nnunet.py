@@ -22,6 +22,11 @@ _SEEN_TO_DO = (
 )
 
 
+def _member(fold: Fold) -> str:
+    """Name of the member that a fold becomes."""
+    return f"nnunet_fold_{fold}"
+
+
 class NnUNetFolder(Knobs):
     """The results folder `TRAINER__PLANS__CONFIGURATION` of nnU-Net v2: `plans.json`, `dataset.json`, `fold_0` and on.
 
@@ -66,7 +71,7 @@ class NnUNetFolder(Knobs):
         notes = plans.check(cases)
         base = self._network(model, self.base_fold, content, plans, cases)
         members = {
-            f"nnunet_fold_{fold}": self._network(model, fold, self._content(model, fold), plans, cases)
+            _member(fold): self._network(model, fold, self._content(model, fold), plans, cases)
             for fold in self.folds
             if fold != self.base_fold
         }
@@ -99,12 +104,17 @@ class NnUNetFolder(Knobs):
             seen=folds.seen(cases, chosen=self.checkpoint == "best"),
             seen_to_do=_SEEN_TO_DO.format(folds.file),
             folds={
-                f"fold_{fold}": "base" if fold == self.base_fold else f"nnunet_fold_{fold}"
+                f"fold_{fold}": "base" if fold == self.base_fold else _member(fold)
                 for fold in self.folds
                 if f"fold_{fold}" in fold_of.values()
             },
             fold_of=fold_of,
         )
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """Names of the members: all folds that are read but the base."""
+        return tuple(_member(fold) for fold in self.folds if fold != self.base_fold)
 
     def held_out(self, model: Path, cases: CaseStore) -> dict[str, str]:
         """Fold of each labelled case that a fold held out, without reading weights. Empty if that is unknown."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from pipeline.errors import BadInput
+from pipeline.knobs import BEST
 from pipeline.measures.intervals import mean_over_groups
 from pipeline.measures.overlap import dice_to
 from pipeline.students.objectives.objective import ArmFamily, Feed, ObjectiveKnobs
@@ -26,7 +27,7 @@ class Proposal(ObjectiveKnobs):
     family: ClassVar[ArmFamily] = "no training"
     feeds: ClassVar[Feed] = "nothing"
     has_weights: ClassVar[bool] = False
-    pick: str = "best"
+    pick: str = BEST
     """`best` takes the slot with the highest mean Dice over validation patients. Any other value is the sampler and the
     setting of a slot, such as `ensemble mean`."""
 
@@ -49,11 +50,11 @@ class Proposal(ObjectiveKnobs):
         validation = [case for case in cases.known("validation") if case.case_id in known]
         if not validation:
             raise BadInput("objective 'proposal': validation has no proposals; add 'validation' to propose.splits")
-        if self.pick != "best" and self.pick not in names:
+        if self.pick != BEST and self.pick not in names:
             raise BadInput(f"objective 'proposal': pick: no proposal '{self.pick}'; there are {names}")
         classes = len(cases.class_names)
         dice = np.stack([dice_to(cases.label(case), proposals.masks(case), classes) for case in validation])
         groups = [case.group for case in validation]
         means = np.array([mean_over_groups(of_slot, groups) for of_slot in dice.T])
-        slot = int(means.argmax()) if self.pick == "best" else names.index(self.pick)
+        slot = int(means.argmax()) if self.pick == BEST else names.index(self.pick)
         return slot, names[slot], float(means[slot])
