@@ -388,7 +388,10 @@ def second_round(of: dict[str, Any], seed: int, data: Path, rate: float, weight:
     }
     (folder / "raw").mkdir(parents=True, exist_ok=True)
     (folder / "raw/none").touch()
-    copy_models(Path(), {"base": ROUND_1, **{name: f"{ROUND_1}_{name}" for name in MEMBERS}}, folder / "raw/model")
+    made = Path("models/students")
+    copy_models(
+        {"base": made / ROUND_1, **{name: made / f"{ROUND_1}_{name}" for name in MEMBERS}}, folder / "raw/model"
+    )
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(params, file)
     os.chdir(folder)

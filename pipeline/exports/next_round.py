@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -15,24 +15,27 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cases.preprocess import Preprocess
 from pipeline.errors import BadInput
 from pipeline.judges.kinds.fixed import RANKING_FILE, Fixed
-from pipeline.knobs import MEAN, NOTHING
+from pipeline.knobs import BEST, NOTHING
 from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.params import Params, load_params
 from pipeline.project.start import commit
 from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
 from pipeline.proposals.fit_thresholds import FITTED_FILE, samplers_to_fit
+from pipeline.proposals.plan import first_names, names_of
+from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.ensemble import Ensemble
+from pipeline.proposals.samplers.imported import Imported
 from pipeline.proposals.samplers.mean import Mean
 from pipeline.proposals.samplers.regions import RegionsSampler
+from pipeline.proposals.samplers.sampler import Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
 from pipeline.segmenter.architecture import ARCHITECTURE
 from pipeline.segmenter.models import Model
 from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.student_record import StudentRecord
-from pipeline.store.cases import INPUT
-from pipeline.store.manifest import read_json
-from pipeline.students.objectives.objective import PoolObjective
-from pipeline.students.objectives.proposal import Proposal
+from pipeline.store.cases import INPUT, CaseStore
+from pipeline.store.manifest import check_manifest, read_json
+from pipeline.store.proposals import proposal_name
 
 if TYPE_CHECKING:
     from pipeline.students.student import Student
@@ -41,6 +44,8 @@ PROJECT = ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitigno
 """Files of a project that are not its data, its knobs or its results."""
 IF_THERE = ("pipeline", "stages", "segpref.py", "kinds", "params.schema.json", "models/students/.gitkeep", ".dvc/plots")
 """Further files and folders: the code of a clone, own kinds, a file that keeps a folder in git, templates of plots."""
+PROMOTED = Path("models/promoted")
+"""Folder of the promoted student in the project of this round."""
 MODEL, FIRST_BASE = Path("raw/model"), Path("raw/first_base.parquet")
 """Files of the new project: the models that its base consists of, and the validation table of the first base."""
 
@@ -62,11 +67,11 @@ def next_round(project: Path, folder: Path) -> NextRound:
 
     A student has no folds. So fitted thresholds and the preferred sampler of judge `fixed` are carried over as numbers
     and names, and everything that needs folds is removed: learned judges, and the consensus entries, pair sets and
-    students that use them. Raises `BadInput` if nothing was promoted, if the audit shows no headroom, or if `folder`
-    exists.
+    students that use them. Scores and answers about the masks of this round are removed in the same way. Raises
+    `BadInput` if nothing was promoted, if the audit shows no headroom, or if `folder` exists.
     """
     params = load_params(project / "params.yaml")
-    promoted = _promoted(project)
+    promoted = _promoted(project, params)
     _check_headroom(project)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: expected a folder that is new or empty, found other content; name another folder")
@@ -78,7 +83,8 @@ def next_round(project: Path, folder: Path) -> NextRound:
     with tempfile.TemporaryDirectory() as scratch:
         _write_params(content, Path(scratch))
     _copy_code(project, folder)
-    copy_models(project, {"base": made.base, **made.members}, folder / MODEL)
+    students = {name: project / "models/students" / student for name, student in made.members.items()}
+    copy_models({"base": project / PROMOTED, **students}, folder / MODEL)
     first = params.promotion.first_base
     table = project / "validation/base.parquet" if first == NOTHING else project / first
     shutil.copy(table, folder / FIRST_BASE)
@@ -87,18 +93,25 @@ def next_round(project: Path, folder: Path) -> NextRound:
     return made
 
 
-def _promoted(project: Path) -> str:
-    record = PromotionRecord.of(project / "models/promoted")
+def _promoted(project: Path, params: Params) -> str:
+    folder = project / PROMOTED
+    record = PromotionRecord.of(folder)
     if record is None:
         raise BadInput(
-            f"{project / 'models/promoted' / PROMOTION_FILE}: no such file; a next round starts from a promoted "
-            "student, so run `dvc repro` first"
+            f"{folder / PROMOTION_FILE}: no such file; a next round starts from a promoted student, so run `dvc repro` "
+            "first"
         )
     if record.promoted is None:
         raise BadInput(
-            f"{project / 'models/promoted'}: expected a promoted student, found none: {record.reason} Another round "
-            "needs a student that is better than its base"
+            f"{folder}: expected a promoted student, found none: {record.reason} Another round needs a student that is "
+            "better than its base"
         )
+    if record.promoted not in params.students:
+        raise BadInput(
+            f"{project / 'params.yaml'}: expected the promoted student '{record.promoted}' under students, found "
+            f"{list(params.students)}; put its entry back, or run `dvc repro` to promote another"
+        )
+    check_manifest(folder)
     return record.promoted
 
 
@@ -133,7 +146,7 @@ def _members(params: Params, promoted: str) -> dict[str, str]:
 def _refuse_offsets(project: Path, made: NextRound) -> None:
     """Raise `BadInput` if the base or a member of the new round would lose the offsets of its student."""
     for name in (made.base, *made.members.values()):
-        folder = project / "models/students" / name
+        folder = project / PROMOTED if name == made.base else project / "models/students" / name
         record = StudentRecord.of(folder)
         if record is not None and any(record.offsets or ()):
             raise BadInput(
@@ -143,21 +156,21 @@ def _refuse_offsets(project: Path, made: NextRound) -> None:
             )
 
 
-def copy_models(project: Path, students: Mapping[str, str], out: Path) -> None:
-    """Copy the last weights of students into one model folder `out`. `students` has their names by the new name.
+def copy_models(students: Mapping[str, Path], out: Path) -> None:
+    """Copy the last weights of students into one model folder `out`. `students` has their folders by the new name.
 
     A student whose network is another one than that of `base` gets a folder of its own in `out`.
     """
-    architecture = Model(project / "models/students" / students["base"], "last").architecture
-    for role, name in students.items():
-        source = Model(project / "models/students" / name, "last")
+    architecture = Model(students["base"], "last").architecture
+    for role, folder in students.items():
+        source = Model(folder, "last")
         own = source.architecture != architecture
         target = Model(out / role, "base") if own else Model(out, role)
         target.folder.mkdir(parents=True, exist_ok=True)
         for file in (ARCHITECTURE, INPUT):
             shutil.copy(source.folder / file, target.folder / file)
         shutil.copy(source.weights, target.folder / f"{target.name}{source.weights.suffix}")
-    Seen.of_all([project / "models/students" / name for name in students.values()]).save(out)
+    Seen.of_all(list(students.values())).save(out)
 
 
 def _params(project: Path, folder: Path, params: Params, made: NextRound) -> tuple[Any, list[str]]:
@@ -171,18 +184,36 @@ def _params(project: Path, folder: Path, params: Params, made: NextRound) -> tup
     _move_paths(content, project, folder)
     notes = [*_block_of_plans(content, params, project), *_without_answers(content, params)]
     notes += _without_models(content, params, made)
-    # Proposals are named by their sampler first.
-    gone = set(params.propose.samplers) - set(content["propose"]["samplers"])
-    notes += _numbers_for_folds(content, params, project)
-    notes += _without_folds(content, params, made, gone)
+    proposals = _proposals(content, params, project, made)
+    notes += _numbers_for_folds(content, params, project, proposals)
+    notes += _without_folds(content, params, made, proposals)
     return content, notes
 
 
+def _proposals(content: Any, params: Params, project: Path, made: NextRound) -> list[str]:
+    """Names of the proposals of the new round."""
+    setup = Setup(len(CaseStore(project / "data/cases").class_names), members=tuple(made.members))
+    names = first_names(setup)
+    for name in content["propose"]["samplers"]:
+        sampler = _with_members(params.propose.samplers[name], made)
+        if isinstance(sampler, Imported):
+            # The new project has the same files, but its folder is not there yet.
+            names += [proposal_name(name, source) for source in sampler.sources]
+        else:
+            names += names_of(name, sampler, setup, names)
+    return names
+
+
+def _with_members(sampler: Sampler, made: NextRound) -> Sampler:
+    """The sampler with those of its listed members that the new base has."""
+    if not isinstance(sampler, Ensemble | Mean) or sampler.members is None:
+        return sampler
+    return sampler.model_copy(update={"members": tuple(name for name in sampler.members if name in made.members)})
+
+
 def _move_paths(content: Any, project: Path, folder: Path) -> None:
-    """Make the relative paths of data, imports and score tables relative to the new project."""
-    blocks = [(content["data"], "path"), (content["propose"], "imports")]
-    blocks += [(table, "path") for table in (content.get("tables") or {}).values()]
-    for block, key in blocks:
+    """Make the relative paths of data and imports relative to the new project."""
+    for block, key in ((content["data"], "path"), (content["propose"], "imports")):
         path = Path(block.get(key, NOTHING))
         if path != NOTHING and not path.is_absolute():
             block[key] = Path(os.path.relpath(project / path, folder)).as_posix()
@@ -208,21 +239,27 @@ def _without_models(content: Any, params: Params, made: NextRound) -> Iterator[s
     """Remove samplers whose models the new base lacks, and the names of such models."""
     samplers = content["propose"]["samplers"]
     for name, sampler in params.propose.samplers.items():
+        left = _with_members(sampler, made)
         if isinstance(sampler, Snapshots):
             del samplers[name]
             yield f"propose.samplers.{name}: the new base has no snapshots"
         elif isinstance(sampler, RegionsSampler):
             del samplers[name]
             yield f"propose.samplers.{name}: a model of regions is fitted on folds, and the new base has none"
-        elif isinstance(sampler, Ensemble) and not made.members:
+        elif isinstance(left, Ensemble) and not left.chosen(tuple(made.members)):
             del samplers[name]
-            yield f"propose.samplers.{name}: no student of the promoted recipe started from another member"
-        elif isinstance(sampler, Ensemble | Mean) and sampler.members is not None:
-            samplers[name]["members"] = [member for member in sampler.members if member in made.members]
+            yield f"propose.samplers.{name}: no student of the promoted recipe started from one of its members"
+        elif isinstance(sampler, Ensemble | Mean) and left != sampler:
+            lost = [member for member in sampler.members or () if member not in made.members]
+            samplers[name]["members"] = [member for member in sampler.members or () if member in made.members]
+            yield f"propose.samplers.{name}.members: no student of the promoted recipe started from {lost}"
 
 
-def _numbers_for_folds(content: Any, params: Params, project: Path) -> Iterator[str]:
-    """Fitted thresholds and the best sampler as numbers and names, since the new base has no folds to fit them on."""
+def _numbers_for_folds(content: Any, params: Params, project: Path, proposals: Sequence[str]) -> Iterator[str]:
+    """Fitted thresholds and the best sampler as numbers and names, since the new base has no folds to fit them on.
+
+    `proposals` has the names of the proposals of the new round.
+    """
     if fits := samplers_to_fit(params.propose.samplers):
         fitted = read_json(project / "data/proposals" / FITTED_FILE)
         for name in fits:
@@ -231,22 +268,31 @@ def _numbers_for_folds(content: Any, params: Params, project: Path) -> Iterator[
     for name, judge in params.judges.items():
         if isinstance(judge, Fixed) and judge.learns:
             ranking = read_json(project / "models/judges" / name / RANKING_FILE)
-            best = max(ranking, key=lambda proposal: ranking[proposal])
-            content["judges"][name]["proposal"] = best
-            yield f"judges.{name}.proposal: '{best}', the best on labelled cases, is carried over"
+            left = [proposal for proposal in ranking if proposal in proposals]
+            # Without one, the judge leaves.
+            if left:
+                best = max(left, key=lambda proposal: ranking[proposal])
+                content["judges"][name]["proposal"] = best
+                yield (
+                    f"judges.{name}.proposal: '{best}', the best on labelled cases of the proposals of the new round, "
+                    "is carried over"
+                )
 
 
-def _without_folds(content: Any, params: Params, made: NextRound, gone: set[str]) -> Iterator[str]:
-    """Remove everything that needs folds or a proposal that is gone, and everything that uses what is removed."""
+def _without_folds(content: Any, params: Params, made: NextRound, proposals: Sequence[str]) -> Iterator[str]:
+    """Remove everything that needs folds, masks of this round or a proposal that is gone, and what uses the removed."""
     judges: set[str] = set()
     for name, judge in params.judges.items():
         if isinstance(judge, Fixed):
-            if content["judges"][name].get("proposal", "best").split(" ")[0] in gone:
+            if (proposal := content["judges"][name].get("proposal", BEST)) not in proposals:
                 judges.add(name)
-                yield f"judges.{name}: its proposal is gone"
+                yield f"judges.{name}: its proposal '{proposal}' is gone"
         elif judge.learns:
             judges.add(name)
             yield f"judges.{name}: it learns from proposals of models that have not seen a case, and a student has none"
+    for name in params.tables:
+        judges.add(name)
+        yield f"tables.{name}: its scores are of the masks of this round"
     for name in params.experts:
         judges.add(name)
         yield f"experts.{name}: it learns from answers on masks of this round"
@@ -261,11 +307,12 @@ def _without_folds(content: Any, params: Params, made: NextRound, gone: set[str]
     pairs |= reviewed
     students = {}
     for name, student in params.students.items():
-        if reason := _student_gone(student, pairs, made, gone):
+        if reason := _student_gone(student, pairs, made, proposals):
             students[name] = reason
             yield f"students.{name}: {reason}"
     for block, names in (
         ("judges", judges & set(params.judges)),
+        ("tables", judges & set(params.tables)),
         ("experts", judges & set(params.experts)),
         ("consensus", judges & set(params.consensus)),
         ("pairs", pairs),
@@ -275,7 +322,7 @@ def _without_folds(content: Any, params: Params, made: NextRound, gone: set[str]
             del content[block][name]
 
 
-def _student_gone(student: Student, pairs: set[str], made: NextRound, gone: set[str]) -> str | None:
+def _student_gone(student: Student, pairs: set[str], made: NextRound, proposals: Sequence[str]) -> str | None:
     """Why a student cannot be trained in the next round; None if it can."""
     if student.pairs in pairs:
         return f"pair set {student.pairs} is removed"
@@ -283,13 +330,7 @@ def _student_gone(student: Student, pairs: set[str], made: NextRound, gone: set[
         return f"the new base has no model '{student.start}'"
     if student.offsets == "held_out":
         return "its offsets need a fold, and a student has no folds"
-    objective = student.objective
-    named = [target.proposal for target in objective.targets] if isinstance(objective, PoolObjective) else []
-    if student.anchor is not None and student.anchor.imitate is not None:
-        named.append(student.anchor.imitate.proposal)
-    if isinstance(objective, Proposal):
-        named.append(objective.pick)
-    if lost := [proposal for proposal in named if proposal != MEAN and proposal.split(" ")[0] in gone]:
+    if lost := [proposal for proposal in student.proposals if proposal not in proposals]:
         return f"proposal '{lost[0]}' is gone"
     return None
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,10 @@ from pipeline.errors import BadInput
 from pipeline.exports.next_round import _members, next_round
 from pipeline.params import Params, load_params
 from pipeline.project.start import commit
+from pipeline.promotion.promote import _copy_model
 from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
 from pipeline.store import schema
-from pipeline.store.manifest import write_json
+from pipeline.store.manifest import write_json, write_manifest
 from pipeline.store.tables import read_table
 from tests.fixtures.chain import ROOT, TINY, run_chain, with_changes, write_params
 
@@ -66,28 +70,41 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def promote(folder: Path, name: str | None) -> None:
     """Write the decision, whatever the run decided: networks this small hardly ever gain."""
-    path = folder / "models/promoted" / PROMOTION_FILE
-    content = json.loads(path.read_text())
-    write_json(path, {**content, "promoted": name, "reason": "No student may replace the base: a test."})
-    PromotionRecord.of(folder / "models/promoted")
+    promoted = folder / "models/promoted"
+    content = json.loads((promoted / PROMOTION_FILE).read_text())
+    shutil.rmtree(promoted)
+    promoted.mkdir()
+    reason = "No student may replace the base: a test."
+    write_json(promoted / PROMOTION_FILE, {**content, "promoted": name, "reason": reason})
+    PromotionRecord.of(promoted)
+    if name is not None:
+        _copy_model(folder / "models/students" / name, promoted)
+        write_manifest(promoted, (name,))
+
+
+@contextmanager
+def changed(folder: Path, **changes: Any) -> Iterator[None]:
+    """A finished round whose `params.yaml` has other blocks for a while."""
+    before = (folder / "params.yaml").read_text()
+    write_params(folder, {**PARAMS, **changes})
+    try:
+        yield
+    finally:
+        (folder / "params.yaml").write_text(before)
 
 
 def test_answers_stay_with_their_masks(first: Path, tmp_path: Path) -> None:
     """The masks of the next round are others, so the answers go, with everything that rests on them."""
     promote(first, "two")
     set_headroom(first, "headroom left: a test")
-    before = (first / "params.yaml").read_text()
     more = {
         "review": {"verdicts": "review/verdicts.parquet"},
         "experts": {"clinician": {"kind": "expert"}},
         "pairs": {**PARAMS["pairs"], "answered": {"judge": "none", "strategy": {"kind": "reviewed"}}},
         "students": {**PARAMS["students"], "answered": {**PARAMS["students"]["learned"], "pairs": "answered"}},
     }
-    write_params(first, {**PARAMS, **more})
-    try:
+    with changed(first, **more):
         made = next_round(first, tmp_path / "round_2")
-    finally:
-        (first / "params.yaml").write_text(before)
     params = load_params(tmp_path / "round_2/params.yaml")
     assert (params.review.verdicts, params.experts, "answered" in params.pairs) == (Path("raw/none"), {}, False)
     assert "answered" not in params.students
@@ -95,17 +112,97 @@ def test_answers_stay_with_their_masks(first: Path, tmp_path: Path) -> None:
     assert "experts.clinician: it learns from answers on masks of this round" in made.removed
 
 
+def test_scores_from_elsewhere_stay_with_their_masks(first: Path, tmp_path: Path) -> None:
+    """In the same slots lie other masks, which the old scores would order without a word."""
+    promote(first, "two")
+    set_headroom(first, "headroom left: a test")
+    more = {
+        "tables": {"qc": {"kind": "table", "path": "qc/scores.csv"}},
+        "consensus": {"with_qc": {"kind": "rank_mean", "judges": ["agreement", "qc"]}},
+        "pairs": {**PARAMS["pairs"], "by_qc": {"judge": "qc", "strategy": {"kind": "top_base"}}},
+        "students": {**PARAMS["students"], "by_qc": {**PARAMS["students"]["learned"], "pairs": "by_qc"}},
+    }
+    with changed(first, **more):
+        made = next_round(first, tmp_path / "round_2")
+    params = load_params(tmp_path / "round_2/params.yaml")
+    assert (params.tables, params.consensus) == ({}, {})
+    assert not {"by_qc"} & {*params.pairs, *params.students}
+    assert "tables.qc: its scores are of the masks of this round" in made.removed
+    assert "consensus.with_qc: it combines qc" in made.removed
+
+
+def test_proposals_of_members_that_are_gone_are_named(first: Path, tmp_path: Path) -> None:
+    """The new base has member_1 alone. `few` loses all of its models, `both` one of two."""
+    promote(first, "two")
+    set_headroom(first, "headroom left: a test")
+    samplers = {
+        **PARAMS["propose"]["samplers"],
+        "few": {"kind": "ensemble", "members": ["member_2"]},
+        "both": {"kind": "mean", "members": ["member_1", "member_2"], "fitted": False},
+    }
+    ranking = first / "models/judges/fixed/ranking.json"
+    ranked = ranking.read_text()
+    write_json(ranking, {"ensemble member_2": 0.9, "mean all": 0.8, "base": 0.7})
+    more = {
+        "base": {**PARAMS["base"], "members": 2},
+        "propose": {**PARAMS["propose"], "samplers": samplers},
+        "judges": {**PARAMS["judges"], "second": {"kind": "fixed", "proposal": "ensemble member_2"}},
+        "students": {
+            **PARAMS["students"],
+            "of_two": {**ANCHORED, "objective": {"kind": "imitate", "proposal": "ensemble member_2"}},
+        },
+    }
+    with changed(first, **more):
+        made = next_round(first, tmp_path / "round_2")
+    ranking.write_text(ranked)
+    params = load_params(tmp_path / "round_2/params.yaml")
+    assert set(params.propose.samplers) == {"mean", "ensemble", "consensus", "both"}
+    assert params.propose.samplers["both"].members == ("member_1",)  # type: ignore[union-attr]
+    assert params.judges["fixed"].proposal == "mean all"  # type: ignore[union-attr]
+    assert "second" not in params.judges
+    assert "of_two" not in params.students
+    removed = "\n".join(made.removed)
+    for line in (
+        "propose.samplers.few: no student of the promoted recipe started from one of its members",
+        "propose.samplers.both.members: no student of the promoted recipe started from ['member_2']",
+        "judges.fixed.proposal: 'mean all', the best on labelled cases of the proposals of the new round, is carried",
+        "judges.second: its proposal 'ensemble member_2' is gone",
+        "students.of_two: proposal 'ensemble member_2' is gone",
+    ):
+        assert line in removed
+
+
+def test_a_promoted_student_that_left_params_is_named(first: Path, tmp_path: Path) -> None:
+    promote(first, "two")
+    set_headroom(first, "headroom left: a test")
+    left = {name: student for name, student in PARAMS["students"].items() if name != "two"}
+    with (
+        changed(first, students=left),
+        pytest.raises(
+            BadInput, match=r"params.yaml: expected the promoted student 'two' under students, found \['one'"
+        ),
+    ):
+        next_round(first, tmp_path / "round_2")
+
+
+def test_the_base_is_what_was_promoted(first: Path, tmp_path: Path) -> None:
+    """And not what the student of this name has become since."""
+    promote(first, "two")
+    set_headroom(first, "headroom left: a test")
+    weights = first / "models/students/two/last.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes((first / "models/students/one/last.safetensors").read_bytes())
+    next_round(first, tmp_path / "round_2")
+    weights.write_bytes(before)
+    assert (tmp_path / "round_2/raw/model/base.safetensors").read_bytes() == before
+
+
 def test_the_block_of_the_plans_is_carried_over(first: Path, tmp_path: Path) -> None:
     """The new base is a student, which has no plans."""
     promote(first, "two")
     set_headroom(first, "headroom left: a test")
-    before = (first / "params.yaml").read_text()
-    base = {"kind": "nnunet", "folds": [0, 1]}
-    write_params(first, {**PARAMS, "preprocess": "plans", "model": "raw/A__B__2d", "base": base})
-    try:
+    with changed(first, preprocess="plans", model="raw/A__B__2d", base={"kind": "nnunet", "folds": [0, 1]}):
         made = next_round(first, tmp_path / "round_2")
-    finally:
-        (first / "params.yaml").write_text(before)
     assert "preprocess: the block of the plans is carried over, because a student has no plans" in made.removed
     prepared = json.loads((first / "data/cases/cases.json").read_text())["preprocess"]
     assert load_params(tmp_path / "round_2/params.yaml").preprocess.model_dump(mode="json") == prepared  # type: ignore[union-attr]
@@ -201,12 +298,13 @@ def test_offsets_of_a_student_are_not_lost(first: Path, tmp_path: Path) -> None:
     """A base has no offsets, so a student with offsets would start the round as another model."""
     promote(first, "one")
     set_headroom(first, "headroom left: a test")
-    record = first / "models/students/one/student.json"
-    before = record.read_text()
-    write_json(record, {**json.loads(before), "offsets": [0.5, 0.0]})
-    with pytest.raises(BadInput, match=r"one: expected a student without offsets of its own, found \[0.5, 0.0\]"):
-        next_round(first, tmp_path / "new")
-    record.write_text(before)
+    # Of the base, and then of a member.
+    for record in (first / "models/promoted/student.json", first / "models/students/two/student.json"):
+        before = record.read_text()
+        write_json(record, {**json.loads(before), "offsets": [0.5, 0.0]})
+        with pytest.raises(BadInput, match=r": expected a student without offsets of its own, found \[0.5, 0.0\]"):
+            next_round(first, tmp_path / "new")
+        record.write_text(before)
     assert not (tmp_path / "new").exists()
 
 
