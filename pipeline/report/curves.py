@@ -56,11 +56,11 @@ def training(run: Run) -> Section:
         blocks.append(_steadiness(run, histories))
         if panels:
             caption = (
-                "Values are averages between evaluations. Losses of different objectives cannot be compared. "
-                "kl_outside and volume_ratio show drift that the pairs do not ask for: they should stay near 0 and "
-                "near 1. labelled_dice is measured on the labelled cases without augmentation. validation_assd is in "
-                "mm, or in voxels if the spacing is unknown. online/images_with_pair is the share of images with two "
-                "hypotheses that are at least tau apart."
+                "Losses are averages between evaluations. Losses of different objectives cannot be compared. "
+                "kl_outside and volume_ratio are of the last batch, without strong views. They show drift that the "
+                "pairs do not ask for, and should stay near 0 and near 1. labelled_dice is measured on the labelled "
+                "cases without augmentation. validation_assd is in mm, or in voxels if the spacing is unknown. "
+                "online/images_with_pair is the share of images with two hypotheses that are at least tau apart."
             )
             blocks.append(curves(panels, list(histories), f"Line charts of {', '.join(panels)}. {caption}", caption))
     else:

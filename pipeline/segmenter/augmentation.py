@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 class Augmentation(Knobs):
     """Random variation of labelled cases in training.
 
-    Pool images of the base's mean teacher are varied in the same way. Pool images of students are only flipped.
+    Pool images of the base's mean teacher are varied in the same way, and so are those of students that have their
+    labels. Pool images of all other students are flipped, and varied in intensity by `training.views` alone: a rotation
+    would interpolate masks and disagreement regions.
     """
 
     flips: tuple[int, ...] = (0, 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations, islice
+from itertools import combinations, count, islice
 from math import radians
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.seeding import seed_of
 from pipeline.segmenter.augmentation import Augmentation, flip
 from pipeline.segmenter.crops import Spots, around
 from pipeline.segmenter.strong_views import StrongViews
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 class LabelledBatches:
     """Endless stream of augmented batches: images f32 `[n, channel, *window]`, labels u8 `[n, *window]`.
 
-    All draws come from one generator with seed `seed`, in the order of the steps, so equal seeds and thread counts give
-    equal streams. Cases come in shuffled rounds, so every case comes equally often. A case larger than the window is
-    cropped: with probability one half around a foreground voxel, if there is one, else anywhere. Labels are 255 in
-    padding, and where augmentation takes voxels from outside the crop. Rotations are in mm, by the spacing of the case,
-    or in voxels if the spacing is unknown.
+    All draws but those of strong views come from one generator with seed `seed`, in the order of the steps, so equal
+    seeds and thread counts give equal streams. Strong views draw from the seed, the step and the case. Cases come in
+    shuffled rounds, so every case comes equally often. A case larger than the window is cropped: with probability one
+    half around a foreground voxel, if there is one, else anywhere. Labels are 255 in padding, and where augmentation
+    takes voxels from outside the crop. Rotations are in mm, by the spacing of the case, or in voxels if the spacing is
+    unknown.
     """
 
     def __init__(
@@ -42,15 +44,23 @@ class LabelledBatches:
         self.images, self.labels, self.strong = cases.images, cases.labels, strong
         self.window, self.knobs, self.batch = tuple(window), knobs, batch
         self.spacing = [case.spacing_mm or (1.0,) * len(self.window) for case in cases.cases]
-        self.generator = np.random.default_rng(seed)
+        self.seed, self.generator = seed, np.random.default_rng(seed)
         self.spots: dict[int, Spots] = {}  # foreground by index of the case, for cases larger than the window
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        import torch
+
         rounds = self._order()
-        while True:
-            placed = [(*self._placed(index), self.spacing[index]) for index in islice(rounds, self.batch)]
-            images, labels, spacings = zip(*placed, strict=True)
-            yield self._varied(np.stack(images), np.stack(labels), spacings)
+        for step in count():
+            placed = [(index, *self._placed(index)) for index in islice(rounds, self.batch)]
+            drawn, images, labels = zip(*placed, strict=True)
+            image, label = self._varied(np.stack(images), np.stack(labels), [self.spacing[index] for index in drawn])
+            if self.strong is not None:
+                # With seeds of their own, so that a stream with strong views has the same cases, flips and rotations. A
+                # case may come twice in a batch.
+                seeds = [seed_of(self.seed, "view", step, place, index) for place, index in enumerate(drawn)]
+                image = torch.stack([self.strong.varied(one, seed) for one, seed in zip(image, seeds, strict=True)])
+            yield image, label
 
     def _order(self) -> Iterator[int]:
         while True:
@@ -100,8 +110,6 @@ class LabelledBatches:
         image = image * torch.from_numpy(contrast).float() + torch.from_numpy(brightness + noise).float()
         flipped = [[axis for axis in knobs.flips if draw.random() < 0.5] for _ in range(count)]
         image = torch.stack([flip(x, view, axes) for x, view in zip(image, flipped, strict=True)])
-        if self.strong is not None:
-            image = torch.stack([self.strong.varied(x, int(draw.integers(2**32))) for x in image])
         label = torch.stack([knobs.swap(flip(x, view, axes), view) for x, view in zip(label, flipped, strict=True)])
         return image, label
 

@@ -8,6 +8,7 @@ their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,10 +109,7 @@ class StudentTraining:
             return LabelledBatch(all_heads(self.policy, images), labels, images)
 
     def remember(self, batch: PoolBatch) -> None:
-        """Keep the batch. The next evaluation measures drift and diagnosis on the logits of the batch.
-
-        These logits come from the policy before the update of the step, never from the moving average.
-        """
+        """Keep the batch. The next evaluation measures drift and diagnosis on its images."""
         self._last = batch
 
     def anchored(self, batch: PoolBatch, loss: Tensor, numbers: HistoryRow) -> tuple[Tensor, HistoryRow]:
@@ -184,9 +182,9 @@ class StudentTraining:
         """Drift and diagnosis of the remembered batch, measures of held-out images, Dice on the labelled cases."""
         row: HistoryRow = {}
         if self._last is not None and bound is not None:
-            # The last training batch costs no further forward pass. Its large logits are released once measured.
             batch, self._last = self._last, None
             with torch.no_grad():
+                batch = self._clean(batch)
                 row = {**drift(batch), **bound.diagnose(batch)}
         if held_out is not None and bound is not None:
             row |= held_out_measures(held_out, network, bound)
@@ -194,6 +192,15 @@ class StudentTraining:
         if self.labelled.cases:
             row["labelled_dice"] = self.segmenter(network).dice(self.labelled)
         return row
+
+    def _clean(self, batch: PoolBatch) -> PoolBatch:
+        """The batch with the logits of the policy, never of the moving average, on the images without strong views.
+
+        The reference has seen the clean images. Logits of a strong view would differ from it without any drift.
+        """
+        assert batch.images is not None
+        with self.start.compute.autocast():
+            return replace(batch, logits=self.policy(batch.images))
 
     def _interpolate(self, trained: TrainedWeights) -> float | None:
         """Interpolate the kept weights with the base, by the Dice on validation; returns the share of the student.

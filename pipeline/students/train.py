@@ -35,9 +35,9 @@ HISTORY = (
 """First columns of `history/NAME.csv`, which has one row per evaluation.
 
 Numbers that every step gives are means since the previous evaluation. `kl_inside`, `kl_outside`, `volume_ratio`,
-`rewards/chosen` and `rewards/rejected` are of the last batch alone. Empty values do not apply. Further columns depend
-on the student: terms of the anchor, classes (`disagreement/CLASS`, `push/CLASS`), online pairs (`online/...`), held-out
-images (`held_out/...`), `consistency` and `pseudo_labelled`.
+`rewards/chosen` and `rewards/rejected` are of the last batch alone, without strong views. Empty values do not apply.
+Further columns depend on the student: terms of the anchor, classes (`disagreement/CLASS`, `push/CLASS`), online pairs
+(`online/...`), held-out images (`held_out/...`), `consistency` and `pseudo_labelled`.
 """
 
 

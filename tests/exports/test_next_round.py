@@ -178,9 +178,7 @@ def test_a_promoted_student_that_left_params_is_named(first: Path, tmp_path: Pat
     left = {name: student for name, student in PARAMS["students"].items() if name != "two"}
     with (
         changed(first, students=left),
-        pytest.raises(
-            BadInput, match=r"params.yaml: expected the promoted student 'two' under students, found \['one'"
-        ),
+        pytest.raises(BadInput, match="expected the promoted student 'two' under students, found"),
     ):
         next_round(first, tmp_path / "round_2")
 

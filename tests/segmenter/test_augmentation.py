@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.errors import BadInput
 from pipeline.segmenter.augmentation import Augmentation, flip
 from pipeline.segmenter.batches import LabelledBatches
+from pipeline.segmenter.strong_views import StrongViews
 from pipeline.store.cases import LabelledCases, Volume
 from tests.fixtures.builders import case_store
 from tests.fixtures.networks import noise, row_of
@@ -235,6 +236,23 @@ def test_cases_are_seen_equally_often():
     assert np.bincount(seen).tolist() == [6, 6, 6, 6]
     assert all(sorted(seen[i : i + 4]) == [0, 1, 2, 3] for i in range(0, 24, 4))
     assert len({tuple(seen[i : i + 4]) for i in range(0, 24, 4)}) > 1
+
+
+def test_strong_views_leave_cases_flips_and_labels_as_they_are(tmp_path):
+    """Arms with and without strong labelled views see the same batches but for the intensities, in every step."""
+    labels = [disc((8, 8), 3), disc((8, 8), 2), disc((8, 8), 1)]
+    cases = LabelledCases(case_store(tmp_path, labels).all, [noise((8, 8), f"c{row}") for row in range(3)], labels)
+    plain, strong, again, none = (
+        list(islice(LabelledBatches(cases, (8, 8), Augmentation(), 2, 0, views), 5))
+        for views in (None, StrongViews(), StrongViews(), StrongViews(strength=0))
+    )
+    for one, other in zip(plain, strong, strict=True):
+        assert one[1].equal(other[1])
+        assert not one[0].equal(other[0])
+    assert all(one[0].equal(other[0]) for one, other in zip(strong, again, strict=True))
+    assert all(one[0].equal(other[0]) for one, other in zip(plain, none, strict=True))
+    # Five batches of two from three cases: the first case that comes back is not varied as before.
+    assert len({image.numpy().tobytes() for images, _ in strong for image in images}) == 10
 
 
 def test_volumes_on_disk_give_the_batches_of_volumes_in_memory(tmp_path):

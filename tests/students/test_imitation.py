@@ -71,6 +71,14 @@ def test_an_unknown_proposal_is_refused_with_the_known_names(setting):
 VOTES = Preference(kind="preference", normaliser="voxel", link=ConservativeDPO(e="votes"))
 
 
+def test_drift_is_measured_without_strong_views(setting):
+    """With steps of nearly 0 the student is the base, so nothing has drifted, however strong the views are."""
+    rows = setting.train(Preference(kind="preference"), steps=2, learning_rate=1e-12, views=StrongViews(strength=2))
+    assert (rows[-1]["kl_inside"], rows[-1]["kl_outside"]) == pytest.approx((0, 0), abs=1e-6)
+    assert rows[-1]["volume_ratio"] == 1
+    assert rows[-1]["rewards/chosen"] == pytest.approx(0, abs=1e-4)
+
+
 @pytest.mark.parametrize("objective", [Preference(kind="preference"), ImitateChosen(kind="sft"), VOTES])
 def test_a_term_on_the_pool_learns_from_images_without_pairs(setting, objective):
     """One of two pool cases has pairs; with the term both are drawn, and a batch without pairs is no error."""

@@ -161,6 +161,20 @@ def test_a_judge_without_labels_gives_the_pairs_that_it_gives_stored_proposals(t
     assert [x.tolist() for x in batch.chosen] == [masks[pair.image][pair.chosen].tolist() for pair in expected]
 
 
+def test_the_prediction_among_the_hypotheses_is_that_of_the_clean_image(tmp_path: Path):
+    """The logits of a pool batch are of strong views: here they are turned round, and change no pair."""
+    setting = made(tmp_path)
+    at = online(setting, mapo(prediction=True, ranker={"kind": "agreement"}))
+    seen = labelled_batch(setting, at)
+    known = torch.ones(seen.labels.shape, dtype=torch.bool)
+    start, _ = at.of_labelled(seen, 3)
+    clean, _ = at.of_pool(replace(start, known=known), 3)
+    turned, _ = at.of_pool(replace(start, known=known, logits=-start.logits), 3)
+    assert len(clean.image)
+    for part in ("image", "chosen", "rejected"):
+        assert getattr(clean, part).equal(getattr(turned, part))
+
+
 def test_unknown_voxels_are_in_no_disagreement(tmp_path: Path):
     setting = made(tmp_path)
     at = online(setting, mapo())

@@ -96,11 +96,17 @@ class OnlinePairs:
         with torch.no_grad(), self.compute.autocast():
             reference = self.reference.network(batch.images).float()
         start = PoolBatch(batch.logits, reference, empty, empty, nothing, nothing, known, images=batch.images)
-        return self._paired(start, step, batch.labels)
+        return self._paired(start, step, batch.labels, predicted_classes(batch.logits.detach()))
 
     def of_pool(self, batch: PoolBatch, step: int) -> tuple[PoolBatch, HistoryRow]:
         """Batch with the pairs of pool images, ranked by the judge, and numbers for the history."""
-        return self._paired(batch, step, None)
+        own = None
+        if self.knobs.prediction:
+            # The hypotheses are of the clean images, and `batch.logits` of their strong views.
+            assert batch.images is not None
+            with torch.no_grad(), self.compute.autocast():
+                own = predicted_classes(self.policy.network(batch.images))
+        return self._paired(batch, step, None, own)
 
     def follow(self) -> None:
         """Update the moving reference, if there is one, with the weights of the student."""
@@ -121,8 +127,12 @@ class OnlinePairs:
         masks = torch.stack([predicted_classes(each) for each in passes], dim=1)
         return masks, torch.stack([log_probability(each).exp() for each in passes]).mean(0)
 
-    def _paired(self, batch: PoolBatch, step: int, labels: Tensor | None) -> tuple[PoolBatch, HistoryRow]:
+    def _paired(
+        self, batch: PoolBatch, step: int, labels: Tensor | None, own: Tensor | None
+    ) -> tuple[PoolBatch, HistoryRow]:
         """The batch with pairs of its images, ranked by Dice with `labels` or, for None, by the judge.
+
+        `own` has the predictions u8 `[image, *space]` without dropout, for knob `prediction` and for `labels`.
 
         Numbers: `online/batches_with_pair` (0 or 1), `online/images_with_pair` (share), `online/spread` (largest minus
         smallest score, mean over images; null if the judge abstains on all) and, with labels, `online/headroom` (Dice
@@ -131,8 +141,8 @@ class OnlinePairs:
         assert batch.images is not None
         assert batch.known is not None
         drawn, probability = self.hypotheses(batch.images, step)
-        own = predicted_classes(batch.logits.detach())
         if self.knobs.prediction:
+            assert own is not None
             drawn = torch.cat([own[:, None], drawn], dim=1)
         # 255 in the padding, so that padding is in no D and counts for no score.
         drawn = torch.where(batch.known[:, None], drawn, UNKNOWN).to(torch.uint8)
@@ -146,6 +156,7 @@ class OnlinePairs:
             "online/spread": float(np.mean(spread)) if spread else None,
         }
         if labels is not None:
+            assert own is not None
             hard = torch.where(batch.known, own, UNKNOWN).to(torch.uint8).cpu().numpy()
             plain = self._dice([one[None] for one in hard], labels)
             above = [float(each.max() - one[0]) for each, one in zip(scores, plain, strict=True)]
