@@ -222,8 +222,16 @@ def draw(tables: Path) -> None:
             rival = measured.dice(f"dpo_{pairs}")[1] if mined_by == "top_base" else None
             own = measured.dice(f"{short}_{pairs}")[1]
             over = (None,) * 3 if rival is None else crossed_interval(own - rival, patients, 2000, 0)
-            rows.append((*row, *over))
-    of = [f"{name}{end}" for name in ("gain", "peak_gain", "over_dpo") for end in ENDS]
+            row += over
+            by_rank = short == "rn_dpo" and mined_by == "top_base" and judge in MINED_BY_CHANCE
+            for column in ("dice", "dice_peak"):
+                arm = f"{short}_{judge}"
+                both = [measured.dice(name, column)[1] for name in (arm, f"{arm}_{BY_CHANCE}")] if by_rank else []
+                row += crossed_interval(both[0] - both[1], patients, 2000, 0) if both else (None,) * 3
+            rows.append(row)
+    of = [
+        f"{name}{end}" for name in ("gain", "peak_gain", "over_dpo", "over_chance", "peak_over_chance") for end in ENDS
+    ]
     columns = ["error", "level", "judge", "mined_by", "noise_rate", "objective", "seeds", *of]
     found = pl.DataFrame(rows, schema=columns, orient="row")
     found.write_csv(tables / "noise_sweep.csv", float_precision=4)
@@ -265,6 +273,7 @@ def page_tables(found: pl.DataFrame, tried: Path) -> dict[str, str]:
                 for by in ("top_base", BY_CHANCE)
                 for text in (wrong(judge, by), of(judge, "RN-DPO", "gain", by), of(judge, "RN-DPO", "peak_gain", by))
             ),
+            *(of(judge, "RN-DPO", what) for what in ("over_chance", "peak_over_chance")),
         )
         for judge in MINED_BY_CHANCE
     ]
@@ -272,7 +281,7 @@ def page_tables(found: pl.DataFrame, tried: Path) -> dict[str, str]:
     by = [f"{what}, `{by}`" for by in ("top_base", BY_CHANCE) for what in ("wrong", "sustained", "peak")]
     return {
         "errors": table(["planted errors", "wrong pairs on validation", *OBJECTIVES, *over], errors),
-        "mining": table(["planted errors", *by], mining),
+        "mining": table(["planted errors", *by, "difference, sustained", "difference, peak"], mining),
         "tries": tries_table(tried, {short: name for name, short in OBJECTIVES.items()}, [SET]),
     }
 

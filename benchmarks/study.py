@@ -437,7 +437,17 @@ def main() -> None:
 @click.option("--out", type=PATH, required=True)
 @TABLES
 @click.option("--family", "families", type=click.Choice(FAMILIES), multiple=True, default=FAMILIES, help="To tune.")
-def run(name: str, seed: int, which: str, data: Path, out: Path, tables: Path, families: tuple[str, ...]) -> None:
+@click.option("--only", multiple=True, help="Names of single arms of the group.")
+def run(
+    name: str,
+    seed: int,
+    which: str,
+    data: Path,
+    out: Path,
+    tables: Path,
+    families: tuple[str, ...],
+    only: tuple[str, ...],
+) -> None:
     """Everything of one seed up to these arms; what is there already is kept."""
     of, data = SETS[name], data.resolve()
     chosen = {} if which in ("none", "tune") else best_tries(tables / TRIED_FILE, TUNED)
@@ -447,6 +457,9 @@ def run(name: str, seed: int, which: str, data: Path, out: Path, tables: Path, f
         wanted = tried(of, families)
     else:
         wanted = arms(of, chosen, which)
+    if unknown := sorted(set(only) - set(wanted)):
+        raise click.BadParameter(f"--only: expected arms of '{which}', found {unknown}; there are {sorted(wanted)}")
+    wanted = {arm: student for arm, student in wanted.items() if not only or arm in only}
     folder = out / name / f"seed_{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
