@@ -251,7 +251,8 @@ def main(tables: Path) -> None:
     page = tables / "study.md"
     text = page.read_text()
     for name, content in all_tables({name: measured.get(name, none) for name in COLUMNS}, tables / TRIED_FILE).items():
-        print(f"\n{name}\n\n{content}")
+        place = "" if f"<!-- table: {name} -->" in text else f", which {page} has no comment for"
+        print(f"\n{name}{place}\n\n{content}")
         text = put(text, name, content)
     page.write_text(text)
 
