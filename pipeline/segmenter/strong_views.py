@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -80,11 +82,12 @@ class StrongViews(Knobs):
         # Gains and bias fields act on intensities from 0 up, as they do in a camera or a scanner.
         floor = image.flatten(1).amin(1).view(-1, *([1] * (image.ndim - 1)))
         transform.set_random_state(seed=seed % 2**32)
-        varied = transform(image - floor)
-        if hole is not None:
-            hole.set_random_state(seed=(seed + 1) % 2**32)
-            varied = hole(varied)
-        return plain(varied) + floor
+        with _without_metadata():
+            varied = transform(image - floor)
+            if hole is not None:
+                hole.set_random_state(seed=(seed + 1) % 2**32)
+                varied = hole(varied)
+        return varied + floor
 
     @cached_property
     def _transforms(self) -> dict[tuple[int, int], Any]:
@@ -140,6 +143,14 @@ def _factors(width: float) -> tuple[float, float]:
     return 1 / (1 + width) - 1, width
 
 
-def plain(image: Any) -> Tensor:
-    """A tensor without the metadata that MONAI keeps beside an image."""
-    return image.as_tensor() if hasattr(image, "as_tensor") else image
+@contextmanager
+def _without_metadata() -> Iterator[None]:
+    """Transforms of MONAI without metadata beside an image, which takes half of the time of a view."""
+    from monai.data import get_track_meta, set_track_meta
+
+    before = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(before)

@@ -23,7 +23,7 @@ class PoolBatch:
     """
 
     logits: Tensor  # [image, output, *space] of the policy, with gradient
-    reference: Tensor  # [image, output, *space], logits of the frozen base
+    reference: Tensor  # [image, output, *space], logits of the frozen base; without values if the loss reads none
     chosen: Tensor  # u8 [pair, *space]
     rejected: Tensor  # u8 [pair, *space]
     image: Tensor  # i64 [pair], index of the pair's image in the batch

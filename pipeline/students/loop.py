@@ -50,7 +50,7 @@ def train_on_pool(objective: PoolObjective, start: Start) -> Arm:
     def step_loss(step: int) -> tuple[Tensor, HistoryRow]:
         progress = step / start.training.optimisation.steps
         # One forward pass of an image serves all pairs of the image.
-        batch = pool.batch(next(draws), training.policy, crops, training.teacher, step, progress)
+        batch = pool.batch(next(draws), training.forward, crops, training.teacher, step, progress)
         loss, numbers = bound(batch)
         return training.anchored(batch, loss, numbers)
 
@@ -92,6 +92,7 @@ class StudentTraining:
         # Equal labelled batches in every arm: arms differ in the objective alone.
         self._labels = self.label_stream("labelled")
         self._last: PoolBatch | None = None
+        self._shared: LabelledBatch | None = None
 
     def label_stream(self, title: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless augmented images and labels of the labelled cases. Streams of one title are equal."""
@@ -108,6 +109,19 @@ class StudentTraining:
         with compute.autocast():
             return LabelledBatch(all_heads(self.policy, images), labels, images)
 
+    def forward(self, seen: Tensor) -> Tensor:
+        """Logits of the policy for the pool images of a step, and, in the same pass, for its labelled images.
+
+        `anchored` takes the labelled part. One pass takes less time than two, by a quarter for a small network.
+        """
+        if self.anchor is None or not self.anchor.supervised:
+            return self.policy(seen)
+        images, labels = (part.to(seen.device) for part in next(self._labels))
+        heads = all_heads(self.policy, torch.cat([seen, images]))
+        pool = len(seen)
+        self._shared = LabelledBatch([(weight, logits[pool:]) for weight, logits in heads], labels, images)
+        return heads[0].logits[:pool]
+
     def remember(self, batch: PoolBatch) -> None:
         """Keep the batch. The next evaluation measures drift and diagnosis on its images."""
         self._last = batch
@@ -120,7 +134,7 @@ class StudentTraining:
         terms: dict[str, tuple[float, Tensor]] = {}
         # A term of weight 0 is not computed: `supervised` costs a forward pass.
         if self.anchor.supervised:
-            labelled = self.labelled_batch()
+            labelled, self._shared = self._shared or self.labelled_batch(), None
             terms["supervised"] = self.anchor.supervised, deep_dice_ce(labelled.heads, labelled.labels)
         if self.anchor.kl:
             terms["kl"] = self.anchor.kl, kl_outside(batch)
@@ -153,7 +167,7 @@ class StudentTraining:
 
         def evaluate(network: nn.Module) -> HistoryRow:
             measures = validation_measures(self.segmenter(network), self.validation)
-            return {**self._measures(network, bound, held_out), **measures}
+            return {**self._measures(network, bound, pool, held_out), **measures}
 
         # `optimise` evaluates at step 0 and at intervals, and keeps the weights of the evaluations.
         trained = optimise(
@@ -178,13 +192,19 @@ class StudentTraining:
                 numbers |= moved_on_disagreement(pool, self.policy.to(start.compute.device).eval())
         return Arm(trained, numbers)
 
-    def _measures(self, network: nn.Module, bound: BoundObjective | None, held_out: PoolBatches | None) -> HistoryRow:
+    def _measures(
+        self,
+        network: nn.Module,
+        bound: BoundObjective | None,
+        pool: PoolBatches | None,
+        held_out: PoolBatches | None,
+    ) -> HistoryRow:
         """Drift and diagnosis of the remembered batch, measures of held-out images, Dice on the labelled cases."""
         row: HistoryRow = {}
         if self._last is not None and bound is not None:
             batch, self._last = self._last, None
             with torch.no_grad():
-                batch = self._clean(batch)
+                batch = self._clean(batch, pool)
                 row = {**drift(batch), **bound.diagnose(batch)}
         if held_out is not None and bound is not None:
             row |= held_out_measures(held_out, network, bound)
@@ -193,14 +213,18 @@ class StudentTraining:
             row["labelled_dice"] = self.segmenter(network).dice(self.labelled)
         return row
 
-    def _clean(self, batch: PoolBatch) -> PoolBatch:
+    def _clean(self, batch: PoolBatch, pool: PoolBatches | None) -> PoolBatch:
         """The batch with the logits of the policy, never of the moving average, on the images without strong views.
 
         The reference has seen the clean images. Logits of a strong view would differ from it without any drift.
         """
         assert batch.images is not None
         with self.start.compute.autocast():
-            return replace(batch, logits=self.policy(batch.images))
+            clean = replace(batch, logits=self.policy(batch.images))
+            if not batch.reference.numel():
+                assert pool is not None
+                clean = replace(clean, reference=pool.reference.network(batch.images).float())
+        return clean
 
     def _interpolate(self, trained: TrainedWeights) -> float | None:
         """Interpolate the kept weights with the base, by the Dice on validation; returns the share of the student.

@@ -5,14 +5,14 @@ One forward pass of an image serves all pairs of the image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import BadInput
 from pipeline.knobs import MEAN
@@ -66,9 +66,10 @@ class PoolBatches:
     """Batches of pool images with all their pairs, flipped and cut to the window, with reference logits.
 
     `pool` has the images to draw from: images with pairs, or all images if the student learns from all of them.
-    `probability`, `votes` and `targets` ask for the parts `probability`, `voxel_e` and `targets` of a batch. `views`
-    varies the images of the policy. `noise` is the standard deviation of further noise on the images of the policy, in
-    units of the normalised image.
+    `references` asks for reference logits in training too; batches of evaluations always have them. `probability`,
+    `votes` and `targets` ask for the parts `probability`, `voxel_e` and `targets` of a batch. `views` varies the images
+    of the policy. `noise` is the standard deviation of further noise on the images of the policy, in units of the
+    normalised image.
     """
 
     data: Data
@@ -78,6 +79,7 @@ class PoolBatches:
     knobs: Training
     augmentation: Augmentation
     seed: int
+    references: bool = True
     probability: bool = False
     votes: bool = False
     targets: tuple[Target, ...] = ()
@@ -127,7 +129,7 @@ class PoolBatches:
     def batch(
         self,
         drawn: CasesAndFlips,
-        policy: nn.Module,
+        policy: Callable[[Tensor], Tensor],
         crops: np.random.Generator,
         teacher: Average | None = None,
         step: int | None = None,
@@ -197,7 +199,9 @@ class PoolBatches:
             seen=seen,
             known=placed(known)[0],
             # Kept per view: the base predicts another mask for a flipped image. A crop hardly ever comes back.
-            reference=self.images.reference_logits(clean, None if where else (case.case, view)),
+            reference=self.images.reference_logits(clean, None if where else (case.case, view))
+            if self.references or step is None
+            else _NOTHING,
             # 255 keeps the padding out of D. A flip turns a left organ into a right organ, so sided classes swap.
             chosen=swap(placed(masks.chosen, schema.UNKNOWN), view),
             rejected=swap(placed(masks.rejected, schema.UNKNOWN), view),
@@ -270,6 +274,8 @@ def pool_and_held_out(objective: PoolObjective, start: Start) -> tuple[PoolBatch
     if probability or targets:
         _check_proposals(start, members, targets)
     members, kept = _split_groups(start, members, set(pairs["case_id"]))
+    # A loss without a reference needs no pass of the base, which is a pass per image and flip.
+    references = objective.needs_reference or bool(student.anchor and student.anchor.kl)
     # Loaded anew: training changes the policy in place.
     reference = Segmenter(start.base.load(start.compute.device), start.base.architecture, start.compute)
 
@@ -283,6 +289,7 @@ def pool_and_held_out(objective: PoolObjective, start: Start) -> tuple[PoolBatch
             start.augmentation,
             # Without the name of the student: arms with the same cases draw the same images.
             seed_of(start.seed, "student"),
+            references=references,
             probability=probability,
             votes=objective.needs_votes,
             targets=targets,

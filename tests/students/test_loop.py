@@ -17,6 +17,7 @@ from pipeline.segmenter.losses import dice_ce
 from pipeline.segmenter.models import Model
 from pipeline.students.imitation import PoolTerm
 from pipeline.students.links.cdpo import ConservativeDPO
+from pipeline.students.loop import StudentTraining
 from pipeline.students.objectives.distill import Distill
 from pipeline.students.objectives.mean_teacher import MeanTeacher
 from pipeline.students.objectives.preference import Preference
@@ -54,6 +55,23 @@ def test_pool_objectives_need_no_pairs(setting, objective):
     record = setting.record()
     assert (record["pairs_mined"], record["images"]) == (0, 2)
     assert "flipped_share" not in record
+
+
+def test_pool_and_labelled_images_share_a_pass(setting, monkeypatch):
+    """The same student, but for rounding, and half as many passes of the policy with gradients."""
+    passes: list[int] = []
+
+    def counted(self, seen):
+        passes.append(len(seen))
+        return self.policy(seen)
+
+    together = setting.train(preference(), anchor=Anchor(), steps=3, learning_rate=1e-2, out="together")
+    monkeypatch.setattr(StudentTraining, "forward", counted)
+    apart = setting.train(preference(), anchor=Anchor(), steps=3, learning_rate=1e-2, out="apart")
+    assert passes == [2, 2, 2]
+    for one, other in zip(together[1:], apart[1:], strict=True):
+        assert one["supervised"] == pytest.approx(other["supervised"], rel=1e-3)
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
 
 def test_supervision_is_dice_and_cross_entropy_of_the_labelled_cases(setting):

@@ -21,6 +21,7 @@ class Distill(PoolObjective):
 
     kind: Literal["distill"]
     family: ClassVar[ArmFamily] = "imitation"
+    needs_reference: ClassVar[bool] = False
     feeds: ClassVar[Feed] = "pool"
     needs_probability: ClassVar[bool] = True
 

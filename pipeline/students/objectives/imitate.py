@@ -22,6 +22,7 @@ class Imitate(PoolObjective, Target):
 
     kind: Literal["imitate"]
     family: ClassVar[ArmFamily] = "imitation"
+    needs_reference: ClassVar[bool] = False
     feeds: ClassVar[Feed] = "pool"
 
     @property

@@ -148,7 +148,7 @@ class Mapo(PairObjective):
             if step > 1:
                 online.follow()
             progress = step / start.training.optimisation.steps
-            batch = pool.batch(next(draws), training.policy, crops, None, step, progress)
+            batch = pool.batch(next(draws), training.forward, crops, None, step, progress)
             batch, numbers = online.of_pool(batch, step)
             preference, of_pairs = bound(batch)
             return training.anchored(batch, self.weight * preference, {**numbers, **of_pairs})

@@ -23,6 +23,7 @@ class MeanTeacher(PoolObjective):
 
     kind: Literal["mean_teacher"]
     family: ClassVar[ArmFamily] = "imitation"
+    needs_reference: ClassVar[bool] = False
     feeds: ClassVar[Feed] = "pool"
     consistency: Consistency = Consistency()
     """Decay of the moving average, weight of the term, and noise on the images of the student."""

@@ -82,6 +82,8 @@ class PoolObjective(ObjectiveKnobs):
     instead.
     """
 
+    needs_reference: ClassVar[bool] = True
+    """Whether the loss reads the logits of the frozen start, `PoolBatch.reference`."""
     needs_probability: ClassVar[bool] = False
     """Whether the objective reads the mean probability of the proposals."""
 

@@ -21,6 +21,7 @@ class ImitateChosen(PoolObjective):
 
     kind: Literal["sft"]
     family: ClassVar[ArmFamily] = "imitation"
+    needs_reference: ClassVar[bool] = False
     feeds: ClassVar[Feed] = "pairs"
 
     def __call__(self, batch: PoolBatch) -> tuple[Tensor, HistoryRow]:
