@@ -179,7 +179,7 @@ def collect(out: Path, tables: Path) -> None:
     from pipeline.store.schema import AUDIT_PAIRS
     from pipeline.store.tables import read_table
 
-    names, file = arms(study.best_tries(tables / TRIED_FILE, [SET])), tables / CASES_FILE
+    names = arms(study.best_tries(tables / TRIED_FILE, [SET]))
     pairs = pl.DataFrame(
         [(arm, knobs["pairs"]) for arm, (_, knobs) in names.items()], schema=["arm", "pairs"], orient="row"
     )
@@ -194,17 +194,14 @@ def collect(out: Path, tables: Path) -> None:
             parts.append(cases.join(pairs.join(wrong, on="pairs"), on="arm", how="left").drop("pairs"))
     if not parts:
         raise click.ClickException(f"{out / SET}: expected a seed with all arms, found none; run --arms sweep first")
-    found = pl.concat(parts).insert_column(0, pl.lit(SET).alias("set"))
-    found = study.with_new(pl.read_parquet(file) if file.is_file() else found.clear(), found)
-    found.write_parquet(file, compression="zstd", compression_level=19)
-    print(found.group_by("seed", maintain_order=True).agg(arms=pl.col("arm").n_unique()))
+    study.add_cases(pl.concat(parts).insert_column(0, pl.lit(SET).alias("set")), tables / CASES_FILE)
 
 
 @main.command()
 @study.TABLES
 def draw(tables: Path) -> None:
     """Gain over the base and differences between arms, with 95 % intervals over patients and seeds."""
-    cases = pl.read_parquet(tables / CASES_FILE)
+    cases = study.read_cases(tables / CASES_FILE)
     measured = Measured(cases)
     seeds, of_base, patients = measured.dice("base")
     noise = dict(cases.group_by("arm").agg(pl.col("noise_rate").mean()).iter_rows())

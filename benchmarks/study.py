@@ -568,6 +568,21 @@ def with_new(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([left, new]).sort(*where, "arm", "case_id")
 
 
+def add_cases(new: pl.DataFrame, file: Path) -> None:
+    """Add rows to a table of cases, as `with_new` says, and print how many arms each seed has."""
+    found = with_new(pl.read_parquet(file) if file.is_file() else new.clear(), new)
+    found.write_parquet(file, compression="zstd", compression_level=19)
+    with pl.Config(tbl_rows=-1):
+        print(found.group_by("set", "seed", maintain_order=True).agg(arms=pl.col("arm").n_unique()))
+
+
+def read_cases(file: Path) -> pl.DataFrame:
+    """Table of cases that `add_cases` wrote."""
+    if not file.is_file():
+        raise click.ClickException(f"{file}: no such file; make it with `collect`")
+    return pl.read_parquet(file)
+
+
 @main.command()
 @click.option("--out", type=PATH, required=True)
 @TABLES
@@ -578,11 +593,9 @@ def collect(out: Path, tables: Path) -> None:
         for name in SETS
         for folder in seeds_of(out / name)
     ]
-    found, file = pl.concat(parts), tables / CASES_FILE
-    found = with_new(pl.read_parquet(file) if file.is_file() else found.clear(), found)
-    found.write_parquet(file, compression="zstd", compression_level=19)
-    with pl.Config(tbl_rows=-1):
-        print(found.group_by("set", "seed", maintain_order=True).agg(arms=pl.col("arm").n_unique()))
+    if not parts:
+        raise click.ClickException(f"{out}: expected the folder of a data set with a seed, found none; `run` one first")
+    add_cases(pl.concat(parts), tables / CASES_FILE)
 
 
 if __name__ == "__main__":

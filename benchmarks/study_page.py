@@ -16,7 +16,7 @@ import click
 import numpy as np
 import polars as pl
 
-from benchmarks.study import CASES_FILE, TABLES, TRIED, TRIED_FILE, TUNED, best_tries, tries
+from benchmarks.study import CASES_FILE, TABLES, TRIED, TRIED_FILE, TUNED, best_tries, read_cases, tries
 from pipeline.measures.intervals import Interval, crossed_interval
 
 COLUMNS = ("polyps", "nuclei", "hippocampus")
@@ -245,7 +245,7 @@ def put(page: str, name: str, content: str) -> str:
 @click.command(help=__doc__)
 @TABLES
 def main(tables: Path) -> None:
-    cases = pl.read_parquet(tables / CASES_FILE)
+    cases = read_cases(tables / CASES_FILE)
     measured = {name: Measured(cases.filter(pl.col("set") == name)) for name in cases["set"].unique()}
     none = Measured(cases.clear())
     page = tables / "study.md"

@@ -17,12 +17,11 @@ from pipeline.params import Params
 from pipeline.proposals.fit_regions import regions_to_fit
 from pipeline.proposals.fit_thresholds import samplers_to_fit
 from pipeline.proposals.plan import first_names, names_of
-from pipeline.proposals.samplers.imported import Imported
 from pipeline.proposals.samplers.mean import Mean
 from pipeline.proposals.samplers.sampler import Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
 from pipeline.proposals.samplers.tta import TTA
-from pipeline.segmenter.base import fold_names, folds_objection, model_names
+from pipeline.segmenter.base import folds_objection, model_names
 from pipeline.segmenter.imported import AnyBase
 from pipeline.segmenter.imported.checkpoint import Checkpoint
 from pipeline.segmenter.imported.nnunet import NnUNetFolder
@@ -31,7 +30,6 @@ from pipeline.segmenter.knobs import Base
 from pipeline.segmenter.offsets import FEWEST
 from pipeline.segmenter.seen import SEEN
 from pipeline.store.cases import Case, CaseStore
-from pipeline.store.proposals import proposal_name
 from pipeline.students.objectives.objective import PoolObjective
 from pipeline.students.objectives.proposal import Proposal
 
@@ -163,11 +161,8 @@ def _of_proposals(params: Params, classes: int) -> Iterator[str]:
     setup = _setup(params.base, classes)
     names, unknown = first_names(setup), set[str]()
     for name, sampler in params.propose.samplers.items():
-        if isinstance(sampler, Imported):
-            # The files themselves are looked at by `propose`, which depends on them.
-            names += [proposal_name(name, source) for source in sampler.sources]
-            continue
         try:
+            # Without cases, no imported file is looked at. `propose` depends on the files, and looks.
             made = names_of(name, sampler, setup, names)
         except BadInput as error:
             # The error of a sampler hides which proposals it would make.
@@ -192,17 +187,18 @@ def _of_proposals(params: Params, classes: int) -> Iterator[str]:
 
 
 def _setup(base: AnyBase | None, classes: int) -> Setup:
-    """Models that samplers draw from, by name, as far as the knobs say."""
+    """Models that samplers draw from, by name, as far as the knobs say. A sampler may name folds as members."""
     match base:
         case None:
             return Setup(classes, base=False)
         case Base():
-            members = [name for name in model_names(base) if name not in ("base", *fold_names(base))]
-            return Setup(classes, members=tuple(members), snapshots=("snapshot",) * bool(base.snapshots))
+            members = tuple(name for name in model_names(base) if name != "base")
+            return Setup(classes, members=members, snapshots=("snapshot",) * bool(base.snapshots))
         case Checkpoint():
             return Setup(classes, members=base.members, snapshots=base.snapshots)
         case NnUNetFolder():
-            return Setup(classes, members=base.member_names)
+            # Whether a fold held a labelled case out is known after the import.
+            return Setup(classes, members=(*base.member_names, *(f"fold_{fold}" for fold in base.folds)))
         case _:
             return Setup(classes)
 

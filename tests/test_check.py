@@ -203,6 +203,15 @@ def test_names_that_nothing_bears_are_said_before_a_training(tmp_path, changes, 
     assert [line for line in lines if line.startswith(f"params.yaml: {expected}")], lines
 
 
+@pytest.mark.parametrize("base", [{**TINY["base"], "folds": 2}, {"kind": "nnunet", "folds": [0, 1]}])
+def test_folds_may_be_named_as_members(tmp_path, base):
+    samplers = {"folds": {"kind": "ensemble", "members": ["fold_0", "fold_1"]}}
+    model = {"model": str(tmp_path)} if "kind" in base else {}
+    students = {"one": {"pairs": "none", "objective": {"kind": "imitate", "proposal": "folds mean"}, **SUPERVISED}}
+    lines = found(tmp_path, base=base, propose={**TINY["propose"], "samplers": samplers}, students=students, **model)
+    assert not [line for line in lines if "expected" in line], lines
+
+
 def test_names_of_masks_from_elsewhere_and_of_snapshots_are_known(tmp_path):
     """Their files and steps are not known yet, so nothing is said against them."""
     samplers = {

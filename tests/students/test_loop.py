@@ -58,17 +58,20 @@ def test_pool_objectives_need_no_pairs(setting, objective):
 
 
 def test_pool_and_labelled_images_share_a_pass(setting, monkeypatch):
-    """The same student, but for rounding, and half as many passes of the policy with gradients."""
-    passes: list[int] = []
+    """The same student, but for rounding, without a pass of the labelled images alone in every step."""
+    passes: list[StudentTraining] = []
+    labelled_batch = StudentTraining.labelled_batch
 
-    def counted(self, seen):
-        passes.append(len(seen))
-        return self.policy(seen)
+    def counted(self, *stream):
+        passes.append(self)
+        return labelled_batch(self, *stream)
 
+    monkeypatch.setattr(StudentTraining, "labelled_batch", counted)
     together = setting.train(preference(), anchor=Anchor(), steps=3, learning_rate=1e-2, out="together")
-    monkeypatch.setattr(StudentTraining, "forward", counted)
+    assert not passes
+    monkeypatch.setattr(StudentTraining, "forward", lambda self, seen: self.policy(seen))
     apart = setting.train(preference(), anchor=Anchor(), steps=3, learning_rate=1e-2, out="apart")
-    assert passes == [2, 2, 2]
+    assert len(passes) == 3
     for one, other in zip(together[1:], apart[1:], strict=True):
         assert one["supervised"] == pytest.approx(other["supervised"], rel=1e-3)
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
