@@ -210,7 +210,10 @@ def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict
             paired(pick, "imitate", "alone")
             paired(pick, "rn_dpo", "best")
         paired("oracle", "rn_dpo", "alone")
-        add("imitate_best_own", "imitate", {**family("imitate", rate, weight, of), "offsets": "validation"})
+        for ending, offsets in (("own", "validation"), ("pool", "pool")):
+            add(f"imitate_best_{ending}", "imitate", {**family("imitate", rate, weight, of), "offsets": offsets})
+        student = {"pairs": "none", "objective": {"kind": "supervised"}, "labelled_views": False, "offsets": "pool"}
+        add("supervised_pool", "supervised", student)
         add("full_same", "full")
         rate = chosen["full"][0]
         found["full"] = rate, full(of, of["steps"]["full"], rate)

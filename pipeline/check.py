@@ -282,6 +282,8 @@ def _of_students(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterat
                 )
         if objective.feeds == "pool" and not splits["pool"]:
             yield f"{key}: objective '{objective.kind}' learns from the pool, found no pool case; change `splits`"
+        elif student.offsets == "pool" and not splits["pool"]:
+            yield f"{key}: offsets are fitted on the pool, found no pool case; change `splits`, or remove `offsets`"
         if student.reads_proposals and "pool" not in params.propose.splits:
             yield f"{key}: expected proposals of split 'pool' to learn from; add 'pool' to propose.splits"
         calibrated = isinstance(objective, PoolObjective) and objective.needs_p_correct

@@ -174,6 +174,14 @@ def student(**changes: Any) -> dict[str, Any]:
         ),
         (
             {
+                "students": {"one": {"pairs": "none", "objective": {"kind": "supervised"}, "offsets": "pool"}},
+                "pairs": {"none": TINY["pairs"]["none"]},
+                "propose": {**MEAN_ALONE, "splits": ["validation"]},
+            },
+            "students.one: expected proposals of split 'pool' to learn from; add 'pool' to propose.splits",
+        ),
+        (
+            {
                 **student(pairs="mined", objective={"kind": "preference", "link": {"kind": "cdpo", "e": "calibrated"}}),
                 "propose": {**MEAN_ALONE, "splits": ["pool"]},
             },

@@ -19,10 +19,13 @@ from pipeline.segmenter.architecture import ARCHITECTURE
 from pipeline.segmenter.models import Model
 from pipeline.segmenter.seen import Seen
 from pipeline.segmenter.student_record import StudentRecord
+from pipeline.segmenter.weights import save_weights
 from pipeline.store.cases import INPUT
 from pipeline.store.manifest import check_manifest, read_json
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pipeline.students.student import Student
 
 PROJECT = ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", "raw/none")
@@ -47,15 +50,17 @@ def next_round(project: Path, folder: Path) -> NextRound:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: expected a folder that is new or empty, found other content; name another folder")
     made = NextRound(promoted, _members(params, promoted))
-    _refuse_offsets(project, made)
+    students = {name: project / "models/students" / student for name, student in made.members.items()}
+    models = {"base": project / PROMOTED, **students}
+    for model in models.values():
+        _with_offsets(model)  # raises before a file is written
     content, notes = next_params(project, folder, params, made)
     made.removed = notes
     # Checked before a file is written, so that a refused round leaves no folder behind.
     with tempfile.TemporaryDirectory() as scratch:
         _write_params(content, Path(scratch))
     _copy_code(project, folder)
-    students = {name: project / "models/students" / student for name, student in made.members.items()}
-    copy_models({"base": project / PROMOTED, **students}, folder / MODEL)
+    copy_models(models, folder / MODEL)
     first = params.promotion.first_base
     table = project / "validation/base.parquet" if first == NOTHING else project / first
     shutil.copy(table, folder / FIRST_BASE)
@@ -114,23 +119,34 @@ def _members(params: Params, promoted: str) -> dict[str, str]:
     return {next(free) if start.startswith("fold_") else start: name for start, name in same.items()}
 
 
-def _refuse_offsets(project: Path, made: NextRound) -> None:
-    """Raise `BadInput` if the base or a member of the new round would lose the offsets of its student."""
-    for name in (made.base, *made.members.values()):
-        folder = project / PROMOTED if name == made.base else project / "models/students" / name
-        record = StudentRecord.of(folder)
-        if record is not None and any(record.offsets or ()):
-            raise BadInput(
-                f"{folder}: expected a student without offsets of its own, found {list(record.offsets or ())}; a base "
-                "has no offsets, so the next round would start from another model than the promoted one; remove "
-                f"`offsets` from students.{name} and run `dvc repro`"
-            )
+def _with_offsets(folder: Path) -> nn.Module | None:
+    """The last weights of a student with its offsets in the bias of the last layer; None for a student without offsets.
+
+    A base has no offsets beside its weights, and must predict as the promoted student does. Raises `BadInput` for a
+    network without such a bias.
+    """
+    from pipeline.segmenter.output_bias import add_to_output_bias
+
+    record = StudentRecord.of(folder)
+    offsets = () if record is None else record.offsets or ()
+    if not any(offsets):
+        return None
+    model = Model(folder, "last")
+    network = None if model.architecture.program else model.load()
+    if network is None or not add_to_output_bias(network, model.architecture, offsets):
+        raise BadInput(
+            f"{folder}: expected a network whose last layer has a bias to hold the offsets {list(offsets)} of the "
+            f"student, found none in {model.architecture.name}; a base has no offsets beside its weights, so remove "
+            "`offsets` from the student and run `dvc repro`"
+        )
+    return network
 
 
 def copy_models(students: Mapping[str, Path], out: Path) -> None:
     """Copy the last weights of students into one model folder `out`. `students` has their folders by the new name.
 
-    A student whose network is another one than that of `base` gets a folder of its own in `out`.
+    A student whose network is another one than that of `base` gets a folder of its own in `out`. Offsets of a student
+    go into its last layer. Raises `BadInput` for a network that cannot hold them.
     """
     architecture = Model(students["base"], "last").architecture
     for role, folder in students.items():
@@ -140,7 +156,11 @@ def copy_models(students: Mapping[str, Path], out: Path) -> None:
         target.folder.mkdir(parents=True, exist_ok=True)
         for file in (ARCHITECTURE, INPUT):
             shutil.copy(source.folder / file, target.folder / file)
-        shutil.copy(source.weights, target.folder / f"{target.name}{source.weights.suffix}")
+        weights = target.folder / f"{target.name}{source.weights.suffix}"
+        if (network := _with_offsets(folder)) is None:
+            shutil.copy(source.weights, weights)
+        else:
+            save_weights(network, weights)
     Seen.of_all(list(students.values())).save(out)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.errors import BadInput
-from pipeline.knobs import NOTHING
+from pipeline.knobs import MEAN, NOTHING
 from pipeline.store import schema
 from pipeline.store.arrays import open_array, read_array
 from pipeline.store.cases import Case, CaseStore, Where
@@ -94,6 +94,15 @@ class ProposalStore:
         read = sorted(set(slots))
         block = read_array(self._masks, (case.case, np.array(read), *box))
         return block[[read.index(slot) for slot in slots]]
+
+    def named_mask(self, case: Case, name: str, where: Where | None = None) -> np.ndarray:
+        """Label map u8 `[*space]` of one proposal by name. `mean` is the most probable class of the mean probability.
+
+        Raises `BadInput` with the known names for another name. `where` is a box of the working grid.
+        """
+        if name == MEAN:
+            return self.probability(case, where).argmax(0).astype(np.uint8)
+        return self.masks(case, [self.slot(name)], where)[0]
 
     def source_mask(self, case: Case, slot: int) -> np.ndarray:
         """Label map u8 `[*source]` of one proposal of a validation or test case on the source's grid, for metrics."""

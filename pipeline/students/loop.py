@@ -25,8 +25,8 @@ from pipeline.segmenter.segmenter import Segmenter
 from pipeline.students.batch import LabelledBatch, PoolBatch
 from pipeline.students.drift import drift, kl_outside
 from pipeline.students.imitation import imitation_loss
-from pipeline.students.offsets import fitted_offsets
-from pipeline.students.pool_batches import PoolBatches, pool_and_held_out
+from pipeline.students.offsets import offsets_of_labels, offsets_of_proposal
+from pipeline.students.pool_batches import PoolBatches, check_proposals, pool_and_held_out
 from pipeline.students.start import Arm, Start
 from pipeline.students.watching import held_out_measures, moved_on_disagreement, stop_rule, validation_measures
 
@@ -89,6 +89,9 @@ class StudentTraining:
         self.validation = cases.with_labels(cases.split("validation"), window)
         if start.student.offsets == "validation":
             self.fitted_on = self.validation
+        # Before the first step, so that no training is lost.
+        if start.student.agrees_with is not None:
+            check_proposals(start, cases.split("pool"), [start.student.agrees_with])
         # Equal labelled batches in every arm: arms differ in the objective alone.
         self._labels = self.label_stream("labelled")
         self._last: PoolBatch | None = None
@@ -183,7 +186,7 @@ class StudentTraining:
         numbers["interpolated"] = self._interpolate(trained)
         if start.student.offsets is not None:
             self.policy.load_state_dict(trained.last)
-            numbers |= fitted_offsets(self.segmenter(self.policy.to(start.compute.device).eval()), self.fitted_on)
+            numbers |= self._offsets(self.segmenter(self.policy.to(start.compute.device).eval()))
         if pool is not None:
             numbers |= {"pairs_mined": len(pool.pairs), "images": len(pool.pool)}
             if moved:
@@ -225,6 +228,13 @@ class StudentTraining:
                 assert pool is not None
                 clean = replace(clean, reference=pool.reference.network(batch.images).float())
         return clean
+
+    def _offsets(self, segmenter: Segmenter) -> dict[str, Any]:
+        """Fields of `StudentRecord` with the offsets that the student asks for."""
+        start, proposal = self.start, self.start.student.agrees_with
+        if proposal is None:
+            return offsets_of_labels(segmenter, self.fitted_on)
+        return offsets_of_proposal(segmenter, start.data, proposal, start.seed)
 
     def _interpolate(self, trained: TrainedWeights) -> float | None:
         """Interpolate the kept weights with the base, by the Dice on validation; returns the share of the student.

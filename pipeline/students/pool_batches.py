@@ -272,7 +272,7 @@ def pool_and_held_out(objective: PoolObjective, start: Start) -> tuple[PoolBatch
     members = [case for case in members if case.case_id not in held_out]
     probability = objective.needs_probability or any(target.soft for target in targets)
     if probability or targets:
-        _check_proposals(start, members, targets)
+        check_proposals(start, members, [target.proposal for target in targets])
     members, kept = _split_groups(start, members, set(pairs["case_id"]))
     # A loss without a reference needs no pass of the base, which is a pass per image and flip.
     references = objective.needs_reference or bool(student.anchor and student.anchor.kl)
@@ -313,17 +313,23 @@ def _check_pairs(objective: PoolObjective, start: Start, pairs: pl.DataFrame) ->
         )
 
 
-def _check_proposals(start: Start, members: list[Case], targets: Sequence[Target]) -> None:
+def check_proposals(start: Start, members: Sequence[Case], names: Sequence[str]) -> None:
+    """Raise `BadInput` if a pool case has no proposals, or if a name is that of no proposal."""
     proposals = start.data.proposals
+    if not members:
+        raise BadInput(
+            f"{start.data.cases.folder}: student '{start.name}' learns from the pool, found no case in split 'pool'; "
+            "change `splits`"
+        )
     proposed = set(proposals.case_ids())
     if without := [case.case_id for case in members if case.case_id not in proposed]:
         raise BadInput(
             f"{proposals.folder}: student '{start.name}' learns from proposals of the pool, and {len(without)} pool "
             f"cases have none (first: '{without[0]}'); add 'pool' to propose.splits"
         )
-    for target in targets:
-        if target.proposal != MEAN:
-            proposals.slot(target.proposal)  # raises for a name that no proposal has
+    for name in names:
+        if name != MEAN:
+            proposals.slot(name)  # raises for a name that no proposal has
 
 
 def _split_groups(start: Start, members: list[Case], paired: set[str]) -> tuple[list[Case], list[Case]]:

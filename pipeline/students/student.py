@@ -97,11 +97,12 @@ class Student(Knobs):
     start: str = "base"
     """Model that the student starts from: `base`, or the name of a member of the base, such as `member_1`. The frozen
     start is also the reference of preference. Students from several members make the next ensemble."""
-    offsets: Literal["validation", "held_out"] | None = None
+    offsets: Literal["pool", "validation", "held_out"] | None = None
     """Cases on which the student's own offsets on the logits of the foreground classes are fitted after training, as
-    those of sampler `mean` are. `validation` spends the validation labels, so the student is no candidate for
-    promotion. `held_out` needs a `start` that is a fold: the labelled cases that this fold has not seen are kept from
-    the student's training too. Null: no offsets."""
+    those of sampler `mean` are. `pool` needs no label: the masks of pool cases shall agree with the proposal that the
+    student imitates, or with the mean of the proposals if the student imitates none. `validation` spends the validation
+    labels, so the student is no candidate for promotion. `held_out` needs a `start` that is a fold: the labelled cases
+    that this fold has not seen are kept from the student's training too. Null: no offsets."""
     labelled_views: bool | None = None
     """Whether labelled images are varied as strongly as pool images. Null: as `training.views.labelled` says."""
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -121,10 +122,17 @@ class Student(Knobs):
         return tuple(dict.fromkeys([*own, *([] if imitate is None else [imitate.target])]))
 
     @property
+    def agrees_with(self) -> str | None:
+        """Name of the proposal that `offsets: pool` is fitted to; None for other offsets."""
+        if self.offsets != "pool":
+            return None
+        return self.targets[0].proposal if self.targets else MEAN
+
+    @property
     def reads_proposals(self) -> bool:
         """Whether the student learns from proposals of pool images, beside its pairs."""
         probability = isinstance(self.objective, PoolObjective) and self.objective.needs_probability
-        return probability or bool(self.targets)
+        return probability or bool(self.targets) or self.offsets == "pool"
 
     @property
     def proposals(self) -> list[str]:

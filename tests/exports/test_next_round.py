@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from pipeline.errors import BadInput
@@ -19,6 +20,7 @@ from pipeline.params import Params, load_params
 from pipeline.project.start import commit
 from pipeline.promotion.promote import _copy_model
 from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
+from pipeline.segmenter.models import Model
 from pipeline.store import schema
 from pipeline.store.manifest import write_json, write_manifest
 from pipeline.store.tables import read_table
@@ -292,17 +294,43 @@ def test_no_headroom_stops(first: Path, tmp_path: Path) -> None:
         next_round(first, tmp_path / "new")
 
 
-def test_offsets_of_a_student_are_not_lost(first: Path, tmp_path: Path) -> None:
-    """A base has no offsets, so a student with offsets would start the round as another model."""
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_offsets_of_a_student_are_in_its_weights(first: Path, tmp_path: Path, name: str) -> None:
+    """A base has no offsets, so those of the base and of a member go into the bias of the last layer."""
     promote(first, "one")
     set_headroom(first, "headroom left: a test")
-    # Of the base, and then of a member.
-    for record in (first / "models/promoted/student.json", first / "models/students/two/student.json"):
-        before = record.read_text()
-        write_json(record, {**json.loads(before), "offsets": [0.5, 0.0]})
-        with pytest.raises(BadInput, match=r": expected a student without offsets of its own, found \[0.5, 0.0\]"):
-            next_round(first, tmp_path / "new")
-        record.write_text(before)
+    student = first / ("models/promoted" if name == "one" else "models/students/two")
+    record = student / "student.json"
+    before = record.read_text()
+    offsets = [0.5] * (Model(student, "last").architecture.classes - 1)
+    write_json(record, {**json.loads(before), "offsets": offsets})
+    next_round(first, tmp_path / "new")
+    record.write_text(before)
+    old = Model(student, "last").load()
+    new = Model(tmp_path / "new/raw/model", "base" if name == "one" else "member_1").load()
+    image = torch.randn((1, 1, 16, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        moved = new(image) - old(image)
+    # The head of these phantoms has an output per foreground class, or one more for the background.
+    shift = torch.tensor([*([0.0] * (moved.shape[1] - len(offsets))), *offsets])
+    assert torch.allclose(moved, shift.view(1, -1, 1, 1).expand_as(moved), atol=1e-5)
+
+
+def test_offsets_that_no_weights_can_hold_are_refused(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the offsets the round would start from another model than the promoted one."""
+    promote(first, "one")
+    set_headroom(first, "headroom left: a test")
+    record = first / "models/promoted/student.json"
+    before = record.read_text()
+    write_json(record, {**json.loads(before), "offsets": [0.5, 0.0]})
+    monkeypatch.setattr("pipeline.segmenter.output_bias.add_to_output_bias", lambda *_: False)
+    with pytest.raises(
+        BadInput, match=r"expected a network whose last layer has a bias to hold the offsets \[0.5, 0.0\]"
+    ):
+        next_round(first, tmp_path / "new")
+    record.write_text(before)
     assert not (tmp_path / "new").exists()
 
 

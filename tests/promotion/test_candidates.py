@@ -80,6 +80,7 @@ def test_offsets_that_were_fitted_on_validation_make_no_candidate() -> None:
     student = {**ANCHORED, "pairs": "mined"}
     assert against({**student, "offsets": "validation"}) == "its offsets were fitted on the labels of split validation"
     assert against({**student, "offsets": "held_out", "start": "fold_0"}) is None
+    assert against({**student, "offsets": "pool"}) is None
 
 
 def test_steps_that_were_chosen_on_validation_make_no_candidate() -> None:
