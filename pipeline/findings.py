@@ -187,7 +187,7 @@ def train_findings(folder: Path, history: Path, start: str) -> str:
 
 
 def _offsets(record: StudentRecord) -> str:
-    if record.offsets is None:
+    if record.offsets is None or not any(record.offsets):
         return ""
     return f"; logits shifted by {', '.join(f'{offset:+.2f}' for offset in record.offsets)}"
 
