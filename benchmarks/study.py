@@ -32,6 +32,9 @@ TRIED = (*((rate, 1.0) for rate in RATES), (5e-4, 0.3), (5e-4, 0.1))
 """Learning rates and weights that every family tries. What the weight belongs to is the family's own; see `family`."""
 WITHOUT_WEIGHT = {"supervised": TRIED[:4], "full": TRIED[:3]}
 """Tries of the families that have no weight. The fourth of `supervised` varies the labelled images strongly."""
+RECIPE = (2e-3, 1 / 3)
+"""Learning rate and weight of the shipped recipe, which imitates at a threshold of its own from pool images. The labels
+weigh three times as much as the imitation. Validation of both sets chose the weight after `TRIED`."""
 BEST = "regions composed"
 """Proposal to imitate: composed of regions where that is better out of fold than the mean of all, else the mean."""
 
@@ -214,6 +217,7 @@ def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict
             add(f"imitate_best_{ending}", "imitate", {**family("imitate", rate, weight, of), "offsets": offsets})
         student = {"pairs": "none", "objective": {"kind": "supervised"}, "labelled_views": False, "offsets": "pool"}
         add("supervised_pool", "supervised", student)
+        found["recipe"] = RECIPE[0], {**family("imitate", *RECIPE, of), "offsets": "pool"}
         add("full_same", "full")
         rate = chosen["full"][0]
         found["full"] = rate, full(of, of["steps"]["full"], rate)
