@@ -117,6 +117,13 @@ def with_tta(**knobs: Any) -> dict[str, Any]:
             "pairs.mined: expected cases in split 'pool', found none; change `splits`",
         ),
         (
+            {
+                "splits": ["labelled" if split == "pool" else split for split in SPLITS],
+                "students": {"one": {"pairs": "none", "objective": {"kind": "supervised"}, "offsets": "pool"}},
+            },
+            "students.one: offsets are fitted on the pool, found no pool case; change `splits`, or remove `offsets`",
+        ),
+        (
             {"propose": with_tta(quarter_turns=[1]), "augmentation": {"swap_labels": [[0, 1, 2]]}},
             "propose.samplers.turned.quarter_turns: expected only 2 where augmentation.swap_labels names an axis",
         ),
