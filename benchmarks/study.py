@@ -33,8 +33,9 @@ TRIED = (*((rate, 1.0) for rate in RATES), (5e-4, 0.3), (5e-4, 0.1))
 WITHOUT_WEIGHT = {"supervised": TRIED[:4], "full": TRIED[:3]}
 """Tries of the families that have no weight. The fourth of `supervised` varies the labelled images strongly."""
 RECIPE = (2e-3, 1 / 3)
-"""Learning rate and weight of the shipped recipe, which imitates at a threshold of its own from pool images. The labels
-weigh three times as much as the imitation. Validation of both sets chose the weight after `TRIED`."""
+"""Learning rate and weight of the shipped recipe: labels weigh three times as much as the imitation, and the student
+has a threshold of its own from pool images. Validation of both sets chose the weight after `TRIED`. The arm imitates
+`BEST`, and the shipped `params.yaml` imitates the fitted mean."""
 BEST = "regions composed"
 """Proposal to imitate: composed of regions where that is better out of fold than the mean of all, else the mean."""
 

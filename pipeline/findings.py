@@ -187,6 +187,8 @@ def train_findings(folder: Path, history: Path, start: str) -> str:
 
 
 def _offsets(record: StudentRecord) -> str:
+    if record.threshold_note is not None:
+        return f"; {record.threshold_note}"
     if record.offsets is None or not any(record.offsets):
         return ""
     return f"; logits shifted by {', '.join(f'{offset:+.2f}' for offset in record.offsets)}"

@@ -17,15 +17,13 @@ from pipeline.project.start import commit
 from pipeline.promotion.record import PROMOTION_FILE, PromotionRecord
 from pipeline.segmenter.architecture import ARCHITECTURE
 from pipeline.segmenter.models import Model
+from pipeline.segmenter.output_bias import with_offsets
 from pipeline.segmenter.seen import Seen
-from pipeline.segmenter.student_record import StudentRecord
 from pipeline.segmenter.weights import save_weights
 from pipeline.store.cases import INPUT
 from pipeline.store.manifest import check_manifest, read_json
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from pipeline.students.student import Student
 
 PROJECT = ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", "raw/none")
@@ -53,7 +51,7 @@ def next_round(project: Path, folder: Path) -> NextRound:
     students = {name: project / "models/students" / student for name, student in made.members.items()}
     models = {"base": project / PROMOTED, **students}
     for model in models.values():
-        _with_offsets(model)  # raises before a file is written
+        with_offsets(Model(model, "last"))  # raises before a file is written
     content, notes = next_params(project, folder, params, made)
     made.removed = notes
     # Checked before a file is written, so that a refused round leaves no folder behind.
@@ -119,29 +117,6 @@ def _members(params: Params, promoted: str) -> dict[str, str]:
     return {next(free) if start.startswith("fold_") else start: name for start, name in same.items()}
 
 
-def _with_offsets(folder: Path) -> nn.Module | None:
-    """The last weights of a student with its offsets in the bias of the last layer; None for a student without offsets.
-
-    A base has no offsets beside its weights, and must predict as the promoted student does. Raises `BadInput` for a
-    network without such a bias.
-    """
-    from pipeline.segmenter.output_bias import add_to_output_bias
-
-    record = StudentRecord.of(folder)
-    offsets = () if record is None else record.offsets or ()
-    if not any(offsets):
-        return None
-    model = Model(folder, "last")
-    network = None if model.architecture.program else model.load()
-    if network is None or not add_to_output_bias(network, model.architecture, offsets):
-        raise BadInput(
-            f"{folder}: expected a network whose last layer has a bias to hold the offsets {list(offsets)} of the "
-            f"student, found none in {model.architecture.name}; a base has no offsets beside its weights, so remove "
-            "`offsets` from the student and run `dvc repro`"
-        )
-    return network
-
-
 def copy_models(students: Mapping[str, Path], out: Path) -> None:
     """Copy the last weights of students into one model folder `out`. `students` has their folders by the new name.
 
@@ -157,7 +132,7 @@ def copy_models(students: Mapping[str, Path], out: Path) -> None:
         for file in (ARCHITECTURE, INPUT):
             shutil.copy(source.folder / file, target.folder / file)
         weights = target.folder / f"{target.name}{source.weights.suffix}"
-        if (network := _with_offsets(folder)) is None:
+        if (network := with_offsets(source)) is None:
             shutil.copy(source.weights, weights)
         else:
             save_weights(network, weights)

@@ -1,4 +1,4 @@
-"""Offsets on the logits of the foreground classes, fitted on cases with labels.
+"""Offsets on the logits of the foreground classes, fitted to masks of cases.
 
 An offset is given as the threshold t of a class: log((1 - t) / t) is added to the logit of the class. In a task of two
 classes a voxel is then foreground if its probability is at least t. A threshold of one half leaves the logits as they
@@ -92,7 +92,7 @@ def threshold_curve(dice: np.ndarray, groups: Sequence[str]) -> Curve:
 
 
 class Choice(NamedTuple):
-    """Thresholds chosen on cases with labels."""
+    """Thresholds chosen on cases with masks to agree with."""
 
     thresholds: tuple[float, ...]  # one per foreground class
     patients: int
@@ -108,7 +108,7 @@ def chosen_thresholds(dice: np.ndarray, groups: Sequence[str], fewest: int = FEW
     """
     count = len(set(groups))
     if count < fewest:
-        note = f"expected at least {fewest} patients with labels to fit a threshold, found {count}: the threshold is .5"
+        note = f"expected at least {fewest} patients to fit a threshold on, found {count}: the threshold is .5"
         return Choice((HALF,) * dice.shape[1], count, note)
     # From one half outwards: a threshold further away must be better.
     order = sorted(range(len(THRESHOLDS)), key=lambda at: (abs(THRESHOLDS[at] - HALF), THRESHOLDS[at]))

@@ -7,10 +7,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import BadInput
 from pipeline.segmenter.architecture import Architecture
+from pipeline.segmenter.models import Model
+from pipeline.segmenter.student_record import StudentRecord
 
 _CLOSE = 1e-3
 """Largest error of a moved logit, in nats. Rounding stays far below, and a bias of another layer moves far more."""
+
+
+def with_offsets(model: Model) -> nn.Module | None:
+    """The network of a student with its offsets in the bias of the last layer; None for a model without offsets.
+
+    A base has no offsets beside its weights, and must predict as the student did. Raises `BadInput` for a network
+    without such a bias.
+    """
+    record = StudentRecord.of(model.folder)
+    offsets = () if record is None else record.offsets or ()
+    if not any(offsets):
+        return None
+    network = None if model.architecture.program else model.load()
+    if network is None or not add_to_output_bias(network, model.architecture, offsets):
+        raise BadInput(
+            f"{model.folder}: expected a network whose last layer has a bias to hold the offsets {list(offsets)} of "
+            f"the student, found none in {model.architecture.name}; a base has no offsets beside its weights, so "
+            "remove `offsets` from the student and run `dvc repro`"
+        )
+    return network
 
 
 @torch.no_grad()

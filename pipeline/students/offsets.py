@@ -16,8 +16,8 @@ from pipeline.store.cases import Case, LabelledCases, Values, Where
 from pipeline.store.proposals import Data
 
 MOST = 200
-"""Largest number of pool cases that offsets are fitted on. Every case takes a forward pass, and more cases would hardly
-move the choice among thresholds that are .05 apart."""
+"""Largest number of pool cases that offsets are fitted on, because every case takes a forward pass. A few cases more or
+less may move the choice by one step of the thresholds."""
 
 
 def offsets_of_labels(segmenter: Segmenter, cases: LabelledCases) -> dict[str, Any]:

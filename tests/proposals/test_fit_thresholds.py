@@ -70,7 +70,7 @@ def test_seven_patients_are_too_few_for_all_and_for_every_fold():
     best = {f"a{i}": 0.7 for i in range(7)}
     found = fit_thresholds(tried(**best), {"m": Mean(kind="mean")}, dict.fromkeys(best, "fold_0"), {})
     assert found.of_all == found.of("a0") == {"m": (0.5,)}
-    assert "expected at least 8 patients with labels" in found.notes["m"]
+    assert "expected at least 8 patients to fit" in found.notes["m"]
 
 
 def test_members_that_the_folds_lack_are_named():

@@ -45,7 +45,7 @@ def test_too_few_patients_are_a_reason_in_words(built: Built) -> None:
     assert found is not None
     note = found.blocks[0]
     assert isinstance(note, Note)
-    assert note.lines[0].startswith("Sampler 'mean': expected at least 8 patients with labels")
+    assert note.lines[0].startswith("Sampler 'mean': expected at least 8 patients to fit")
     assert any(isinstance(block, Figure) for block in found.blocks)
 
 

@@ -290,7 +290,21 @@ def test_an_export_has_one_file(tmp_path):
         imported(tmp_path, cases, tmp_path / "export", kind="checkpoint", weights="nothing")
 
 
-@pytest.mark.parametrize("record", [{"offsets": [0.5]}, {"slot": 3}])
+def test_offsets_of_a_student_are_in_the_base(tmp_path):
+    """A threshold of one half changes no weight. Members and snapshots get the offsets too."""
+    cases = discs(tmp_path / "cases")
+    states = folder_of(tmp_path / "half", "last", record={"offsets": [0.0]})
+    assert same(Model(imported(tmp_path / "a", cases, tmp_path / "half", kind="checkpoint")), states["last"])
+    folder_of(tmp_path / "student", "last", "step_000004", record={"offsets": [0.5]})
+    out = imported(tmp_path / "b", cases, tmp_path / "student", kind="checkpoint", snapshots=["step_000004"])
+    image = torch.randn((1, 1, 10, 10), generator=torch.Generator().manual_seed(0))
+    for name, student in (("base", "last"), ("step_000004", "step_000004")):
+        with torch.no_grad():
+            moved = Model(out, name).load()(image) - Model(tmp_path / "student", student).load()(image)
+        assert torch.allclose(moved, torch.tensor([0.0, 0.5]).view(1, 2, 1, 1).expand_as(moved), atol=1e-5)
+
+
+@pytest.mark.parametrize("record", [{"offsets": [0.5], "steps": 0}, {"slot": 3}])
 def test_arms_without_weights_of_their_own(tmp_path, record):
     folder_of(tmp_path / "student", "last", record=record)
     with pytest.raises(BadInput, match=r"student.json: the student is a tuned threshold or a fixed proposal"):

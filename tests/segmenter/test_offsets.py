@@ -97,7 +97,7 @@ def test_patients_count_and_not_cases():
 def test_too_few_patients():
     found = chosen_thresholds(np.stack([curve(p80=1.0)] * 7), [f"p{i}" for i in range(7)])
     assert (found.thresholds, found.patients) == ((0.5,), 7)
-    assert found.note == "expected at least 8 patients with labels to fit a threshold, found 7: the threshold is .5"
+    assert found.note == "expected at least 8 patients to fit a threshold on, found 7: the threshold is .5"
 
 
 def test_one_half_is_no_offset():

@@ -111,7 +111,7 @@ def _usual(folder: Path) -> str:
 
     record = StudentRecord.of(folder)
     if record is not None:
-        if record.offsets or record.slot is not None:
+        if record.slot is not None or not record.steps:
             raise BadInput(
                 f"{folder / STUDENT_FILE}: the student is a tuned threshold or a fixed proposal, without weights of "
                 "its own; use its base, or another student"
@@ -128,12 +128,15 @@ def _usual(folder: Path) -> str:
 def _of_folder(folder: Path, name: str) -> ImportedNetwork:
     from pipeline.segmenter.imported.importer import ImportedNetwork, listed
     from pipeline.segmenter.models import Model
+    from pipeline.segmenter.output_bias import with_offsets
 
     model = Model(folder / name, "base") if (folder / name).is_dir() else Model(folder, name)
     if not model.weights.is_file():
         names = sorted(path.stem for path in folder.glob("*.safetensors"))
         raise BadInput(f"base: {model.weights}: no such weights; {folder} has {listed(names)}; correct the name")
-    return ImportedNetwork(model.architecture, model.weights, model.load())
+    # A base has no offsets beside its weights, so those of a student go into the weights.
+    network = with_offsets(model)
+    return ImportedNetwork(model.architecture, model.weights, model.load() if network is None else network)
 
 
 def _same_input(folder: Path, cases: CaseStore, ignore: tuple[Stated, ...]) -> None:
