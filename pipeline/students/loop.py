@@ -26,7 +26,8 @@ from pipeline.students.batch import LabelledBatch, PoolBatch
 from pipeline.students.drift import drift, kl_outside
 from pipeline.students.imitation import imitation_loss
 from pipeline.students.offsets import offsets_of_labels, offsets_of_proposal
-from pipeline.students.pool_batches import PoolBatches, check_proposals, pool_and_held_out
+from pipeline.students.pool_batches import PoolBatches
+from pipeline.students.pool_cases import check_proposals, pool_and_held_out
 from pipeline.students.start import Arm, Start
 from pipeline.students.watching import held_out_measures, moved_on_disagreement, stop_rule, validation_measures
 

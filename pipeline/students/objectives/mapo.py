@@ -128,7 +128,7 @@ class Mapo(PairObjective):
         import torch
 
         from pipeline.seeding import numpy_generator
-        from pipeline.students.pool_batches import pool_and_held_out
+        from pipeline.students.pool_cases import pool_and_held_out
 
         start = training.start
         pool, held_out = pool_and_held_out(self, start)
