@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.exports.hub import check_licence, headed
 from pipeline.exports.new_folder import new_folder
 from pipeline.exports.predict import ReadyModel
 from pipeline.segmenter.imported.nnunet_origin import Origin
+from pipeline.segmenter.output_bias import with_offsets
 from pipeline.segmenter.seen import Seen
 from pipeline.store.manifest import check_manifest, write_json
 
@@ -26,7 +26,6 @@ CHECKPOINT = "checkpoint_final.pth"
 TRAINER = "nnUNetTrainer"
 """Trainer of every export. nnU-Net looks the trainer up by its name and builds the network of the trainer. This trainer
 builds the network of the plans, which is the network that ran here, whatever the trainer of the base was."""
-_OUTPUT_BIAS = re.compile(r"decoder\.seg_layers\.(\d+)\.bias")
 
 
 def export_results_folder(
@@ -121,10 +120,8 @@ def _checkpoint(found: ReadyModel, start: dict[str, Any]) -> dict[str, Any]:
     """Content of a checkpoint, with the keys that inference of nnU-Net reads. There is no state to train on from."""
     architecture = found.model.architecture
     # Also under the further names of layers with several names, which nnU-Net asks for.
-    state = dict(found.model.load().state_dict())
-    if found.offsets:
-        main = max((name for name in state if _OUTPUT_BIAS.fullmatch(name)), key=_level)
-        state[main] = state[main] + torch.tensor([0.0, *found.offsets], dtype=state[main].dtype)
+    network = with_offsets(found.model)
+    state = dict((found.model.load() if network is None else network).state_dict())
     axes = list(architecture.arguments["axes"])
     return {
         "network_weights": state,
@@ -133,10 +130,3 @@ def _checkpoint(found: ReadyModel, start: dict[str, Any]) -> dict[str, Any]:
         # nnU-Net fails on an empty tuple.
         "inference_allowed_mirroring_axes": tuple(sorted(axes.index(axis) for axis in architecture.mirror)) or None,
     }
-
-
-def _level(name: str) -> int:
-    """Number of an output layer. The last one has the full resolution, and is the only one that inference uses."""
-    found = _OUTPUT_BIAS.fullmatch(name)
-    assert found is not None
-    return int(found[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.errors import BadInput
 from pipeline.segmenter.architecture import Architecture
@@ -19,8 +19,8 @@ _CLOSE = 1e-3
 def with_offsets(model: Model) -> nn.Module | None:
     """The network of a student with its offsets in the bias of the last layer; None for a model without offsets.
 
-    A base has no offsets beside its weights, and must predict as the student did. Raises `BadInput` for a network
-    without such a bias.
+    A base and a model of nnU-Net have no offsets beside their weights, and must predict as the student did. Raises
+    `BadInput` for a network without such a bias.
     """
     record = StudentRecord.of(model.folder)
     offsets = () if record is None else record.offsets or ()
@@ -30,8 +30,8 @@ def with_offsets(model: Model) -> nn.Module | None:
     if network is None or not add_to_output_bias(network, model.architecture, offsets):
         raise BadInput(
             f"{model.folder}: expected a network whose last layer has a bias to hold the offsets {list(offsets)} of "
-            f"the student, found none in {model.architecture.name}; a base has no offsets beside its weights, so "
-            "remove `offsets` from the student and run `dvc repro`"
+            f"the student, found none in {model.architecture.name}; its weights alone cannot predict as the student, "
+            "so remove `offsets` from the student and run `dvc repro`"
         )
     return network
 
@@ -48,14 +48,11 @@ def add_to_output_bias(network: nn.Module, architecture: Architecture, offsets: 
     image = torch.randn((1, architecture.channels, *architecture.window), generator=generator)
     before = network.eval()(image)
     expected = before + shift.view(1, -1, *([1] * (before.ndim - 2)))
-    for bias in reversed(_biases(network, architecture.outputs)):
+    biases = [value for name, value in network.named_parameters() if name.endswith("bias")]
+    for bias in reversed([value for value in biases if value.shape == (architecture.outputs,)]):
         kept = bias.clone()
-        bias += shift
+        bias.add_(shift)
         if torch.allclose(network(image), expected, rtol=0, atol=_CLOSE):
             return True
         bias.copy_(kept)
     return False
-
-
-def _biases(network: nn.Module, outputs: int) -> list[Tensor]:
-    return [value for name, value in network.named_parameters() if name.endswith("bias") and value.shape == (outputs,)]
