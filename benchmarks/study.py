@@ -34,8 +34,8 @@ WITHOUT_WEIGHT = {"supervised": TRIED[:4], "full": TRIED[:3]}
 """Tries of the families that have no weight. The fourth of `supervised` varies the labelled images strongly."""
 RECIPE = (2e-3, 1 / 3)
 """Learning rate and weight of the shipped recipe: labels weigh three times as much as the imitation, and the student
-has a threshold of its own from pool images. Validation of both sets chose the weight after `TRIED`. The arm imitates
-`BEST`, and the shipped `params.yaml` imitates the fitted mean."""
+has a threshold of its own from pool images. Validation of both sets chose the weight after `TRIED`. The arm `recipe`
+imitates `BEST`. The arm `recipe_fitted` imitates the fitted mean, as the shipped `params.yaml` does."""
 BEST = "regions composed"
 """Proposal to imitate: composed of regions where that is better out of fold than the mean of all, else the mean."""
 
@@ -218,7 +218,9 @@ def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict
             add(f"imitate_best_{ending}", "imitate", {**family("imitate", rate, weight, of), "offsets": offsets})
         student = {"pairs": "none", "objective": {"kind": "supervised"}, "labelled_views": False, "offsets": "pool"}
         add("supervised_pool", "supervised", student)
-        found["recipe"] = RECIPE[0], {**family("imitate", *RECIPE, of), "offsets": "pool"}
+        for name, proposal in (("recipe", BEST), ("recipe_fitted", "mean fitted")):
+            student = {**pooled({"kind": "imitate", "proposal": proposal}, RECIPE[1]), "offsets": "pool"}
+            found[name] = RECIPE[0], student
         add("full_same", "full")
         rate = chosen["full"][0]
         found["full"] = rate, full(of, of["steps"]["full"], rate)
