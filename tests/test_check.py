@@ -13,6 +13,7 @@ from pipeline.check import check, check_paths
 from pipeline.errors import BadInput
 from pipeline.params import Params
 from pipeline.segmenter.seen import Seen
+from pipeline.store.arrays import Slabs
 from tests.fixtures.builders import case_store
 from tests.fixtures.chain import TINY, with_changes
 
@@ -274,6 +275,19 @@ def test_regions_that_are_not_composed_are_noted(tmp_path):
     few = ["labelled"] * 4 + SPLITS[8:]
     (line,) = found(tmp_path / "b", splits=few, propose=propose, base={**TINY["base"], "folds": 2, "fold_members": 1})
     assert "with proposals out of fold are fewer than 8, so no model of regions is fitted" in line
+
+
+def test_cases_too_large_to_compose_are_said_before_a_training(tmp_path, monkeypatch):
+    """With few patients nothing is composed, so large cases are no problem."""
+    propose = {"imports": "raw/none", "samplers": {"regions": {"kind": "regions", "fixed": "base"}}}
+    base = {**TINY["base"], "folds": 2, "fold_members": 1}
+    monkeypatch.setattr(Slabs, "of", classmethod(lambda cls, space, size: cls(0, 4)))
+    (line,) = found(tmp_path / "a", propose=propose, base=base)
+    assert line.startswith("params.yaml: propose.samplers.regions: sampler 'regions' needs whole cases, found cases")
+    assert line.endswith("or set a coarser preprocess.resize")
+    few = ["labelled"] * 4 + SPLITS[8:]
+    (line,) = found(tmp_path / "b", splits=few, propose=propose, base=base)
+    assert "so no model of regions is fitted" in line
 
 
 def test_paths_that_are_not_there_are_named_by_their_keys(tmp_path, monkeypatch):

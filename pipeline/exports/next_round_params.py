@@ -19,11 +19,12 @@ from pipeline.proposals.plan import first_names, names_of
 from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.ensemble import Ensemble
 from pipeline.proposals.samplers.mean import Mean
-from pipeline.proposals.samplers.regions import RegionsSampler
+from pipeline.proposals.samplers.regions import COMPOSED, RegionsSampler
 from pipeline.proposals.samplers.sampler import Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import read_json
+from pipeline.store.proposals import proposal_name
 
 if TYPE_CHECKING:
     from pipeline.students.student import Student
@@ -42,6 +43,8 @@ class NextRound:
     """Student by the name of the member that it becomes."""
     removed: list[str] = field(default_factory=list)
     """What was removed from `params.yaml`, one line each with the reason."""
+    instead: dict[str, str] = field(default_factory=dict)
+    """Proposal to imitate, by the name of a composed proposal that the new base cannot make."""
 
 
 def next_params(project: Path, folder: Path, params: Params, made: NextRound) -> tuple[Any, list[str]]:
@@ -113,6 +116,8 @@ def _without_models(content: Any, params: Params, made: NextRound) -> Iterator[s
         elif isinstance(sampler, RegionsSampler):
             del samplers[name]
             yield f"propose.samplers.{name}: a model of regions is fitted on folds, and the new base has none"
+            made.instead[proposal_name(name, COMPOSED)] = sampler.fixed
+            yield from _imitating(content, params, proposal_name(name, COMPOSED), sampler.fixed)
         elif isinstance(left, Ensemble) and not left.chosen(tuple(made.members)):
             del samplers[name]
             yield f"propose.samplers.{name}: no student of the promoted recipe started from one of its members"
@@ -120,6 +125,17 @@ def _without_models(content: Any, params: Params, made: NextRound) -> Iterator[s
             lost = [member for member in samplers[name]["members"] if member not in made.members]
             samplers[name]["members"] = list(left.members or ())
             yield f"propose.samplers.{name}.members: no student of the promoted recipe started from {lost}"
+
+
+def _imitating(content: Any, params: Params, lost: str, proposal: str) -> Iterator[str]:
+    """Let students imitate `proposal` in place of the `lost` one."""
+    for name, student in params.students.items():
+        if any(target.proposal == lost for target in student.targets):
+            entry = content["students"][name]
+            for block in (entry["objective"], (entry.get("anchor") or {}).get("imitate")):
+                if block and block.get("proposal") == lost:
+                    block["proposal"] = proposal
+            yield f"students.{name}: imitates '{proposal}', which is what '{lost}' is where nothing is composed"
 
 
 def _numbers_for_folds(content: Any, params: Params, project: Path, proposals: Sequence[str]) -> Iterator[str]:
@@ -197,6 +213,8 @@ def _student_gone(student: Student, pairs: set[str], made: NextRound, proposals:
         return f"the new base has no model '{student.start}'"
     if student.offsets == "held_out":
         return "its offsets need a fold, and a student has no folds"
-    if lost := [proposal for proposal in student.proposals if proposal not in proposals]:
+    imitated = {target.proposal for target in student.targets}
+    wanted = [made.instead.get(name, name) if name in imitated else name for name in student.proposals]
+    if lost := [proposal for proposal in wanted if proposal not in proposals]:
         return f"proposal '{lost[0]}' is gone"
     return None

@@ -113,6 +113,9 @@ def params_file(found: Look, model: LookedModel | None = None, path: Path = NOTH
 
     flips, dimensions = found.flips, found.dimensions
     splits = found.splits
+    folds = 2 if int(splits["labelled"]) >= 3 else 0
+    # Nothing is composed over a mean of several models of nnU-Net, and large volumes cannot be composed.
+    composes = model is None and folds > 0 and found.window is None
     values = {
         "data": found.data,
         "model": model,
@@ -130,7 +133,9 @@ def params_file(found: Look, model: LookedModel | None = None, path: Path = NOTH
         "why_flips": _why_flips(found),
         "tta": [] if model else [[flip] for flip in flips] + ([flips] if len(flips) == 2 else []),
         "window": found.window,
-        "folds": 2 if int(splits["labelled"]) >= 3 else 0,
+        "folds": folds,
+        "composes": composes,
+        "target": "regions composed" if composes else "mean fitted",
         "many": model is None or len(model.base["folds"]) > 1,
         "images": model.images if model else 6 if dimensions == 2 else 2,
         "learns": model.learns if model else int(splits["labelled"]) >= 3,

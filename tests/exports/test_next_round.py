@@ -27,6 +27,7 @@ from pipeline.store.tables import read_table
 from tests.fixtures.chain import ROOT, TINY, run_chain, with_changes, write_params
 
 IMITATE = {"kind": "imitate", "proposal": "mean fitted"}
+COMPOSED = {"proposal": "regions composed"}
 ANCHORED = {"pairs": "none", "objective": IMITATE, "anchor": {"supervised": 1.0}}
 PARAMS = with_changes(
     data={**TINY["data"], "cases": 44},
@@ -141,6 +142,7 @@ def test_proposals_of_members_that_are_gone_are_named(first: Path, tmp_path: Pat
         **PARAMS["propose"]["samplers"],
         "few": {"kind": "ensemble", "members": ["member_2"]},
         "both": {"kind": "mean", "members": ["member_1", "member_2"], "fitted": False},
+        "regions": {"kind": "regions", "fixed": "mean all"},
     }
     ranking = first / "models/judges/fixed/ranking.json"
     ranked = ranking.read_text()
@@ -152,6 +154,13 @@ def test_proposals_of_members_that_are_gone_are_named(first: Path, tmp_path: Pat
         "students": {
             **PARAMS["students"],
             "of_two": {**ANCHORED, "objective": {"kind": "imitate", "proposal": "ensemble member_2"}},
+            "of_regions": {**ANCHORED, "objective": {"kind": "imitate", **COMPOSED}},
+            "beside": {
+                **ANCHORED,
+                "objective": {"kind": "distill"},
+                "anchor": {"supervised": 1.0, "imitate": COMPOSED},
+            },
+            "regions": {"pairs": "none", "objective": {"kind": "proposal", "pick": "regions composed"}},
         },
     }
     with changed(first, **more):
@@ -163,8 +172,14 @@ def test_proposals_of_members_that_are_gone_are_named(first: Path, tmp_path: Pat
     assert params.judges["fixed"].proposal == "mean all"  # type: ignore[union-attr]
     assert "second" not in params.judges
     assert "of_two" not in params.students
+    # Composed masks fall back to `mean all`, and so do students that imitated them. An arm without training leaves.
+    assert params.students["of_regions"].proposals == ["mean all"]
+    assert params.students["beside"].proposals == ["mean all"]
+    assert "regions" not in params.students
     removed = "\n".join(made.removed)
     for line in (
+        "students.of_regions: imitates 'mean all', which is what 'regions composed' is where nothing is composed",
+        "students.regions: proposal 'regions composed' is gone",
         "propose.samplers.few: no student of the promoted recipe started from one of its members",
         "propose.samplers.both.members: no student of the promoted recipe started from ['member_2']",
         "judges.fixed.proposal: 'mean all', the best on labelled cases of the proposals of the new round, is carried",

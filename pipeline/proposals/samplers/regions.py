@@ -14,6 +14,9 @@ from pipeline.proposals.regions import Options, Regions, composed
 from pipeline.proposals.samplers.sampler import CaseModels, Draw, Passes, Setup, drawn
 from pipeline.store.proposals import proposal_name
 
+COMPOSED = "composed"
+"""The only setting."""
+
 
 class RegionsSampler(Knobs):
     """One mask per case, composed for a high expected Dice of regions on which earlier proposals vote alike.
@@ -31,7 +34,7 @@ class RegionsSampler(Knobs):
 
     def settings(self, name: str, setup: Setup) -> list[str]:
         setup.needs_base(name)
-        return ["composed"]
+        return [COMPOSED]
 
     def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
         # All earlier proposals vote, and the mean probability is of predictions that are among them.
@@ -48,12 +51,12 @@ class RegionsSampler(Knobs):
         model = case.regions.get(name)
         if model is None:
             source = None if case.source_masks is None else case.source_masks[at]
-            yield Draw(case.draws[at].mask.copy(), name, "composed", source_mask=source)
+            yield Draw(case.draws[at].mask.copy(), name, COMPOSED, source_mask=source)
             return
         regions, options = self.seen(name, case, model.voters)
         found = composed(options, model.share(options.values), model.outside)
         share = torch.from_numpy(found.field(regions))
-        yield drawn(name, "composed", share, False, partial(mask_at, thresholds=found.thresholds))
+        yield drawn(name, COMPOSED, share, False, partial(mask_at, thresholds=found.thresholds))
 
     def seen(self, name: str, case: CaseModels, voters: Sequence[str]) -> tuple[Regions, Options]:
         """Regions and options of the draws so far. `voters` are the draws that vote, by sampler and setting."""
