@@ -35,7 +35,7 @@ WITHOUT_WEIGHT = {"supervised": TRIED[:4], "full": TRIED[:3]}
 RECIPE = (2e-3, 1 / 3)
 """Learning rate and weight of the shipped recipe: labels weigh three times as much as the imitation, and the student
 has a threshold of its own from pool images. Validation of both sets chose the weight after `TRIED`. The arm `recipe`
-imitates `BEST`. The arm `recipe_fitted` imitates the fitted mean, as the shipped `params.yaml` does."""
+imitates `BEST`, as the shipped `params.yaml` does, and the arm `recipe_fitted` the fitted mean."""
 BEST = "regions composed"
 """Proposal to imitate: composed of regions where that is better out of fold than the mean of all, else the mean."""
 

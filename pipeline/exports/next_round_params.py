@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +117,6 @@ def _without_models(content: Any, params: Params, made: NextRound) -> Iterator[s
             del samplers[name]
             yield f"propose.samplers.{name}: a model of regions is fitted on folds, and the new base has none"
             made.instead[proposal_name(name, COMPOSED)] = sampler.fixed
-            yield from _imitating(content, params, proposal_name(name, COMPOSED), sampler.fixed)
         elif isinstance(left, Ensemble) and not left.chosen(tuple(made.members)):
             del samplers[name]
             yield f"propose.samplers.{name}: no student of the promoted recipe started from one of its members"
@@ -125,17 +124,6 @@ def _without_models(content: Any, params: Params, made: NextRound) -> Iterator[s
             lost = [member for member in samplers[name]["members"] if member not in made.members]
             samplers[name]["members"] = list(left.members or ())
             yield f"propose.samplers.{name}.members: no student of the promoted recipe started from {lost}"
-
-
-def _imitating(content: Any, params: Params, lost: str, proposal: str) -> Iterator[str]:
-    """Let students imitate `proposal` in place of the `lost` one."""
-    for name, student in params.students.items():
-        if any(target.proposal == lost for target in student.targets):
-            entry = content["students"][name]
-            for block in (entry["objective"], (entry.get("anchor") or {}).get("imitate")):
-                if block and block.get("proposal") == lost:
-                    block["proposal"] = proposal
-            yield f"students.{name}: imitates '{proposal}', which is what '{lost}' is where nothing is composed"
 
 
 def _numbers_for_folds(content: Any, params: Params, project: Path, proposals: Sequence[str]) -> Iterator[str]:
@@ -193,6 +181,8 @@ def _without_folds(content: Any, params: Params, made: NextRound, proposals: Seq
         if reason := _student_gone(student, pairs, made, proposals):
             students[name] = reason
             yield f"students.{name}: {reason}"
+        else:
+            yield from _imitating(content["students"][name], name, made.instead)
     for block, names in (
         ("judges", judges & set(params.judges)),
         ("tables", judges & set(params.tables)),
@@ -203,6 +193,15 @@ def _without_folds(content: Any, params: Params, made: NextRound, proposals: Seq
     ):
         for name in names:
             del content[block][name]
+
+
+def _imitating(entry: Any, name: str, instead: Mapping[str, str]) -> Iterator[str]:
+    """Let a student imitate another proposal in place of one that the new base cannot make."""
+    for block in (entry["objective"], (entry.get("anchor") or {}).get("imitate") or {}):
+        lost: str = block.get("proposal", "")
+        if proposal := instead.get(lost):
+            block["proposal"] = proposal
+            yield f"students.{name}: imitates '{proposal}', which is what '{lost}' is where nothing is composed"
 
 
 def _student_gone(student: Student, pairs: set[str], made: NextRound, proposals: Sequence[str]) -> str | None:
