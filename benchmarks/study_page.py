@@ -90,6 +90,7 @@ DIFFERENCES = {
     "shipped weights against imitation at weight 1 and .5": ("recipe", "imitate_best"),
     "shipped weights against all passes of the fitted mean": ("recipe", "mean_fitted"),
     "the same with the fitted mean imitated": ("recipe_fitted", "mean_fitted"),
+    "shipped weights: the composed masks imitated against the fitted mean imitated": ("recipe", "recipe_fitted"),
     "threshold from pool images against .5": ("imitate_best_pool", "imitate_best"),
     "threshold from validation against .5": ("imitate_best_own", "imitate_best"),
     "second round against the first": ("round_2", "imitate_best"),

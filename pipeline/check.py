@@ -14,9 +14,9 @@ from pipeline.knobs import NOTHING
 from pipeline.measures.intervals import LEAST
 from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.params import Params
-from pipeline.proposals.fit_regions import regions_to_fit
+from pipeline.proposals.fit_regions import regions_to_fit, whole_cases_needed
 from pipeline.proposals.fit_thresholds import samplers_to_fit
-from pipeline.proposals.plan import first_names, names_of, too_large
+from pipeline.proposals.plan import first_names, names_of
 from pipeline.proposals.samplers.mean import Mean
 from pipeline.proposals.samplers.sampler import Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
@@ -41,7 +41,7 @@ def check(params: Params, cases: CaseStore) -> list[str]:
     problems = [
         *_of_splits(params, splits),
         *_of_axes(params, len(cases.all[0].shape), len(cases.class_names)),
-        *_of_proposals(params, cases, out_of_fold),
+        *_of_proposals(params, len(cases.class_names)),
         *_of_judges(params, out_of_fold),
         *_of_review(params),
         *_of_pairs(params, splits),
@@ -51,16 +51,12 @@ def check(params: Params, cases: CaseStore) -> list[str]:
         raise BadInput.all(f"params.yaml: {problem}" for problem in problems)
     patients = {split: len({case.group for case in cases.known(split)}) for split in ("validation", "test")}
     return [
-        *_notes(params, _patients(cases, out_of_fold)),
+        *_notes(params, len({case.group for case in cases.known("labelled") if case.case_id in out_of_fold})),
+        *_notes_on_size(params, cases),
         *_notes_on_validation(params, patients["validation"]),
         *_notes_on_test(patients["test"]),
         *_notes_on_flips(params),
     ]
-
-
-def _patients(cases: CaseStore, out_of_fold: Collection[str]) -> int:
-    """Number of patients with a known label and proposals out of fold, which thresholds and regions are fitted on."""
-    return len({case.group for case in cases.known("labelled") if case.case_id in out_of_fold})
 
 
 def _notes_on_validation(params: Params, patients: int) -> Iterator[str]:
@@ -161,9 +157,9 @@ def _of_axes(params: Params, dimensions: int, classes: int) -> Iterator[str]:
             yield str(error)
 
 
-def _of_proposals(params: Params, cases: CaseStore, out_of_fold: Collection[str]) -> Iterator[str]:
-    """Samplers that the models or the cases do not serve, and names of proposals that no sampler makes."""
-    setup = _setup(params.base, len(cases.class_names))
+def _of_proposals(params: Params, classes: int) -> Iterator[str]:
+    """Samplers that the models do not serve, and names of proposals that no sampler makes."""
+    setup = _setup(params.base, classes)
     names, unknown = first_names(setup), set[str]()
     for name, sampler in params.propose.samplers.items():
         try:
@@ -178,12 +174,6 @@ def _of_proposals(params: Params, cases: CaseStore, out_of_fold: Collection[str]
             # Steps that become snapshots of a trained base are known after its training.
             unknown.add(name)
         names += made
-    # Where nothing is composed, bands serve as well: with fewer patients, or if folds have fewer models than the pool.
-    # Which folds of an nnU-Net are enough is known after the import.
-    whole = isinstance(params.base, Base) and params.base.fold_members >= params.base.members
-    enough = whole and _patients(cases, out_of_fold) >= FEWEST
-    if enough and (objection := too_large(params.propose, cases, len(names))):
-        yield objection
     asked = [
         (f"judges.{name}.proposal", judge.proposal)
         for name, judge in params.judges.items()
@@ -347,6 +337,17 @@ def _notes(params: Params, patients: int) -> Iterator[str]:
                 f"propose.samplers.{name}: {patients} labelled patients with proposals out of fold are fewer than "
                 f"{FEWEST}, so no model of regions is fitted and the mask is that of '{sampler.fixed}'"
             )
+
+
+def _notes_on_size(params: Params, cases: CaseStore) -> Iterator[str]:
+    """Samplers that compose nothing because cases are large."""
+    setup = _setup(params.base, len(cases.class_names))
+    names = first_names(setup)
+    for name, sampler in params.propose.samplers.items():
+        names += names_of(name, sampler, setup, names)
+    if note := whole_cases_needed(cases, len(names)):
+        for name, sampler in regions_to_fit(params.propose.samplers).items():
+            yield f"propose.samplers.{name}: {note}; the mask is that of '{sampler.fixed}'"
 
 
 def _judges_of(params: Params, name: str) -> list[str]:

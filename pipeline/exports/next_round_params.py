@@ -44,7 +44,7 @@ class NextRound:
     removed: list[str] = field(default_factory=list)
     """What was removed from `params.yaml`, one line each with the reason."""
     instead: dict[str, str] = field(default_factory=dict)
-    """Proposal to imitate, by the name of a composed proposal that the new base cannot make."""
+    """Proposal to take in place of a composed one that the new base cannot make, by the name of the composed one."""
 
 
 def next_params(project: Path, folder: Path, params: Params, made: NextRound) -> tuple[Any, list[str]]:
@@ -116,7 +116,8 @@ def _without_models(content: Any, params: Params, made: NextRound) -> Iterator[s
         elif isinstance(sampler, RegionsSampler):
             del samplers[name]
             yield f"propose.samplers.{name}: a model of regions is fitted on folds, and the new base has none"
-            made.instead[proposal_name(name, COMPOSED)] = sampler.fixed
+            # The fixed proposal may be that of an earlier sampler of regions.
+            made.instead[proposal_name(name, COMPOSED)] = made.instead.get(sampler.fixed, sampler.fixed)
         elif isinstance(left, Ensemble) and not left.chosen(tuple(made.members)):
             del samplers[name]
             yield f"propose.samplers.{name}: no student of the promoted recipe started from one of its members"
@@ -155,7 +156,12 @@ def _without_folds(content: Any, params: Params, made: NextRound, proposals: Seq
     judges: set[str] = set()
     for name, judge in params.judges.items():
         if isinstance(judge, Fixed):
-            if (proposal := content["judges"][name].get("proposal", BEST)) not in proposals:
+            proposal = content["judges"][name].get("proposal", BEST)
+            if other := made.instead.get(proposal):
+                content["judges"][name]["proposal"] = other
+                yield f"judges.{name}: prefers '{other}', which is what '{proposal}' is where nothing is composed"
+                proposal = other
+            if proposal not in proposals:
                 judges.add(name)
                 yield f"judges.{name}: its proposal '{proposal}' is gone"
         elif judge.learns:

@@ -114,8 +114,8 @@ def params_file(found: Look, model: LookedModel | None = None, path: Path = NOTH
     flips, dimensions = found.flips, found.dimensions
     splits = found.splits
     folds = 2 if int(splits["labelled"]) >= 3 else 0
-    # Nothing is composed over a mean of several models of nnU-Net, and large volumes cannot be composed.
-    composes = model is None and folds > 0 and found.window is None
+    # Nothing is composed over a mean of several models of nnU-Net, and a single one cannot measure the gain.
+    composes = model is None and folds > 0
     values = {
         "data": found.data,
         "model": model,

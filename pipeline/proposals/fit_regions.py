@@ -16,7 +16,8 @@ from pipeline.measures.overlap import dice, dice_to
 from pipeline.proposals.regions import Options, RegionModel, Regions, composed, standardised
 from pipeline.proposals.samplers.regions import RegionsSampler
 from pipeline.segmenter.offsets import FEWEST
-from pipeline.store.cases import Case
+from pipeline.store.arrays import Slabs
+from pipeline.store.cases import Case, CaseStore
 from pipeline.store.manifest import write_json
 from pipeline.store.schema import UNKNOWN
 
@@ -163,6 +164,17 @@ class FittedRegions:
 def regions_to_fit(samplers: Mapping[str, Sampler]) -> dict[str, RegionsSampler]:
     """Samplers of kind `regions`."""
     return {name: one for name, one in samplers.items() if isinstance(one, RegionsSampler)}
+
+
+def whole_cases_needed(cases: CaseStore, slots: int) -> str | None:
+    """Why nothing is composed if cases are so large that their proposals are drawn in bands; None for smaller cases."""
+    if Slabs.of(cases.padded, slots + len(cases.class_names)) is None:
+        return None
+    coarser = "preprocess.resize" if len(cases.padded) == 2 else "preprocess.spacing"
+    return (
+        f"composing needs whole cases, and cases padded to {cases.padded} voxels with {slots} proposals are drawn in "
+        f"bands, so nothing is composed; fewer samplers or a coarser {coarser} would let it compose"
+    )
 
 
 def nothing_composed(samplers: Mapping[str, Sampler], note: str) -> FittedRegions:

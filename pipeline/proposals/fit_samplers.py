@@ -11,7 +11,15 @@ import polars as pl
 
 from pipeline.execution import Limits, Runtime, Shard, run, shards_of
 from pipeline.proposals.draw_case import bands, draw
-from pipeline.proposals.fit_regions import SEEN, FittedRegions, fit_regions, nothing_composed, regions_to_fit, row_of
+from pipeline.proposals.fit_regions import (
+    SEEN,
+    FittedRegions,
+    fit_regions,
+    nothing_composed,
+    regions_to_fit,
+    row_of,
+    whole_cases_needed,
+)
 from pipeline.proposals.fit_thresholds import FittedThresholds, fit_thresholds, rows_of, samplers_to_fit, write_tried
 from pipeline.proposals.plan import Plan
 from pipeline.proposals.samplers import Sampler
@@ -65,12 +73,13 @@ def _lacking(plan: Plan, samplers: dict[str, Sampler], of_pool: Family) -> dict[
 
 
 def fitted_regions(
-    plan: Plan, samplers: dict[str, Sampler], of_pool: Family, base: Path, runtime: Runtime
+    plan: Plan, samplers: dict[str, Sampler], of_pool: Family, slots: int, base: Path, runtime: Runtime
 ) -> FittedRegions:
     """Models of regions fitted on the labelled cases of a plan out of fold.
 
-    `samplers` are those of the pool, whose models `of_pool` has. Nothing is fitted where the pool's fixed proposal is a
-    mean of more models than a fold has: a gain over the smaller mean is none over the larger one.
+    `samplers` are those of the pool, whose models `of_pool` has, and `slots` its number of proposals per case. Nothing
+    is fitted where the pool's fixed proposal is a mean of more models than a fold has: a gain over the smaller mean is
+    none over the larger one. Neither is it where cases are drawn in bands.
     """
     of_folds = regions_to_fit(plan.knobs.samplers)
     lacking = _lacking(plan, samplers, of_pool)
@@ -88,7 +97,8 @@ def fitted_regions(
     composing = regions_to_fit(plan.knobs.samplers)
     if not composing:
         return FittedRegions(gains=unfitted)
-    plan.refuse_large()
+    if large := whole_cases_needed(plan.cases, max(slots, plan.slots())):
+        return FittedRegions(gains={**nothing_composed(composing, large).gains, **unfitted})
     block = (plan.knobs.samplers, plan.swap_labels, runtime.compute, runtime.seed, plan.fitted)
     with workspace("fit_regions", __name__, block, [plan.cases.folder / MANIFEST, base / MANIFEST]) as work:
         limits = Limits(_bytes_whole(plan.cases, plan.slots()))

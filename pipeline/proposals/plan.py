@@ -64,19 +64,6 @@ def names_of(name: str, sampler: Sampler, setup: Setup, before: Sequence[str]) -
     return names
 
 
-def too_large(knobs: Propose, cases: CaseStore, slots: int) -> str | None:
-    """What is wrong with a sampler that needs whole cases, if cases are so large that they are drawn in bands."""
-    composing = regions_to_fit(knobs.samplers)
-    if not composing or Slabs.of(cases.padded, slots + len(cases.class_names)) is None:
-        return None
-    coarser = "preprocess.resize" if len(cases.padded) == 2 else "preprocess.spacing"
-    return (
-        f"propose.samplers.{next(iter(composing))}: sampler 'regions' needs whole cases, found cases padded to "
-        f"{cases.padded} voxels, which {slots} proposals make too large to be drawn whole; remove this sampler or "
-        f"others, or set a coarser {coarser}"
-    )
-
-
 @dataclass(frozen=True)
 class Plan:
     """Cases that get proposals, with the models and samplers that make the proposals."""
@@ -155,11 +142,6 @@ class Plan:
     def fold_of(self) -> dict[str, str]:
         """Name of the fold of every labelled case with proposals out of fold."""
         return {case_id: family.fold for case_id, family in self.families.items() if family.fold is not None}
-
-    def refuse_large(self) -> None:
-        """Raise `BadInput` if cases are so large that they are drawn in bands, and a sampler needs whole cases."""
-        if objection := too_large(self.knobs, self.cases, self.slots()):
-            raise BadInput(objection)
 
     def on_source_grid(self, case: Case) -> bool:
         """Whether the proposals of a case are wanted on the source's grid too."""

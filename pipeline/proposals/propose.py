@@ -11,7 +11,7 @@ import polars as pl
 
 from pipeline.execution import CaseFailures, Limits, Runtime, Shard, run, shards_of
 from pipeline.proposals.draw_case import CaseArrays, draw_case
-from pipeline.proposals.fit_regions import nothing_composed, regions_to_fit
+from pipeline.proposals.fit_regions import nothing_composed
 from pipeline.proposals.fit_samplers import Fitted, fitted_regions, fitted_thresholds
 from pipeline.proposals.fit_thresholds import not_fitted
 from pipeline.proposals.knobs import Propose
@@ -93,11 +93,11 @@ def propose_out_of_fold(
     first = families[labelled[0].case_id]
     of_folds = knobs.model_copy(update={"samplers": _of_folds(knobs.samplers, first), "splits": ("labelled",)})
     plan = Plan(cases, labelled, first, families, of_folds, swap_labels).without_lost_regions()
-    if regions_to_fit(knobs.samplers):
-        # A fixed proposal that the pool lacks is a mistake, which is found before any case is drawn.
-        Plan(cases, tuple(cases.split(*knobs.splits)), family(base), {}, knobs, swap_labels).slots()
-    plan = replace(plan, fitted=fitted_thresholds(plan, knobs.samplers, family(base), base, out, runtime))
-    plan = replace(plan, regions=fitted_regions(plan, knobs.samplers, family(base), base, runtime))
+    of_pool = family(base)
+    # A fixed proposal that the pool lacks is a mistake, which is found before any case is drawn.
+    slots = Plan(cases, tuple(cases.split(*knobs.splits)), of_pool, {}, knobs, swap_labels).slots()
+    plan = replace(plan, fitted=fitted_thresholds(plan, knobs.samplers, of_pool, base, out, runtime))
+    plan = replace(plan, regions=fitted_regions(plan, knobs.samplers, of_pool, slots, base, runtime))
     _write_proposals("out_of_fold", plan, base, out, runtime)
     return Fitted(plan.fitted, plan.regions)
 
@@ -124,9 +124,6 @@ def _write_proposals(stage: str, plan: Plan, base: Path, out: Path, runtime: Run
     source_voxels = int(np.prod(source)) if source else 0
     size = cases_per_shard(n_cases, voxels * (slots + classes) + source_voxels * slots)
     slabs = Slabs.of(padded, slots + classes)
-    # A sampler that composes nothing copies the fixed proposal, which works in bands too.
-    if plan.regions.of_all:
-        plan.refuse_large()
     block = (knobs, plan.swap_labels, runtime.compute, runtime.seed, plan.fitted, plan.regions)
     inputs = [cases.folder / MANIFEST, base / MANIFEST, *plan.imported_files()]
     shapes: dict[ArraySchema, tuple[int, ...]] = {

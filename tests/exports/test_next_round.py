@@ -143,6 +143,7 @@ def test_proposals_of_members_that_are_gone_are_named(first: Path, tmp_path: Pat
         "few": {"kind": "ensemble", "members": ["member_2"]},
         "both": {"kind": "mean", "members": ["member_1", "member_2"], "fitted": False},
         "regions": {"kind": "regions", "fixed": "mean all"},
+        "second_regions": {"kind": "regions", "fixed": "regions composed"},
     }
     ranking = first / "models/judges/fixed/ranking.json"
     ranked = ranking.read_text()
@@ -150,7 +151,11 @@ def test_proposals_of_members_that_are_gone_are_named(first: Path, tmp_path: Pat
     more = {
         "base": {**PARAMS["base"], "members": 2},
         "propose": {**PARAMS["propose"], "samplers": samplers},
-        "judges": {**PARAMS["judges"], "second": {"kind": "fixed", "proposal": "ensemble member_2"}},
+        "judges": {
+            **PARAMS["judges"],
+            "second": {"kind": "fixed", "proposal": "ensemble member_2"},
+            "composed": {"kind": "fixed", "proposal": "second_regions composed"},
+        },
         "students": {
             **PARAMS["students"],
             "of_two": {**ANCHORED, "objective": {"kind": "imitate", "proposal": "ensemble member_2"}},
@@ -172,12 +177,15 @@ def test_proposals_of_members_that_are_gone_are_named(first: Path, tmp_path: Pat
     assert params.judges["fixed"].proposal == "mean all"  # type: ignore[union-attr]
     assert "second" not in params.judges
     assert "of_two" not in params.students
-    # Composed masks fall back to `mean all`, and so do students that imitated them. An arm without training leaves.
+    # Composed masks fall back to `mean all`, and so do a judge that preferred them and students that imitated them. An
+    # arm without training leaves.
+    assert params.judges["composed"].proposal == "mean all"  # type: ignore[union-attr]
     assert params.students["of_regions"].proposals == ["mean all"]
     assert params.students["beside"].proposals == ["mean all"]
     assert "regions" not in params.students
     removed = "\n".join(made.removed)
     for line in (
+        "judges.composed: prefers 'mean all', which is what 'second_regions composed' is where nothing is composed",
         "students.of_regions: imitates 'mean all', which is what 'regions composed' is where nothing is composed",
         "students.regions: proposal 'regions composed' is gone",
         "propose.samplers.few: no student of the promoted recipe started from one of its members",

@@ -214,6 +214,7 @@ def test_a_single_fold_of_the_best_weights(tmp_path: Path) -> None:
     found = params.base.model_dump()
     assert (found["folds"], found["base_fold"], found["checkpoint"]) == ((1,), 1, "best")
     assert set(params.propose.samplers) == {"dropout", "mean"}
+    assert [params.students[name].proposals for name in ("imitate", "rn_dpo")] == [["mean fitted"]] * 2
     assert "mean_fitted" not in params.students
     (model / "fold_1").rename(tmp_path / "fold_1")
     _, params = started(tmp_path, model, "another")

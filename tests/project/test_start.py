@@ -34,10 +34,10 @@ def published(root: Path) -> Path:
     return root
 
 
-def volumes(root: Path, shape: tuple[int, ...] = (10, 12, 8)) -> Path:
+def volumes(root: Path) -> Path:
     """Volumes of the class indices 0 to 2, as NRRD with masks as MetaImage."""
     for number in range(20):
-        label = disc(shape, 3.5) + disc(shape, 1.5)
+        label = disc((10, 12, 8), 3.5) + disc((10, 12, 8), 1.5)
         save_image(root / f"images/case_{number:02d}.nrrd", label * 50 + np.uint8(number))
         save_image(root / f"labels/case_{number:02d}.mha", label)
     return root
@@ -81,6 +81,7 @@ def test_a_folder_of_volumes_is_told_from_pictures(tmp_path: Path) -> None:
     assert params.preprocess.orientation == "RAS"
     assert params.training.views.modality == "mri"
     assert params.augmentation.flips == (0,)
+    assert [params.students[name].proposals for name in ("composed", "imitate", "rn_dpo")] == [["regions composed"]] * 3
 
 
 def test_what_was_found_is_said(tmp_path: Path) -> None:
@@ -208,14 +209,6 @@ def test_the_hint_on_patients_can_be_taken_out_of_its_comment(tmp_path: Path) ->
     table = load_params(file).data.case_table
     assert table is not None
     assert table.group == "patient"
-
-
-@pytest.mark.parametrize(("length", "imitated"), [(96, "regions composed"), (97, "mean fitted")])
-def test_students_imitate_what_can_be_drawn(length: int, imitated: str, tmp_path: Path) -> None:
-    """Networks see windows of volumes longer than 96 voxels, and masks of large volumes cannot be composed."""
-    _, params = knobs_of(tmp_path / "project", volumes(tmp_path / "set", (10, length, 8)))
-    assert ("regions" in params.propose.samplers) == (imitated == "regions composed")
-    assert [params.students[name].proposals for name in ("imitate", "rn_dpo")] == [[imitated], [imitated]]
 
 
 def test_classes_with_sides_are_not_flipped(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from pipeline.segmenter.augmentation import Augmentation
 from pipeline.segmenter.base import train_base
 from pipeline.segmenter.knobs import Base, Network, Optimisation
 from pipeline.segmenter.offsets import mask_at
-from pipeline.store.arrays import Slabs
+from pipeline.store import schema
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import check_manifest
 from pipeline.store.proposals import ProposalStore
@@ -398,11 +398,16 @@ def test_without_folds_the_fixed_proposal_is_taken(cases):
     assert np.array_equal(*store.masks(cases.all[10], slots))
 
 
-def test_large_cases_are_refused(cases, monkeypatch):
-    monkeypatch.setattr(Slabs, "of", classmethod(lambda cls, space, size: cls(0, 4)))
-    with pytest.raises(BadInput, match=r"propose.samplers.regions: sampler 'regions' needs whole cases, found cases"):
-        proposed(cases, BASE)
-    assert not Path("out").exists()
+def test_nothing_is_composed_of_large_cases(cases, monkeypatch):
+    """Which are drawn in bands, with a note."""
+    monkeypatch.setattr(schema, "SLAB_BYTES", 1)
+    proposed(cases, BASE)
+    content = json.loads(Path("out", REGIONS_FILE).read_text())["regions"]
+    assert content["composes"] is False
+    assert content["note"].startswith("composing needs whole cases, and cases padded to")
+    store = ProposalStore(Path("out"))
+    slots = [store.slot("mean fitted"), store.slot("regions composed")]
+    assert all(np.array_equal(*store.masks(case, slots)) for case in cases.split("pool"))
 
 
 def test_the_fixed_proposal_is_missed_before_any_case_is_drawn(cases):

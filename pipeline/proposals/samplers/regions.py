@@ -24,7 +24,8 @@ class RegionsSampler(Knobs):
     `propose` fits a logistic regression on labelled cases that the models have not seen, which needs `base.folds`. The
     regression estimates how much of a region is of a class. The mask takes the regions with the highest expected Dice.
     Where composing does not gain at least one standard error of Dice over the proposal `fixed` on labelled patients
-    that the regression has not seen, and below 8 labelled patients, the mask is that of `fixed` in every case.
+    that the regression has not seen, below 8 labelled patients, and for cases so large that they are drawn in bands,
+    the mask is that of `fixed` in every case.
     """
 
     kind: Literal["regions"]
@@ -63,7 +64,7 @@ class RegionsSampler(Knobs):
         names = [proposal_name(draw.sampler, draw.setting) for draw in case.draws]
         fixed = case.draws[self.fixed_at(name, names)].mask
         regions = Regions.of(np.stack([case.draws[names.index(voter)].mask for voter in voters]))
-        # `propose` refuses large cases, so the image of the case is in memory.
+        # Nothing is composed where cases are drawn in bands, so the image of the case is in memory.
         assert isinstance(case.image, np.ndarray)
         return regions, regions.options(case.mean_probability().numpy(), case.image, fixed)
 
