@@ -16,7 +16,7 @@ from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.params import Params
 from pipeline.proposals.fit_regions import regions_to_fit, whole_cases_needed
 from pipeline.proposals.fit_thresholds import samplers_to_fit
-from pipeline.proposals.plan import first_names, names_of
+from pipeline.proposals.plan import first_names, names_of, names_of_all
 from pipeline.proposals.samplers.mean import Mean
 from pipeline.proposals.samplers.sampler import Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
@@ -341,11 +341,8 @@ def _notes(params: Params, patients: int) -> Iterator[str]:
 
 def _notes_on_size(params: Params, cases: CaseStore) -> Iterator[str]:
     """Samplers that compose nothing because cases are large."""
-    setup = _setup(params.base, len(cases.class_names))
-    names = first_names(setup)
-    for name, sampler in params.propose.samplers.items():
-        names += names_of(name, sampler, setup, names)
-    if note := whole_cases_needed(cases, len(names)):
+    slots = len(names_of_all(params.propose.samplers, _setup(params.base, len(cases.class_names))))
+    if note := whole_cases_needed(cases, slots):
         for name, sampler in regions_to_fit(params.propose.samplers).items():
             yield f"propose.samplers.{name}: {note}; the mask is that of '{sampler.fixed}'"
 

@@ -15,7 +15,7 @@ from pipeline.knobs import BEST, NOTHING
 from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.params import Params
 from pipeline.proposals.fit_thresholds import FITTED_FILE, samplers_to_fit
-from pipeline.proposals.plan import first_names, names_of
+from pipeline.proposals.plan import names_of_all
 from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.ensemble import Ensemble
 from pipeline.proposals.samplers.mean import Mean
@@ -67,11 +67,9 @@ def next_params(project: Path, folder: Path, params: Params, made: NextRound) ->
 def _proposals(content: Any, params: Params, project: Path, made: NextRound) -> list[str]:
     """Names of the proposals of the new round."""
     setup = Setup(len(CaseStore(project / "data/cases").class_names), members=tuple(made.members))
-    names = first_names(setup)
-    for name in content["propose"]["samplers"]:
-        # Without cases, no imported file is looked at: the new project has the same files.
-        names += names_of(name, _with_members(params.propose.samplers[name], made), setup, names)
-    return names
+    left = {name: _with_members(params.propose.samplers[name], made) for name in content["propose"]["samplers"]}
+    # Without cases, no imported file is looked at: the new project has the same files.
+    return names_of_all(left, setup)
 
 
 def _with_members(sampler: Sampler, made: NextRound) -> Sampler:

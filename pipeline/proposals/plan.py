@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +64,14 @@ def names_of(name: str, sampler: Sampler, setup: Setup, before: Sequence[str]) -
     return names
 
 
+def names_of_all(samplers: Mapping[str, Sampler], setup: Setup) -> list[str]:
+    """Names of all proposals of a case, by slot. Raises `BadInput` as `names_of` does."""
+    names = first_names(setup)
+    for name, sampler in samplers.items():
+        names += names_of(name, sampler, setup, names)
+    return names
+
+
 @dataclass(frozen=True)
 class Plan:
     """Cases that get proposals, with the models and samplers that make the proposals."""
@@ -96,10 +104,7 @@ class Plan:
                 "propose.samplers: expected a first sampler of kind 'imported', because base is null, found the kinds "
                 f"{[sampler.kind for sampler in samplers.values()]}; import masks, or configure `base`"
             )
-        names = first_names(setup)
-        for name, sampler in samplers.items():
-            names += names_of(name, sampler, setup, names)
-        slots = len(names)
+        slots = len(names_of_all(samplers, setup))
         # Out of fold, the base prediction alone is less to learn from, and no reason to stop.
         if setup.base and slots < 2 and not self.families:
             raise BadInput(
