@@ -226,7 +226,8 @@ def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict
         found["full"] = rate, full(of, of["steps"]["full"], rate)
     if which == "confirm":
         core = arms(of, chosen, "core")
-        found = {name: core[name] for name in ("mean_fitted", "regions", "supervised", ROUND_1, "full_same")}
+        confirmed = ("mean_fitted", "regions", "supervised", "supervised_pool", ROUND_1, "recipe", "full_same")
+        found = {name: core[name] for name in confirmed}
     if which == "rounds":
         rate, weight = chosen["imitate"]
         for member in MEMBERS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -78,26 +78,27 @@ class StrongViews(Knobs):
         """A variation of an image f32 `[channel, *space]`, drawn from `seed`. The same tensor at strength 0."""
         if not self.strength:
             return image
-        transform, hole = self._transform(len(image), image.ndim - 1), self._hole(tuple(image.shape[1:]))
+        space = tuple(image.shape[1:])
+        transform = self._kept(("intensity", len(image), len(space)), lambda: self._made(len(image), len(space)))
+        hole = self._kept(("hole", *space), lambda: self._hole(space))
         # Gains and bias fields act on intensities from 0 up, as they do in a camera or a scanner.
         floor = image.flatten(1).amin(1).view(-1, *([1] * (image.ndim - 1)))
-        transform.set_random_state(seed=seed % 2**32)
         with _without_metadata():
-            varied = transform(image - floor)
+            varied = _seeded(transform, seed)(image - floor)
             if hole is not None:
-                hole.set_random_state(seed=(seed + 1) % 2**32)
-                varied = hole(varied)
+                varied = _seeded(hole, seed + 1)(varied)
         return varied + floor
 
     @cached_property
-    def _transforms(self) -> dict[tuple[int, int], Any]:
-        """Transforms by number of channels and of spatial axes, made once."""
+    def _transforms(self) -> dict[tuple[str | int, ...], Any]:
+        """Transforms by what they were made for. Each has a generator of its own, which every view seeds again."""
         return {}
 
-    def _transform(self, channels: int, axes: int) -> Any:
-        if (channels, axes) not in self._transforms:
-            self._transforms[channels, axes] = self._made(channels, axes)
-        return self._transforms[channels, axes]
+    def _kept(self, key: tuple[str | int, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._transforms:
+            made = make()
+            self._transforms[key] = None if made is None else made.set_random_state(seed=0)
+        return self._transforms[key]
 
     def _ranges(self, channels: int) -> Ranges:
         modality = self.modality or ("photograph" if channels == 3 else None)
@@ -141,6 +142,20 @@ class StrongViews(Knobs):
 def _factors(width: float) -> tuple[float, float]:
     """Range of a relative change whose factors 1 / (1 + width) and 1 + width are its ends."""
     return 1 / (1 + width) - 1, width
+
+
+def _seeded(transform: Any, seed: int) -> Any:
+    """The transform with the draws of `transform.set_random_state(seed % 2**32)`, whose generators are its own.
+
+    MONAI makes a new generator for every transform, which takes as long as the variation itself. To seed the old one
+    again gives the same draws.
+    """
+    from monai.utils import MAX_SEED
+
+    transform.R.seed(seed % MAX_SEED)
+    for each in getattr(transform, "transforms", ()):
+        each.R.seed(int(transform.R.randint(MAX_SEED, dtype="uint32")))
+    return transform
 
 
 @contextmanager

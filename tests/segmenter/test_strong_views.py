@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.segmenter.strong_views import RANGES, Modality, StrongViews
+from pipeline.segmenter.strong_views import RANGES, Modality, StrongViews, _seeded
 
 MODALITIES = [None, *get_args(Modality)]
 
@@ -29,10 +29,20 @@ def test_a_view_follows_from_its_seed(modality, shape):
     before = original.clone()
     one, again, other = (views.varied(original, seed) for seed in (5, 5, 6))
     assert torch.equal(one, again)
+    assert torch.equal(one, StrongViews(modality=modality).varied(original, 5)), "earlier views leave no trace"
     assert not torch.equal(one, other)
     assert (one.shape, one.dtype, type(one)) == (original.shape, torch.float32, torch.Tensor)
     assert torch.isfinite(one).all()
     assert torch.equal(original, before), "the clean image stays as it was"
+
+
+def test_a_seed_gives_the_draws_that_monai_gives():
+    views, original = StrongViews(modality="mri"), image(1, 16, 16)
+    for name, transform in (("intensity", views._made(1, 2)), ("hole", views._hole((16, 16)))):
+        for seed in (*range(6), 2**40 + 3):
+            expected = transform.set_random_state(seed=seed % 2**32)(original)
+            kept = views._kept((name,), lambda transform=transform: transform)
+            assert torch.equal(_seeded(kept, seed)(original), expected), name
 
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
