@@ -244,7 +244,11 @@ def _outcomes(
             yield outcome
         return
     import dask
+    from dask import local, multiprocessing, threaded
     from dask.callbacks import Callback
+
+    # The functions of the schedulers: for a name, Dask imports `distributed`, which takes half a second.
+    functions = {"synchronous": local.get_sync, "threads": threaded.get, "processes": multiprocessing.get}
 
     class Advance(Callback):  # type: ignore[misc]
         def _posttask(self, *_: object) -> None:
@@ -254,7 +258,7 @@ def _outcomes(
         with Advance():
             yield from dask.compute(
                 *(dask.delayed(task, pure=False)(shard) for shard in shards),
-                scheduler=scheduler,
+                scheduler=functions[scheduler],
                 num_workers=min(execution.workers, load.at_once),
                 chunksize=1,
             )

@@ -23,12 +23,12 @@ BEST = "best"
 class Knobs(BaseModel):
     """A frozen, picklable block of `params.yaml`. Unknown keys and wrong types are errors.
 
-    The `repr` of a block is its provenance.
+    The `repr` of a block is its provenance. The docstring below a field says what the knob means. Docstrings are read
+    by `pipeline.reference.docstrings` alone: with `use_attribute_docstrings` every process would read all of them,
+    which takes longer than to import Polars.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def blocks_in(annotation: Any) -> Iterator[type[Knobs]]:

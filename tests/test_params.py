@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from pipeline.errors import BadInput
 from pipeline.judges.kinds import Judge
+from pipeline.knobs import Knobs, blocks_in
 from pipeline.pairs.strategies import Strategy
 from pipeline.params import Params, entry, load_params
 from pipeline.proposals.samplers import Sampler
+from pipeline.reference.docstrings import docstrings
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 MANY = Path(__file__).parent / "fixtures/params.yaml"
@@ -78,23 +80,20 @@ def test_numbers_without_a_dot_are_numbers(tmp_path):
 def test_every_knob_says_what_it_means():
     """Each field of each block has a docstring, which is the description in the JSON Schema."""
     without = []
-    seen: set[type[BaseModel]] = set()
+    seen: set[type[Knobs]] = set()
 
-    def visit(model: type[BaseModel]) -> None:
-        if model in seen:
+    def visit(block: type[Knobs]) -> None:
+        if block in seen:
             return
-        seen.add(model)
-        for name, field in model.model_fields.items():
-            is_block = model is Params and models_in(field.annotation)  # the class says what the block means
-            if name != "kind" and not field.description and not is_block:
-                without.append(f"{model.__name__}.{name}")
-            for inner in models_in(field.annotation):
-                visit(inner)
-
-    def models_in(annotation: Any) -> list[type[BaseModel]]:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return [annotation]
-        return [model for part in get_args(annotation) for model in models_in(part)]
+        seen.add(block)
+        described = docstrings(block)
+        for name, field in block.model_fields.items():
+            inner = list(blocks_in(field.annotation))
+            says_class = block is Params and inner  # the class says what the block means
+            if name != "kind" and not described.get(name) and not says_class:
+                without.append(f"{block.__name__}.{name}")
+            for each in inner:
+                visit(each)
 
     visit(Params)
     assert len(seen) > 20

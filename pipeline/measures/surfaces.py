@@ -10,8 +10,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.ndimage import label as numbered
-from scipy.spatial import cKDTree
 
 
 def surface_metrics(
@@ -51,6 +49,8 @@ def component_f1(prediction: np.ndarray, truth: np.ndarray, overlap: float) -> f
     instances. The cost is up to 0.1 s per million voxels of the box around both masks, half of `surface_metrics`, and
     20 bytes per voxel.
     """
+    from scipy.ndimage import label as numbered
+
     both = prediction | truth
     if not both.any():
         return 1.0
@@ -92,6 +92,8 @@ def _distances(surface: np.ndarray, other: np.ndarray, spacing: Sequence[float])
 
     Voxels on both surfaces have distance 0 and need no search.
     """
+    from scipy.spatial import cKDTree
+
     apart = np.argwhere(surface & ~other)
     distances = np.zeros(np.count_nonzero(surface))
     if len(apart):

@@ -10,6 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from pipeline.knobs import Knobs
 from pipeline.params import Params
+from pipeline.reference.docstrings import docstrings
 
 Schema = dict[str, Any]
 
@@ -33,6 +34,13 @@ class _Generator(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:
         """No field has a title: the title would repeat the key."""
         return False
+
+    def model_schema(self, schema: Any) -> Schema:
+        """With the docstring of every field as its description."""
+        found = super().model_schema(schema)
+        for name, text in docstrings(schema["cls"]).items():
+            found["properties"][name]["description"] = text
+        return found
 
     def encode_default(self, dft: Any) -> Any:
         """Without the knobs that a default block leaves at their own defaults."""

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from pipeline.judges.kinds.agreement import Agreement
 from pipeline.params import Params
+from pipeline.reference.docstrings import docstrings
 from pipeline.reference.schema import params_schema, unwrapped
 from pipeline.students.objectives.preference import Preference
 from tests.test_params import GONE
@@ -83,7 +84,7 @@ def test_a_mistake_is_said_once_and_where_it_is(
 
 
 def test_every_knob_is_explained_by_its_docstring(schema: dict[str, Any]) -> None:
-    assert schema["properties"]["seed"]["description"] == unwrapped(Params.model_fields["seed"].description or "")
+    assert schema["properties"]["seed"]["description"] == unwrapped(docstrings(Params)["seed"])
     without = []
     for name, definition in schema["$defs"].items():
         without += [f"{name}.{key}" for key, node in definition["properties"].items() if not node.get("description")]
