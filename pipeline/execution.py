@@ -247,7 +247,7 @@ def _outcomes(
     from dask import local, multiprocessing, threaded
     from dask.callbacks import Callback
 
-    # The functions of the schedulers: for a name, Dask imports `distributed`, which takes half a second.
+    # The functions of the schedulers: given a name, Dask imports `distributed`, which takes half a second.
     functions = {"synchronous": local.get_sync, "threads": threaded.get, "processes": multiprocessing.get}
 
     class Advance(Callback):  # type: ignore[misc]

@@ -25,7 +25,7 @@ class Knobs(BaseModel):
 
     The `repr` of a block is its provenance. The docstring below a field says what the knob means. Docstrings are read
     by `pipeline.reference.docstrings` alone: with `use_attribute_docstrings` every process would read all of them,
-    which takes longer than to import Polars.
+    which takes about as long as to import Polars.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

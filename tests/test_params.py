@@ -89,8 +89,8 @@ def test_every_knob_says_what_it_means():
         described = docstrings(block)
         for name, field in block.model_fields.items():
             inner = list(blocks_in(field.annotation))
-            says_class = block is Params and inner  # the class says what the block means
-            if name != "kind" and not described.get(name) and not says_class:
+            class_says = block is Params and inner  # the class says what the block means
+            if name != "kind" and not described.get(name) and not class_says:
                 without.append(f"{block.__name__}.{name}")
             for each in inner:
                 visit(each)

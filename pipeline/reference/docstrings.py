@@ -38,12 +38,14 @@ def _declared(cls: type[Knobs]) -> dict[str, str]:
 
 
 def _definition(cls: type) -> ast.ClassDef:
-    """The class in the source of its module."""
+    """Where the source of its module defines a class."""
     found: ast.AST = _parsed(inspect.getsource(sys.modules[cls.__module__]))
     for name in cls.__qualname__.split("."):
         if name != "<locals>":
-            named = (each for each in ast.walk(found) if isinstance(each, ast.ClassDef | ast.FunctionDef))
-            found = next(each for each in named if each.name == name)
+            inside = (each for each in ast.walk(found) if each is not found)
+            found = next(
+                each for each in inside if isinstance(each, ast.ClassDef | ast.FunctionDef) and each.name == name
+            )
     assert isinstance(found, ast.ClassDef)
     return found
 

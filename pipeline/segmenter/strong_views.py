@@ -95,8 +95,10 @@ class StrongViews(Knobs):
         return {}
 
     def _kept(self, key: tuple[str | int, ...], make: Callable[[], Any]) -> Any:
+        """The transform of this key, made once."""
         if key not in self._transforms:
             made = make()
+            # Any seed: what matters is that the transform gets a generator of its own.
             self._transforms[key] = None if made is None else made.set_random_state(seed=0)
         return self._transforms[key]
 
@@ -145,10 +147,11 @@ def _factors(width: float) -> tuple[float, float]:
 
 
 def _seeded(transform: Any, seed: int) -> Any:
-    """The transform with the draws of `transform.set_random_state(seed % 2**32)`, whose generators are its own.
+    """The transform, with the draws that `transform.set_random_state(seed % 2**32)` gives.
 
-    MONAI makes a new generator for every transform, which takes as long as the variation itself. To seed the old one
-    again gives the same draws.
+    MONAI makes a new generator for every transform, which takes about as long as to vary an image of 64x64. To seed the
+    old generator again gives the same draws. The transform must have a generator of its own, because MONAI's default is
+    shared by all transforms.
     """
     from monai.utils import MAX_SEED
 
