@@ -36,10 +36,10 @@ class _Generator(GenerateJsonSchema):
         return False
 
     def model_schema(self, schema: Any) -> Schema:
-        """With the docstring of every field as its description."""
+        """With the docstring of every field as its description. A description that the field has comes first."""
         found = super().model_schema(schema)
         for name, text in docstrings(schema["cls"]).items():
-            found["properties"][name]["description"] = text
+            found["properties"][name].setdefault("description", text)
         return found
 
     def encode_default(self, dft: Any) -> Any:

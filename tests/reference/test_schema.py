@@ -8,13 +8,14 @@ from typing import Any
 
 import jsonschema
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from ruamel.yaml import YAML
 
 from pipeline.judges.kinds.agreement import Agreement
+from pipeline.knobs import Knobs
 from pipeline.params import Params
 from pipeline.reference.docstrings import docstrings
-from pipeline.reference.schema import params_schema, unwrapped
+from pipeline.reference.schema import _Generator, params_schema, unwrapped
 from pipeline.students.objectives.preference import Preference
 from tests.test_params import GONE
 
@@ -92,6 +93,17 @@ def test_every_knob_is_explained_by_its_docstring(schema: dict[str, Any]) -> Non
     beta = schema["$defs"]["Preference"]["properties"]["beta"]
     assert beta["description"].startswith("Strength of the preference. Under `region`, h is beta times")
     assert "\n" not in beta["description"], "an editor would show the lines of the code"
+
+
+def test_a_description_comes_before_a_docstring() -> None:
+    class Own(Knobs):
+        first: int = Field(0, description="Given.")
+        """Below."""
+        second: int = 0
+        """Below."""
+
+    properties = Own.model_json_schema(schema_generator=_Generator)["properties"]
+    assert {key: node["description"] for key, node in properties.items()} == {"first": "Given.", "second": "Below."}
 
 
 def test_kinds_are_listed_with_what_they_are(schema: dict[str, Any]) -> None:
