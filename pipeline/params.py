@@ -217,7 +217,8 @@ def load_params(path: Path) -> Params:
         raise BadInput(f"{path}: no such file; run from the folder that holds params.yaml")
     load_own_kinds(path.parent)
     try:
-        content: Any = YAML(typ="safe").load(path)
+        # The parser in C, which DVC uses, leaves the character of a mistake out of its message.
+        content: Any = YAML(typ="safe", pure=True).load(path)
         # `default=str` is for dates, the only values of YAML 1.2 that JSON lacks. No knob is a date.
         text = json.dumps(content, default=str)
     except YAMLError as error:
