@@ -86,15 +86,24 @@ DIFFERENCES = {
     "imitation of the composed masks against all passes of the fitted mean": ("imitate_best", "mean_fitted"),
     "imitation of the composed masks against all passes of these masks": ("imitate_best", "regions"),
     "imitation against labels only, both at a threshold from pool images": ("imitate_best_pool", "supervised_pool"),
+    "shipped weights against labels only": ("recipe", "supervised"),
     "shipped weights against labels only at a threshold from pool images": ("recipe", "supervised_pool"),
     "shipped weights against imitation at weight 1 and .5": ("recipe", "imitate_best"),
     "shipped weights against all passes of the fitted mean": ("recipe", "mean_fitted"),
     "the same with the fitted mean imitated": ("recipe_fitted", "mean_fitted"),
+    "shipped weights against distillation": ("recipe", "distill"),
+    "shipped weights against mean teacher": ("recipe", "mean_teacher"),
+    "shipped weights against pseudo-labels": ("recipe", "pseudo_label"),
     "shipped weights: the composed masks imitated against the fitted mean imitated": ("recipe", "recipe_fitted"),
-    "threshold from pool images against .5": ("imitate_best_pool", "imitate_best"),
-    "threshold from validation against .5": ("imitate_best_own", "imitate_best"),
+    "imitation: threshold from pool images against .5": ("imitate_best_pool", "imitate_best"),
+    "imitation: threshold from validation against .5": ("imitate_best_own", "imitate_best"),
+    "labels only: threshold from pool images against .5": ("supervised_pool", "supervised"),
+    "labels only: labels of validation added against not": ("validation_labels", "supervised"),
+    "imitation: top picks of `pairwise` against the composed masks": ("judge_imitate_alone", "imitate_best"),
+    "research: imitation of the oracle's picks against the shipped weights": ("oracle_imitate_alone", "recipe"),
     "second round against the first": ("round_2", "imitate_best"),
     "second round against one round of as many steps": ("round_2", "imitate_best_twice"),
+    "second round against the shipped weights": ("round_2", "recipe"),
 }
 """Arm and rival by title of the table of differences."""
 TITLES = {
@@ -141,7 +150,8 @@ class Measured:
         """Number of seeds, and gain of an arm over that of full supervision, with the interval of the linearised ratio.
 
         With gains a and b of every seed and patient and r = mean(a) / mean(b), the interval is that of the mean of
-        (a - r b) / mean(b) around r. None if the gain of full supervision is not shown to be above 0.
+        (a - r b) / mean(b) around r. Without a mean if the gain of full supervision is not shown to be above 0. None
+        without a common seed.
         """
         parts = {name: self.dice(name) for name in (arm, "base", ceiling)}
         both = sorted(set.intersection(*(set(seeds) for seeds, _, _ in parts.values())))
@@ -152,7 +162,7 @@ class Measured:
         gain, full_gain = of[arm] - of["base"], of[ceiling] - of["base"]
         whole, own = (crossed_interval(values, groups, 2000, 0) for values in (full_gain, gain))
         if whole.low is None or whole.low <= 0 or whole.mean is None or own.mean is None:
-            return None
+            return len(both), Interval(None, None, None)
         ratio = own.mean / whole.mean
         around = crossed_interval((gain - ratio * full_gain) / whole.mean, groups, 2000, 0)
         if around.low is None or around.high is None:
@@ -161,12 +171,13 @@ class Measured:
 
 
 def cell(found: tuple[int, Interval] | None, most: int, form: Callable[[float], str], unit: str = "") -> str:
-    """Mean with interval, and the number of seeds if the number is below `most`; a dash without a value."""
-    if found is None or found[1].mean is None:
+    """Mean with interval, and the number of seeds if the number is below `most`; a dash if nothing was measured."""
+    if found is None:
         return "-"
     seeds, (mean, low, high) = found
+    value = "unknown" if mean is None else form(mean) + unit
     ends = "" if low is None or high is None else f" [{form(low).lstrip('+')}, {form(high).lstrip('+')}]"
-    return form(mean) + unit + ends + ("" if seeds == most else f" ({seeds} seed{'s' * (seeds > 1)})")
+    return value + ends + ("" if seeds == most else f" ({seeds} seed{'s' * (seeds > 1)})")
 
 
 def points(value: float) -> str:

@@ -49,8 +49,11 @@ def test_share_of_the_gap_and_differences() -> None:
     seeds, gain = measured.difference("arm", "base") or pytest.fail("nothing found")
     assert (seeds, *gain) == pytest.approx((2, 0.05, 0.05, 0.05), abs=1e-6)
     assert measured.difference("arm", "absent") is None
-    # Nothing is recovered of a gap that is not there.
-    assert measured.recovered("arm", "base") is None
+    # No share of a gap that is not there.
+    unknown = measured.recovered("arm", "base")
+    assert unknown == (2, (None, None, None))
+    assert cell(unknown, 3, percent, " %") == "unknown (2 seeds)"
+    assert cell(measured.recovered("absent", "full"), 3, percent, " %") == "-"
 
 
 def test_best_try_of_the_mean_of_two_sets(tmp_path: Path) -> None:
