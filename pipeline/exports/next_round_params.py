@@ -18,10 +18,11 @@ from pipeline.proposals.fit_thresholds import FITTED_FILE, samplers_to_fit
 from pipeline.proposals.plan import names_of_all
 from pipeline.proposals.samplers import Sampler
 from pipeline.proposals.samplers.ensemble import Ensemble
-from pipeline.proposals.samplers.mean import Mean
+from pipeline.proposals.samplers.mean import FITTED, Mean
 from pipeline.proposals.samplers.regions import COMPOSED, RegionsSampler
 from pipeline.proposals.samplers.sampler import Setup
 from pipeline.proposals.samplers.snapshots import Snapshots
+from pipeline.segmenter.offsets import HALF
 from pipeline.store.cases import CaseStore
 from pipeline.store.manifest import read_json
 from pipeline.store.proposals import proposal_name
@@ -59,7 +60,7 @@ def next_params(project: Path, folder: Path, params: Params, made: NextRound) ->
     notes = [*_block_of_plans(content, params, project), *_without_answers(content, params)]
     notes += _without_models(content, params, made)
     proposals = _proposals(content, params, project, made)
-    notes += _numbers_for_folds(content, params, project, proposals)
+    notes += _numbers_for_folds(content, params, project, made, proposals)
     notes += _without_folds(content, params, made, proposals)
     return content, notes
 
@@ -125,12 +126,21 @@ def _without_models(content: Any, params: Params, made: NextRound) -> Iterator[s
             yield f"propose.samplers.{name}.members: no student of the promoted recipe started from {lost}"
 
 
-def _numbers_for_folds(content: Any, params: Params, project: Path, proposals: Sequence[str]) -> Iterator[str]:
-    """Fitted thresholds and the best sampler as numbers and names, since the new base has no folds to fit them on.
+def _numbers_for_folds(
+    content: Any, params: Params, project: Path, made: NextRound, proposals: Sequence[str]
+) -> Iterator[str]:
+    """Thresholds and the best sampler as numbers and names, since the new base has no folds to fit them on.
 
     `proposals` has the names of the proposals of the new round.
     """
-    if fits := samplers_to_fit(params.propose.samplers):
+    samplers = params.propose.samplers
+    cut = {name: one for name, one in samplers.items() if isinstance(one, Mean) and one.fitted}
+    if reason := _own_half(params, made.base, cut):
+        classes = len(CaseStore(project / "data/cases").class_names)
+        for name in cut:
+            content["propose"]["samplers"][name]["fitted"] = [HALF] * (classes - 1)
+            yield f"propose.samplers.{name}.fitted: {HALF} for every class, because {reason}"
+    elif fits := samplers_to_fit(samplers):
         fitted = read_json(project / "data/proposals" / FITTED_FILE)
         for name in fits:
             content["propose"]["samplers"][name]["fitted"] = fitted[name]["thresholds"]
@@ -147,6 +157,22 @@ def _numbers_for_folds(content: Any, params: Params, project: Path, proposals: S
                     f"judges.{name}.proposal: '{best}', the best on labelled cases of the proposals of the new round, "
                     "is carried over"
                 )
+
+
+def _own_half(params: Params, promoted: str, cut: Mapping[str, Mean]) -> str | None:
+    """Why the fitted thresholds of this round are within the promoted student, in words; None if they are not.
+
+    The masks at a threshold of .4 are those of such a student at .5, so .4 would move the outline a second time.
+    """
+    student = params.students[promoted]
+    if student.offsets is not None:
+        return f"offsets of its own are in the last layer of student '{promoted}'"
+    composed = [name for name, one in params.propose.samplers.items() if isinstance(one, RegionsSampler)]
+    moved = {*(proposal_name(name, FITTED) for name in cut), *(proposal_name(name, COMPOSED) for name in composed)}
+    whole = (target.proposal for target in student.targets if target.where == "everywhere")
+    if learned := sorted(moved.intersection(whole)):
+        return f"student '{promoted}' imitated '{learned[0]}', whose threshold is its own .5 now"
+    return None
 
 
 def _without_folds(content: Any, params: Params, made: NextRound, proposals: Sequence[str]) -> Iterator[str]:

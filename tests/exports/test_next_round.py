@@ -96,6 +96,46 @@ def changed(folder: Path, **changes: Any) -> Iterator[None]:
         (folder / "params.yaml").write_text(before)
 
 
+@pytest.mark.parametrize(
+    ("student", "offsets", "expected", "said"),
+    [
+        (
+            "two",
+            None,
+            [0.5, 0.5],
+            "0.5 for every class, because student 'two' imitated 'mean fitted', whose threshold is its",
+        ),
+        (
+            "other",
+            "pool",
+            [0.5, 0.5],
+            "0.5 for every class, because offsets of its own are in the last layer of student",
+        ),
+        ("other", None, [0.4, 0.4], "the thresholds [0.4, 0.4] are carried over"),
+    ],
+)
+def test_no_threshold_is_applied_twice(
+    first: Path, tmp_path: Path, student: str, offsets: str | None, expected: list[float], said: str
+) -> None:
+    """A student that learned the masks at .4 has their outline at its own .5."""
+    promote(first, student)
+    set_headroom(first, "headroom left: a test")
+    fitted = first / "data/proposals/fitted.json"
+    before = fitted.read_text()
+    content = json.loads(before)
+    fitted.write_text(json.dumps({**content, "mean": {**content["mean"], "thresholds": [0.4, 0.4]}}))
+    students = {**PARAMS["students"], student: {**PARAMS["students"][student], "offsets": offsets}}
+    try:
+        with changed(first, students=students):
+            made = next_round(first, tmp_path / "round_2")
+    finally:
+        fitted.write_text(before)
+    params = load_params(tmp_path / "round_2/params.yaml")
+    assert list(params.propose.samplers["mean"].fitted) == expected  # type: ignore[union-attr]
+    (line,) = [line for line in made.removed if line.startswith("propose.samplers.mean.fitted: ")]
+    assert said in line
+
+
 def test_answers_stay_with_their_masks(first: Path, tmp_path: Path) -> None:
     """The masks of the next round are others, so the answers go, with everything that rests on them."""
     promote(first, "two")
@@ -251,8 +291,6 @@ def test_the_next_round(first: Path, tmp_path: Path) -> None:
     params = load_params(folder / "params.yaml")
     assert params.base is not None
     assert params.base.model_dump()["members"] == ("member_1",)
-    fitted = json.loads((first / "data/proposals/fitted.json").read_text())["mean"]["thresholds"]
-    assert list(params.propose.samplers["mean"].fitted) == fitted  # type: ignore[union-attr]
     ranking = json.loads((first / "models/judges/fixed/ranking.json").read_text())
     assert params.judges["fixed"].proposal == max(ranking, key=ranking.get)  # type: ignore[union-attr]
     assert set(params.judges) == {"agreement", "fixed"}

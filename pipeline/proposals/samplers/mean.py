@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Threshold = Annotated[float, Field(gt=0, lt=1)]
+FITTED = "fitted"
+"""Setting of the proposal at the fitted thresholds."""
 
 
 class Mean(Knobs):
@@ -66,7 +68,7 @@ class Mean(Knobs):
                 f"found {list(self.fitted)}"
             )
         check_offsets(name, self.offsets, setup.classes)
-        return ["all", *cut_settings(self.thresholds, self.offsets), *(["fitted"] if self.fitted else [])]
+        return ["all", *cut_settings(self.thresholds, self.offsets), *([FITTED] if self.fitted else [])]
 
     def draw(self, name: str, case: CaseModels) -> Iterator[Draw]:
         from pipeline.segmenter.offsets import mask_at
@@ -76,7 +78,7 @@ class Mean(Knobs):
         yield from cut(name, mean, self.thresholds, self.offsets)
         if self.fitted:
             thresholds = case.fitted[name] if isinstance(self.fitted, bool) else self.fitted
-            yield drawn(name, "fitted", mean, False, partial(mask_at, thresholds=thresholds))
+            yield drawn(name, FITTED, mean, False, partial(mask_at, thresholds=thresholds))
 
     def forward_passes(self, name: str, setup: Setup, before: Sequence[Passes | None]) -> list[Passes | None]:
         views = ["", *map(flip_of, self.flips)]
