@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.measures.numbers import decimal
+from pipeline.promotion.record import PromotionRecord
 from pipeline.report.arms import Results, shown_student
 from pipeline.report.cells import inline
 from pipeline.report.next_steps import next_steps
@@ -48,9 +49,8 @@ def _model(run: Run, results: Results) -> str:
         return "params.yaml has no students, so no model was compared with the base."
     if record.promoted is None:
         best = shown_student(run)
-        return record.reason + (
-            "" if best is None else f" Best on validation, measured on test: {_gains(run, results, best.name)}"
-        )
+        measured = "" if best is None else f" Best on validation, measured on test: {_gains(run, results, best.name)}"
+        return f"{record.reason}{measured}{_considered(record)}"
     one = next(one for one in results.students if one.name == record.promoted)
     over_base = record.student(record.promoted).over_base
     said = [f"{ON_TEST[one.arm.gain.sign]}: {_gains(run, results, one.name)}"]
@@ -61,7 +61,17 @@ def _model(run: Run, results: Results) -> str:
         f"Validation chose it: {decimal(100 * over_base.gain, 2, signed=True)} on {record.patients} {run.units}, "
         f"with a lower bound of {decimal(bound, 2, signed=True)}."
     )
-    return " ".join(said)
+    return " ".join(said) + _considered(record)
+
+
+def _considered(record: PromotionRecord) -> str:
+    """Who was considered, and what the decision is not corrected for. Empty without a candidate."""
+    names = [f"'{student.name}'" for student in record.students if student.candidate]
+    if not names:
+        return ""
+    return (
+        f" Candidates: {', '.join(names)}. Earlier runs and rounds on the same validation cases are not corrected for."
+    )
 
 
 def _gains(run: Run, results: Results, name: str) -> str:

@@ -287,7 +287,8 @@ def test_without_a_promotion_the_best_student_on_validation_is_named(built: Buil
     assert re.fullmatch(
         r"No student .* \(15\)\. Best on validation, measured on test: "
         r"student 'rn_cdpo' gains \+20\.0 \[\+20\.0, \+20\.0\] Dice points "
-        r"over the base and \+20\.0 \[\+1[0-9]\.., \+2[0-9]\..\] over 'supervised', on 5 test cases\.",
+        r"over the base and \+20\.0 \[\+1[0-9]\.., \+2[0-9]\..\] over 'supervised', on 5 test cases\. "
+        r"Candidates: .*'rn_cdpo'.*\. Earlier runs and rounds on the same validation cases are not corrected for\.",
         headline(built).model,
     )
 
@@ -306,7 +307,10 @@ def test_test_says_whether_the_promoted_student_is_better(tmp_path: Path, gain, 
     promoted.save(tmp_path / "promoted")
     found = headline(Built(tmp_path, replace(made.run, promoted=tmp_path / "promoted")))
     assert found.model.startswith(answer)
-    assert found.model.endswith("Validation chose it: +3.94 on 31 cases, with a lower bound of +2.48.")
+    assert found.model.endswith(
+        "Validation chose it: +3.94 on 31 cases, with a lower bound of +2.48. Candidates: 'rn_cdpo'. "
+        "Earlier runs and rounds on the same validation cases are not corrected for."
+    )
 
 
 def test_the_judge_has_its_lift_over_the_fixed_proposal_and_the_advice_of_the_audit(built: Built) -> None:
