@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import polars as pl
 from ruamel.yaml import YAML
 
 from benchmarks.stage import stage
+from pipeline.promotion.record import PROMOTION_FILE, Comparison, PromotionRecord
 
 RATES = (5e-4, 1e-3, 2e-3)
 """Learning rates of the study."""
@@ -109,6 +110,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 ROUND_1, ROUND_2 = "imitate_best", "round_2"
 """Student whose recipe starts from every model, and the folder and name of the student of the next round."""
 MEMBERS = ("member_1", "member_2")
+PROMOTABLE = ("supervised", "recipe", "judge_rn_dpo_best")
+"""Students that the shipped `params.yaml` has as candidates for promotion."""
 FIXED_ARMS = {
     "flips": "flips mean",
     "ensemble": "ensemble mean",
@@ -184,7 +187,9 @@ def tried(of: dict[str, Any], families: Sequence[str]) -> dict[str, tuple[float,
     }
 
 
-def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict[str, tuple[float, dict[str, Any]]]:
+def arms(
+    of: dict[str, Any], chosen: dict[str, tuple[float, float]], which: str
+) -> dict[str, tuple[float, dict[str, Any]]]:
     """Learning rate and student of the arms of the study, by name. `chosen` has learning rate and weight by family."""
     found: dict[str, tuple[float, dict[str, Any]]] = {}
 
@@ -228,6 +233,11 @@ def arms(of: dict[str, Any], chosen: dict[str, list[float]], which: str) -> dict
         core = arms(of, chosen, "core")
         confirmed = ("mean_fitted", "regions", "supervised", "supervised_pool", ROUND_1, "recipe", "full_same")
         found = {name: core[name] for name in confirmed}
+    if which == "promote":
+        core = arms(of, chosen, "core")
+        found = {name: core[name] for name in PROMOTABLE}
+    if which == "views":
+        found = {"recipe_unvaried": arms(of, chosen, "core")["recipe"]}
     if which == "rounds":
         rate, weight = chosen["imitate"]
         for member in MEMBERS:
@@ -312,7 +322,7 @@ def parameters(of: dict[str, Any], seed: int, data: Path, students: dict[str, di
             },
             "images": of["batch"],
             "labelled": of["batch"],
-            "views": {"modality": of["modality"]},
+            "views": {"modality": of["modality"], "strength": of.get("strength", 1.0)},
         },
         "students": students,
         "evaluation": {"nsd_tolerance": of["nsd_tolerance"]},
@@ -365,6 +375,13 @@ def measured(params: str, name: str) -> None:
     stage("evaluate", f"metrics/{name}.json", name, *given, *tables)
 
 
+def validated(params: str, name: str) -> None:
+    """Validation measures of the base or of the last weights of one student, if there are none yet."""
+    model = "models/base" if name == "base" else f"models/students/{name}"
+    given = [f"--params={params}", "--cases=data/cases", "--proposals=data/proposals", f"--model={model}"]
+    stage("validate", f"validation/{name}.parquet", name, *given, f"--out=validation/{name}.parquet")
+
+
 def second_round(of: dict[str, Any], seed: int, data: Path, rate: float, weight: float) -> None:
     """The next round as `stages.next_round` makes it, whether or not a student was promoted, in the current folder.
 
@@ -415,8 +432,8 @@ def second_round(of: dict[str, Any], seed: int, data: Path, rate: float, weight:
     stage("mine", "data/pairs/none.drops.json", "none", f"--panel={panel}", proposals, f"--out={pairs}")
     for arm in students:
         model = f"models/students/{arm}"
-        made = [f"--pairs={pairs}", "--base=models/base", f"--out={model}", f"--history=history/{arm}.csv"]
-        stage("train", f"{model}/manifest.json", arm, cases, proposals, *made)
+        outs = [f"--out={model}", f"--history=history/{arm}.csv"]
+        stage("train", f"{model}/manifest.json", arm, cases, proposals, f"--pairs={pairs}", "--base=models/base", *outs)
         # Beside the arms of the first round, and against its base.
         tables = [f"--out=../evaluation/{arm}.parquet", f"--metrics=../metrics/{arm}.json"]
         against = [f"--model={model}", "--base=../evaluation/base.parquet"]
@@ -428,6 +445,7 @@ TABLES = click.option(
     "--tables", type=PATH, default="docs/results", show_default=True, help="Folder of the tables and pages of results."
 )
 TRIED_FILE, CASES_FILE = "study_tried.csv", "study_cases.parquet"
+JUDGES_FILE, PROMOTED_FILE = "study_judges.csv", "study_promoted.csv"
 
 
 @click.group(help=__doc__)
@@ -441,7 +459,7 @@ def main() -> None:
 @click.option(
     "--arms",
     "which",
-    type=click.Choice(["none", "tune", "core", "confirm", "rounds", "rivals", "pairs"]),
+    type=click.Choice(["none", "tune", "core", "confirm", "promote", "views", "rounds", "rivals", "pairs"]),
     required=True,
 )
 @click.option("--data", type=PATH, required=True, help="Folder of the three data sets.")
@@ -461,6 +479,8 @@ def run(
 ) -> None:
     """Everything of one seed up to these arms; what is there already is kept."""
     of, data = SETS[name], data.resolve()
+    if which == "views":
+        of = {**of, "strength": 0.0}
     chosen = {} if which in ("none", "tune") else best_tries(tables / TRIED_FILE, TUNED)
     if which == "none":
         wanted: dict[str, tuple[float, dict[str, Any]]] = {}
@@ -485,11 +505,22 @@ def run(
         prepared(params)
         if which != "none":
             measured(params, "base")
+        if which == "promote":
+            validated(params, "base")
         for arm, student in students.items():
             trained(params, arm, student["pairs"])
             # What is only tried is measured on validation alone.
             if which != "tune":
                 measured(params, arm)
+            if which == "promote":
+                validated(params, arm)
+    if which == "promote":
+        with Path("params_promote.yaml").open("w") as file:
+            # All candidates in one file. The decision does not depend on the learning rate.
+            students = {arm: student for arm, (_, student) in wanted.items()}
+            YAML().dump(parameters(of, seed, data, students, RATES[0]), file)
+        decided = ["--validation=validation", "--students=models/students", "--out=models/promoted"]
+        stage("promote", f"models/promoted/{PROMOTION_FILE}", f"--params={file.name}", *decided)
     if which == "rounds":
         second_round(of, seed, data, *chosen["imitate"])
 
@@ -587,6 +618,44 @@ def add_cases(new: pl.DataFrame, file: Path) -> None:
         print(found.group_by("set", "seed", maintain_order=True).agg(arms=pl.col("arm").n_unique()))
 
 
+def judges_of(folder: Path) -> pl.DataFrame:
+    """Lift of every judge of one seed on validation cases, over the base and over the best fixed sampler."""
+    from pipeline.store.schema import AUDIT_JUDGES
+    from pipeline.store.tables import read_table
+
+    ends = ("", "_low", "_high")
+    numbers = [f"{name}{end}" for name in ("lift", "lift_over_fixed", "headroom") for end in ends]
+    return read_table(folder / "audit/judges.parquet", AUDIT_JUDGES).select("judge", "fixed_sampler", *numbers)
+
+
+def promotion_of(folder: Path) -> pl.DataFrame | None:
+    """Candidates of one seed with their gain on validation patients, and whether they were promoted. None without."""
+    record = PromotionRecord.of(folder / "models/promoted")
+    if record is None:
+        return None
+    rows = [
+        (one.name, one.name == record.promoted, record.patients, *one.over_base.model_dump().values())
+        for one in record.students
+    ]
+    names = ["arm", "promoted", "patients", *Comparison.model_fields]
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+
+def keep_seeds(found: Mapping[tuple[str, int], pl.DataFrame], file: Path) -> None:
+    """Write the rows by data set and seed to a table, beside those of other seeds that the table has."""
+    parts = [
+        rows.insert_column(0, pl.lit(name).alias("set")).insert_column(1, pl.lit(seed, pl.Int64).alias("seed"))
+        for (name, seed), rows in found.items()
+    ]
+    if not parts:
+        return
+    new = pl.concat(parts)
+    if file.is_file():
+        where = ["set", "seed"]
+        new = pl.concat([pl.read_csv(file, schema=new.schema).join(new, on=where, how="anti"), new])
+    new.sort("set", "seed", maintain_order=True).write_csv(file, float_precision=4)
+
+
 def read_cases(file: Path) -> pl.DataFrame:
     """Table of cases that `add_cases` wrote."""
     if not file.is_file():
@@ -598,7 +667,10 @@ def read_cases(file: Path) -> pl.DataFrame:
 @click.option("--out", type=PATH, required=True)
 @TABLES
 def collect(out: Path, tables: Path) -> None:
-    """Add the test Dice of every case of all finished arms to the table of the study."""
+    """Add the test Dice of every case of all finished arms to the table of the study.
+
+    The lifts of the judges and the promotions of all seeds go to tables of their own.
+    """
     parts = [
         cases_of(folder, int(folder.name.split("_")[1])).insert_column(0, pl.lit(name).alias("set"))
         for name in SETS
@@ -607,6 +679,11 @@ def collect(out: Path, tables: Path) -> None:
     if not parts:
         raise click.ClickException(f"{out}: expected the folder of a data set with a seed, found none; `run` one first")
     add_cases(pl.concat(parts), tables / CASES_FILE)
+    seeds = {(name, int(at.name.split("_")[1])): at for name in SETS for at in seeds_of(out / name)}
+    judges = {key: judges_of(at) for key, at in seeds.items() if (at / "audit/judges.parquet").is_file()}
+    keep_seeds(judges, tables / JUDGES_FILE)
+    promotions = {key: promotion_of(at) for key, at in seeds.items()}
+    keep_seeds({key: rows for key, rows in promotions.items() if rows is not None}, tables / PROMOTED_FILE)
 
 
 if __name__ == "__main__":

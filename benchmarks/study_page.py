@@ -16,7 +16,19 @@ import click
 import numpy as np
 import polars as pl
 
-from benchmarks.study import CASES_FILE, TABLES, TRIED, TRIED_FILE, TUNED, best_tries, read_cases, tries
+from benchmarks.study import (
+    CASES_FILE,
+    JUDGES_FILE,
+    PROMOTED_FILE,
+    SETS,
+    TABLES,
+    TRIED,
+    TRIED_FILE,
+    TUNED,
+    best_tries,
+    read_cases,
+    tries,
+)
 from pipeline.measures.intervals import Interval, crossed_interval
 
 COLUMNS = ("polyps", "nuclei", "hippocampus")
@@ -40,8 +52,9 @@ GAINS = {
     "imitate_best": ("imitate the composed masks", "1"),
     "imitate_best_pool": ("the same at a threshold from pool images", "1"),
     "imitate_best_own": ("the same at a threshold from validation", "1"),
-    "recipe": ("imitate the composed masks at the shipped weights, threshold from pool images", "1"),
+    "recipe": ("shipped recipe: imitate the composed masks, labels weigh three times, threshold from pool images", "1"),
     "recipe_fitted": ("the same with the fitted mean imitated", "1"),
+    "recipe_unvaried": ("the same with flipped pool images, without strong views", "1"),
     "imitate_best_twice": ("imitate the composed masks, twice as many steps", "1"),
     "round_2_mean": ("second round: mean of three such students", "12"),
     "round_2": ("second round: imitate this mean", "1"),
@@ -51,7 +64,7 @@ GAINS = {
     "oracle_rn_dpo_alone": ("research: RN-DPO on the oracle's pairs", "1"),
     "oracle_rn_dpo_best": ("research: the same, and imitate the composed masks", "1"),
     "full_same": ("research: all labels of the pool, same steps", "1"),
-    "full": ("research: all labels of the pool, four times the steps", "1"),
+    "full": ("research: all labels of the pool, four times the steps (hippocampus: three)", "1"),
 }
 """Title and forward passes, 2D and 3D, by arm of the table of gains."""
 RECOVERED = {
@@ -60,17 +73,34 @@ RECOVERED = {
     "imitate_best": "imitate the composed masks",
     "imitate_best_pool": "the same at a threshold from pool images",
     "imitate_best_own": "the same at a threshold from validation",
-    "recipe": "imitate the composed masks at the shipped weights",
+    "recipe": "shipped recipe",
     "recipe_fitted": "the same with the fitted mean imitated",
     "round_2": "second round, twice the steps in all",
     "judge_imitate_alone": "imitate the top picks of `pairwise`",
     "oracle_imitate_alone": "research: imitate the oracle's picks",
 }
 """Title by arm of the table of the gap recovered."""
-CEILINGS = {"full_same": "same steps", "full": "four times the steps"}
+CEILINGS = ("full_same", "full")
+"""Arms with all labels of the pool: in the steps of the students, and in more."""
 JUDGES = {"oracle": "oracle", "judge": "`pairwise`", "fixed": "`fixed`"}
 POOLS = {"alone": "none", "agreement": "imitate where all agree", "best": "imitate the composed masks"}
 NAMES = {"imitate": "imitate", "rn_dpo": "RN-DPO", "rn_cdpo": "RN-cDPO", "dpo": "DPO"}
+PROMOTED = {
+    "supervised": "labels only",
+    "recipe": "shipped recipe",
+    "judge_rn_dpo_best": "imitation with RN-DPO of `pairwise`",
+}
+"""Title by candidate of the table of promotions."""
+LIFTS = {
+    "fixed": "`mean fitted`",
+    "fixed_best": "`fixed`, best on labelled cases",
+    "agreement": "`agreement`",
+    "pairwise": "`pairwise`",
+    "quality": "`quality`",
+    "learned": "`pairwise` and `quality`",
+    "oracle": "oracle",
+}
+"""Title by judge of the table of lifts."""
 BESIDE = "beside the imitation of the composed masks"
 OF_PICKS = {
     "RN-DPO against imitation of the same picks": ("{}_rn_dpo_alone", "{}_imitate_alone"),
@@ -86,34 +116,35 @@ DIFFERENCES = {
     "imitation of the composed masks against all passes of the fitted mean": ("imitate_best", "mean_fitted"),
     "imitation of the composed masks against all passes of these masks": ("imitate_best", "regions"),
     "imitation against labels only, both at a threshold from pool images": ("imitate_best_pool", "supervised_pool"),
-    "shipped weights against labels only": ("recipe", "supervised"),
-    "shipped weights against labels only at a threshold from pool images": ("recipe", "supervised_pool"),
-    "shipped weights against imitation at weight 1 and .5": ("recipe", "imitate_best"),
-    "shipped weights against all passes of the fitted mean": ("recipe", "mean_fitted"),
+    "shipped recipe against labels only": ("recipe", "supervised"),
+    "shipped recipe against labels only at a threshold from pool images": ("recipe", "supervised_pool"),
+    "shipped recipe against the same at equal weights and threshold .5": ("recipe", "imitate_best"),
+    "shipped recipe against all passes of the fitted mean": ("recipe", "mean_fitted"),
     "the same with the fitted mean imitated": ("recipe_fitted", "mean_fitted"),
-    "shipped weights against distillation": ("recipe", "distill"),
-    "shipped weights against mean teacher": ("recipe", "mean_teacher"),
-    "shipped weights against pseudo-labels": ("recipe", "pseudo_label"),
-    "shipped weights: the composed masks imitated against the fitted mean imitated": ("recipe", "recipe_fitted"),
+    "shipped recipe against distillation": ("recipe", "distill"),
+    "shipped recipe against mean teacher": ("recipe", "mean_teacher"),
+    "shipped recipe against pseudo-labels": ("recipe", "pseudo_label"),
+    "shipped recipe: the composed masks imitated against the fitted mean imitated": ("recipe", "recipe_fitted"),
+    "shipped recipe: strong views of pool images against flipped ones": ("recipe", "recipe_unvaried"),
     "imitation: threshold from pool images against .5": ("imitate_best_pool", "imitate_best"),
     "imitation: threshold from validation against .5": ("imitate_best_own", "imitate_best"),
     "labels only: threshold from pool images against .5": ("supervised_pool", "supervised"),
     "labels only: labels of validation added against not": ("validation_labels", "supervised"),
     "imitation: top picks of `pairwise` against the composed masks": ("judge_imitate_alone", "imitate_best"),
-    "research: imitation of the oracle's picks against the shipped weights": ("oracle_imitate_alone", "recipe"),
+    "research: imitation of the oracle's picks against the shipped recipe": ("oracle_imitate_alone", "recipe"),
     "second round against the first": ("round_2", "imitate_best"),
     "second round against one round of as many steps": ("round_2", "imitate_best_twice"),
-    "second round against the shipped weights": ("round_2", "recipe"),
+    "second round against the shipped recipe": ("round_2", "recipe"),
 }
 """Arm and rival by title of the table of differences."""
 TITLES = {
     "supervised": "labels only (at .3: strong labelled views)",
     "full": "research: all labels of the pool, same steps",
-    "imitate": "imitate the best fixed proposal",
+    "imitate": "imitate the composed masks",
     "preference": "the same with RN-DPO of `pairwise`",
     "preference_alone": "RN-DPO of `pairwise` alone",
     "oracle_imitate": "research: imitate the oracle's picks",
-    "oracle_preference": "research: imitate the best fixed proposal with RN-DPO of the oracle",
+    "oracle_preference": "research: imitate the composed masks with RN-DPO of the oracle",
     "oracle_preference_alone": "research: RN-DPO of the oracle alone",
     "distill": "distillation of the mean of all proposals",
     "mean_teacher": "mean teacher (its consistency weighs ten times as much)",
@@ -215,7 +246,7 @@ def all_tables(of: Mapping[str, Measured], tried: Path) -> dict[str, str]:
     ]
     made = {
         "gains": table(["arm", "passes", *heads], gains),
-        "recovered": table(["student", *(f"{name}, {steps}" for steps in CEILINGS.values() for name in there)], shares),
+        "recovered": table(["student", *(steps_of(name, full) for full in CEILINGS for name in there)], shares),
         "differences": table(
             ["comparison", *heads], [(title, *compared(*pair)) for title, pair in DIFFERENCES.items()]
         ),
@@ -241,6 +272,52 @@ def all_tables(of: Mapping[str, Measured], tried: Path) -> dict[str, str]:
         made[f"pairs of {name}"] = table(["picks", "term on the pool", *NAMES.values()], rows)
     made["tries"] = tries_table(tried, TITLES, TUNED)
     return made
+
+
+def steps_of(name: str, ceiling: str) -> str:
+    """Data set and steps of an arm with all labels, against those of the students: the head of a column."""
+    steps = SETS[name]["steps"]
+    times = "same steps" if ceiling == "full_same" else f"{steps['full'] // steps['student']} times the steps"
+    return f"{name}, {times}"
+
+
+def lifts_table(judges: pl.DataFrame) -> str:
+    """Lift of the judges over the best fixed sampler on validation, a row per data set and seed."""
+
+    def measured(row: Mapping[str, float], name: str) -> str:
+        return cell((1, Interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high")))), 1, points)
+
+    rows = []
+    for name in COLUMNS:
+        for _, of in judges.filter(pl.col("set") == name).group_by("seed", maintain_order=True):
+            by_judge = {row["judge"]: row for row in of.iter_rows(named=True)}
+            first = of.row(0, named=True)
+            lifts = [measured(by_judge[judge], "lift_over_fixed") for judge in LIFTS]
+            # What is left is counted from the base, so the lift of the sampler is the rest.
+            sampler = points(first["lift"] - first["lift_over_fixed"])
+            rows.append([f"{name}, {first['seed']}", f"`{first['fixed_sampler']}`, {sampler}", *lifts])
+    return table(["set, seed", "best fixed sampler, over the base", *LIFTS.values()], rows)
+
+
+def promoted_table(promotions: pl.DataFrame, of: Mapping[str, Measured]) -> str:
+    """What each seed promoted: its gain on validation, and on test over the base and over the fitted mean."""
+    rows = []
+    for name in COLUMNS:
+        for _, found in promotions.filter(pl.col("set") == name).group_by("seed", maintain_order=True):
+            seed = found["seed"][0]
+            chosen = found.filter("promoted")
+            first = [f"{name}, {seed}", str(found["patients"][0])]
+            if not chosen.height:
+                rows.append([*first, "none", *["-"] * 5])
+                continue
+            (one,) = chosen.iter_rows(named=True)
+            here = Measured(of[name].cases.filter(pl.col("seed") == seed))
+            over = [cell(here.difference(one["arm"], other), 1, points) for other in ("base", "mean_fitted")]
+            worse = f"{percent(one['share_worse'])} %"
+            title = PROMOTED.get(one["arm"], one["arm"])
+            rows.append([*first, title, points(one["gain"]), points(one["lower_bound"]), worse, *over])
+    heads = ["validation gain", "lower bound", "patients worse", "test gain", "test, against the fitted mean"]
+    return table(["set, seed", "patients", "promoted", *heads], rows)
 
 
 def tries_table(file: Path, titles: Mapping[str, str], sets: Sequence[str]) -> str:
@@ -274,9 +351,13 @@ def main(tables: Path) -> None:
     cases = read_cases(tables / CASES_FILE)
     measured = {name: Measured(cases.filter(pl.col("set") == name)) for name in cases["set"].unique()}
     none = Measured(cases.clear())
+    of = {name: measured.get(name, none) for name in COLUMNS}
+    made = all_tables(of, tables / TRIED_FILE)
+    made["lifts"] = lifts_table(pl.read_csv(tables / JUDGES_FILE))
+    made["promoted"] = promoted_table(pl.read_csv(tables / PROMOTED_FILE), of)
     page = tables / "study.md"
     text = page.read_text()
-    for name, content in all_tables({name: measured.get(name, none) for name in COLUMNS}, tables / TRIED_FILE).items():
+    for name, content in made.items():
         place = "" if f"<!-- table: {name} -->" in text else f", which {page} has no comment for"
         print(f"\n{name}{place}\n\n{content}")
         text = put(text, name, content)

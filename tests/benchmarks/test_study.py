@@ -7,8 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from benchmarks.study import CASE_COLUMNS, best_tries, keep_tries, with_new
-from benchmarks.study_page import Measured, cell, percent, points, put
+from benchmarks.study import CASE_COLUMNS, best_tries, keep_seeds, keep_tries, with_new
+from benchmarks.study_page import COLUMNS, LIFTS, Measured, cell, lifts_table, percent, points, promoted_table, put
 from pipeline.measures.intervals import Interval
 
 
@@ -64,6 +64,55 @@ def test_best_try_of_the_mean_of_two_sets(tmp_path: Path) -> None:
     # A family that is tried again loses its old tries.
     keep_tries([("a", 2e-3, 1.0, -0.01, 0.0)], file, ["one", "two"])
     assert best_tries(file, ["one", "two"])["a"] == (2e-3, 1.0)
+
+
+def test_a_seed_is_kept_once(tmp_path: Path) -> None:
+    file = tmp_path / "kept.csv"
+    rows = pl.DataFrame({"judge": ["one"], "lift": [0.1], "low": [None]}, schema_overrides={"low": pl.Float64})
+    keep_seeds({("polyps", 1): rows.clone(), ("nuclei", 0): rows.clone()}, file)
+    keep_seeds({("polyps", 1): rows.with_columns(lift=pl.lit(0.2)), ("polyps", 0): rows.clone()}, file)
+    keep_seeds({}, file)
+    assert pl.read_csv(file).select("set", "seed", "lift").rows() == [
+        ("nuclei", 0, 0.1),
+        ("polyps", 0, 0.1),
+        ("polyps", 1, 0.2),
+    ]
+
+
+def test_table_of_lifts() -> None:
+    rows = [
+        ("polyps", 0, judge, "mean all", 0.03, 0.01, 0.05, 0.01 if judge == "oracle" else -0.01, -0.02, 0.015)
+        for judge in LIFTS
+    ]
+    ends = ("", "_low", "_high")
+    names = [
+        "set",
+        "seed",
+        "judge",
+        "fixed_sampler",
+        *(f"{of}{end}" for of in ("lift", "lift_over_fixed") for end in ends),
+    ]
+    line = lifts_table(pl.DataFrame(rows, schema=names, orient="row")).splitlines()[-1].split(" | ")
+    # The first judge is 3 points above the base and 1 point below the best fixed sampler.
+    assert line[:2] == ["| polyps, 0", "`mean all`, +4.0"]
+    assert line[2:] == [*["-1.0 [-2.0, 1.5]"] * 6, "+1.0 [-2.0, 1.5] |"]
+
+
+def test_table_of_promotions() -> None:
+    rows = [
+        ("polyps", 0, "recipe", True, 40, 0.05, 0.02, 0.125),
+        ("polyps", 0, "supervised", False, 40, 0.03, 0.01, 0.1),
+        ("nuclei", 3, "recipe", False, 50, 0.01, -0.01, 0.4),
+    ]
+    names = ["set", "seed", "arm", "promoted", "patients", "gain", "lower_bound", "share_worse"]
+    of = {name: Measured(cases().clear()) for name in COLUMNS}
+    of["polyps"] = Measured(cases(base=[0.5] * 4, mean_fitted=[0.55] * 4, recipe=[0.56] * 4))
+    # Four patients are too few for an interval.
+    lines = promoted_table(pl.DataFrame(rows, schema=names, orient="row"), of).splitlines()[2:]
+    assert lines == [
+        "| polyps, 0 | 40 | shipped recipe | +5.0 | +2.0 | 12 % | +6.0 | +1.0 |",
+        "| nuclei, 3 | 50 | none | - | - | - | - | - |",
+    ]
 
 
 def test_cells() -> None:
