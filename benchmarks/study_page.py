@@ -315,7 +315,9 @@ def promoted_table(promotions: pl.DataFrame, of: Mapping[str, Measured]) -> str:
             over = [cell(here.difference(one["arm"], other), 1, points) for other in ("base", "mean_fitted")]
             worse = f"{percent(one['share_worse'])} %"
             title = PROMOTED.get(one["arm"], one["arm"])
-            rows.append([*first, title, points(one["gain"]), points(one["lower_bound"]), worse, *over])
+            # Two decimals, so that a bound just above 0 does not look like 0.
+            bound = f"{100 * one['lower_bound']:+.2f}"
+            rows.append([*first, title, points(one["gain"]), bound, worse, *over])
     heads = ["validation gain", "lower bound", "patients worse", "test gain", "test, against the fitted mean"]
     return table(["set, seed", "patients", "promoted", *heads], rows)
 

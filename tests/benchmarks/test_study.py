@@ -110,7 +110,7 @@ def test_table_of_promotions() -> None:
     # Four patients are too few for an interval.
     lines = promoted_table(pl.DataFrame(rows, schema=names, orient="row"), of).splitlines()[2:]
     assert lines == [
-        "| polyps, 0 | 40 | shipped recipe | +5.0 | +2.0 | 12 % | +6.0 | +1.0 |",
+        "| polyps, 0 | 40 | shipped recipe | +5.0 | +2.00 | 12 % | +6.0 | +1.0 |",
         "| nuclei, 3 | 50 | none | - | - | - | - | - |",
     ]
 
