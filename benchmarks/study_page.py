@@ -293,7 +293,7 @@ def lifts_table(judges: pl.DataFrame) -> str:
             by_judge = {row["judge"]: row for row in of.iter_rows(named=True)}
             first = of.row(0, named=True)
             lifts = [measured(by_judge[judge], "lift_over_fixed") for judge in LIFTS]
-            # What is left is counted from the base, so the lift of the sampler is the rest.
+            # The lift over the base minus the lift over the sampler is what the sampler gains over the base.
             sampler = points(first["lift"] - first["lift_over_fixed"])
             rows.append([f"{name}, {first['seed']}", f"`{first['fixed_sampler']}`, {sampler}", *lifts])
     return table(["set, seed", "best fixed sampler, over the base", *LIFTS.values()], rows)

@@ -21,7 +21,7 @@ ON_TEST = {1: "Yes", 0: "Not shown on test", -1: "No"}
 
 @dataclass(frozen=True)
 class Headline:
-    """The answers of a run. Every text is one to three sentences."""
+    """The answers of a run. Every text is a few sentences."""
 
     model: str
     judge: str
