@@ -111,7 +111,7 @@ ROUND_1, ROUND_2 = "imitate_best", "round_2"
 """Student whose recipe starts from every model, and the folder and name of the student of the next round."""
 MEMBERS = ("member_1", "member_2")
 PROMOTABLE = ("supervised", "recipe", "judge_rn_dpo_best")
-"""Students that the shipped `params.yaml` has as candidates for promotion."""
+"""Candidates for promotion: two as the shipped `params.yaml` has them, and the preference arm of the study."""
 FIXED_ARMS = {
     "flips": "flips mean",
     "ensemble": "ensemble mean",
