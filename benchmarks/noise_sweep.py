@@ -207,6 +207,11 @@ def draw(tables: Path) -> None:
     noise = dict(cases.group_by("arm").agg(pl.col("noise_rate").mean()).iter_rows())
     level_of = {judge: (title, level) for title, of in LEVELS.items() for level, judge in of.items()}
     level_of["truth"] = ("none", 0.0)
+
+    def over_chance(judge: str, column: str) -> np.ndarray:
+        by_rank, by_chance = (measured.dice(f"rn_dpo_{pairs}", column)[1] for pairs in (judge, f"{judge}_{BY_CHANCE}"))
+        return by_rank - by_chance
+
     rows = []
     for objective, short in OBJECTIVES.items():
         for pairs in (*JUDGES, *(f"{judge}_{BY_CHANCE}" for judge in MINED_BY_CHANCE if short == "rn_dpo")):
@@ -222,12 +227,18 @@ def draw(tables: Path) -> None:
             row += over
             by_rank = short == "rn_dpo" and mined_by == "top_base" and judge in MINED_BY_CHANCE
             for column in ("dice", "dice_peak"):
-                arm = f"{short}_{judge}"
-                both = [measured.dice(name, column)[1] for name in (arm, f"{arm}_{BY_CHANCE}")] if by_rank else []
-                row += crossed_interval(both[0] - both[1], patients, 2000, 0) if both else (None,) * 3
+                row += crossed_interval(over_chance(judge, column), patients, 2000, 0) if by_rank else (None,) * 3
+            # What the errors cost by rank, minus what they cost by chance.
+            if by_rank and judge != "truth":
+                amplified = over_chance("truth", "dice") - over_chance(judge, "dice")
+                row += crossed_interval(amplified, patients, 2000, 0)
+            else:
+                row += (None,) * 3
             rows.append(row)
     of = [
-        f"{name}{end}" for name in ("gain", "peak_gain", "over_dpo", "over_chance", "peak_over_chance") for end in ENDS
+        f"{name}{end}"
+        for name in ("gain", "peak_gain", "over_dpo", "over_chance", "peak_over_chance", "amplified")
+        for end in ENDS
     ]
     columns = ["error", "level", "judge", "mined_by", "noise_rate", "objective", "seeds", *of]
     found = pl.DataFrame(rows, schema=columns, orient="row")
@@ -271,14 +282,16 @@ def page_tables(found: pl.DataFrame, tried: Path) -> dict[str, str]:
                 for text in (wrong(judge, by), of(judge, "RN-DPO", "gain", by), of(judge, "RN-DPO", "peak_gain", by))
             ),
             *(of(judge, "RN-DPO", what) for what in ("over_chance", "peak_over_chance")),
+            "" if judge == "truth" else of(judge, "RN-DPO", "amplified"),
         )
         for judge in MINED_BY_CHANCE
     ]
     over = [f"{objective} over DPO" for objective in OBJECTIVES if objective != "DPO"]
     by = [f"{what}, `{by}`" for by in ("top_base", BY_CHANCE) for what in ("wrong", "sustained", "peak")]
+    differences = ("difference, sustained", "difference, peak", "harm of errors, difference")
     return {
         "errors": table(["planted errors", "wrong pairs on validation", *OBJECTIVES, *over], errors),
-        "mining": table(["planted errors", *by, "difference, sustained", "difference, peak"], mining),
+        "mining": table(["planted errors", *by, *differences], mining),
         "tries": tries_table(tried, {short: name for name, short in OBJECTIVES.items()}, [SET]),
     }
 

@@ -466,7 +466,7 @@ def main() -> None:
 @click.option("--out", type=PATH, required=True)
 @TABLES
 @click.option("--family", "families", type=click.Choice(FAMILIES), multiple=True, default=FAMILIES, help="To tune.")
-@click.option("--only", multiple=True, help="Names of single arms of the group.")
+@click.option("--only", multiple=True, help="Single arms of the group. `promote` decides among them alone.")
 def run(
     name: str,
     seed: int,
@@ -624,7 +624,7 @@ def judges_of(folder: Path) -> pl.DataFrame:
     from pipeline.store.tables import read_table
 
     ends = ("", "_low", "_high")
-    numbers = [f"{name}{end}" for name in ("lift", "lift_over_fixed", "headroom") for end in ends]
+    numbers = [f"{name}{end}" for name in ("lift", "lift_over_fixed") for end in ends]
     return read_table(folder / "audit/judges.parquet", AUDIT_JUDGES).select("judge", "fixed_sampler", *numbers)
 
 

@@ -108,6 +108,9 @@ OF_PICKS = {
     f"RN-DPO {BESIDE} against this imitation alone": ("{}_rn_dpo_best", "imitate_best"),
     "RN-DPO against DPO": ("{}_rn_dpo_alone", "{}_dpo_alone"),
     f"RN-DPO against DPO, both {BESIDE}": ("{}_rn_dpo_best", "{}_dpo_best"),
+    "RN-cDPO against RN-DPO": ("{}_rn_cdpo_alone", "{}_rn_dpo_alone"),
+    f"RN-cDPO against RN-DPO, both {BESIDE}": ("{}_rn_cdpo_best", "{}_rn_dpo_best"),
+    "RN-DPO beside imitation where all agree against RN-DPO alone": ("{}_rn_dpo_agreement", "{}_rn_dpo_alone"),
 }
 """Arm and rival by title, for the picks of every judge."""
 DIFFERENCES = {
