@@ -33,6 +33,8 @@ from pipeline.measures.intervals import Interval, crossed_interval
 
 COLUMNS = ("polyps", "nuclei", "hippocampus")
 """Data sets of the tables, in the order of their columns."""
+CONFIRMATION = "polyps_128"
+"""Data set with a table of its own, on which nothing was chosen."""
 GAINS = {
     "flips": ("mean of flips", "4, 2"),
     "ensemble": ("mean of the ensemble", "3"),
@@ -102,6 +104,7 @@ LIFTS = {
 }
 """Title by judge of the table of lifts."""
 BESIDE = "beside the imitation of the composed masks"
+AGREED = "beside imitation where all agree"
 OF_PICKS = {
     "RN-DPO against imitation of the same picks": ("{}_rn_dpo_alone", "{}_imitate_alone"),
     f"RN-DPO against imitation of the same picks, both {BESIDE}": ("{}_rn_dpo_best", "{}_imitate_best"),
@@ -110,9 +113,26 @@ OF_PICKS = {
     f"RN-DPO against DPO, both {BESIDE}": ("{}_rn_dpo_best", "{}_dpo_best"),
     "RN-cDPO against RN-DPO": ("{}_rn_cdpo_alone", "{}_rn_dpo_alone"),
     f"RN-cDPO against RN-DPO, both {BESIDE}": ("{}_rn_cdpo_best", "{}_rn_dpo_best"),
-    "RN-DPO beside imitation where all agree against RN-DPO alone": ("{}_rn_dpo_agreement", "{}_rn_dpo_alone"),
+    f"RN-DPO {AGREED} against RN-DPO alone": ("{}_rn_dpo_agreement", "{}_rn_dpo_alone"),
+    f"imitation of the picks {AGREED} against imitation of the picks alone": (
+        "{}_imitate_agreement",
+        "{}_imitate_alone",
+    ),
+    f"RN-DPO against imitation of the same picks, both {AGREED}": ("{}_rn_dpo_agreement", "{}_imitate_agreement"),
+    f"RN-DPO against DPO, both {AGREED}": ("{}_rn_dpo_agreement", "{}_dpo_agreement"),
+    f"RN-cDPO against RN-DPO, both {AGREED}": ("{}_rn_cdpo_agreement", "{}_rn_dpo_agreement"),
 }
 """Arm and rival by title, for the picks of every judge."""
+CONFIRMED = {
+    "mean_fitted": ("mean of all models and flips at its fitted threshold", "12"),
+    "regions": ("composed of regions", "15"),
+    "supervised": ("labels only (`supervised`)", "1"),
+    "supervised_pool": ("labels only at a threshold from pool images", "1"),
+    "imitate_best": ("imitate the composed masks", "1"),
+    "recipe": ("shipped recipe", "1"),
+    "full_same": ("research: all labels of the pool, same steps", "1"),
+}
+"""Title and forward passes by arm of the table of polyps at 128x128."""
 DIFFERENCES = {
     "imitation of the composed masks against labels only": ("imitate_best", "supervised"),
     "imitation of the composed masks against distillation": ("imitate_best", "distill"),
@@ -277,6 +297,23 @@ def all_tables(of: Mapping[str, Measured], tried: Path) -> dict[str, str]:
     return made
 
 
+def confirmed_table(of: Measured) -> str:
+    """Arms of a confirmation: gain over the base, the recipe's gain over the arm, and the share of all labels' gain."""
+    most = len(of.dice("base")[0])
+    rows = [
+        (
+            title,
+            passes,
+            cell(of.difference(arm, "base"), most, points),
+            "" if arm == "recipe" else cell(of.difference("recipe", arm), most, points),
+            "" if arm == "full_same" else cell(of.recovered(arm, "full_same"), most, percent, " %"),
+        )
+        for arm, (title, passes) in CONFIRMED.items()
+    ]
+    heads = ["gain over the base", "shipped recipe against the arm", "share of the gain of all labels"]
+    return table(["arm", "passes", *heads], rows)
+
+
 def steps_of(name: str, ceiling: str) -> str:
     """Data set and steps of an arm with all labels, against those of the students: the head of a column."""
     steps = SETS[name]["steps"]
@@ -358,6 +395,7 @@ def main(tables: Path) -> None:
     none = Measured(cases.clear())
     of = {name: measured.get(name, none) for name in COLUMNS}
     made = all_tables(of, tables / TRIED_FILE)
+    made["confirmed"] = confirmed_table(measured.get(CONFIRMATION, none))
     made["lifts"] = lifts_table(pl.read_csv(tables / JUDGES_FILE))
     made["promoted"] = promoted_table(pl.read_csv(tables / PROMOTED_FILE), of)
     page = tables / "study.md"

@@ -7,8 +7,19 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from benchmarks.study import CASE_COLUMNS, best_tries, keep_seeds, keep_tries, with_new
-from benchmarks.study_page import COLUMNS, LIFTS, Measured, cell, lifts_table, percent, points, promoted_table, put
+from benchmarks.study import CASE_COLUMNS, add_cases, best_tries, keep_seeds, keep_tries, read_cases, with_new
+from benchmarks.study_page import (
+    COLUMNS,
+    LIFTS,
+    Measured,
+    cell,
+    confirmed_table,
+    lifts_table,
+    percent,
+    points,
+    promoted_table,
+    put,
+)
 from pipeline.measures.intervals import Interval
 
 
@@ -37,6 +48,15 @@ def test_another_base_replaces_the_whole_seed(capsys: pytest.CaptureFixture[str]
     assert found.filter(pl.col("seed") == 0).equals(new)
     assert found.filter(pl.col("seed") == 1).equals(other_seed)
     assert "set, seed 0: the base is another one" in capsys.readouterr().out
+
+
+def test_a_file_of_cases_keeps_every_digit(tmp_path: Path) -> None:
+    one, file = cases(base=[0.5, 0.6123], other=[0.0, 1.0]), tmp_path / "cases.parquet"
+    add_cases(one, file)
+    assert read_cases(file).equals(one.sort("arm", "case_id"))
+    # The same base in floats and in decimals is the same base.
+    add_cases(cases(base=[0.5, 0.6123], third=[0.1, 0.9]), file)
+    assert read_cases(file)["arm"].unique().sort().to_list() == ["base", "other", "third"]
 
 
 def test_share_of_the_gap_and_differences() -> None:
@@ -113,6 +133,18 @@ def test_table_of_promotions() -> None:
         "| polyps, 0 | 40 | shipped recipe | +5.0 | +2.00 | 12 % | +6.0 | +1.0 |",
         "| nuclei, 3 | 50 | none | - | - | - | - | - |",
     ]
+
+
+def test_table_of_the_confirmation() -> None:
+    arms = {"base": 0.0, "supervised": 0.01, "recipe": 0.03, "full_same": 0.1}
+    one = cases(**{arm: [dice + gain for dice in (0.5, 0.6, 0.4, 0.7)] for arm, gain in arms.items()})
+    of = Measured(pl.concat([one, one.with_columns(seed=pl.lit(1, pl.UInt8))]))
+    parts = [row[2:-2].split(" | ") for row in confirmed_table(of).split("\n")]
+    rows = {name: values for name, _, *values in parts}
+    assert rows["labels only (`supervised`)"] == ["+1.0 [1.0, 1.0]", "+2.0 [2.0, 2.0]", "10 % [10, 10]"]
+    assert rows["shipped recipe"] == ["+3.0 [3.0, 3.0]", "", "30 % [30, 30]"]
+    assert rows["research: all labels of the pool, same steps"][:2] == ["+10.0 [10.0, 10.0]", "-7.0 [-7.0, -7.0]"]
+    assert rows["imitate the composed masks"] == ["-", "-", "-"]
 
 
 def test_cells() -> None:
