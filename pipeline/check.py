@@ -56,6 +56,7 @@ def check(params: Params, cases: CaseStore) -> list[str]:
         *_notes_on_validation(params, patients["validation"]),
         *_notes_on_test(patients["test"]),
         *_notes_on_flips(params),
+        *_notes_on_views(params, cases),
     ]
 
 
@@ -126,6 +127,16 @@ def _notes_on_flips(params: Params) -> Iterator[str]:
                     f"propose.samplers.{name}: flips along axes {more}, and augmentation.flips has {sorted(seen)}, so "
                     "the models have not seen such images; give both the same axes"
                 )
+
+
+def _notes_on_views(params: Params, cases: CaseStore) -> Iterator[str]:
+    """Strong views of a scanner for what may be photographs. Slices of scans may be saved in colour too."""
+    modality = params.training.views.modality
+    if params.students and cases.rgb and modality in ("mri", "ct"):
+        yield (
+            f"training.views.modality: pool images are varied as those of '{modality}', and these have the channels "
+            "red, green and blue; if they are photographs, set photograph"
+        )
 
 
 def _of_splits(params: Params, splits: Mapping[str, Sequence[Case]]) -> Iterator[str]:

@@ -21,12 +21,18 @@ SPLITS = ["labelled"] * 8 + ["pool"] * 2 + ["validation"] * 20 + ["test"] * 5
 SUPERVISED = {"anchor": {"supervised": 1.0}}
 
 
-def found(folder: Path, unlabelled: tuple[int, ...] = (), splits: list[str] = SPLITS, **changes: Any) -> list[str]:
+def found(
+    folder: Path,
+    unlabelled: tuple[int, ...] = (),
+    splits: list[str] = SPLITS,
+    channels: tuple[str, ...] = ("grey",),
+    **changes: Any,
+) -> list[str]:
     """Problems, or notes if there is no problem, of `TINY` with changes on cases without a mask of these numbers."""
     masks = [None if case in unlabelled else np.zeros((4, 4), np.uint8) for case in range(len(splits))]
     params = Params.model_validate_json(json.dumps(with_changes(**changes)))
     try:
-        return check(params, case_store(folder / "cases", masks, splits))
+        return check(params, case_store(folder / "cases", masks, splits, channels=channels))
     except BadInput as error:
         return str(error).splitlines()
 
@@ -334,3 +340,23 @@ def test_flips_that_no_model_has_seen_are_noted(tmp_path):
         "propose.samplers.mean: flips along axes [1], and augmentation.flips has [0], so the models have not seen such "
         "images; give both the same axes"
     ]
+
+
+@pytest.mark.parametrize(
+    ("modality", "channels", "noted"),
+    [
+        ("mri", ("red", "green", "blue"), True),
+        ("ct", ("red", "green", "blue"), True),
+        ("photograph", ("red", "green", "blue"), False),
+        (None, ("red", "green", "blue"), False),
+        ("mri", ("T1", "T2", "FLAIR"), False),
+        ("mri", ("grey",), False),
+    ],
+)
+def test_views_of_a_scanner_on_colour_images_are_noted(tmp_path, modality, channels, noted):
+    training = {**TINY["training"], "views": {"modality": modality}}
+    note = (
+        f"training.views.modality: pool images are varied as those of '{modality}', and these have the channels red, "
+        "green and blue; if they are photographs, set photograph"
+    )
+    assert found(tmp_path, channels=channels, training=training) == [note] * noted
