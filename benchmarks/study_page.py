@@ -113,6 +113,7 @@ OF_PICKS = {
     f"RN-DPO against DPO, both {BESIDE}": ("{}_rn_dpo_best", "{}_dpo_best"),
     "RN-cDPO against RN-DPO": ("{}_rn_cdpo_alone", "{}_rn_dpo_alone"),
     f"RN-cDPO against RN-DPO, both {BESIDE}": ("{}_rn_cdpo_best", "{}_rn_dpo_best"),
+    f"RN-DPO {BESIDE} against RN-DPO {AGREED}": ("{}_rn_dpo_best", "{}_rn_dpo_agreement"),
     f"RN-DPO {AGREED} against RN-DPO alone": ("{}_rn_dpo_agreement", "{}_rn_dpo_alone"),
     f"imitation of the picks {AGREED} against imitation of the picks alone": (
         "{}_imitate_agreement",
