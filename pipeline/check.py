@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.errors import BadInput
+from pipeline.judges.consensus import reads_truth
 from pipeline.judges.judge import JudgeKnobs
 from pipeline.judges.kinds.fixed import Fixed
 from pipeline.knobs import NOTHING
@@ -67,6 +68,11 @@ def _notes_on_validation(params: Params, patients: int) -> Iterator[str]:
             f"splits.validation: {patients} patients are fewer than promotion.min_patients "
             f"({params.promotion.min_patients}), so no student can be promoted; give validation more labelled patients"
         )
+    elif dropping := _drops_by_validation(params):
+        yield (
+            f"pairs: min_p_correct drops pairs by the labels of split validation in {', '.join(dropping)}, so students "
+            "on these pairs are no candidates for promotion; set min_p_correct to 0 to keep all pairs"
+        )
     few = [name for name, pairs in params.pairs.items() if pairs.judge != "none"]
     if patients >= params.audit.calibration.min_cases:
         few = []
@@ -75,6 +81,16 @@ def _notes_on_validation(params: Params, patients: int) -> Iterator[str]:
             f"splits.validation: {patients} patients are few to calibrate pairs on (pair sets {', '.join(few)}), so "
             "p_correct is drawn towards one half; give validation more labelled patients"
         )
+
+
+def _drops_by_validation(params: Params) -> list[str]:
+    """Names of the pair sets whose students are no candidates only because `min_p_correct` is not 0."""
+    return [
+        name
+        for name in {student.pairs: None for student in params.students.values()}
+        if params.pairs[name].drops_by_p_correct
+        and not reads_truth(params.pairs[name].judge, params.judges, params.consensus)
+    ]
 
 
 def check_paths(params: Params) -> None:

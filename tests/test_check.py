@@ -329,6 +329,24 @@ def test_what_few_patients_cannot_show_is_noted(tmp_path):
     ]
 
 
+def test_pairs_that_validation_drops_are_noted(tmp_path):
+    """Once for each pair set of a student. Of pairs by the truth there is no note: research expects no candidate."""
+    filtered = {"kind": "top_bottom"}
+    sets = {
+        **TINY["pairs"],
+        "agreed": {"judge": "agreement", "strategy": filtered},
+        "idle": {"judge": "agreement", "strategy": filtered},
+        "true": {"judge": "oracle", "strategy": filtered},
+    }
+    preferring = {"objective": {"kind": "preference"}, "anchor": {"supervised": 1.0}}
+    students = {name: {"pairs": name, **preferring} for name in ("agreed", "true", "mined")}
+    judges = {"agreement": {"kind": "agreement"}, "oracle": {"kind": "oracle"}}
+    assert found(tmp_path, pairs=sets, students=students, judges=judges) == [
+        "pairs: min_p_correct drops pairs by the labels of split validation in agreed, so students on these pairs are "
+        "no candidates for promotion; set min_p_correct to 0 to keep all pairs"
+    ]
+
+
 def test_flips_that_no_model_has_seen_are_noted(tmp_path):
     samplers = {"mean": {"kind": "mean", "flips": [[0], [1]]}, "tta": {"kind": "tta", "flips": [[0]]}}
     notes = found(tmp_path, augmentation={"flips": [0]}, propose={**TINY["propose"], "samplers": samplers})

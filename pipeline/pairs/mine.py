@@ -15,7 +15,7 @@ from pipeline.pairs.calibration import REVIEWED, Curve, curve_of
 from pipeline.pairs.strategies import Mined, Strategy
 from pipeline.pairs.strategies.none import NoPairs
 from pipeline.pairs.strategies.reviewed import Reviewed
-from pipeline.pairs.strategies.strategy import Scored
+from pipeline.pairs.strategies.strategy import Scored, StrategyKnobs
 from pipeline.store import schema
 from pipeline.store.manifest import write_json
 from pipeline.store.proposals import ProposalStore
@@ -42,6 +42,12 @@ class PairSet(Knobs):
     split: Literal["pool", "labelled"] = "pool"
     """Split whose cases are mined. `labelled` needs proposals for that split (`propose.splits`). `labelled` with judge
     `oracle` is the offline form of MAPO."""
+
+    @property
+    def drops_by_p_correct(self) -> bool:
+        """Whether pairs that the judge orders are dropped where `p_correct` is small."""
+        strategy = self.strategy.otherwise if isinstance(self.strategy, Reviewed) else self.strategy
+        return isinstance(strategy, StrategyKnobs) and strategy.least_p_correct > 0
 
 
 def mine(

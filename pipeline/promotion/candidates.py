@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pipeline.judges.consensus import reads_truth
+from pipeline.judges.consensus import Weighted, reads_truth
+from pipeline.students.objectives.objective import PoolObjective
 
 if TYPE_CHECKING:
     from pipeline.judges.consensus import JudgeConsensus
@@ -24,18 +25,13 @@ def objections(
 ) -> dict[str, str | None]:
     """Why each student is no candidate, in words; None for a candidate. `optimisation` is that of all students."""
     return {
-        name: objection(
-            student, pairs[student.pairs], reads_truth(pairs[student.pairs].judge, judges, consensus), optimisation
-        )
+        name: of_training(student, optimisation) or of_pairs(student, pairs[student.pairs], judges, consensus)
         for name, student in students.items()
     }
 
 
-def objection(student: Student, pairs: PairSet, truth: bool, optimisation: Optimisation) -> str | None:
-    """Why a student is no candidate, in words; None for a candidate.
-
-    `truth` says whether the judge of the pair set reads the truth of the cases that it scores.
-    """
+def of_training(student: Student, optimisation: Optimisation) -> str | None:
+    """Why the training of a student makes it no candidate, in words; None for a candidate."""
     objective = student.objective
     if not objective.has_weights:
         return f"objective '{objective.kind}' takes a proposal of every case, so the student has no weights"
@@ -47,6 +43,24 @@ def objection(student: Student, pairs: PairSet, truth: bool, optimisation: Optim
         return "its last step was chosen by the labels of split validation (training.optimisation.patience)"
     if student.offsets == "validation":
         return "its offsets were fitted on the labels of split validation"
-    if truth and pairs.split != "labelled":
+    return None
+
+
+def of_pairs(
+    student: Student, pairs: PairSet, judges: Mapping[str, JudgeKnobs], consensus: Mapping[str, JudgeConsensus]
+) -> str | None:
+    """Why the pairs of a student make it no candidate, in words; None for a candidate."""
+    if pairs.judge == "none":
+        return None
+    if pairs.split != "labelled" and reads_truth(pairs.judge, judges, consensus):
         return f"judge '{pairs.judge}' of its pair set reads the truth of split {pairs.split}"
+    if isinstance(consensus.get(pairs.judge), Weighted):
+        return f"consensus '{pairs.judge}' of its pair set weighs judges by the labels of split validation"
+    if pairs.drops_by_p_correct:
+        return (
+            "its pair set drops pairs by p_correct, which is fitted to the labels of split validation "
+            "(min_p_correct: 0 keeps all pairs)"
+        )
+    if isinstance(student.objective, PoolObjective) and student.objective.needs_p_correct:
+        return "its error rates are 1 - p_correct (e: calibrated), which is fitted to the labels of split validation"
     return None

@@ -33,8 +33,7 @@ BASES = ("the base", "the first base")
 
 LIMITS = (
     "The lower bounds are corrected for the candidates of this run. Earlier runs and rounds on the same validation "
-    "cases are not corrected for, and neither are other uses of the validation labels: the steps of the base, the "
-    "calibration of the pairs (min_p_correct, e: calibrated), and the weights of judges in a consensus."
+    "cases are not corrected for. A base that kept its best step on these cases looks a little too good on them."
 )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.params import Params
+from pipeline.params import Params, load_params
 from pipeline.promotion.candidates import objections
-from tests.fixtures.chain import TINY, with_changes
+from tests.fixtures.chain import ROOT, TINY, with_changes
 from tests.students.test_objectives import KINDS, example
 
 EXPECTED: dict[str, str | None] = {
@@ -28,6 +28,11 @@ EXPECTED: dict[str, str | None] = {
 }
 """Why a student of each kind is no candidate. A kind that is listed in the union but not here fails the contract."""
 
+DROPPED = (
+    "its pair set drops pairs by p_correct, which is fitted to the labels of split validation (min_p_correct: 0 keeps "
+    "all pairs)"
+)
+UNFILTERED = {"kind": "top_bottom", "min_p_correct": 0.0}
 ANCHORED = {"objective": {"kind": "preference"}, "anchor": {"supervised": 1.0}}
 
 
@@ -72,8 +77,57 @@ def test_a_judge_that_reads_the_truth_makes_no_candidate(judge: str) -> None:
 
 def test_the_truth_of_labelled_cases_is_everyone_s() -> None:
     """The offline form of MAPO: pairs of labelled cases, in the order of their labels."""
-    pairs = {"judge": "oracle", "split": "labelled", "strategy": {"kind": "top_bottom"}}
+    pairs = {"judge": "oracle", "split": "labelled", "strategy": UNFILTERED}
     assert against(ANCHORED, pairs, judges=JUDGES) is None
+
+
+@pytest.mark.parametrize(("least", "split"), [(None, "pool"), (0.5, "pool"), (0.3, "pool"), (None, "labelled")])
+def test_pairs_that_validation_labels_dropped_make_no_candidate(least: float | None, split: str) -> None:
+    """`p_correct` is fitted to validation, whatever the split whose pairs it drops."""
+    pairs = {"judge": "agreement", "split": split, "strategy": {"kind": "top_base", "min_p_correct": least}}
+    assert against(ANCHORED, pairs) == DROPPED
+    unfiltered = {**pairs, "strategy": {"kind": "top_base", "min_p_correct": 0.0}}
+    assert against(ANCHORED, unfiltered) is None
+
+
+@pytest.mark.parametrize(
+    ("otherwise", "expected"), [(None, None), (UNFILTERED, None), ({"kind": "top_bottom"}, DROPPED)]
+)
+def test_answers_of_reviewers_are_no_labels(otherwise: dict[str, Any] | None, expected: str | None) -> None:
+    """Only the pairs of the judge that fill the gaps are dropped by `p_correct`."""
+    judge = "none" if otherwise is None else "agreement"
+    pairs = {"judge": judge, "strategy": {"kind": "reviewed", "otherwise": otherwise}}
+    assert against(ANCHORED, pairs) == expected
+
+
+def test_error_rates_that_were_fitted_on_validation_make_no_candidate() -> None:
+    pairs = {"judge": "agreement", "strategy": UNFILTERED}
+    link = {"kind": "cdpo", "e": "calibrated"}
+    student = {**ANCHORED, "objective": {"kind": "preference", "link": link}}
+    assert against(student, pairs) == (
+        "its error rates are 1 - p_correct (e: calibrated), which is fitted to the labels of split validation"
+    )
+    fixed = {**student, "objective": {"kind": "preference", "link": {**link, "e": 0.2}}}
+    assert against(fixed, pairs) is None
+    of_reviewers = {"judge": "none", "strategy": {"kind": "reviewed"}}
+    assert against(student, of_reviewers) is None
+
+
+def test_judges_that_were_weighed_on_validation_make_no_candidate() -> None:
+    judges = {"agreement": {"kind": "agreement"}, "dice": {"kind": "expected_dice"}}
+    pairs = {"judge": "both", "strategy": UNFILTERED}
+    entries = {kind: {"both": {"kind": kind, "judges": ["agreement", "dice"]}} for kind in ("weighted", "rank_mean")}
+    assert against(ANCHORED, pairs, judges=judges, consensus=entries["weighted"]) == (
+        "consensus 'both' of its pair set weighs judges by the labels of split validation"
+    )
+    assert against(ANCHORED, pairs, judges=judges, consensus=entries["rank_mean"]) is None
+
+
+def test_the_shipped_students_with_weights_are_candidates() -> None:
+    params = load_params(ROOT / "params.yaml")
+    found = objections(params.students, params.pairs, params.judges, params.consensus, params.training.optimisation)
+    trained = [name for name, student in params.students.items() if student.objective.has_weights]
+    assert [name for name, objection in found.items() if objection is None] == trained
 
 
 def test_offsets_that_were_fitted_on_validation_make_no_candidate() -> None:

@@ -52,14 +52,14 @@ SCORERS = {
 }
 
 
-def made(folder: Path, scorers: dict[str, Any] = JUDGES, **replaced: Any) -> Built:
+def made(folder: Path, scorers: dict[str, Any] = JUDGES, sets: dict[str, Any] = PAIRS, **replaced: Any) -> Built:
     """A run without students whose audit has some tables replaced."""
-    audited = plain_audit(scorers, PAIRS)
+    audited = plain_audit(scorers, sets)
     parts = {**vars(audited), **replaced}
     scores = {name: [[0.1, 0.9, 0.2, 0.9]] * 9 for name in scorers}
     plain = plain_scene({})
     scene = Scene(plain.splits, plain.truth, plain.proposed, scores)
-    return build(folder, scorers=scorers, students={}, audited=Audited(**parts), scene=scene)
+    return build(folder, scorers=scorers, pairs=sets, students={}, audited=Audited(**parts), scene=scene)
 
 
 def words(section: Section) -> str:
@@ -243,7 +243,8 @@ def test_a_pair_set_without_a_curve_gives_its_reason(tmp_path: Path) -> None:
 def test_cases_that_p_correct_cost_are_counted(tmp_path: Path) -> None:
     """The curve is .3 everywhere, so all three cases of the pool are left out of 'mined' and none of 'ceiling'."""
     knots = [*knot_rows("mined", "agreement", (0.1, 0.3)), *knot_rows("ceiling", "oracle", (0.1, 0.9))]
-    section = calibration(made(tmp_path, knots=knots).run)
+    filtered = {**PAIRS, "mined": {"judge": "agreement", "strategy": {"kind": "top_bottom"}}}
+    section = calibration(made(tmp_path, sets=filtered, knots=knots).run)
     assert (
         "Pair set 'mined' has no pairs: 3 cases were mined, and 3 of them were left out because their order is too "
         "likely wrong." in words(section)

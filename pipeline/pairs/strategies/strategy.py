@@ -36,7 +36,8 @@ class StrategyKnobs(Knobs):
     min_p_correct: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Smallest calibrated probability that the order is right. Null means one half if the audit calibrated the pair
     set, and no filter otherwise. With 0, even pairs that are more likely wrong than right are kept, and `p_correct` is
-    reported."""
+    reported. The probability is fitted to validation labels, so only with 0 is a student on the pairs a candidate for
+    promotion."""
     min_disagreement: Annotated[int, Field(ge=1)] = 1
     """Smallest size |D| of the disagreement region, in voxels of the working grid."""
     max_pairs_per_case: Annotated[int, Field(ge=1)] = 1
