@@ -156,6 +156,7 @@ DIFFERENCES = {
     "labels only: labels of validation added against not": ("validation_labels", "supervised"),
     "imitation: top picks of `pairwise` against the composed masks": ("judge_imitate_alone", "imitate_best"),
     "research: imitation of the oracle's picks against the shipped recipe": ("oracle_imitate_alone", "recipe"),
+    "shipped recipe against all labels of the pool, same steps": ("recipe", "full_same"),
     "second round against the first": ("round_2", "imitate_best"),
     "second round against one round of as many steps": ("round_2", "imitate_best_twice"),
     "second round against the shipped recipe": ("round_2", "recipe"),
