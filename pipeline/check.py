@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.errors import BadInput
-from pipeline.judges.consensus import reads_truth
 from pipeline.judges.judge import JudgeKnobs
 from pipeline.judges.kinds.fixed import Fixed
 from pipeline.knobs import NOTHING
 from pipeline.measures.intervals import LEAST
 from pipeline.pairs.strategies.reviewed import Reviewed
 from pipeline.params import Params
+from pipeline.promotion.candidates import of_pairs
 from pipeline.proposals.fit_regions import regions_to_fit, whole_cases_needed
 from pipeline.proposals.fit_thresholds import samplers_to_fit
 from pipeline.proposals.plan import first_names, names_of, names_of_all
@@ -55,6 +55,7 @@ def check(params: Params, cases: CaseStore) -> list[str]:
         *_notes(params, len({case.group for case in cases.known("labelled") if case.case_id in out_of_fold})),
         *_notes_on_size(params, cases),
         *_notes_on_validation(params, patients["validation"]),
+        *_notes_on_pairs(params),
         *_notes_on_test(patients["test"]),
         *_notes_on_flips(params),
         *_notes_on_views(params, cases),
@@ -68,11 +69,6 @@ def _notes_on_validation(params: Params, patients: int) -> Iterator[str]:
             f"splits.validation: {patients} patients are fewer than promotion.min_patients "
             f"({params.promotion.min_patients}), so no student can be promoted; give validation more labelled patients"
         )
-    elif dropping := _drops_by_validation(params):
-        yield (
-            f"pairs: min_p_correct drops pairs by the labels of split validation in {', '.join(dropping)}, so students "
-            "on these pairs are no candidates for promotion; set min_p_correct to 0 to keep all pairs"
-        )
     few = [name for name, pairs in params.pairs.items() if pairs.judge != "none"]
     if patients >= params.audit.calibration.min_cases:
         few = []
@@ -83,14 +79,14 @@ def _notes_on_validation(params: Params, patients: int) -> Iterator[str]:
         )
 
 
-def _drops_by_validation(params: Params) -> list[str]:
-    """Names of the pair sets whose students are no candidates only because `min_p_correct` is not 0."""
-    return [
-        name
-        for name in {student.pairs: None for student in params.students.values()}
-        if params.pairs[name].drops_by_p_correct
-        and not reads_truth(params.pairs[name].judge, params.judges, params.consensus)
-    ]
+def _notes_on_pairs(params: Params) -> Iterator[str]:
+    """Students that no run promotes, because labels of the pool or of validation made their pairs."""
+    students: dict[str, list[str]] = {}
+    for name, student in params.students.items():
+        if reason := of_pairs(student, params.pairs[student.pairs], params.judges, params.consensus):
+            students.setdefault(reason, []).append(name)
+    for reason, names in students.items():
+        yield f"students {', '.join(names)}: no candidate for promotion: {reason}"
 
 
 def check_paths(params: Params) -> None:

@@ -329,8 +329,8 @@ def test_what_few_patients_cannot_show_is_noted(tmp_path):
     ]
 
 
-def test_pairs_that_validation_drops_are_noted(tmp_path):
-    """Once for each pair set of a student. Of pairs by the truth there is no note: research expects no candidate."""
+def test_students_whose_pairs_labels_made_are_noted(tmp_path):
+    """Once for each reason. A pair set without a student is not noted."""
     filtered = {"kind": "top_bottom"}
     sets = {
         **TINY["pairs"],
@@ -339,11 +339,13 @@ def test_pairs_that_validation_drops_are_noted(tmp_path):
         "true": {"judge": "oracle", "strategy": filtered},
     }
     preferring = {"objective": {"kind": "preference"}, "anchor": {"supervised": 1.0}}
-    students = {name: {"pairs": name, **preferring} for name in ("agreed", "true", "mined")}
+    pairs = {"one": "agreed", "two": "agreed", "ceiling": "true", "fair": "mined"}
+    students = {name: {"pairs": of, **preferring} for name, of in pairs.items()}
     judges = {"agreement": {"kind": "agreement"}, "oracle": {"kind": "oracle"}}
     assert found(tmp_path, pairs=sets, students=students, judges=judges) == [
-        "pairs: min_p_correct drops pairs by the labels of split validation in agreed, so students on these pairs are "
-        "no candidates for promotion; set min_p_correct to 0 to keep all pairs"
+        "students one, two: no candidate for promotion: its pair set drops pairs by p_correct, which is fitted to the "
+        "labels of split validation (min_p_correct: 0 keeps all pairs)",
+        "students ceiling: no candidate for promotion: judge 'oracle' of its pair set reads the truth of split pool",
     ]
 
 
